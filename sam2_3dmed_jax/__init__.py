@@ -1,0 +1,29 @@
+"""SAM2-3dMed in JAX: promptable segmentation of 3D medical images with SAM 2. For research use only."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.inference.prompt import Prompt
+    from sam2_3dmed_jax.model.checkpoint import load_model, new_model, save_model
+
+__all__ = ["Prompt", "VolumePredictor", "load_model", "new_model", "save_model"]
+
+# Loaded on first use, so that `import sam2_3dmed_jax` and `sam2-3dmed --help` stay fast.
+_HOMES = {
+    "Prompt": "sam2_3dmed_jax.inference.prompt",
+    "VolumePredictor": "sam2_3dmed_jax.inference.predictor",
+    "load_model": "sam2_3dmed_jax.model.checkpoint",
+    "new_model": "sam2_3dmed_jax.model.checkpoint",
+    "save_model": "sam2_3dmed_jax.model.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from where it is defined."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,166 @@
+"""Every setting of the project, as frozen dataclasses with units in the comments; nothing else.
+
+An experiment is a Python file whose `get_config()` returns an `ExperimentConfig`; on the command line
+every field is a flag (`--model.image_size 256`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class HieraConfig:
+    """The Hiera trunk (Ryali et al. 2023) as SAM 2 uses it."""
+
+    embed_dim: int = 96  # channels of the first stage; doubled at each stage
+    num_heads: int = 1  # heads of the first stage; doubled at each stage
+    stages: tuple[int, ...] = (1, 2, 7, 2)  # blocks a stage
+    global_att_blocks: tuple[int, ...] = (5, 7, 9)  # indices of the blocks that attend over the whole slice
+    window_spec: tuple[int, ...] = (8, 4, 14, 7)  # window side a stage, in tokens
+    pos_embed_size: tuple[int, int] = (7, 7)  # the stored background position embedding, in cells
+
+
+@dataclass(frozen=True)
+class Sam2Config:
+    """One SAM 2 architecture. Defaults are those of `sam2.1_hiera_tiny`."""
+
+    trunk: HieraConfig = HieraConfig()
+    image_size: int = 1024  # S: side of the square slice that the encoder sees, in pixels; a multiple of 32
+    d_model: int = 256  # C: channels of the features
+    mem_dim: int = 64  # channels of a memory
+    memory_attention_layers: int = 4
+    memory_attention_ff: int = 2048  # hidden width of its feed-forward layers
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048  # hidden width of the two-way transformer
+    num_maskmem: int = 7  # memories: prompted ones share index 0, and 6 recent ones
+    max_obj_ptrs: int = 16  # object pointers of the past, at most
+    max_cond_slices: int | None = None  # prompted slices attended to; None: all (as the reference)
+    no_obj_embed_spatial: bool = True  # 2.1: marks memories of slices without the object
+    tpos_enc_in_obj_ptrs: bool = True  # 2.1: projected, signed temporal encoding of object pointers
+    store_memory_bfloat16: bool = False  # the reference stores spatial memories in bfloat16 even in float32 runs
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class SrppConfig:
+    """Slice relative position prediction (paper, section SRPP; shared path to the mask: ours)."""
+
+    dim: int = 128  # width of the slice-context Transformer
+    layers: int = 2
+    heads: int = 4
+    unit: Literal["slice", "mm"] = "slice"  # of the targets: slice indices (paper) or millimetres (ours)
+    scale: float = 6.0  # targets are divided by this many units, so that the loss is of order one
+    window: int = 6  # D: slices the context attends over at inference; training sets it to `data.slices`
+
+
+@dataclass(frozen=True)
+class BdConfig:
+    """Boundary detection (paper, section BD; where the queries come from and the zero-initialised fusion: ours)."""
+
+    dim: int = 64  # width of the cross-attention
+    heads: int = 4
+    width: int = 3  # of the boundary target, in pixels of the S x S slice (odd)
+    normaliser: Literal["balanced", "paper"] = "balanced"  # 2 N_bd N_nonbd / N, or N
+
+
+@dataclass(frozen=True)
+class PreprocessingConfig:
+    """From HU to the encoder's input. Stored in every checkpoint; another one at prediction is an error."""
+
+    window: str = "soft_tissue"  # a name of `volume.intensity.WINDOWS`, or "LEVEL,WIDTH" in HU
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model: a preset of SAM 2 and the two modules of SAM2-3dMed, each a switch."""
+
+    preset: str = "sam2.1_hiera_tiny"
+    image_size: int | None = None  # S in pixels; None: the preset's own
+    srpp: bool = True  # slice relative position prediction
+    bd: bool = True  # boundary detection
+    slice_position: SrppConfig = SrppConfig()
+    boundary: BdConfig = BdConfig()
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    init: str = ""  # a native checkpoint to start from; "": random weights, and everything trains
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cases, and how clips are cut from them."""
+
+    path: str = ""  # folder of a dataset in MSD layout
+    classes: tuple[int, ...] = ()  # label values to segment; (): all declared ones
+    slices: int = 6  # D: slices a clip
+    objects: int = 1  # K: objects a clip, at most
+    fold: int = 0  # held-out fold
+    folds: int = 5
+    stride: int = 1  # slices between two neighbours of a clip, at most (drawn from 1..stride)
+    beyond: float = 0.3  # fraction of clips that start inside the object and are walked past its end
+    absent: float = 0.1  # fraction of clips whose prompt is followed by slices without the object only
+    box: float = 0.2  # fraction of prompts that are boxes; the rest are points
+    point_noise: float = 0.5  # fraction of point prompts drawn at random in the mask instead of at its centre
+    rotation: float = 10.0  # augmentation: in-plane rotation, degrees (uniform +-)
+    scaling: float = 0.1  # augmentation: in-plane scaling, fraction (uniform +-)
+    shift: float = 0.05  # augmentation: in-plane translation, fraction of S (uniform +-)
+    intensity: float = 0.05  # augmentation: brightness and contrast, fraction (uniform +-)
+    noise: float = 0.03  # augmentation: SD of white noise, fraction of the window (uniform 0..)
+    workers: int = 2  # threads that cut and augment clips
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms. A weight is a number, or a schedule `((step, weight), ...)`, linear between its knots."""
+
+    bce: float | tuple[tuple[int, float], ...] = 1.0
+    dice: float | tuple[tuple[int, float], ...] = 1.0
+    iou: float | tuple[tuple[int, float], ...] = 1.0
+    object_score: float | tuple[tuple[int, float], ...] = 1.0
+    srpp: float | tuple[tuple[int, float], ...] = 0.01  # lambda_srpp (paper)
+    bd: float | tuple[tuple[int, float], ...] = 0.1  # lambda_bd (paper)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The training run."""
+
+    steps: int = 1000
+    batch_size: int = 4  # B: clips a step, over all devices
+    learning_rate: float = 1e-4  # peak, of the parts that `part_learning_rates` does not name
+    part_learning_rates: tuple[tuple[str, float], ...] = ()  # (regex on the parameter path, factor)
+    frozen: tuple[str, ...] | None = (
+        None  # regexes; None: image and prompt encoder, conv_s0/s1 when `model.init` is given
+    )
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0  # global norm
+    checkpoint_every: int = 500  # steps
+    keep_checkpoints: int = 2
+    log_every: int = 10  # steps
+    seed: int = 0
+    loss: LossConfig = LossConfig()
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh. -1: all devices that the other axis leaves."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: what `get_config()` of an experiment file returns."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def replace(self, **changes: object) -> ExperimentConfig:
+        """A copy with the named parts replaced."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

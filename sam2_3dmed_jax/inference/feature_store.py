@@ -1,0 +1,98 @@
+"""Image features of a volume, encoded in blocks of 16 slices and kept on the host, memory-mapped above a limit.
+
+Device memory holds one block whatever the depth; a refinement reads the store and encodes nothing again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sam2_3dmed_jax.inference.prompt import power_of_two
+from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
+from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
+from sam2_3dmed_jax.sam2.parameters import Weights, merge
+
+BLOCK = 16  # slices encoded or walked by one call of a compiled function
+MEMORY_LIMIT = 4 << 30  # bytes of a host array beyond which it lives in a temporary file
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+def host_array(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """An array of zeros on the host; in an unlinked temporary file when it is large."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    if size <= MEMORY_LIMIT:
+        return np.zeros(shape, dtype)
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open, and its space goes with the map
+    return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+class FeatureStore:
+    """Features and slice context of one volume."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        weights: Weights,
+        model: SAM2,
+        slices: np.ndarray,
+        progress: Progress | None = None,
+    ):
+        """Encode normalised `slices [D, S, S, 3]`."""
+        self.depth = len(slices)
+        dtype = jnp.dtype(model.config.compute_dtype)
+        side, c = model.config.image_size // 16, model.config.d_model
+        self.embedding = host_array((self.depth, side, side, c), dtype)
+        self.stride8 = host_array((self.depth, 2 * side, 2 * side, c // 4), dtype)
+        self.stride4 = host_array((self.depth, 4 * side, 4 * side, c // 8), dtype)
+        position = model.slice_position if isinstance(model, SAM2With3DMed) else None
+        embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim if position else 0), np.float32)
+        for start in range(0, self.depth, BLOCK):
+            stop = min(start + BLOCK, self.depth)
+            block = np.zeros((BLOCK, *slices.shape[1:]), np.float32)
+            block[: stop - start] = slices[start:stop]
+            features, embedded = jax.device_get(_encode_block(graphdef, weights, block))
+            self.embedding[start:stop] = features.embedding[: stop - start]
+            self.stride8[start:stop] = features.stride8[: stop - start]
+            self.stride4[start:stop] = features.stride4[: stop - start]
+            embeddings[start:stop] = embedded[: stop - start]
+            if progress:
+                progress("encoding slices", stop, self.depth)
+        self.context: np.ndarray | None = None  # [D, C], or None without SRPP
+        if position:
+            # Padded to a power of two, so that volumes of similar depth share a compilation.
+            padded = np.zeros((power_of_two(len(embeddings)), embeddings.shape[1]), np.float32)
+            padded[: len(embeddings)] = embeddings
+            self.context = np.asarray(_slice_context(graphdef, weights, padded, np.int32(self.depth)))[: self.depth]
+
+    def gather(self, index: Sequence[int] | np.ndarray) -> tuple[SliceFeatures, np.ndarray]:
+        """Features and context of some slices, as host arrays with leading axis `len(index)`."""
+        at = np.asarray(index)
+        features = SliceFeatures(self.embedding[at], self.stride8[at], self.stride4[at])  # type: ignore[arg-type]
+        channels = self.embedding.shape[-1]
+        context = np.zeros((len(at), channels), np.float32) if self.context is None else self.context[at]
+        return features, context
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) -> tuple[SliceFeatures, jax.Array]:
+    model = merge(graphdef, weights)
+    features = model.encode_image(images)
+    if isinstance(model, SAM2With3DMed) and model.slice_position is not None:
+        return features, model.slice_position.embed(features.embedding).astype(jnp.float32)
+    return features, jnp.zeros((len(images), 0))
+
+
+@partial(jax.jit, static_argnums=0)
+def _slice_context(graphdef: nnx.GraphDef, weights: Weights, slices: jax.Array, depth: jax.Array) -> jax.Array:
+    position = merge(graphdef, weights).slice_position
+    context = position.volume_context(slices, depth)
+    return position.to_features(context).astype(jnp.float32)

@@ -1,0 +1,64 @@
+"""SAM2-3dMed: SAM 2 with the two modules, each of which may be absent. Untrained, its masks equal SAM 2's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sam2_3dmed_jax.config import BdConfig, ModelConfig, Sam2Config, SrppConfig
+from sam2_3dmed_jax.model.boundary import Boundary
+from sam2_3dmed_jax.model.slice_position import SlicePosition
+from sam2_3dmed_jax.sam2.initial import RULES, constant, initial_weights
+from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
+from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
+from sam2_3dmed_jax.sam2.parameters import Weights
+from sam2_3dmed_jax.sam2.presets import preset_config
+from sam2_3dmed_jax.sam2.prompt_encoder import Prompts
+
+
+class SAM2With3DMed(SAM2):
+    """SAM 2 whose masks can be refined by a boundary branch, and which may have a slice context (SRPP)."""
+
+    def __init__(self, config: Sam2Config, srpp: SrppConfig | None, bd: BdConfig | None, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        dtype = jnp.dtype(config.compute_dtype)
+        self.slice_position = SlicePosition(srpp, config.d_model, dtype=dtype, rngs=rngs) if srpp else None
+        self.boundary = Boundary(bd, config.d_model, dtype=dtype, rngs=rngs) if bd else None
+
+    def candidates(self, conditioned: jax.Array, features: SliceFeatures, prompts: Prompts) -> MaskCandidates:
+        """All mask candidates, refined by the boundary branch where there is one."""
+        boundary = self.boundary
+        if boundary is None:
+            return super().candidates(conditioned, features, prompts)
+        return self.decode_candidates(conditioned, features, prompts, lambda objects: boundary(objects, features))
+
+
+def build_model(config: ModelConfig, rngs: nnx.Rngs) -> SAM2:
+    """A model's structure: SAM 2, or SAM2-3dMed when one of its modules is switched on.
+
+    Raises:
+        UserError: an unknown preset or a size that does not fit it.
+    """
+    sam2 = dataclasses.replace(preset_config(config.preset, config.image_size), compute_dtype=config.compute_dtype)
+    if config.srpp or config.bd:
+        srpp, bd = config.slice_position if config.srpp else None, config.boundary if config.bd else None
+        return SAM2With3DMed(sam2, srpp, bd, rngs=rngs)
+    return SAM2(sam2, rngs=rngs)
+
+
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """A model's structure and the shapes of its weights by path, without computing any."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
+    return graphdef, {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+# Zero-initialised, so that an untrained SAM2-3dMed equals SAM 2.
+ZERO_RULES = ((r"(slice_position\.to_features|boundary\.to_mask)\.kernel$", constant(0.0)),)
+
+
+def random_weights(config: ModelConfig, seed: int) -> Weights:
+    """Initial weights of a model."""
+    return initial_weights(abstract_model(config)[1], seed, (*ZERO_RULES, *RULES))

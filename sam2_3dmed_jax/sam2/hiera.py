@@ -1,0 +1,140 @@
+"""The Hiera trunk (`backbones/hieradet.py`; Ryali et al. 2023): windowed and global attention with query pooling.
+
+The first block of a stage still uses the window of the stage before, pools its queries by 2 and doubles the width.
+Stochastic depth is left out: the official configurations set it to 0.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.image import ResizeMethod
+from jax.typing import DTypeLike
+
+from sam2_3dmed_jax.config import HieraConfig
+from sam2_3dmed_jax.sam2.attention import attend
+from sam2_3dmed_jax.sam2.layers import MLP, Linear, conv, gelu, layer_norm, parameter
+
+
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Maximum over 2 x 2 cells: `[B, H, W, C]` to `[B, H/2, W/2, C]`; an odd last row or column is dropped."""
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def window_partition(x: jax.Array, side: int) -> jax.Array:
+    """Cut `[B, H, W, C]`, zero-padded at its end, into windows `[B * windows, side, side, C]`."""
+    b, h, w, c = x.shape
+    ph, pw = -h % side, -w % side
+    if ph or pw:
+        x = jnp.pad(x, ((0, 0), (0, ph), (0, pw), (0, 0)))
+    x = x.reshape(b, (h + ph) // side, side, (w + pw) // side, side, c)
+    return x.swapaxes(2, 3).reshape(-1, side, side, c)
+
+
+def window_unpartition(windows: jax.Array, side: int, h: int, w: int) -> jax.Array:
+    """Undo `window_partition` for a grid of `h x w`: `[B * windows, side, side, C]` to `[B, h, w, C]`."""
+    rows, cols = -(-h // side), -(-w // side)
+    x = windows.reshape(-1, rows, cols, side, side, windows.shape[-1]).swapaxes(2, 3)
+    return x.reshape(x.shape[0], rows * side, cols * side, -1)[:, :h, :w]
+
+
+class MultiScaleAttention(nnx.Module):
+    """Self-attention over a window, with optional max pooling of the queries."""
+
+    def __init__(self, dim: int, dim_out: int, num_heads: int, pool: bool, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.qkv = Linear(dim, 3 * dim_out, dtype=dtype)
+        self.proj = Linear(dim_out, dim_out, dtype=dtype)
+        self.num_heads = num_heads
+        self.pool = pool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Attend within each of `[B, H, W, C]`; returns `[B, H', W', C']`, halved when pooling."""
+        b, h, w, _ = x.shape
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        if self.pool:
+            q = max_pool_2x2(q)
+        out_h, out_w = q.shape[1:3]
+        q, k, v = (t.reshape(b, -1, self.num_heads, t.shape[-1] // self.num_heads) for t in (q, k, v))
+        return self.proj(attend(q, k, v).reshape(b, out_h, out_w, -1))
+
+
+class MultiScaleBlock(nnx.Module):
+    """One transformer block; `window` 0 attends over the whole slice."""
+
+    def __init__(
+        self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.norm1 = layer_norm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
+        self.attn = MultiScaleAttention(dim, dim_out, num_heads, pool, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(dim_out, eps=1e-6, dtype=dtype, rngs=rngs)
+        self.mlp = MLP((dim_out, 4 * dim_out, dim_out), activation=gelu, dtype=dtype)
+        self.proj = Linear(dim, dim_out, dtype=dtype) if dim != dim_out else None
+        self.window = window
+        self.pool = pool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[B, H, W, dim]` to `[B, H', W', dim_out]`."""
+        shortcut = x
+        x = self.norm1(x)
+        if self.proj is not None:
+            shortcut = self.proj(x)
+            shortcut = max_pool_2x2(shortcut) if self.pool else shortcut
+        h, w = shortcut.shape[1:3]
+        if self.window:
+            x = self.attn(window_partition(x, self.window))
+            x = window_unpartition(x, self.window // 2 if self.pool else self.window, h, w)
+        else:
+            x = self.attn(x)
+        x = shortcut + x
+        return x + self.mlp(self.norm2(x))
+
+
+class Hiera(nnx.Module):
+    """The trunk: one feature map a stage, at strides 4, 8, 16 and 32."""
+
+    def __init__(self, config: HieraConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        dim, heads = config.embed_dim, config.num_heads
+        self.patch_embed = nnx.Dict(proj=conv(3, dim, kernel=7, stride=4, padding=3, dtype=dtype, rngs=rngs))
+        self.pos_embed = parameter(*config.pos_embed_size, dim)
+        self.pos_embed_window = parameter(config.window_spec[0], config.window_spec[0], dim)
+        blocks: list[MultiScaleBlock] = []
+        for stage, count in enumerate(config.stages):
+            for i in range(count):
+                first = i == 0 and stage > 0
+                dim_out = dim * 2 if first else dim
+                heads = heads * 2 if first else heads
+                window = config.window_spec[stage - 1 if first else stage]
+                window = 0 if len(blocks) in config.global_att_blocks else window
+                blocks.append(MultiScaleBlock(dim, dim_out, heads, window, pool=first, dtype=dtype, rngs=rngs))
+                dim = dim_out
+        self.blocks = nnx.List(blocks)
+        self.stage_ends = tuple(sum(config.stages[: i + 1]) - 1 for i in range(len(config.stages)))
+        self.dtype = dtype
+
+    def __call__(self, images: jax.Array) -> list[jax.Array]:
+        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C1]` to `[B, S/32, S/32, C4]`."""
+        x = self.patch_embed["proj"](images)
+        x = x + self.position(*x.shape[1:3]).astype(self.dtype)
+        features = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.stage_ends:
+                features.append(x)
+        return features
+
+    def position(self, h: int, w: int) -> jax.Array:
+        """Bicubic background embedding (PyTorch's kernel, a = -0.75) plus the tiled window embedding, `[h, w, C]`."""
+        background = self.pos_embed[...]
+        background = jax.image.resize(
+            background,
+            (h, w, background.shape[-1]),
+            ResizeMethod.CUBIC_PYTORCH,
+            antialias=False,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        window = self.pos_embed_window[...]
+        rows, cols = -(-h // window.shape[0]), -(-w // window.shape[1])
+        return background + jnp.tile(window, (rows, cols, 1))[:h, :w]

@@ -1,0 +1,43 @@
+"""Trunk and FPN neck (`backbones/image_encoder.py`), down to the three levels that SAM 2 keeps.
+
+The mask decoder's `conv_s0` and `conv_s1` are applied elsewhere (`model.SAM2.encode_image`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from sam2_3dmed_jax.config import Sam2Config
+from sam2_3dmed_jax.sam2.hiera import Hiera
+from sam2_3dmed_jax.sam2.layers import Linear
+
+
+class FpnNeck(nnx.Module):
+    """Lateral 1x1 convolutions, with one top-down sum: stride 32 into stride 16 (`fpn_top_down_levels: [2, 3]`)."""
+
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        channels = [config.trunk.embed_dim * 2**i for i in range(4)]
+        # Stored from the coarsest level on, as in the reference.
+        self.convs = nnx.List([Linear(c, config.d_model, dtype=dtype) for c in reversed(channels)])
+
+    def __call__(self, features: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Merge the trunk's four maps; returns strides 4, 8 and 16, each with `d_model` channels."""
+        stride4, stride8, stride16, stride32 = features
+        top = self.convs[0](stride32)
+        top = jnp.repeat(jnp.repeat(top, 2, axis=1), 2, axis=2)  # nearest
+        return self.convs[3](stride4), self.convs[2](stride8), self.convs[1](stride16) + top
+
+
+class ImageEncoder(nnx.Module):
+    """From slices to FPN levels."""
+
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.trunk = Hiera(config.trunk, dtype=dtype, rngs=rngs)
+        self.neck = FpnNeck(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C]`, `[B, S/8, S/8, C]`, `[B, S/16, S/16, C]`."""
+        return self.neck(self.trunk(images))

@@ -1,0 +1,188 @@
+"""Mask decoder (`sam/mask_decoder.py`, `sam/transformer.py`): a two-way transformer and four mask candidates.
+
+Which candidate becomes the mask (`select_mask`) is apart from predicting them, since training looks at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from sam2_3dmed_jax.config import Sam2Config
+from sam2_3dmed_jax.sam2.attention import Attention
+from sam2_3dmed_jax.sam2.layers import MLP, ConvTranspose2x2, Linear, gelu, layer_norm, parameter, precision_of
+
+MASK_TOKENS = 4  # token 0: the single mask; 1 to 3: the multimask candidates
+STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
+
+
+class MaskCandidates(NamedTuple):
+    """All that the decoder predicts for K objects, before one candidate is chosen and gated."""
+
+    logits: jax.Array  # float32 [K, 4, S/4, S/4]
+    ious: jax.Array  # float32 [K, 4], in [0, 1]
+    tokens: jax.Array  # [K, 4, C]
+    object_score_logits: jax.Array  # float32 [K]
+    boundary_logits: jax.Array | None = None  # float32 [K, S/4, S/4], where a boundary branch refined the masks
+
+
+# From the object's features `[K, h, w, C]` after the transformer to an addition to the upscaled embedding
+# `[K, 4h, 4w, C/8]`, and boundary logits.
+Refine = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class TwoWayAttentionBlock(nnx.Module):
+    """Tokens attend to themselves and to the image, then the image to the tokens."""
+
+    def __init__(self, config: Sam2Config, *, first: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+        c, heads = config.d_model, config.decoder_heads
+        self.self_attn = Attention(c, heads, dtype=dtype, rngs=rngs)
+        self.cross_attn_token_to_image = Attention(c, heads, downsample=2, dtype=dtype, rngs=rngs)
+        self.cross_attn_image_to_token = Attention(c, heads, downsample=2, dtype=dtype, rngs=rngs)
+        self.mlp = MLP((c, config.decoder_mlp_dim, c), dtype=dtype)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (
+            layer_norm(c, eps=1e-5, dtype=dtype, rngs=rngs) for _ in range(4)
+        )
+        self.first = first  # the first block's self-attention takes no position
+
+    def __call__(
+        self, queries: jax.Array, keys: jax.Array, query_pe: jax.Array, key_pe: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Update tokens `[K, T, C]` and image `[K, N, C]`; `valid` is bool `[K, T]`."""
+        if self.first:
+            queries = self.self_attn(queries, queries, queries, valid)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q, q, queries, valid)
+        queries = self.norm1(queries)
+        queries = queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
+        queries = self.norm2(queries)
+        queries = self.norm3(queries + self.mlp(queries))
+        keys = keys + self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries, valid)
+        return queries, self.norm4(keys)
+
+
+class TwoWayTransformer(nnx.Module):
+    """Two blocks and a last attention from tokens to image."""
+
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        c = config.d_model
+        self.layers = nnx.List([TwoWayAttentionBlock(config, first=i == 0, dtype=dtype, rngs=rngs) for i in range(2)])
+        self.final_attn_token_to_image = Attention(c, config.decoder_heads, downsample=2, dtype=dtype, rngs=rngs)
+        self.norm_final_attn = layer_norm(c, eps=1e-5, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """From `image [K, N, C]` and `tokens [K, T, C]` to both, after attending to each other."""
+        queries, keys = tokens, image
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, tokens, image_pe, valid)
+        attended = self.final_attn_token_to_image(queries + tokens, keys + image_pe, keys)
+        return self.norm_final_attn(queries + attended), keys
+
+
+class MaskDecoder(nnx.Module):
+    """Predicts the candidates, their IoUs and whether the object is there."""
+
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        c = config.d_model
+        self.transformer = TwoWayTransformer(config, dtype=dtype, rngs=rngs)
+        self.iou_token = parameter(1, c)
+        self.mask_tokens = parameter(MASK_TOKENS, c)
+        self.obj_score_token = parameter(1, c)
+        self.output_upscaling = nnx.List(
+            [
+                ConvTranspose2x2(c, c // 4, dtype=dtype),
+                layer_norm(c // 4, eps=1e-6, dtype=dtype, rngs=rngs),
+                gelu,
+                ConvTranspose2x2(c // 4, c // 8, dtype=dtype),
+            ]
+        )
+        self.conv_s0 = Linear(c, c // 8, dtype=dtype)
+        self.conv_s1 = Linear(c, c // 4, dtype=dtype)
+        self.output_hypernetworks_mlps = nnx.List([MLP((c, c, c, c // 8), dtype=dtype) for _ in range(MASK_TOKENS)])
+        self.iou_prediction_head = MLP((c, c, c, MASK_TOKENS), dtype=dtype)
+        self.pred_obj_score_head = MLP((c, c, c, 1), dtype=dtype)
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        image: jax.Array,
+        image_pe: jax.Array,
+        sparse: jax.Array,
+        sparse_valid: jax.Array,
+        dense: jax.Array,
+        stride4: jax.Array,
+        stride8: jax.Array,
+        refine: Refine | None = None,
+    ) -> MaskCandidates:
+        """Decode K objects on one slice each.
+
+        Args:
+            image: conditioned features `[K, h, w, C]`.
+            image_pe: `[h, w, C]`.
+            sparse: prompt tokens `[K, T, C]`; `sparse_valid` is bool `[K, T]`.
+            sparse_valid: which prompt tokens count.
+            dense: dense prompt embedding, broadcastable to `[K, h, w, C]`.
+            stride4: features `[1 or K, 4h, 4w, C/8]` after `conv_s0`.
+            stride8: features `[1 or K, 2h, 2w, C/4]` after `conv_s1`.
+            refine: a boundary branch that adds to the upscaled embedding.
+        """
+        k, h, w, c = image.shape
+        output_tokens = jnp.concatenate([self.obj_score_token[...], self.iou_token[...], self.mask_tokens[...]])
+        count = output_tokens.shape[0]
+        tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (k, count, c)), sparse], axis=1).astype(self.dtype)
+        valid = jnp.concatenate([jnp.ones((k, count), bool), sparse_valid], axis=1)
+        src = (image + dense).astype(self.dtype).reshape(k, h * w, c)
+        hs, src = self.transformer(src, image_pe.astype(self.dtype).reshape(1, h * w, c), tokens, valid)
+        mask_tokens = hs[:, 2:count]
+
+        src = src.reshape(k, h, w, c)
+        to_stride8, norm, activation, to_stride4 = self.output_upscaling
+        x = activation(norm(to_stride8(src) + stride8))
+        x = activation(to_stride4(x) + stride4)
+        boundary_logits = None
+        if refine is not None:
+            addition, boundary_logits = refine(src)
+            x = x + addition.astype(x.dtype)
+        hyper = jnp.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], axis=1)
+        logits = jnp.einsum(
+            "ktc,khwc->kthw", hyper, x, precision=precision_of(self.dtype), preferred_element_type=jnp.float32
+        )
+        return MaskCandidates(
+            logits=logits,
+            ious=jax.nn.sigmoid(self.iou_prediction_head(hs[:, 1]).astype(jnp.float32)),
+            tokens=mask_tokens,
+            object_score_logits=self.pred_obj_score_head(hs[:, 0])[:, 0].astype(jnp.float32),
+            boundary_logits=boundary_logits,
+        )
+
+
+def select_mask(
+    candidates: MaskCandidates, multimask: jax.Array, by_stability: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Choose one candidate an object.
+
+    With `multimask [K]` the best of candidates 1 to 3 by predicted IoU; otherwise candidate 0, which `by_stability`
+    (the reference's `dynamic_multimask_via_stability`) replaces by the best of 1 to 3 when it is unstable.
+
+    Returns:
+        logits float32 `[K, S/4, S/4]` (ungated), their predicted IoU `[K]`, and the token `[K, C]` for the pointer.
+    """
+    best = 1 + jnp.argmax(candidates.ious[:, 1:], axis=-1)
+    chosen = jnp.where(multimask, best, 0)
+    token = jnp.take_along_axis(candidates.tokens, chosen[:, None, None], axis=1)[:, 0]
+    if by_stability:
+        single = candidates.logits[:, 0]
+        inner = (single > STABILITY_DELTA).sum((1, 2))
+        outer = (single > -STABILITY_DELTA).sum((1, 2))
+        stability = jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 1.0)
+        chosen = jnp.where(multimask | (stability < STABILITY_THRESHOLD), best, 0)
+    logits = jnp.take_along_axis(candidates.logits, chosen[:, None, None, None], axis=1)[:, 0]
+    return logits, jnp.take_along_axis(candidates.ious, chosen[:, None], axis=1)[:, 0], token

@@ -1,0 +1,79 @@
+"""Position encodings of SAM 2 (`position_encoding.py`): sine, random Fourier, 1D sine of offsets, 2D RoPE.
+
+All are float32 at the highest matmul precision: in bfloat16 a click would move by a pixel at 1024 px.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from sam2_3dmed_jax.sam2.layers import parameter
+
+TEMPERATURE = 10_000.0
+
+
+def sine_position(h: int, w: int, channels: int) -> np.ndarray:
+    """`PositionEmbeddingSine`, normalised: cells count 1..h over h (not centres), y channels before x.
+
+    Returns float32 `[h, w, channels]`.
+    """
+    half = channels // 2
+    index = np.arange(half, dtype=np.float32)
+    period = np.float32(TEMPERATURE) ** (2 * np.floor(index / 2) / half)
+
+    def encode(n: int) -> np.ndarray:
+        position = np.arange(1, n + 1, dtype=np.float32) / (np.float32(n) + np.float32(1e-6)) * np.float32(2 * np.pi)
+        angle = position[:, None] / period
+        return np.where(index % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+
+    y = np.broadcast_to(encode(h)[:, None, :], (h, w, half))
+    x = np.broadcast_to(encode(w)[None, :, :], (h, w, half))
+    return np.concatenate([y, x], axis=-1)
+
+
+def sine_1d(positions: jax.Array, channels: int) -> jax.Array:
+    """`get_1d_sine_pe`: sines, then cosines, of `positions [...]`. Returns float32 `[..., channels]`."""
+    half = channels // 2
+    index = jnp.arange(half, dtype=jnp.float32)
+    angle = positions[..., None] / TEMPERATURE ** (2 * jnp.floor(index / 2) / half)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class PositionEmbeddingRandom(nnx.Module):
+    """Random Fourier features of coordinates in [0, 1] (SAM). The matrix is stored and never trained."""
+
+    def __init__(self, channels: int):
+        self.positional_encoding_gaussian_matrix = parameter(2, channels // 2)
+
+    def encode(self, xy: jax.Array) -> jax.Array:
+        """Encode `xy [..., 2]` in [0, 1] as float32 `[..., channels]`."""
+        matrix = self.positional_encoding_gaussian_matrix[...]
+        angle = 2 * jnp.pi * jnp.matmul(2 * xy - 1, matrix, precision=lax.Precision.HIGHEST)
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+    def grid(self, h: int, w: int) -> jax.Array:
+        """Encode the cell centres of an `h x w` grid. Returns float32 `[h, w, channels]`."""
+        y, x = jnp.meshgrid((jnp.arange(h) + 0.5) / h, (jnp.arange(w) + 0.5) / w, indexing="ij")
+        return self.encode(jnp.stack([x, y], axis=-1))
+
+
+def rope_tables(h: int, w: int, channels: int, theta: float = 10_000.0) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of axial 2D RoPE (`compute_axial_cis`): first half of the pairs by x, second by y.
+
+    Returns two float32 arrays `[h * w, channels // 2]`.
+    """
+    frequency = 1.0 / theta ** (np.arange(0, channels, 4, dtype=np.float32)[: channels // 4] / np.float32(channels))
+    y, x = np.divmod(np.arange(h * w, dtype=np.float32), np.float32(w))
+    angle = np.concatenate([x[:, None] * frequency, y[:, None] * frequency], axis=-1).astype(np.float32)
+    return np.cos(angle), np.sin(angle)
+
+
+def apply_rope(x: jax.Array, cos: np.ndarray, sin: np.ndarray) -> jax.Array:
+    """Rotate neighbouring channel pairs of `x [..., N, C]` by tables `[N, C // 2]`, in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,93 @@
+"""Prompt encoder (`sam/prompt_encoder.py`): points, boxes and dense masks become tokens and a dense embedding.
+
+The number of tokens is static; those that are padding are masked out of the two-way transformer. (A padding token
+with label -1 is not neutral: it is SAM's "not a point" and moves the logits.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from sam2_3dmed_jax.config import Sam2Config
+from sam2_3dmed_jax.sam2.layers import Linear, conv, gelu, layer_norm, parameter
+from sam2_3dmed_jax.sam2.position_encoding import PositionEmbeddingRandom
+
+NOT_A_POINT, NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+
+class Prompts(NamedTuple):
+    """Prompts of K objects on one slice, padded to T tokens.
+
+    A prompted object has its box corners (labels 2, 3), its points (0, 1) and one `NOT_A_POINT`; an object without
+    prompts has two `NOT_A_POINT` tokens, exactly as the reference.
+    """
+
+    coords: jax.Array  # float32 [K, T, 2]: (x, y) in pixels of the S x S slice
+    labels: jax.Array  # int32 [K, T]
+    valid: jax.Array  # bool [K, T]: False for padding
+    multimask: jax.Array  # bool [K]: choose among the three multimask candidates
+    mask: jax.Array | None = None  # float32 [K, S/4, S/4]: previous logits, as a dense prompt
+    has_mask: jax.Array | None = None  # bool [K]
+
+
+def no_prompts(objects: int, tokens: int = 2) -> Prompts:
+    """What a tracked slice is given: two `NOT_A_POINT` tokens an object, `tokens` in all."""
+    return Prompts(
+        coords=jnp.zeros((objects, tokens, 2)),
+        labels=jnp.full((objects, tokens), NOT_A_POINT, jnp.int32),
+        valid=jnp.broadcast_to(jnp.arange(tokens) < 2, (objects, tokens)),
+        multimask=jnp.ones(objects, bool),
+    )
+
+
+class PromptEncoder(nnx.Module):
+    """Embeds prompts for the mask decoder."""
+
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        c = config.d_model
+        self.pe_layer = PositionEmbeddingRandom(c)
+        self.point_embeddings = nnx.List([parameter(c) for _ in range(4)])
+        self.not_a_point_embed = parameter(c)
+        self.no_mask_embed = parameter(c)
+        self.mask_downscaling = nnx.List(
+            [
+                conv(1, 4, kernel=2, stride=2, padding=0, dtype=dtype, rngs=rngs),
+                layer_norm(4, eps=1e-6, dtype=dtype, rngs=rngs),
+                gelu,
+                conv(4, 16, kernel=2, stride=2, padding=0, dtype=dtype, rngs=rngs),
+                layer_norm(16, eps=1e-6, dtype=dtype, rngs=rngs),
+                gelu,
+                Linear(16, c, dtype=dtype),
+            ]
+        )
+        self.image_size = config.image_size
+
+    def embed_points(self, coords: jax.Array, labels: jax.Array) -> jax.Array:
+        """Embed `coords [K, T, 2]` pixels with `labels [K, T]`; returns float32 `[K, T, C]`."""
+        encoded = self.pe_layer.encode((coords + 0.5) / self.image_size)  # to pixel centres
+        kinds = jnp.stack([embedding[...] for embedding in self.point_embeddings])
+        embedded = encoded + kinds[jnp.maximum(labels, 0)]
+        return jnp.where((labels == NOT_A_POINT)[..., None], self.not_a_point_embed[...], embedded)
+
+    def embed_masks(self, masks: jax.Array) -> jax.Array:
+        """Embed `masks [K, S/4, S/4]` (logits); returns `[K, S/16, S/16, C]`."""
+        x = masks[..., None]
+        for layer in self.mask_downscaling:
+            x = layer(x)
+        return x
+
+    def dense(self, prompts: Prompts) -> jax.Array:
+        """The dense embedding `[K, h, w, C]`, or `[1, 1, 1, C]` when no object has a dense prompt."""
+        nothing = self.no_mask_embed[...][None, None, None, :]
+        if prompts.mask is None or prompts.has_mask is None:
+            return nothing
+        return jnp.where(prompts.has_mask[:, None, None, None], self.embed_masks(prompts.mask), nothing)
+
+    def image_position(self, h: int, w: int) -> jax.Array:
+        """`get_dense_pe`: the encoding of the feature cells, float32 `[h, w, C]`."""
+        return self.pe_layer.grid(h, w)

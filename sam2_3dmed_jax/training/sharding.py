@@ -1,0 +1,63 @@
+"""The mesh `("data", "fsdp")` and where arrays live on it. The same code runs on one device and on a pod."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sam2_3dmed_jax.config import MeshConfig
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.sam2.parameters import Weights
+
+# Path pattern to the axis that is split over "fsdp"; None replicates. The first match decides.
+RULES: tuple[tuple[str, int | None], ...] = (
+    (r"kernel$", -1),
+    (r".", None),
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh over all devices of this job.
+
+    Raises:
+        UserError: axes whose product is not the number of devices.
+    """
+    count = jax.device_count()
+    data, fsdp = config.data, config.fsdp
+    if data == -1:
+        data = count // fsdp if fsdp > 0 else 0
+    elif fsdp == -1:
+        fsdp = count // data if data > 0 else 0
+    if data < 1 or fsdp < 1 or data * fsdp != count:
+        raise UserError(
+            f"mesh: {config.data} x {config.fsdp} does not cover {count} devices; let mesh.data x mesh.fsdp be {count}"
+        )
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Batches are split over both axes.
+
+    Raises:
+        UserError: a batch that the devices do not divide.
+    """
+    if batch_size % mesh.size:
+        raise UserError(
+            f"training.batch_size: {batch_size} is not divisible by {mesh.size} devices; use a multiple of {mesh.size}"
+        )
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:
+    """Where each weight lives, by `RULES`; an axis that "fsdp" does not divide is replicated."""
+    shardings = {}
+    for path, value in weights.items():
+        axis = next(axis for pattern, axis in RULES if re.search(pattern, path))
+        spec = P()
+        if axis is not None and value.shape[axis] % mesh.shape["fsdp"] == 0:
+            spec = P(*[None] * (value.ndim - 1), "fsdp")
+        shardings[path] = NamedSharding(mesh, spec)
+    return shardings

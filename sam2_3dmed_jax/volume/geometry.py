@@ -1,0 +1,208 @@
+"""Voxel grids: from the file's axis order to axial slices `[D, H, W]` and back, without resampling.
+
+Canonical order: axis 0 inferior to superior, axis 1 (rows) anterior to posterior, axis 2 (columns) patient right
+to left. Oblique and sheared axes go to the nearest anatomical one; voxel values are moved, never interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from nibabel import orientations
+
+from sam2_3dmed_jax.errors import UserError
+
+_CANONICAL = orientations.axcodes2ornt(("S", "P", "L"))
+# Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges lie in a plane.
+_SINGULAR = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The voxel grid of a file, in the file's own axis order.
+
+    Attributes:
+        shape: voxels along the file's axes (i, j, k).
+        affine: `[4, 4]` float64, voxel index (i, j, k, 1) to RAS millimetres.
+        source: the file, for error messages.
+        nifti_fields: geometry fields of the NIfTI header as stored, written back to the bit; empty if not from NIfTI.
+        nifti_version: 1 or 2; version 2 holds the affine in float64.
+
+    Raises:
+        UserError: the affine is singular or not finite, or an axis is empty.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    source: str = ""
+    nifti_fields: Mapping[str, np.ndarray] = field(default_factory=dict)
+    nifti_version: int = 1
+
+    def __post_init__(self) -> None:
+        """Copies the affine, so that nobody can change it, and checks it."""
+        affine = np.array(self.affine, dtype=np.float64)
+        shape = tuple(int(n) for n in self.shape)
+        name = self.source or "the image"
+        if affine.shape != (4, 4) or len(shape) != 3:
+            raise ValueError(f"expected three axes and a 4 x 4 affine, found {shape} and {affine.shape}")
+        if min(shape) < 1:
+            raise UserError(f"{name} has no voxels: its shape is {shape}, expected at least 1 along each axis")
+        with np.errstate(all="ignore"):
+            edges = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+            regular = bool(np.isfinite(affine).all()) and abs(np.linalg.det(edges)) > _SINGULAR
+        if not regular:
+            raise UserError(
+                f"{name} has a singular affine {affine[:3].tolist()}, expected three independent axes: "
+                "repair its sform or qform, for example by converting from DICOM again"
+            )
+        affine.flags.writeable = False
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", shape)
+
+    @property
+    def transform(self) -> np.ndarray:
+        """`[3, 2]` int: for each file axis its canonical axis (0 D, 1 H, 2 W) and direction (1, or -1 if flipped)."""
+        found = orientations.ornt_transform(orientations.io_orientation(self.affine), _CANONICAL)
+        return np.asarray(found).astype(int)
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        d, h, w = (self.shape[axis] for axis in np.argsort(self.transform[:, 0]))
+        return d, h, w
+
+    @property
+    def canonical_affine(self) -> np.ndarray:
+        """`[4, 4]` float64: canonical index (d, h, w, 1) to RAS millimetres."""
+        return self.affine @ orientations.inv_ornt_aff(self.transform, self.shape)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """(dz, dy, dx) in mm: the lengths of the canonical affine's columns."""
+        dz, dy, dx = np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist()
+        return dz, dy, dx
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Millilitres a voxel: |det affine|, which stays right on a sheared grid."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A CT volume as axial slices.
+
+    Attributes:
+        array: `[D, H, W]` float32, HU, in canonical order.
+        grid: where it came from; gives file order, spacing and millimetres.
+    """
+
+    array: np.ndarray
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        """Checks that array and grid belong together."""
+        if self.array.shape != self.grid.canonical_shape:
+            raise ValueError(f"array {self.array.shape} on a grid of {self.grid.canonical_shape} (D, H, W)")
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """(dz, dy, dx) in mm."""
+        return self.grid.spacing
+
+    @property
+    def canonical_affine(self) -> np.ndarray:
+        """`[4, 4]` float64: index (d, h, w, 1) to RAS millimetres."""
+        return self.grid.canonical_affine
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Millilitres a voxel."""
+        return self.grid.voxel_volume_ml
+
+    def slice_positions_mm(self) -> np.ndarray:
+        """`[D]` float64: distance of each slice from the first one in mm, growing towards superior (d * dz)."""
+        return np.arange(self.array.shape[0], dtype=np.float64) * self.spacing[0]
+
+
+def to_canonical(array_ijk: np.ndarray, grid: Grid) -> np.ndarray:
+    """Reorders and flips axes from file order `[i, j, k]` to `[D, H, W]`; a view of the input, any dtype."""
+    if array_ijk.shape != grid.shape:
+        raise ValueError(f"array {array_ijk.shape} on a grid of {grid.shape} (i, j, k)")
+    return np.asarray(orientations.apply_orientation(array_ijk, grid.transform))
+
+
+def from_canonical(array_dhw: np.ndarray, grid: Grid) -> np.ndarray:
+    """The exact inverse of `to_canonical`: from `[D, H, W]` to file order `[i, j, k]`; a view, any dtype."""
+    if array_dhw.shape != grid.canonical_shape:
+        raise ValueError(f"array {array_dhw.shape} on a grid of {grid.canonical_shape} (D, H, W)")
+    back = np.empty((3, 2), int)
+    for axis, (target, direction) in enumerate(grid.transform):
+        back[target] = axis, direction
+    return np.asarray(orientations.apply_orientation(array_dhw, back))
+
+
+def voxel_to_canonical(grid: Grid, voxel: Sequence[float]) -> tuple[float, float, float]:
+    """From a voxel index of the file to canonical index.
+
+    Args:
+        grid: the file's grid.
+        voxel: (x, y, z), the index along the file's axes i, j, k; fractions are allowed.
+
+    Returns:
+        (d, h, w), exact (integers stay integers in value).
+
+    Raises:
+        UserError: a coordinate lies outside the volume (more than half a voxel beyond a voxel centre).
+    """
+    _check_inside(voxel, grid.shape, "xyz", grid.source)
+    canonical = [0.0, 0.0, 0.0]
+    for value, length, (target, direction) in zip(voxel, grid.shape, grid.transform, strict=True):
+        canonical[target] = float(value) if direction > 0 else length - 1 - float(value)
+    return canonical[0], canonical[1], canonical[2]
+
+
+def canonical_to_voxel(grid: Grid, index: Sequence[float]) -> tuple[float, float, float]:
+    """The inverse of `voxel_to_canonical`: from (d, h, w) to the file's (x, y, z); same range and error."""
+    _check_inside(index, grid.canonical_shape, "dhw", grid.source)
+    values = (index[target] for target in grid.transform[:, 0])
+    x, y, z = (
+        float(value) if direction > 0 else length - 1 - float(value)
+        for value, length, direction in zip(values, grid.shape, grid.transform[:, 1], strict=True)
+    )
+    return x, y, z
+
+
+def check_same_grid(labels: Grid, image: Grid) -> None:
+    """Checks that two files hold the same voxels; their axes may be stored in another order or direction.
+
+    Raises:
+        UserError: canonical shapes differ, or canonical affines do by more than a thousandth of the spacing.
+    """
+    names = f"{labels.source or 'the label map'} does not lie on the grid of {image.source or 'the image'}"
+    mend = "resample the labels onto the image's grid"
+    if labels.canonical_shape != image.canonical_shape:
+        raise UserError(
+            f"{names}: their shapes (D, H, W) are {labels.canonical_shape} and {image.canonical_shape}: {mend}"
+        )
+    theirs, ours = labels.canonical_affine, image.canonical_affine
+    difference = np.abs(theirs - ours)[:3]
+    if (difference > 1e-3 * np.array([*image.spacing, min(image.spacing)])).any():
+        raise UserError(
+            f"{names}: their affines differ by up to {difference.max():.4g} mm, the spacings (dz, dy, dx) being "
+            f"{np.round(labels.spacing, 4).tolist()} and {np.round(image.spacing, 4).tolist()} mm and the first voxels "
+            f"lying at {np.round(theirs[:3, 3], 3).tolist()} and {np.round(ours[:3, 3], 3).tolist()}: {mend}"
+        )
+
+
+def _check_inside(index: Sequence[float], shape: tuple[int, int, int], names: str, source: str) -> None:
+    """A fraction may reach the border of the outermost voxel, half a voxel from its centre; NaN fails."""
+    if len(index) != 3:
+        raise UserError(f"a voxel has three coordinates ({', '.join(names)}), found {len(index)}: give all three")
+    for value, length, name in zip(index, shape, names, strict=True):
+        if not -0.5 <= value <= length - 0.5:
+            raise UserError(
+                f"voxel {name} = {value:g} lies outside {source or 'the image'}: expected {name} from 0 to {length - 1}"
+            )

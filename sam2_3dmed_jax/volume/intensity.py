@@ -1,0 +1,155 @@
+"""From HU to the encoder's input, and from its logits back to voxels: windows, resizing, normalisation.
+
+Slices are stretched to S x S without keeping their aspect, as in SAM 2: voxel index x lies at pixel
+`(x + 0.5) * S / W - 0.5`. The resizing is `jax.image.resize(method="linear", antialias=True)` as two matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+from sam2_3dmed_jax.config import PreprocessingConfig
+from sam2_3dmed_jax.errors import UserError
+
+# (level, width) in HU. Radiology's usual settings, but for the last two, which published methods used.
+WINDOWS: dict[str, tuple[float, float]] = {
+    "soft_tissue": (40.0, 400.0),
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (50.0, 350.0),
+    "liver": (30.0, 150.0),
+    "bone": (400.0, 1800.0),
+    "lung_medsam": (-160.0, 1500.0),
+    "universal_model": (37.5, 425.0),
+}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def parse_window(window: str) -> tuple[float, float]:
+    """Reads the setting `data.preprocessing.window`.
+
+    Args:
+        window: a name of `WINDOWS`, or "LEVEL,WIDTH" in HU, such as "40,400".
+
+    Returns:
+        (level, width) in HU.
+
+    Raises:
+        UserError: neither of the two, or the width is not positive.
+    """
+    if window in WINDOWS:
+        return WINDOWS[window]
+    try:
+        level, width = (float(part) for part in window.split(","))
+    except ValueError:
+        level, width = math.nan, math.nan
+    if not (math.isfinite(level) and math.isfinite(width) and width > 0):
+        raise UserError(
+            f"data.preprocessing.window is {window!r}, expected LEVEL,WIDTH in HU with a positive width, such as "
+            f"40,400, or one of {', '.join(WINDOWS)}"
+        )
+    return level, width
+
+
+def apply_window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
+    """Maps HU linearly onto [0, 1], `level - width / 2` to 0 and `level + width / 2` to 1, and clips.
+
+    Args:
+        hu: any shape, any real dtype.
+        level: centre of the window, HU.
+        width: of the window, HU, positive.
+
+    Returns:
+        float32 in [0, 1], of the same shape.
+    """
+    unit = np.subtract(hu, np.float32(level - width / 2), dtype=np.float32)
+    unit /= np.float32(width)
+    return np.clip(unit, 0.0, 1.0, out=unit)
+
+
+@functools.lru_cache(maxsize=16)
+def resize_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """Linear interpolation with half-pixel centres as a matrix; the triangle filter widens when shrinking.
+
+    Equals `jax.image.resize(..., method="linear", antialias=True)` along one axis.
+
+    Args:
+        n_in: samples before.
+        n_out: samples after.
+
+    Returns:
+        `[n_out, n_in]` float32 whose rows sum to 1; read-only, since it is cached.
+    """
+    step = n_in / n_out
+    centres = (np.arange(n_out) + 0.5) * step - 0.5
+    distance = np.abs(centres[:, None] - np.arange(n_in)[None, :]) / max(step, 1.0)
+    weights = np.maximum(0.0, 1.0 - distance)
+    matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Resizes each slice by two matrix products, one slice at a time, so that only the result is large.
+
+    Args:
+        array: `[D, H, W]`, any real dtype.
+        size: S for square slices, or (rows, columns).
+
+    Returns:
+        `[D, rows, columns]` float32.
+    """
+    rows, columns = (size, size) if isinstance(size, int) else size
+    depth, h, w = array.shape
+    vertical, horizontal = resize_matrix(h, rows), resize_matrix(w, columns).T
+    out = np.empty((depth, rows, columns), np.float32)
+    for d in range(depth):
+        np.matmul(vertical @ np.asarray(array[d], np.float32), horizontal, out=out[d])
+    return out
+
+
+def prepare_slices(hu: np.ndarray, preprocessing: PreprocessingConfig, image_size: int) -> np.ndarray:
+    """The one preprocessing of training, evaluation and prediction: window, then resize, then clip.
+
+    Args:
+        hu: `[D, H, W]` HU.
+        preprocessing: names the window.
+        image_size: S, pixels.
+
+    Returns:
+        `[D, S, S]` float32 in [0, 1].
+
+    Raises:
+        UserError: the window is unknown.
+    """
+    unit = resize_slices(apply_window(hu, *parse_window(preprocessing.window)), image_size)
+    return np.clip(unit, 0.0, 1.0, out=unit)
+
+
+def normalise(unit: np.ndarray) -> np.ndarray:
+    """Grey to three channels with ImageNet's mean and SD, as SAM 2 expects.
+
+    Args:
+        unit: `[D, S, S]` in [0, 1].
+
+    Returns:
+        `[D, S, S, 3]` float32.
+    """
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return (np.asarray(unit, np.float32)[..., None] - mean) / std
+
+
+def restore_logits(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Logits back onto the voxels of their slices.
+
+    Args:
+        logits: `[D, s, s]`, any float dtype.
+        shape: (H, W) in voxels.
+
+    Returns:
+        `[D, H, W]` float32, interpolated linearly (antialiased where the voxels are the coarser grid).
+    """
+    return resize_slices(logits, shape)

@@ -1,0 +1,65 @@
+"""Mean HU of every tissue of one case: somewhere between no contrast medium and a portal-venous phase.
+
+Organs that touch differ by 5 to 80 HU, and some of the spleen's neighbours nearly match it: density alone must not do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# HU without contrast medium and in a full portal-venous phase; a case lies in between.
+_PHASES: dict[str, tuple[float, float]] = {
+    "muscle": (52, 62),
+    "spleen": (48, 112),
+    "liver": (54, 104),
+    "kidney": (34, 150),
+    "pancreas": (40, 92),
+    "stomach_wall": (38, 82),
+    "colon_wall": (38, 76),
+    "bowel_wall": (38, 82),
+    "heart": (42, 125),
+    "blood": (42, 140),
+    "artery": (42, 140),
+    "vein": (42, 145),
+    "liver_vessel": (46, 150),
+}
+TOUCHING = (
+    *[
+        ("spleen", n)
+        for n in ("muscle", "liver", "kidney", "stomach_wall", "stomach_content", "colon_wall", "pancreas")
+    ],
+    *[("liver", n) for n in ("muscle", "kidney", "stomach_wall")],
+    *[("pancreas", n) for n in ("stomach_wall", "vein", "bowel_wall", "tumour")],
+    ("kidney", "muscle"),
+)
+
+
+def draw_densities(rng: np.random.Generator) -> dict[str, float]:
+    """Mean HU of each tissue; organs that touch differ by 5-80 HU, three of the spleen's neighbours by at most 13."""
+    while True:
+        phase = rng.uniform(0, 0.75)
+        hu = {k: (1 - phase) * a + phase * b + rng.normal(0, 4) for k, (a, b) in _PHASES.items()}
+        hu |= {
+            "stomach_content": rng.uniform(8, 70),
+            "bowel_content": rng.uniform(5, 50),
+            "stool": rng.uniform(-30, 40),
+        }
+        for name in rng.choice(["stomach", "kidney", "colon_wall", "muscle", "liver"], 3, replace=False):
+            near = hu["spleen"] + rng.choice([-1, 1]) * rng.uniform(5, 13)
+            for tissue in ("stomach_wall", "stomach_content") if name == "stomach" else (str(name),):
+                hu[tissue] = near
+        hu["tumour"] = hu["pancreas"] - rng.uniform(6, 24)
+        hu["nodule"] = rng.uniform(5, 60)
+        if 40 <= hu["muscle"] <= 76 and all(5 <= abs(hu[a] - hu[b]) <= 80 for a, b in TOUCHING):
+            break
+    fat = rng.uniform(-112, -92)
+    fixed = {
+        "outside": -1000,
+        "air": -960,
+        "lung": rng.uniform(-860, -760),
+        "fat": fat,
+        "skin": 10,
+        "bile": rng.uniform(4, 18),
+    }
+    bone = {"cortical": rng.uniform(380, 620), "cancellous": rng.uniform(140, 230), "disc": 85, "canal": 22}
+    return hu | fixed | bone

@@ -1,0 +1,19 @@
+"""Shared by all tests: the CPU unless told otherwise, and the real CT volumes outside of the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real CT volumes: $SAM2_3DMED_REALDATA, or `../shared/realdata` beside the repository."""
+    folder = Path(os.environ.get("SAM2_3DMED_REALDATA", ROOT.parent / "shared" / "realdata")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"real CT volumes are absent: set SAM2_3DMED_REALDATA to their folder ({folder} does not exist)")
+    return folder

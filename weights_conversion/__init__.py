@@ -1,0 +1,1 @@
+"""Official SAM 2 checkpoints to the native layout and back."""
