@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import BdConfig
 from sam2_3dmed_jax.sam2.attention import Attention
-from sam2_3dmed_jax.sam2.layers import ConvTranspose2x2, Linear, conv, gelu, layer_norm
+from sam2_3dmed_jax.sam2.layers import Conv, ConvTranspose2x2, Linear, gelu, layer_norm
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.sam2.position_encoding import sine_position
 
@@ -25,7 +25,7 @@ class Boundary(nnx.Module):
 
     def __init__(self, config: BdConfig, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         dim = config.dim
-        self.query = conv(channels, dim, kernel=3, stride=1, padding=1, dtype=dtype, rngs=rngs)
+        self.query = Conv(channels, dim, kernel=3, stride=1, padding=1, dtype=dtype)
         self.query_norm = layer_norm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
         self.slice = Linear(channels, dim, dtype=dtype)
         self.attention = Attention(dim, config.heads, dtype=dtype, rngs=rngs)
@@ -33,7 +33,7 @@ class Boundary(nnx.Module):
         self.up8 = ConvTranspose2x2(dim, channels // 4, dtype=dtype)
         self.up8_norm = layer_norm(channels // 4, eps=1e-6, dtype=dtype, rngs=rngs)
         self.up4 = ConvTranspose2x2(channels // 4, channels // 8, dtype=dtype)
-        self.detail = conv(channels // 8, channels // 8, kernel=3, stride=1, padding=1, dtype=dtype, rngs=rngs)
+        self.detail = Conv(channels // 8, channels // 8, kernel=3, stride=1, padding=1, dtype=dtype)
         self.to_boundary = Linear(channels // 8, 1, dtype=dtype)
         self.to_mask = Linear(channels // 8, channels // 8, dtype=dtype)
         self.dim = dim

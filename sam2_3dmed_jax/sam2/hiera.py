@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import HieraConfig
 from sam2_3dmed_jax.sam2.attention import attend
-from sam2_3dmed_jax.sam2.layers import MLP, Linear, conv, gelu, layer_norm, parameter
+from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, gelu, layer_norm, parameter
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
@@ -97,7 +97,7 @@ class Hiera(nnx.Module):
 
     def __init__(self, config: HieraConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         dim, heads = config.embed_dim, config.num_heads
-        self.patch_embed = nnx.Dict(proj=conv(3, dim, kernel=7, stride=4, padding=3, dtype=dtype, rngs=rngs))
+        self.patch_embed = nnx.Dict(proj=Conv(3, dim, kernel=7, stride=4, padding=3, dtype=dtype))
         self.pos_embed = parameter(*config.pos_embed_size, dim)
         self.pos_embed_window = parameter(config.window_spec[0], config.window_spec[0], dim)
         blocks: list[MultiScaleBlock] = []

@@ -1,11 +1,14 @@
 """Building blocks shared by the parts of SAM 2: linear maps, MLPs, norms and resizing, channels last.
 
-Parameters are float32 and start as zeros (`initial.py` has the values). Products run in `dtype` and accumulate in float32; norms are always float32. With
-`dtype=float32` products ask for the highest precision, which is not the default on TPU and recent GPUs.
+Parameters are float32 and start as zeros (`initial.py` has the values). Products run in `dtype` and accumulate in
+float32; norms are always float32. With `dtype=float32` products ask for the highest precision, which is not the
+default on TPU and recent GPUs.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,6 +28,20 @@ def parameter(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape))
 
 
+def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """`x @ kernel` over the last axis, in `dtype` with float32 accumulation: `[..., in]` to `[..., out]`.
+
+    Rows are flattened, since the kernel's gradient over several axes takes XLA three times as long on CPU.
+    """
+    y = jnp.matmul(
+        x.astype(dtype).reshape(-1, x.shape[-1]),
+        kernel.astype(dtype),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return y.astype(dtype).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias` over the last axis; also SAM 2's 1x1 convolutions."""
 
@@ -35,17 +52,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., in_features]` to `[..., out_features]` in the compute dtype."""
-        return self.without_bias(x) + self.bias[...].astype(self.dtype)
-
-    def without_bias(self, x: jax.Array) -> jax.Array:
-        """The product alone, for sums that are added up before the bias."""
-        y = jnp.matmul(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            precision=precision_of(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return y.astype(self.dtype)
+        return product(x, self.kernel[...], self.dtype) + self.bias[...].astype(self.dtype)
 
 
 class ConvTranspose2x2(nnx.Module):
@@ -59,14 +66,10 @@ class ConvTranspose2x2(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[B, h, w, in]` to `[B, 2h, 2w, out]`."""
         b, h, w, _ = x.shape
-        y = jnp.einsum(
-            "bhwc,cijo->bhiwjo",
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            precision=precision_of(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return y.astype(self.dtype).reshape(b, 2 * h, 2 * w, -1) + self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...]
+        y = product(x, kernel.reshape(kernel.shape[0], -1), self.dtype)
+        y = y.reshape(b, h, w, 2, 2, -1).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
+        return y + self.bias[...].astype(self.dtype)
 
 
 def layer_norm(features: int, *, eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -74,25 +77,37 @@ def layer_norm(features: int, *, eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -
     return nnx.LayerNorm(features, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
-def conv(
-    in_features: int, out_features: int, *, kernel: int, stride: int, padding: int, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Conv:
-    """A square 2D convolution with PyTorch's symmetric padding, on `[B, H, W, C]`."""
-    return nnx.Conv(
-        in_features,
-        out_features,
-        kernel_size=(kernel, kernel),
-        strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dtype=dtype,
-        precision=precision_of(dtype),
-        rngs=rngs,
-    )
+class Conv(nnx.Module):
+    """A square 2D convolution with PyTorch's symmetric padding, as one product of shifted slices and kernel.
+
+    SAM 2's convolutions are few and small. XLA's own have gradients that take ten times as long on CPU, and channel
+    counts (1, 3, 4, 16) that leave a TPU's matrix unit idle.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, kernel: int, stride: int, padding: int, dtype: DTypeLike
+    ):
+        self.kernel = parameter(kernel, kernel, in_features, out_features)
+        self.bias = parameter(out_features)
+        self.stride = stride
+        self.padding = padding
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[B, H, W, in]` to `[B, H', W', out]`."""
+        k, p, s = self.kernel.shape[0], self.padding, self.stride
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), (p, p), (p, p), (0, 0)))
+        h, w = (x.shape[1] - k) // s + 1, (x.shape[2] - k) // s + 1
+        shifted = [x[:, i : i + s * (h - 1) + 1 : s, j : j + s * (w - 1) + 1 : s] for i in range(k) for j in range(k)]
+        patches = jnp.concatenate(shifted, axis=-1)
+        kernel = self.kernel[...].reshape(patches.shape[-1], -1)
+        return product(patches, kernel, self.dtype) + self.bias[...].astype(self.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU that SAM 2 was trained with."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU that SAM 2 was trained with, by erf: `jax.nn.gelu` goes by erfc, some fifty operations."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class MLP(nnx.Module):
@@ -105,7 +120,7 @@ class MLP(nnx.Module):
         activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
         dtype: DTypeLike,
     ):
-        self.layers = nnx.List([Linear(n, k, dtype=dtype) for n, k in zip(widths[:-1], widths[1:], strict=True)])
+        self.layers = nnx.List([Linear(n, k, dtype=dtype) for n, k in itertools.pairwise(widths)])
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:

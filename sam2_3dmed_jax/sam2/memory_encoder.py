@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.sam2.layers import Linear, conv, gelu, layer_norm, parameter
+from sam2_3dmed_jax.sam2.layers import Conv, Linear, gelu, layer_norm, parameter
 
 
 class MaskDownSampler(nnx.Module):
@@ -19,7 +19,7 @@ class MaskDownSampler(nnx.Module):
         layers: list = []
         for i in range(4):
             layers += [
-                conv(channels[i], channels[i + 1], kernel=3, stride=2, padding=1, dtype=dtype, rngs=rngs),
+                Conv(channels[i], channels[i + 1], kernel=3, stride=2, padding=1, dtype=dtype),
                 layer_norm(channels[i + 1], eps=1e-6, dtype=dtype, rngs=rngs),
                 gelu,
             ]

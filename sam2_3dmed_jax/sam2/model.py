@@ -13,7 +13,7 @@ from flax import nnx
 
 from sam2_3dmed_jax.config import Sam2Config
 from sam2_3dmed_jax.sam2.image_encoder import ImageEncoder
-from sam2_3dmed_jax.sam2.layers import MLP, Linear, conv, parameter, resize_masks
+from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, parameter, resize_masks
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates, MaskDecoder, Refine, select_mask
 from sam2_3dmed_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, memory_tokens
@@ -54,7 +54,7 @@ class SAM2(nnx.Module):
         self.sam_mask_decoder = MaskDecoder(config, dtype=dtype, rngs=rngs)
         self.obj_ptr_proj = MLP((c, c, c, c), dtype=dtype)
         self.obj_ptr_tpos_proj = Linear(c, config.mem_dim, dtype=jnp.float32) if config.tpos_enc_in_obj_ptrs else None
-        self.mask_downsample = conv(1, 1, kernel=4, stride=4, padding=0, dtype=dtype, rngs=rngs)
+        self.mask_downsample = Conv(1, 1, kernel=4, stride=4, padding=0, dtype=dtype)
         self.maskmem_tpos_enc = parameter(config.num_maskmem, config.mem_dim)
         self.no_mem_embed = parameter(c)
         self.no_mem_pos_enc = parameter(c)  # in every official file, used by none

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.sam2.layers import Linear, conv, gelu, layer_norm, parameter
+from sam2_3dmed_jax.sam2.layers import Conv, Linear, gelu, layer_norm, parameter
 from sam2_3dmed_jax.sam2.position_encoding import PositionEmbeddingRandom
 
 NOT_A_POINT, NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -56,10 +56,10 @@ class PromptEncoder(nnx.Module):
         self.no_mask_embed = parameter(c)
         self.mask_downscaling = nnx.List(
             [
-                conv(1, 4, kernel=2, stride=2, padding=0, dtype=dtype, rngs=rngs),
+                Conv(1, 4, kernel=2, stride=2, padding=0, dtype=dtype),
                 layer_norm(4, eps=1e-6, dtype=dtype, rngs=rngs),
                 gelu,
-                conv(4, 16, kernel=2, stride=2, padding=0, dtype=dtype, rngs=rngs),
+                Conv(4, 16, kernel=2, stride=2, padding=0, dtype=dtype),
                 layer_norm(16, eps=1e-6, dtype=dtype, rngs=rngs),
                 gelu,
                 Linear(16, c, dtype=dtype),

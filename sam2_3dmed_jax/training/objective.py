@@ -18,15 +18,18 @@ def objective(
     b, d, k, size, _ = batch["masks"].shape
     target = jnp.moveaxis(batch["masks"], 1, 0).reshape(d, b * k, size, size).astype(jnp.float32)
     holds = out.counts & target.any((-2, -1))
-    logits = resize_masks(out.candidates.logits, size)  # [D, R, 4, S, S]
-    best = losses.best_candidate(jax.lax.stop_gradient(logits), target, out.multimask)
-    chosen = jnp.take_along_axis(logits, best[..., None, None, None], axis=2)[:, :, 0]
+    # The candidate is chosen at the decoder's resolution, and only that one is enlarged with a gradient.
+    candidates = jax.lax.stop_gradient(out.candidates.logits)  # [D, R, 4, S/4, S/4]
+    coarse = resize_masks(target, candidates.shape[-1])
+    best = losses.best_candidate(candidates, coarse, out.multimask)
+    chosen = jnp.take_along_axis(out.candidates.logits, best[..., None, None, None], axis=2)[:, :, 0]
+    chosen = resize_masks(chosen, size)  # [D, R, S, S]
 
     parts = {
         "loss_bce": losses.mask_bce(chosen, target, holds).mean(),
         "loss_dice": losses.clip_dice(chosen, target, holds).mean(),
         "loss_iou": losses.iou_error(
-            out.candidates.ious, jax.lax.stop_gradient(logits), target, out.multimask, holds
+            out.candidates.ious, resize_masks(candidates, size), target, out.multimask, holds
         ).mean(),
         "loss_object_score": losses.object_score_bce(out.candidates.object_score_logits, holds, out.counts).mean(),
     }

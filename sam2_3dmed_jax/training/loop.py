@@ -1,0 +1,210 @@
+"""The training run as one straight script: data, model, mesh, state, step, loop.
+
+A folder that holds a run is resumed: from its newest checkpoint, with the batches and the log as if never stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.data.clips import PreparedCase, prepare_case
+from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
+from sam2_3dmed_jax.data.splits import fold_cases
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, load_weights, read_info, save_weights
+from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
+from sam2_3dmed_jax.sam2.parameters import Weights
+from sam2_3dmed_jax.sam2.presets import preset_config
+from sam2_3dmed_jax.training.checkpoint import Checkpoints
+from sam2_3dmed_jax.training.parts import frozen_patterns, partition
+from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
+from sam2_3dmed_jax.training.step import init_state, make_step
+
+Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
+COLUMNS = (
+    *("step", "loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score"),
+    *("dice", "gradient_norm", "learning_rate", "seconds"),
+)
+
+
+def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """Run or resume an experiment.
+
+    Args:
+        config: the experiment.
+        out: the run's folder: `config.json`, `log.csv`, TensorBoard events, `checkpoints/`, and `final/` when done.
+        progress: called at each logged step.
+
+    Returns:
+        `out/final`, a native checkpoint.
+
+    Raises:
+        UserError: settings or data that do not fit, another experiment's folder, or a loss that is not finite.
+    """
+    run = Path(out)
+    # The slice context sees at prediction as many slices at once as it was trained on.
+    srpp = replace(config.model.slice_position, window=config.data.slices)
+    config = config.replace(model=replace(config.model, slice_position=srpp))
+    mesh = make_mesh(config.mesh)
+    sharding = batch_sharding(mesh, config.training.batch_size)
+    graphdef, _ = abstract_model(config.model)
+    weights = initial(config)
+    trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
+    cases = load_cases(config)
+
+    claim_folder(run, config)
+    checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
+    state, start = checkpoints.restore(init_state(config, trained, mesh))
+    frozen = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
+    step_fn = make_step(config, graphdef, state.weights, mesh)
+    batches = clip_batches(cases, config.data, config.training.batch_size, config.training.seed)
+
+    log = Log(run, start)
+    total, every = config.training.steps, config.training.log_every
+    clock = time.monotonic()
+    try:
+        for step, batch in enumerate(iterate(batches, start, config.data.workers), start):
+            if step >= total:
+                break
+            batch = jax.tree.map(lambda x: jax.device_put(x, sharding), dict(batch))
+            state, metrics = step_fn(state, frozen, batch)
+            done = step + 1
+            if done % every == 0 or done == total:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                if not math.isfinite(values["loss"]):
+                    raise UserError(
+                        f"{run}: the loss is {values['loss']} at step {done}; lower training.learning_rate or raise "
+                        "training.warmup_steps, and start in another folder"
+                    )
+                values["seconds"], clock = (time.monotonic() - clock) / every, time.monotonic()
+                log.write(done, values)
+                if progress:
+                    progress(done, total, values)
+            if done % config.training.checkpoint_every == 0 or done == total:
+                checkpoints.save(state, done)
+    finally:
+        checkpoints.close()
+        log.close()
+
+    provenance = {"trained_by": "sam2-3dmed train", "steps": total, "data": config.data.path, "init": config.model.init}
+    final = run / "final"
+    info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
+    save_weights({**state.weights, **frozen}, final, info)
+    return final
+
+
+def initial(config: ExperimentConfig) -> Weights:
+    """The weights to start from: those of `model.init`, completed at random where it lacks SRPP or BD.
+
+    Raises:
+        UserError: `model.init` is of another preset, or was made with another preprocessing.
+    """
+    weights = random_weights(config.model, config.training.seed)
+    if not config.model.init:
+        return weights
+    source = read_info(config.model.init)
+    if source.model.preset != config.model.preset:
+        raise UserError(
+            f"model.init: {config.model.init} is of preset {source.model.preset}, the experiment of "
+            f"{config.model.preset}; set model.preset to {source.model.preset}"
+        )
+    for path, value in load_weights(config.model.init, source.model).items():
+        if path in weights and weights[path].shape == value.shape:
+            weights[path] = value
+    return weights
+
+
+def load_cases(config: ExperimentConfig) -> list[PreparedCase]:
+    """The training cases of the fold, prepared in memory.
+
+    Raises:
+        UserError: a dataset that cannot be read, or classes that it lacks.
+    """
+    data = config.data
+    dataset = read_dataset(data.path)
+    classes = data.classes or tuple(sorted(dataset.labels))
+    unknown = [value for value in classes if value not in dataset.labels]
+    if unknown:
+        raise UserError(f"data.classes: {data.path} has no label {unknown[0]}; choose from {sorted(dataset.labels)}")
+    chosen = set(fold_cases([case.id for case in dataset.cases], data.fold, data.folds)[0])
+    size = preset_config(config.model.preset, config.model.image_size).image_size
+    cases = [prepare_case(case, classes, data.preprocessing, size) for case in dataset.cases if case.id in chosen]
+    cases = [case for case in cases if case.present]
+    if not cases:
+        raise UserError(f"{data.path}: no training case holds a class to segment; check data.classes")
+    return cases
+
+
+def claim_folder(run: Path, config: ExperimentConfig) -> None:
+    """Write `config.json`, or check that the folder's run is of the same experiment.
+
+    Raises:
+        UserError: the folder holds another experiment, or other files.
+    """
+    record = json.loads(json.dumps(dataclasses.asdict(config)))
+    file = run / "config.json"
+    if file.exists():
+        different = sorted(_differences(json.loads(file.read_text()), record))
+        if different:
+            raise UserError(
+                f"{run} holds a run with other settings ({', '.join(different)}); choose another --out, or those settings"
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and holds no run; choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    temporary = run / ".config.json.tmp"
+    temporary.write_text(json.dumps(record, indent=2))
+    temporary.rename(file)
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    found = []
+    for name in {*old, *new}:
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(prefix + name)
+    return found
+
+
+class Log:
+    """`log.csv` and TensorBoard scalars; rows past the checkpoint that a run resumes from are dropped."""
+
+    def __init__(self, run: Path, start: int):
+        file = run / "log.csv"
+        rows = []
+        if file.exists():
+            with file.open(newline="") as old:
+                rows = [row for row in csv.DictReader(old) if int(row["step"]) <= start]
+        self._file = file.open("w", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
+        self._csv.writeheader()
+        self._csv.writerows(rows)
+        self._board = SummaryWriter(str(run), purge_step=start + 1 if start else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add one row."""
+        self._csv.writerow({"step": step, **{name: repr(value) for name, value in values.items()}})
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
