@@ -23,15 +23,15 @@ from sam2_3dmed_jax.sam2.position_encoding import sine_position
 class Boundary(nnx.Module):
     """From object and slice features to boundary logits and an addition to the mask's upscaled embedding."""
 
-    def __init__(self, config: BdConfig, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: BdConfig, channels: int, *, dtype: DTypeLike):
         dim = config.dim
         self.query = Conv(channels, dim, kernel=3, stride=1, padding=1, dtype=dtype)
-        self.query_norm = layer_norm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
+        self.query_norm = layer_norm(dim, eps=1e-6, dtype=dtype)
         self.slice = Linear(channels, dim, dtype=dtype)
-        self.attention = Attention(dim, config.heads, dtype=dtype, rngs=rngs)
-        self.attention_norm = layer_norm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
+        self.attention = Attention(dim, config.heads, dtype=dtype)
+        self.attention_norm = layer_norm(dim, eps=1e-6, dtype=dtype)
         self.up8 = ConvTranspose2x2(dim, channels // 4, dtype=dtype)
-        self.up8_norm = layer_norm(channels // 4, eps=1e-6, dtype=dtype, rngs=rngs)
+        self.up8_norm = layer_norm(channels // 4, eps=1e-6, dtype=dtype)
         self.up4 = ConvTranspose2x2(channels // 4, channels // 8, dtype=dtype)
         self.detail = Conv(channels // 8, channels // 8, kernel=3, stride=1, padding=1, dtype=dtype)
         self.to_boundary = Linear(channels // 8, 1, dtype=dtype)

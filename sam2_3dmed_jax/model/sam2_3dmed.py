@@ -22,11 +22,11 @@ from sam2_3dmed_jax.sam2.prompt_encoder import Prompts
 class SAM2With3DMed(SAM2):
     """SAM 2 whose masks can be refined by a boundary branch, and which may have a slice context (SRPP)."""
 
-    def __init__(self, config: Sam2Config, srpp: SrppConfig | None, bd: BdConfig | None, *, rngs: nnx.Rngs):
-        super().__init__(config, rngs=rngs)
+    def __init__(self, config: Sam2Config, srpp: SrppConfig | None, bd: BdConfig | None):
+        super().__init__(config)
         dtype = jnp.dtype(config.compute_dtype)
-        self.slice_position = SlicePosition(srpp, config.d_model, dtype=dtype, rngs=rngs) if srpp else None
-        self.boundary = Boundary(bd, config.d_model, dtype=dtype, rngs=rngs) if bd else None
+        self.slice_position = SlicePosition(srpp, config.d_model, dtype=dtype) if srpp else None
+        self.boundary = Boundary(bd, config.d_model, dtype=dtype) if bd else None
 
     def candidates(self, conditioned: jax.Array, features: SliceFeatures, prompts: Prompts) -> MaskCandidates:
         """All mask candidates, refined by the boundary branch where there is one."""
@@ -36,7 +36,7 @@ class SAM2With3DMed(SAM2):
         return self.decode_candidates(conditioned, features, prompts, lambda objects: boundary(objects, features))
 
 
-def build_model(config: ModelConfig, rngs: nnx.Rngs) -> SAM2:
+def build_model(config: ModelConfig) -> SAM2:
     """A model's structure: SAM 2, or SAM2-3dMed when one of its modules is switched on.
 
     Raises:
@@ -45,13 +45,13 @@ def build_model(config: ModelConfig, rngs: nnx.Rngs) -> SAM2:
     sam2 = dataclasses.replace(preset_config(config.preset, config.image_size), compute_dtype=config.compute_dtype)
     if config.srpp or config.bd:
         srpp, bd = config.slice_position if config.srpp else None, config.boundary if config.bd else None
-        return SAM2With3DMed(sam2, srpp, bd, rngs=rngs)
-    return SAM2(sam2, rngs=rngs)
+        return SAM2With3DMed(sam2, srpp, bd)
+    return SAM2(sam2)
 
 
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """A model's structure and the shapes of its weights by path, without computing any."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_model(config)))
     return graphdef, {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 

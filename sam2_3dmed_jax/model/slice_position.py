@@ -21,10 +21,10 @@ from sam2_3dmed_jax.sam2.layers import MLP, Linear, gelu, layer_norm
 class ContextLayer(nnx.Module):
     """One pre-norm Transformer encoder layer over the slices of a clip."""
 
-    def __init__(self, config: SrppConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(config.dim, eps=1e-5, dtype=dtype, rngs=rngs)
-        self.attention = Attention(config.dim, config.heads, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(config.dim, eps=1e-5, dtype=dtype, rngs=rngs)
+    def __init__(self, config: SrppConfig, *, dtype: DTypeLike):
+        self.norm1 = layer_norm(config.dim, eps=1e-5, dtype=dtype)
+        self.attention = Attention(config.dim, config.heads, dtype=dtype)
+        self.norm2 = layer_norm(config.dim, eps=1e-5, dtype=dtype)
         self.mlp = MLP((config.dim, 2 * config.dim, config.dim), activation=gelu, dtype=dtype)
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
@@ -37,12 +37,12 @@ class ContextLayer(nnx.Module):
 class SlicePosition(nnx.Module):
     """Slice embeddings, slice context and the SRPP head."""
 
-    def __init__(self, config: SrppConfig, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: SrppConfig, channels: int, *, dtype: DTypeLike):
         dim = config.dim
         self.cell = Linear(channels, dim, dtype=dtype)
         self.pool = Linear(2 * dim, dim, dtype=dtype)
-        self.layers = nnx.List([ContextLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
-        self.norm = layer_norm(dim, eps=1e-5, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([ContextLayer(config, dtype=dtype) for _ in range(config.layers)])
+        self.norm = layer_norm(dim, eps=1e-5, dtype=dtype)
         self.pair = MLP((2 * dim, dim, 1), activation=gelu, dtype=jnp.float32)
         self.to_features = Linear(dim, channels, dtype=dtype)
         self.config = config

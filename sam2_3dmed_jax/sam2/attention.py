@@ -69,7 +69,7 @@ def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | N
 class Attention(nnx.Module):
     """Multi-head attention whose inner width may be smaller than the embedding (`sam.transformer.Attention`)."""
 
-    def __init__(self, embed_dim: int, num_heads: int, *, downsample: int = 1, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, num_heads: int, *, downsample: int = 1, dtype: DTypeLike):
         inner = embed_dim // downsample
         self.q_proj = Linear(embed_dim, inner, dtype=dtype)
         self.k_proj = Linear(embed_dim, inner, dtype=dtype)

@@ -44,7 +44,7 @@ def window_unpartition(windows: jax.Array, side: int, h: int, w: int) -> jax.Arr
 class MultiScaleAttention(nnx.Module):
     """Self-attention over a window, with optional max pooling of the queries."""
 
-    def __init__(self, dim: int, dim_out: int, num_heads: int, pool: bool, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, dim: int, dim_out: int, num_heads: int, pool: bool, *, dtype: DTypeLike):
         self.qkv = Linear(dim, 3 * dim_out, dtype=dtype)
         self.proj = Linear(dim_out, dim_out, dtype=dtype)
         self.num_heads = num_heads
@@ -64,12 +64,10 @@ class MultiScaleAttention(nnx.Module):
 class MultiScaleBlock(nnx.Module):
     """One transformer block; `window` 0 attends over the whole slice."""
 
-    def __init__(
-        self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        self.norm1 = layer_norm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
-        self.attn = MultiScaleAttention(dim, dim_out, num_heads, pool, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(dim_out, eps=1e-6, dtype=dtype, rngs=rngs)
+    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool, *, dtype: DTypeLike):
+        self.norm1 = layer_norm(dim, eps=1e-6, dtype=dtype)
+        self.attn = MultiScaleAttention(dim, dim_out, num_heads, pool, dtype=dtype)
+        self.norm2 = layer_norm(dim_out, eps=1e-6, dtype=dtype)
         self.mlp = MLP((dim_out, 4 * dim_out, dim_out), activation=gelu, dtype=dtype)
         self.proj = Linear(dim, dim_out, dtype=dtype) if dim != dim_out else None
         self.window = window
@@ -95,7 +93,7 @@ class MultiScaleBlock(nnx.Module):
 class Hiera(nnx.Module):
     """The trunk: one feature map a stage, at strides 4, 8, 16 and 32."""
 
-    def __init__(self, config: HieraConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: HieraConfig, *, dtype: DTypeLike):
         dim, heads = config.embed_dim, config.num_heads
         self.patch_embed = nnx.Dict(proj=Conv(3, dim, kernel=7, stride=4, padding=3, dtype=dtype))
         self.pos_embed = parameter(*config.pos_embed_size, dim)
@@ -108,7 +106,7 @@ class Hiera(nnx.Module):
                 heads = heads * 2 if first else heads
                 window = config.window_spec[stage - 1 if first else stage]
                 window = 0 if len(blocks) in config.global_att_blocks else window
-                blocks.append(MultiScaleBlock(dim, dim_out, heads, window, pool=first, dtype=dtype, rngs=rngs))
+                blocks.append(MultiScaleBlock(dim, dim_out, heads, window, pool=first, dtype=dtype))
                 dim = dim_out
         self.blocks = nnx.List(blocks)
         self.stage_ends = tuple(sum(config.stages[: i + 1]) - 1 for i in range(len(config.stages)))

@@ -18,7 +18,7 @@ from sam2_3dmed_jax.sam2.layers import Linear
 class FpnNeck(nnx.Module):
     """Lateral 1x1 convolutions, with one top-down sum: stride 32 into stride 16 (`fpn_top_down_levels: [2, 3]`)."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         channels = [config.trunk.embed_dim * 2**i for i in range(4)]
         # Stored from the coarsest level on, as in the reference.
         self.convs = nnx.List([Linear(c, config.d_model, dtype=dtype) for c in reversed(channels)])
@@ -34,9 +34,9 @@ class FpnNeck(nnx.Module):
 class ImageEncoder(nnx.Module):
     """From slices to FPN levels."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.trunk = Hiera(config.trunk, dtype=dtype, rngs=rngs)
-        self.neck = FpnNeck(config, dtype=dtype, rngs=rngs)
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
+        self.trunk = Hiera(config.trunk, dtype=dtype)
+        self.neck = FpnNeck(config, dtype=dtype)
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C]`, `[B, S/8, S/8, C]`, `[B, S/16, S/16, C]`."""

@@ -72,9 +72,9 @@ class ConvTranspose2x2(nnx.Module):
         return y + self.bias[...].astype(self.dtype)
 
 
-def layer_norm(features: int, *, eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(features: int, *, eps: float, dtype: DTypeLike) -> nnx.LayerNorm:
     """LayerNorm over channels in float32, returned in the compute dtype (also SAM 2's `LayerNorm2d`)."""
-    return nnx.LayerNorm(features, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(features, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
 
 
 class Conv(nnx.Module):

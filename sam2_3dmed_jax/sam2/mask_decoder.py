@@ -39,15 +39,13 @@ Refine = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 class TwoWayAttentionBlock(nnx.Module):
     """Tokens attend to themselves and to the image, then the image to the tokens."""
 
-    def __init__(self, config: Sam2Config, *, first: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, first: bool, dtype: DTypeLike):
         c, heads = config.d_model, config.decoder_heads
-        self.self_attn = Attention(c, heads, dtype=dtype, rngs=rngs)
-        self.cross_attn_token_to_image = Attention(c, heads, downsample=2, dtype=dtype, rngs=rngs)
-        self.cross_attn_image_to_token = Attention(c, heads, downsample=2, dtype=dtype, rngs=rngs)
+        self.self_attn = Attention(c, heads, dtype=dtype)
+        self.cross_attn_token_to_image = Attention(c, heads, downsample=2, dtype=dtype)
+        self.cross_attn_image_to_token = Attention(c, heads, downsample=2, dtype=dtype)
         self.mlp = MLP((c, config.decoder_mlp_dim, c), dtype=dtype)
-        self.norm1, self.norm2, self.norm3, self.norm4 = (
-            layer_norm(c, eps=1e-5, dtype=dtype, rngs=rngs) for _ in range(4)
-        )
+        self.norm1, self.norm2, self.norm3, self.norm4 = (layer_norm(c, eps=1e-5, dtype=dtype) for _ in range(4))
         self.first = first  # the first block's self-attention takes no position
 
     def __call__(
@@ -70,11 +68,11 @@ class TwoWayAttentionBlock(nnx.Module):
 class TwoWayTransformer(nnx.Module):
     """Two blocks and a last attention from tokens to image."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
-        self.layers = nnx.List([TwoWayAttentionBlock(config, first=i == 0, dtype=dtype, rngs=rngs) for i in range(2)])
-        self.final_attn_token_to_image = Attention(c, config.decoder_heads, downsample=2, dtype=dtype, rngs=rngs)
-        self.norm_final_attn = layer_norm(c, eps=1e-5, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([TwoWayAttentionBlock(config, first=i == 0, dtype=dtype) for i in range(2)])
+        self.final_attn_token_to_image = Attention(c, config.decoder_heads, downsample=2, dtype=dtype)
+        self.norm_final_attn = layer_norm(c, eps=1e-5, dtype=dtype)
 
     def __call__(
         self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array, valid: jax.Array
@@ -90,16 +88,16 @@ class TwoWayTransformer(nnx.Module):
 class MaskDecoder(nnx.Module):
     """Predicts the candidates, their IoUs and whether the object is there."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
-        self.transformer = TwoWayTransformer(config, dtype=dtype, rngs=rngs)
+        self.transformer = TwoWayTransformer(config, dtype=dtype)
         self.iou_token = parameter(1, c)
         self.mask_tokens = parameter(MASK_TOKENS, c)
         self.obj_score_token = parameter(1, c)
         self.output_upscaling = nnx.List(
             [
                 ConvTranspose2x2(c, c // 4, dtype=dtype),
-                layer_norm(c // 4, eps=1e-6, dtype=dtype, rngs=rngs),
+                layer_norm(c // 4, eps=1e-6, dtype=dtype),
                 gelu,
                 ConvTranspose2x2(c // 4, c // 8, dtype=dtype),
             ]

@@ -31,7 +31,7 @@ class MemoryTokens(NamedTuple):
 class RoPEAttention(nnx.Module):
     """Single-head attention with rotary positions; keys and values may have fewer channels (`kv_dim`)."""
 
-    def __init__(self, embed_dim: int, kv_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, kv_dim: int, *, dtype: DTypeLike):
         self.q_proj = Linear(embed_dim, embed_dim, dtype=dtype)
         self.k_proj = Linear(kv_dim, embed_dim, dtype=dtype)
         self.v_proj = Linear(kv_dim, embed_dim, dtype=dtype)
@@ -58,15 +58,15 @@ class RoPEAttention(nnx.Module):
 class MemoryAttentionLayer(nnx.Module):
     """Self-attention, cross-attention to the memory, feed-forward; pre-norm."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
-        self.self_attn = RoPEAttention(c, c, dtype=dtype, rngs=rngs)
-        self.cross_attn_image = RoPEAttention(c, config.mem_dim, dtype=dtype, rngs=rngs)
+        self.self_attn = RoPEAttention(c, c, dtype=dtype)
+        self.cross_attn_image = RoPEAttention(c, config.mem_dim, dtype=dtype)
         self.linear1 = Linear(c, config.memory_attention_ff, dtype=dtype)
         self.linear2 = Linear(config.memory_attention_ff, c, dtype=dtype)
-        self.norm1 = layer_norm(c, eps=1e-5, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(c, eps=1e-5, dtype=dtype, rngs=rngs)
-        self.norm3 = layer_norm(c, eps=1e-5, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(c, eps=1e-5, dtype=dtype)
+        self.norm2 = layer_norm(c, eps=1e-5, dtype=dtype)
+        self.norm3 = layer_norm(c, eps=1e-5, dtype=dtype)
 
     def __call__(self, x: jax.Array, memory: MemoryTokens, side: int) -> jax.Array:
         """Map `x [K, N, C]` to `[K, N, C]`."""
@@ -80,11 +80,11 @@ class MemoryAttentionLayer(nnx.Module):
 class MemoryAttention(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         self.layers = nnx.List(
-            [MemoryAttentionLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.memory_attention_layers)]
+            [MemoryAttentionLayer(config, dtype=dtype) for _ in range(config.memory_attention_layers)]
         )
-        self.norm = layer_norm(config.d_model, eps=1e-5, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(config.d_model, eps=1e-5, dtype=dtype)
         self.dtype = dtype
 
     def __call__(self, embedding: jax.Array, memory: MemoryTokens) -> jax.Array:

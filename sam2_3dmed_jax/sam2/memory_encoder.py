@@ -14,13 +14,13 @@ from sam2_3dmed_jax.sam2.layers import Conv, Linear, gelu, layer_norm, parameter
 class MaskDownSampler(nnx.Module):
     """Four strided 3x3 convolutions with norm and GELU, each with four times the channels, then a 1x1."""
 
-    def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, *, dtype: DTypeLike):
         channels = (1, 4, 16, 64, 256)
         layers: list = []
         for i in range(4):
             layers += [
                 Conv(channels[i], channels[i + 1], kernel=3, stride=2, padding=1, dtype=dtype),
-                layer_norm(channels[i + 1], eps=1e-6, dtype=dtype, rngs=rngs),
+                layer_norm(channels[i + 1], eps=1e-6, dtype=dtype),
                 gelu,
             ]
         self.encoder = nnx.List([*layers, Linear(channels[-1], embed_dim, dtype=dtype)])
@@ -56,9 +56,9 @@ class DepthwiseConv7x7(nnx.Module):
 class CXBlock(nnx.Module):
     """A ConvNeXt block with layer scale."""
 
-    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, dtype: DTypeLike):
         self.dwconv = DepthwiseConv7x7(dim, dtype=dtype)
-        self.norm = layer_norm(dim, eps=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(dim, eps=1e-6, dtype=dtype)
         self.pwconv1 = Linear(dim, 4 * dim, dtype=dtype)
         self.pwconv2 = Linear(4 * dim, dim, dtype=dtype)
         self.gamma = parameter(dim)
@@ -72,11 +72,11 @@ class CXBlock(nnx.Module):
 class MemoryEncoder(nnx.Module):
     """Sum of projected features and downsampled mask, two ConvNeXt blocks, projection to `mem_dim`."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
-        self.mask_downsampler = MaskDownSampler(c, dtype=dtype, rngs=rngs)
+        self.mask_downsampler = MaskDownSampler(c, dtype=dtype)
         self.pix_feat_proj = Linear(c, c, dtype=dtype)
-        self.fuser = nnx.Dict(layers=nnx.List([CXBlock(c, dtype=dtype, rngs=rngs) for _ in range(2)]))
+        self.fuser = nnx.Dict(layers=nnx.List([CXBlock(c, dtype=dtype) for _ in range(2)]))
         self.out_proj = Linear(c, config.mem_dim, dtype=dtype)
 
     def __call__(self, embedding: jax.Array, masks: jax.Array) -> jax.Array:

@@ -44,14 +44,14 @@ class SliceOutput(NamedTuple):
 class SAM2(nnx.Module):
     """SAM 2 or 2.1. Attribute names follow the official checkpoints."""
 
-    def __init__(self, config: Sam2Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config):
         dtype = jnp.dtype(config.compute_dtype)
         c = config.d_model
-        self.image_encoder = ImageEncoder(config, dtype=dtype, rngs=rngs)
-        self.memory_attention = MemoryAttention(config, dtype=dtype, rngs=rngs)
-        self.memory_encoder = MemoryEncoder(config, dtype=dtype, rngs=rngs)
-        self.sam_prompt_encoder = PromptEncoder(config, dtype=dtype, rngs=rngs)
-        self.sam_mask_decoder = MaskDecoder(config, dtype=dtype, rngs=rngs)
+        self.image_encoder = ImageEncoder(config, dtype=dtype)
+        self.memory_attention = MemoryAttention(config, dtype=dtype)
+        self.memory_encoder = MemoryEncoder(config, dtype=dtype)
+        self.sam_prompt_encoder = PromptEncoder(config, dtype=dtype)
+        self.sam_mask_decoder = MaskDecoder(config, dtype=dtype)
         self.obj_ptr_proj = MLP((c, c, c, c), dtype=dtype)
         self.obj_ptr_tpos_proj = Linear(c, config.mem_dim, dtype=jnp.float32) if config.tpos_enc_in_obj_ptrs else None
         self.mask_downsample = Conv(1, 1, kernel=4, stride=4, padding=0, dtype=dtype)

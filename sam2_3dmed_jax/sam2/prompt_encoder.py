@@ -48,7 +48,7 @@ def no_prompts(objects: int, tokens: int = 2) -> Prompts:
 class PromptEncoder(nnx.Module):
     """Embeds prompts for the mask decoder."""
 
-    def __init__(self, config: Sam2Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
         self.pe_layer = PositionEmbeddingRandom(c)
         self.point_embeddings = nnx.List([parameter(c) for _ in range(4)])
@@ -57,10 +57,10 @@ class PromptEncoder(nnx.Module):
         self.mask_downscaling = nnx.List(
             [
                 Conv(1, 4, kernel=2, stride=2, padding=0, dtype=dtype),
-                layer_norm(4, eps=1e-6, dtype=dtype, rngs=rngs),
+                layer_norm(4, eps=1e-6, dtype=dtype),
                 gelu,
                 Conv(4, 16, kernel=2, stride=2, padding=0, dtype=dtype),
-                layer_norm(16, eps=1e-6, dtype=dtype, rngs=rngs),
+                layer_norm(16, eps=1e-6, dtype=dtype),
                 gelu,
                 Linear(16, c, dtype=dtype),
             ]

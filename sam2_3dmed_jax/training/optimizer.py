@@ -57,7 +57,7 @@ class Optimizer:
             self.groups[name] = Group(tuple(paths), factor, decays)
         self._update = optax.chain(
             optax.clip_by_global_norm(config.gradient_clip),
-            optax.scale_by_adam(b1=0.9, b2=0.999),
+            optax.scale_by_adam(b1=0.9, b2=0.95),
             optax.add_decayed_weights(config.weight_decay, mask={n: g.decays for n, g in self.groups.items()}),
             optax.stateless(lambda updates, _: {n: u * self.groups[n].factor for n, u in updates.items()}),
             optax.scale_by_learning_rate(learning_rate(config)),

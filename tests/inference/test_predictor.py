@@ -1,0 +1,168 @@
+"""Propagation over a volume: orders, objects, corrections, depth and compilations."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.inference import feature_store, propagate
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
+from sam2_3dmed_jax.config import ModelConfig
+from sam2_3dmed_jax.model.sam2_3dmed import random_weights
+
+SIZE = 64
+# Float32 sums run in another order in another batch; logits are of order 5.
+TOLERANCE = 2e-4
+
+
+def volume(depth, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(size=(depth, SIZE // 8, SIZE // 8, 3))
+    return coarse.repeat(8, 1).repeat(8, 2).astype(np.float32)
+
+
+def click(slice, x=30.0, y=26.0, object_id=1, label=1):
+    return Prompt(object_id, slice, [(x, y)], [label])
+
+
+def busy_model(**modules):
+    """A nano model whose zero-initialised projections are not zero, and whose objects are found on most slices."""
+    config = ModelConfig("nano", SIZE, **modules)
+    config = replace(config, slice_position=replace(config.slice_position, dim=32, window=4))
+    weights = random_weights(config, 3)
+    rng = np.random.default_rng(5)
+    for path, value in weights.items():
+        if path.endswith(("to_features.kernel", "to_mask.kernel")):
+            weights[path] = 0.3 * rng.normal(size=value.shape).astype(np.float32)
+        if path == "sam_mask_decoder.pred_obj_score_head.layers.2.bias":
+            weights[path] = value + 1.0
+        if path.endswith("gamma"):
+            weights[path] = value + 0.5
+    return assemble(weights, CheckpointInfo(config))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return busy_model()
+
+
+@pytest.mark.parametrize("order", ["sequential", "independent"])
+def test_untrained_srpp_and_bd_leave_the_masks_of_plain_sam2(order):
+    slices = volume(9)
+    prompts = [click(4), click(7), Prompt(2, 2, box=(10, 12, 40, 44))]
+    plain = VolumePredictor(new_model("nano", SIZE), order).predict(slices, prompts)
+    full = VolumePredictor(new_model("nano", SIZE, with_3dmed=True), order).predict(slices, prompts)
+    np.testing.assert_array_equal(full.mask_logits, plain.mask_logits)
+    np.testing.assert_array_equal(full.object_score_logits, plain.object_score_logits)
+
+
+def test_trained_srpp_and_bd_change_the_masks(model):
+    slices = volume(9)
+    plain = VolumePredictor(busy_model(srpp=False, bd=False)).predict(slices, [click(4)])
+    srpp = VolumePredictor(busy_model(bd=False)).predict(slices, [click(4)])
+    full = VolumePredictor(model).predict(slices, [click(4)])
+    assert np.abs(srpp.mask_logits - plain.mask_logits).max() > 0.01
+    assert np.abs(full.mask_logits - srpp.mask_logits).max() > 0.01
+
+
+@pytest.mark.parametrize("order", ["sequential", "independent"])
+def test_every_slice_gets_a_result_whatever_the_depth_and_prompted_slice(model, order):
+    predictor = VolumePredictor(model, order)
+    for depth, prompted in ((1, 0), (2, 1), (17, 0), (17, 16), (33, 20)):
+        result = predictor.predict(volume(depth), [click(prompted)])
+        assert result.mask_logits.shape == (1, depth, SIZE // 4, SIZE // 4)
+        assert np.isfinite(result.mask_logits).all()
+        assert (np.abs(result.object_score_logits) > 0).all()  # none left out
+
+
+@pytest.mark.parametrize("order", ["sequential", "independent"])
+def test_one_object_alone_and_among_others_gets_the_same_mask(model, order):
+    slices = volume(20)
+    others = [click(11, 10, 50, 1), Prompt(7, 3, box=(5, 5, 30, 30)), click(18, 50, 10, 9), click(14, 51, 9, 7)]
+    alone = VolumePredictor(model, order).predict(slices, [click(8, object_id=4)])
+    among = VolumePredictor(model, order).predict(slices, [*others, click(8, object_id=4)])
+    assert among.object_ids == (1, 4, 7, 9)
+    np.testing.assert_allclose(among.mask_logits[1], alone.mask_logits[0], atol=TOLERANCE)
+
+
+def test_the_independent_order_is_symmetric_under_a_flip_along_z(model):
+    slices, depth = volume(21), 21
+    prompts = [click(5), click(12, 40, 40), click(9, 20, 20, 2)]
+    flipped = [replace(prompt, slice=depth - 1 - prompt.slice) for prompt in prompts]
+    predictor = VolumePredictor(model, "independent")
+    forward = predictor.predict(slices, prompts)
+    backward = predictor.predict(slices[::-1].copy(), flipped)
+    np.testing.assert_allclose(backward.mask_logits[:, ::-1], forward.mask_logits, atol=TOLERANCE)
+    np.testing.assert_allclose(backward.object_score_logits[:, ::-1], forward.object_score_logits, atol=TOLERANCE)
+
+
+def test_a_correction_encodes_no_slice_again_and_changes_the_masks(model, monkeypatch):
+    session = VolumePredictor(model).start(volume(12))
+    session.add([click(4)])
+    before = session.result().mask_logits.copy()
+    monkeypatch.setattr(feature_store, "_encode_block", lambda *_: pytest.fail("a slice was encoded again"))
+    session.add([click(9, 12, 50, label=0)])
+    after = session.result().mask_logits
+    assert np.abs(after[0, 9] - before[0, 9]).max() > 1e-3
+    assert np.abs(after[0, 11] - before[0, 11]).max() > 1e-5  # and what follows it
+
+
+def test_volumes_of_different_depth_share_their_compiled_functions(model):
+    predictor = VolumePredictor(model)
+    predictor.predict(volume(18), [click(3)])
+    sizes = [f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store._encode_block)]
+    predictor.predict(volume(27), [click(22)])
+    assert sizes == [
+        f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store._encode_block)
+    ]
+
+
+def test_weights_are_arguments_of_the_compiled_walk(model):
+    slices = volume(5)
+    one = VolumePredictor(model).predict(slices, [click(2)])
+    size = propagate.walk_block._cache_size()
+    other = busy_model()
+    other.no_mem_embed[...] = other.no_mem_embed[...] + 1.0
+    two = VolumePredictor(other).predict(slices, [click(2)])
+    assert propagate.walk_block._cache_size() == size
+    assert np.abs(one.mask_logits - two.mask_logits).max() > 1e-3
+
+
+def test_a_mask_prompt_is_the_output_of_its_slice_and_an_empty_one_says_absent(model):
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[16:40, 20:44] = True
+    result = VolumePredictor(model).predict(
+        volume(7), [Prompt(1, 3, mask=mask), Prompt(1, 6, mask=np.zeros((SIZE, SIZE), bool))]
+    )
+    np.testing.assert_array_equal(result.mask_logits[0, 3] > 0, mask[2::4, 2::4])
+    assert result.object_score_logits[0, 3] == 10 and result.object_score_logits[0, 6] == -10
+    assert not (result.mask_logits[0, 6] > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (click(12), "slices 0 to 11"),
+        (click(-1), "slices 0 to 11"),
+        (click(3, 64.0), "outside the slice"),
+        (Prompt(1, 3), "is empty"),
+        (Prompt(1, 3, [(1, 1)], [2]), "labels"),
+        (Prompt(1, 3, [(1, 1)], [1, 1]), "one label a point"),
+        (Prompt(1, 3, box=(20, 20, 10, 30)), "smaller x and y"),
+        (Prompt(1, 3, mask=np.zeros((8, 8), bool)), "64, 64"),
+        (Prompt(1, 3, [(1, 1)], [1], mask=np.zeros((SIZE, SIZE), bool)), "stands alone"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused_and_nothing_is_added(model, prompt, words):
+    session = VolumePredictor(model).start(volume(12))
+    with pytest.raises(UserError, match=words):
+        session.add([click(2, object_id=5), prompt])
+    with pytest.raises(UserError, match="there are none"):
+        session.result()
+
+
+def test_slices_of_another_size_are_refused(model):
+    with pytest.raises(UserError, match=r"\[D, 64, 64, 3\]"):
+        VolumePredictor(model).start(np.zeros((4, 32, 32, 3), np.float32))

@@ -1,0 +1,59 @@
+"""Attention in blocks, with masks and reassociated values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax.sam2 import attention
+from sam2_3dmed_jax.sam2.memory_attention import RoPEAttention
+from sam2_3dmed_jax.sam2.parameters import merge, split
+
+
+def random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def plain(q, k, v):
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) / jnp.sqrt(q.shape[-1])
+    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1), v)
+
+
+def test_attention_in_blocks_equals_attention_at_once_and_so_do_its_gradients(monkeypatch):
+    q, k, v = random(2, 24, 2, 8), random(2, 50, 2, 8, seed=1), random(2, 50, 2, 4, seed=2)
+    monkeypatch.setattr(attention, "MAX_SCORES", 24 * 50 // 5)
+    assert attention._blocks(24, 50) == 6
+    # float32 sums in another order: a few units in the last place of numbers of order one
+    np.testing.assert_allclose(attention.attend(q, k, v), plain(q, k, v), atol=2e-6)
+    for got, want in zip(
+        jax.grad(lambda *x: jnp.sin(attention.attend(*x)).sum(), (0, 1, 2))(q, k, v),
+        jax.grad(lambda *x: jnp.sin(plain(*x)).sum(), (0, 1, 2))(q, k, v),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_masked_keys_count_as_if_they_were_not_there():
+    q, k, v = random(1, 6, 1, 8), random(1, 10, 1, 8, seed=1), random(1, 10, 1, 8, seed=2)
+    valid = jnp.arange(10) % 3 != 0
+    got = attention.attend(q, k, v, valid[None])
+    np.testing.assert_allclose(got, plain(q, k[:, valid], v[:, valid]), atol=2e-6)
+
+
+def test_no_valid_key_gives_finite_numbers_and_gradients():
+    q, k, v = random(1, 6, 1, 8), random(1, 10, 1, 8, seed=1), random(1, 10, 1, 8, seed=2)
+    none = jnp.zeros((1, 10), bool)
+    out, gradient = jax.value_and_grad(lambda q: attention.attend(q, k, v, none).sum())(q)
+    assert jnp.isfinite(out) and jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("pointers", [0, 8])
+def test_reassociated_values_equal_projected_values(pointers):
+    module = RoPEAttention(32, 16, dtype=jnp.float32)
+    graphdef, weights = split(module)
+    weights = {path: 0.3 * random(*value.shape, seed=i) for i, (path, value) in enumerate(weights.items())}
+    module = merge(graphdef, weights)
+    q, memory = random(2, 16, 32), random(2, 3 * 16 + pointers, 16, seed=9)
+    fast = module(q, memory, memory, 4, pointers)
+    module.reassociate = False
+    np.testing.assert_allclose(fast, module(q, memory, memory, 4, pointers), atol=1e-5)
