@@ -22,14 +22,13 @@ import numpy as np
 from sam2_3dmed_jax.data.msd import Case
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.overlap import overlap_metrics
-from sam2_3dmed_jax.evaluation.protocol import check_protocol, describe_prompts, protocol_prompts
+from sam2_3dmed_jax.evaluation.protocol import check_protocol, prompt_of
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.segment import VoxelPrompt, segment_volume
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
 Row = dict[str, Any]
-Segmenter = Callable[[Volume, list[VoxelPrompt]], np.ndarray]  # labels [D, H, W] in canonical order
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 METRICS = ("dice", "iou", "dice_without_prompted_slices")
@@ -37,6 +36,7 @@ COLUMNS = (
     *("case", "class", *METRICS, "volume_ml_prediction", "volume_ml_reference", "fp_ml_outside_extent"),
     *("protocol", "prompt_source", "n_prompts", "prompt_slices", "seconds", "empty"),
 )
+_EMPTY = {(True, True): "", (True, False): "reference", (False, True): "prediction", (False, False): "both"}
 NO_PROTOCOL = "files"  # masks that another program wrote: nobody here knows what it was told
 DEFINITIONS = {
     "dice": "2 |P n R| / (|P| + |R|) over all voxels of the case; both masks empty: NaN, one empty: 0",
@@ -49,7 +49,7 @@ DEFINITIONS = {
 }
 
 
-def evaluate(
+def evaluate_model(
     predictor: VolumePredictor,
     cases: Sequence[Case],
     classes: dict[int, str],
@@ -71,43 +71,27 @@ def evaluate(
     Raises:
         UserError: no such protocol, or files that cannot be read or do not fit each other.
     """
-    return evaluate_segmenter(
-        lambda volume, prompts: segment_volume(predictor, volume, prompts).labels, cases, classes, protocol, progress
-    )
-
-
-def evaluate_segmenter(
-    segment: Segmenter,
-    cases: Sequence[Case],
-    classes: dict[int, str],
-    protocol: str,
-    progress: Progress | None = None,
-) -> list[Row]:
-    """`evaluate` for any promptable method; `segment` gets prompts whose object ids are the label values."""
     check_protocol(protocol)
     rows = []
     for done, case in enumerate(cases, 1):
         volume = read_volume(case.image)
         reference = read_labels(case.label, volume)
-        told = {value: protocol_prompts(protocol, reference == value, volume.spacing, value) for value in classes}
-        prompts = [prompt for own in told.values() for prompt in own]
+        prompts = {
+            value: prompt_of(protocol, reference == value, volume.spacing, value)
+            for value in classes
+            if (reference == value).any()
+        }
         start = time.perf_counter()
-        labels = segment(volume, prompts) if prompts else np.zeros(reference.shape, np.uint16)
+        labels = np.zeros(reference.shape, np.uint16)
+        if prompts:
+            labels = segment_volume(predictor, volume, list(prompts.values())).labels
         seconds = time.perf_counter() - start
         for value, name in classes.items():
-            slices = {prompt.slice for prompt in told[value]}
-            scores = score_masks(labels == value, reference == value, volume.voxel_volume_ml, slices)
-            if not told[value]:
-                scores["empty"] = "reference"
-            rows.append(
-                {
-                    "case": case.id,
-                    "class": name,
-                    **scores,
-                    **describe_prompts(protocol, told[value]),
-                    "seconds": seconds,
-                }
-            )
+            told = [prompts[value]] if value in prompts else []
+            found = score(labels == value, reference == value, volume, [prompt.slice for prompt in told])
+            if not told:
+                found["empty"] = "reference"
+            rows.append({"case": case.id, "class": name, **found, **_told(protocol, told), "seconds": seconds})
         if progress:
             progress("evaluating cases", done, len(cases))
     return rows
@@ -116,7 +100,7 @@ def evaluate_segmenter(
 def evaluate_files(
     predictions: str | os.PathLike[str],
     references: str | os.PathLike[str],
-    classes: dict[int, str] | None = None,
+    classes: dict[int, str],
     progress: Progress | None = None,
 ) -> list[Row]:
     """Score label maps that any method wrote, against those of the same name in another folder.
@@ -124,7 +108,7 @@ def evaluate_files(
     Args:
         predictions: folder of NIfTI files, one for each file of `references`.
         references: folder of NIfTI files.
-        classes: label value to name; None: every value of the references, named by itself.
+        classes: label value to name; {}: every value of the references, named by itself.
         progress: called with (what, done, total) after each case.
 
     Raises:
@@ -145,51 +129,57 @@ def evaluate_files(
             f"{folders[0]}: {len(absent)} of {len(names)} predictions are missing, first {absent[0]}; "
             "name each like its reference"
         )
-    if classes is None:
-        found: set[int] = set()
+    if not classes:
+        values: set[int] = set()
         for name in names:
-            found.update(np.unique(read_volume(folders[1] / name).array).astype(int).tolist())
-        classes = {value: str(value) for value in sorted(found) if value > 0}
+            values.update(np.unique(read_volume(folders[1] / name).array).astype(int).tolist())
+        classes = {value: str(value) for value in sorted(values) if value > 0}
         if not classes:
             raise UserError(f"{folders[1]}: its label maps are all empty; give references that hold an object")
     rows = []
     for done, name in enumerate(names, 1):
-        grid = read_volume(folders[1] / name)
-        reference, labels = read_labels(folders[1] / name, grid), read_labels(folders[0] / name, grid)
+        volume = read_volume(folders[1] / name)
+        reference, labels = read_labels(folders[1] / name, volume), read_labels(folders[0] / name, volume)
         for value, title in classes.items():
-            scores = score_masks(labels == value, reference == value, grid.voxel_volume_ml, set())
+            found = score(labels == value, reference == value, volume)
             told = {"protocol": NO_PROTOCOL, "prompt_source": "unknown", "n_prompts": "", "prompt_slices": ""}
-            rows.append({"case": name.split(".nii")[0], "class": title, **scores, **told, "seconds": math.nan})
+            rows.append({"case": name.split(".nii")[0], "class": title, **found, **told, "seconds": math.nan})
         if progress:
             progress("evaluating files", done, len(names))
     return rows
 
 
-def score_masks(prediction: np.ndarray, reference: np.ndarray, voxel_volume_ml: float, prompted: set[int]) -> Row:
-    """The columns of a row that two bool masks `[D, H, W]` settle; `prompted` are canonical slice indices."""
-    other = np.setdiff1d(np.arange(len(reference)), sorted(prompted))
+def score(prediction: np.ndarray, reference: np.ndarray, volume: Volume, prompted: Sequence[int] = ()) -> Row:
+    """The columns of a row that two masks of a volume settle.
+
+    Args:
+        prediction: bool `[D, H, W]`.
+        reference: bool `[D, H, W]`.
+        volume: gives the size of a voxel.
+        prompted: canonical slices on which a prompt was given.
+    """
+    other = np.setdiff1d(np.arange(len(reference)), prompted)
     slices = np.flatnonzero(reference.any((1, 2)))
     beyond = prediction.copy()
     if len(slices):
         beyond[slices[0] : slices[-1] + 1] = False
+    voxel = volume.voxel_volume_ml
     return {
         **overlap_metrics(prediction, reference),
         "dice_without_prompted_slices": overlap_metrics(prediction[other], reference[other])["dice"],
-        "volume_ml_prediction": np.count_nonzero(prediction) * voxel_volume_ml,
-        "volume_ml_reference": np.count_nonzero(reference) * voxel_volume_ml,
-        "fp_ml_outside_extent": np.count_nonzero(beyond) * voxel_volume_ml,
-        "empty": {(True, True): "", (True, False): "reference", (False, True): "prediction", (False, False): "both"}[
-            bool(prediction.any()), bool(reference.any())
-        ],
+        "volume_ml_prediction": np.count_nonzero(prediction) * voxel,
+        "volume_ml_reference": np.count_nonzero(reference) * voxel,
+        "fp_ml_outside_extent": np.count_nonzero(beyond) * voxel,
+        "empty": _EMPTY[bool(prediction.any()), bool(reference.any())],
     }
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means over cases for each class, and their plain mean over classes; what could not be averaged is NaN.
+    """Means over cases for each class, and their plain mean over classes; what could not be averaged is None.
 
     Returns:
         {"classes": {name: {"cases", "empty": {kind: count}, metric: {"mean", "sd", "median", "n"}}},
-        "macro": {metric: mean}, "protocol", "definitions", "note"}.
+        "macro_dice" and the like: mean or None, "protocol", "definitions", "note"}.
     """
     classes: dict[str, Any] = {}
     for name in dict.fromkeys(row["class"] for row in rows):
@@ -197,18 +187,18 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         kinds = {kind: sum(row["empty"] == kind for row in own) for kind in ("both", "prediction", "reference")}
         classes[name] = {"cases": len(own), "empty": kinds, **{m: _spread([r[m] for r in own]) for m in METRICS}}
     means = {metric: [entry[metric]["mean"] for entry in classes.values()] for metric in METRICS}
-    scored = {metric: [value for value in values if not math.isnan(value)] for metric, values in means.items()}
+    scored = {metric: [value for value in values if value is not None] for metric, values in means.items()}
     return {
         "note": "for research use only",
         "protocol": sorted({str(row["protocol"]) for row in rows}),
-        "macro": {metric: statistics.fmean(v) if v else math.nan for metric, v in scored.items()},
+        **{f"macro_{metric}": statistics.fmean(values) if values else None for metric, values in scored.items()},
         "classes": classes,
         "definitions": DEFINITIONS,
     }
 
 
 def write_results(rows: Sequence[Row], summary: dict[str, Any], out: str | os.PathLike[str]) -> None:
-    """Write `cases.csv` and `summary.json` (NaN is null there) into a folder, each whole or not at all.
+    """Write `cases.csv` and `summary.json` into a folder, each whole or not at all.
 
     Raises:
         UserError: the folder cannot be written.
@@ -217,7 +207,7 @@ def write_results(rows: Sequence[Row], summary: dict[str, Any], out: str | os.Pa
     writer = csv.DictWriter(table, COLUMNS)
     writer.writeheader()
     writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    text = json.dumps(_null(summary), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         for name, content in (("cases.csv", table.getvalue()), ("summary.json", text)):
@@ -230,17 +220,21 @@ def write_results(rows: Sequence[Row], summary: dict[str, Any], out: str | os.Pa
         ) from None
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    scored = [value for value in values if not math.isnan(value)]
+def _told(protocol: str, prompts: Sequence[VoxelPrompt]) -> Row:
+    """The columns that say what the predictor was told; slices are canonical indices, with spaces between them."""
     return {
-        "mean": statistics.fmean(scored) if scored else math.nan,
-        "sd": statistics.stdev(scored) if len(scored) > 1 else math.nan,
-        "median": statistics.median(scored) if scored else math.nan,
-        "n": len(scored),
+        "protocol": protocol,
+        "prompt_source": "reference" if prompts else "none",
+        "n_prompts": len(prompts),
+        "prompt_slices": " ".join(str(prompt.slice) for prompt in prompts),
     }
 
 
-def _null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _null(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    scored = [value for value in values if not math.isnan(value)]
+    return {
+        "mean": statistics.fmean(scored) if scored else None,
+        "sd": statistics.stdev(scored) if len(scored) > 1 else None,
+        "median": statistics.median(scored) if scored else None,
+        "n": len(scored),
+    }

@@ -1,30 +1,26 @@
-"""Pictures: a contact sheet of slices with contours and prompts, and the curves of a training log.
-
-Drawn off screen (Agg) and renamed into place, so a picture is whole or absent.
-"""
+"""Pictures: slices with contours of prediction and reference and the prompts, and the loss curve of a run."""
 
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.segment import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.intensity import apply_window
+from sam2_3dmed_jax.volume.intensity import apply_window, parse_window
 
-TILES = 12  # slices of a contact sheet, at most
-COLUMNS = 4
-REFERENCE_COLOUR = "#00c8ff"
-NOTE = "for research use only"
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+PANELS = 12  # slices on a contact sheet, at most
+PREDICTION, REFERENCE, INSIDE, OUTSIDE = "#ffb000", "#00c8ff", "#40ff40", "#ff4040"
 
 
 def overlay(
@@ -33,120 +29,104 @@ def overlay(
     prediction: np.ndarray,
     reference: np.ndarray | None = None,
     prompts: Sequence[VoxelPrompt] = (),
-    window: tuple[float, float] = (40.0, 400.0),
+    window: str = "soft_tissue",
+    title: str = "",
 ) -> None:
-    """A contact sheet of up to 12 slices over the objects and a little beyond, prompted slices included.
+    """Write a contact sheet (PNG) of slices over the object.
 
     Args:
-        path: a .png file.
-        volume: the CT.
-        prediction: integer `[D, H, W]`, each value contoured in its own colour.
-        reference: the same, contoured in one colour; or None.
-        prompts: shown on their slices: crosses inside, circles outside, boxes dashed, masks dotted.
-        window: (level, width) in HU.
-
-    Raises:
-        UserError: the file cannot be written.
+        path: the picture.
+        volume: the scan.
+        prediction: labels `[D, H, W]`; contours around each label.
+        reference: labels on the same grid, or None.
+        prompts: drawn on their slices.
+        window: as `data.preprocessing.window`.
+        title: above the sheet.
     """
-    shown = prediction != 0 if reference is None else (prediction != 0) | (reference != 0)
-    chosen = choose_slices(np.flatnonzero(shown.any((1, 2))), sorted({p.slice for p in prompts}), len(prediction))
+    shown = _slices(prediction, reference, prompts)
+    grey = apply_window(volume.array[shown], *parse_window(window))
+    columns = min(4, len(shown))
+    rows = math.ceil(len(shown) / columns)
     _, dy, dx = volume.spacing
-    height, width = volume.array.shape[1] * dy, volume.array.shape[2] * dx
-    columns = min(COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
-    tile = 3.0  # inches
-    figure = Figure(figsize=(tile * columns, (tile * height / width + 0.3) * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    ids = sorted({*np.unique(prediction).tolist(), *(p.object_id for p in prompts)} - {0})
-    palette = matplotlib.colormaps["Set1"].colors  # type: ignore[attr-defined]
-    colours = {value: palette[index % len(palette)] for index, value in enumerate(ids)}
-    for axis, d in zip(axes, chosen, strict=False):
-        axis.imshow(apply_window(volume.array[d], *window), cmap="gray", vmin=0, vmax=1, aspect=dy / dx)
-        if reference is not None and reference[d].any():
-            axis.contour(reference[d] != 0, levels=[0.5], colors=[REFERENCE_COLOUR], linewidths=1.0)
-        for value in ids:
-            if (prediction[d] == value).any():
-                axis.contour(prediction[d] == value, levels=[0.5], colors=[colours[value]], linewidths=1.2)
-        for prompt in prompts:
-            if prompt.slice == d:
-                _draw_prompt(axis, prompt, colours[prompt.object_id])
-        mark = " (prompted)" if any(prompt.slice == d for prompt in prompts) else ""
-        axis.set_title(f"slice {d}{mark}", fontsize=8)
-    for axis in axes:
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.5 * rows + 0.6), squeeze=False)
+    for axis in axes.flat:
         axis.set_axis_off()
-    handles = [Line2D([], [], color=colours[value], label=f"prediction {value}") for value in ids]
+    for axis, index, image in zip(axes.flat, shown, grey, strict=False):
+        # Canonical rows run from anterior to posterior and columns from the patient's right to left: radiology's view.
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=dy / dx, interpolation="nearest")
+        if reference is not None:
+            _contours(axis, reference[index], REFERENCE)
+        _contours(axis, prediction[index], PREDICTION)
+        for prompt in prompts:
+            if prompt.slice == index:
+                _draw_prompt(axis, prompt)
+        axis.set_title(f"slice {index}", fontsize=9)
+    handles = [plt.Line2D([], [], color=PREDICTION, label="prediction")]
     if reference is not None:
-        handles.append(Line2D([], [], color=REFERENCE_COLOUR, label="reference"))
+        handles.append(plt.Line2D([], [], color=REFERENCE, label="reference"))
     if prompts:
-        handles.append(Line2D([], [], color="0.4", marker="P", linestyle="", label="prompt"))
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, title=NOTE)
+        handles.append(plt.Line2D([], [], color=INSIDE, marker="+", linestyle="", label="prompt"))
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
+    figure.suptitle(title or "For research use only", fontsize=10)
+    figure.tight_layout(rect=(0, 0.04, 1, 0.99), h_pad=2.0)
     _save(figure, path)
 
 
-def choose_slices(object_slices: np.ndarray, prompted: Sequence[int], depth: int) -> list[int]:
-    """Up to 12 slices spread evenly from just before the object to just past it; prompted ones replace neighbours."""
-    present = [*object_slices.tolist(), *prompted] or [depth // 2]
-    first, last = max(min(present) - 1, 0), min(max(present) + 1, depth - 1)
-    chosen = sorted(set(np.linspace(first, last, min(TILES, last - first + 1)).round().astype(int).tolist()))
-    kept = [prompted[i] for i in np.linspace(0, len(prompted) - 1, min(TILES, len(prompted))).round().astype(int)]
-    free = [d for d in chosen if d not in kept]
-    for _ in range(len(kept) + len(free) - TILES):
-        free.remove(min(free, key=lambda d: min(abs(d - p) for p in kept)))
-    return sorted({*kept, *free})
-
-
-def loss_curve(path: str | os.PathLike[str], log_csv: str | os.PathLike[str]) -> None:
-    """Loss and its terms (logarithmic), and the clips' Dice, over the steps of a run's `log.csv`.
-
-    Raises:
-        UserError: the log cannot be read or has no rows, or the picture cannot be written.
-    """
-    try:
-        with open(log_csv, newline="") as file:
-            rows = list(csv.DictReader(file))
-        steps = [int(row["step"]) for row in rows]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{log_csv}: it cannot be read as a training log ({error}); give a run's log.csv") from None
-    if not rows:
-        raise UserError(f"{log_csv}: it has no rows; train for at least training.log_every steps")
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.subplots()
-    for name in ("loss", "loss_seg", "loss_srpp", "loss_bd"):
-        values = [float(row.get(name) or "nan") for row in rows]
-        if any(value > 0 for value in values):
-            left.plot(steps, values, label=name, linewidth=2.0 if name == "loss" else 1.0)
-    left.set(xlabel="step", ylabel="loss (terms unweighted)", yscale="log")
-    left.legend(loc="upper left", fontsize=8)
-    if "dice" in rows[0]:
-        right = left.twinx()
-        right.plot(steps, [float(row["dice"] or "nan") for row in rows], color="0.3", linestyle="--", label="clip Dice")
-        right.set(ylabel="Dice on training clips", ylim=(0, 1))
-        right.legend(loc="upper right", fontsize=8)
-    left.grid(alpha=0.3)
+def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> None:
+    """Write the losses and the training Dice of a run's `log.csv` against the step (PNG)."""
+    with open(log, newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    figure, (losses, dice) = plt.subplots(1, 2, figsize=(10, 3.6))
+    for name in ("loss", "loss_seg", "loss_srpp", "loss_bd", "loss_object_score"):
+        values = [float(row[name]) if row.get(name) else math.nan for row in rows]
+        if not all(map(math.isnan, values)):
+            losses.plot(steps, values, label=name)
+    losses.set(xlabel="step", ylabel="loss", yscale="log")
+    losses.legend(frameon=False, fontsize=8)
+    dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
+    dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
+    figure.tight_layout()
     _save(figure, path)
 
 
-def _draw_prompt(axis: matplotlib.axes.Axes, prompt: VoxelPrompt, colour: tuple[float, float, float]) -> None:
+def _slices(prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]) -> list[int]:
+    """Evenly spread slices over the extent of object and prompts, with the prompted ones among them."""
+    holds = prediction.any((1, 2))
+    if reference is not None:
+        holds = holds | reference.any((1, 2))
+    prompted = sorted({prompt.slice for prompt in prompts})
+    extent = [*np.flatnonzero(holds).tolist(), *prompted] or [len(prediction) // 2]
+    spread = np.unique(np.linspace(min(extent), max(extent), PANELS).round().astype(int)).tolist()
+    kept = prompted if len(prompted) <= PANELS else prompted[:: -(-len(prompted) // PANELS)]
+    free = [index for index in spread if index not in kept]
+    while len(kept) + len(free) > PANELS:  # the nearest slice gives way to a prompted one
+        free.remove(min(free, key=lambda index: min(abs(index - other) for other in kept)))
+    return sorted([*kept, *free])
+
+
+def _contours(axis: plt.Axes, labels: np.ndarray, colour: str) -> None:
+    for value in np.unique(labels[labels > 0]):
+        axis.contour(labels == value, levels=[0.5], colors=[colour], linewidths=1.0)
+
+
+def _draw_prompt(axis: plt.Axes, prompt: VoxelPrompt) -> None:
     for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
-        axis.plot(x, y, marker="P" if label else "o", color=colour, markeredgecolor="white", markersize=7)
+        axis.plot(x, y, "+", color=INSIDE if label else OUTSIDE, markersize=9, markeredgewidth=2)
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
-        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=colour, linestyle="--", linewidth=1.0)
-    if prompt.mask is not None and prompt.mask.any():
-        axis.contour(prompt.mask, levels=[0.5], colors=["yellow"], linestyles="dotted", linewidths=1.0)
+        axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=INSIDE))
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.png")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_png(str(temporary))
-        os.replace(temporary, target)
+        figure.savefig(temporary, dpi=110, format="png")
+        temporary.rename(target)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); give a folder with room and write access"
-        ) from None
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written ({reason}); give a folder with room and write access") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        plt.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -68,7 +69,7 @@ def point_prompts(grid: Grid, points: Iterable[tuple[tuple[float, float, float],
     found = []
     for voxel, label, object_id in points:
         d, h, w = voxel_to_canonical(grid, voxel)
-        found.append(VoxelPrompt(object_id, round(d), ((w, h),), (label,)))
+        found.append(VoxelPrompt(object_id, _slice_of(d, grid), ((w, h),), (label,)))
     return found
 
 
@@ -83,7 +84,7 @@ def box_prompts(
     found = []
     for first, second, object_id in boxes:
         low, high = np.sort([voxel_to_canonical(grid, first), voxel_to_canonical(grid, second)], axis=0)
-        for d in range(round(low[0]), round(high[0]) + 1):
+        for d in range(_slice_of(low[0], grid), _slice_of(high[0], grid) + 1):
             found.append(VoxelPrompt(object_id, d, box=(low[2], low[1], high[2], high[1])))
     return found
 
@@ -104,7 +105,11 @@ def mask_prompts(labels: np.ndarray, source: str = "the mask") -> list[VoxelProm
 
 
 def merge_prompts(prompts: Sequence[VoxelPrompt]) -> list[VoxelPrompt]:
-    """One prompt an object and slice: points add up, the last box or mask counts."""
+    """One prompt an object and slice: points add up, and join a box.
+
+    Raises:
+        UserError: on one slice an object has two boxes, or a mask and anything else.
+    """
     merged: dict[tuple[int, int], VoxelPrompt] = {}
     for prompt in prompts:
         key = (prompt.object_id, prompt.slice)
@@ -112,14 +117,23 @@ def merge_prompts(prompts: Sequence[VoxelPrompt]) -> list[VoxelPrompt]:
             merged[key] = prompt
             continue
         old = merged[key]
+        name = f"prompts of object {prompt.object_id} on canonical slice {prompt.slice}"
+        if old.mask is not None or prompt.mask is not None:
+            raise UserError(f"{name}: a mask stands alone there; leave out the mask, or the other prompts")
+        if old.box is not None and prompt.box is not None:
+            raise UserError(f"{name}: there are two boxes; give one, or make the other one another object")
         merged[key] = replace(
             old,
             points=(*old.points, *prompt.points),
             labels=(*old.labels, *prompt.labels),
             box=prompt.box or old.box,
-            mask=prompt.mask if prompt.mask is not None else old.mask,
         )
     return list(merged.values())
+
+
+def _slice_of(d: float, grid: Grid) -> int:
+    """The slice that a fractional index lies on; the outer border belongs to the outermost slice."""
+    return min(max(math.floor(d + 0.5), 0), grid.canonical_shape[0] - 1)
 
 
 def _to_slice(prompt: VoxelPrompt, shape: tuple[int, int], size: int) -> Prompt:
@@ -132,6 +146,10 @@ def _to_slice(prompt: VoxelPrompt, shape: tuple[int, int], size: int) -> Prompt:
     if prompt.box is not None:
         (x0, y0), (x1, y1) = pixels([prompt.box[:2], prompt.box[2:]])
         box = (x0, y0, x1, y1)
-    mask = None if prompt.mask is None else resize_slices(prompt.mask[None].astype(np.float32), size)[0] >= 0.5
+    mask = None
+    if prompt.mask is not None:
+        share = resize_slices(prompt.mask[None].astype(np.float32), size)[0]
+        # A mask smaller than a pixel keeps the pixel that it fills most: an empty one would say "not here".
+        mask = (share >= min(0.5, float(share.max()))) & (share > 0)
     points = pixels(prompt.points) if prompt.points else ()
     return Prompt(prompt.object_id, prompt.slice, points, prompt.labels, box, mask)

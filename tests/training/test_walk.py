@@ -143,8 +143,10 @@ def test_training_walks_a_clip_as_inference_walks_a_volume(walk, weights):
     trained = np.asarray(walk(weights, batch).mask_logits).reshape(D, B, K, SIZE // 4, SIZE // 4)[:, 1, 0]
     # Offsets of pointers are normalised by min(depth, 16) - 1, and training stands for volumes of at least 16 slices.
     slices = np.concatenate([batch["slices"][1], np.zeros((12, SIZE, SIZE), np.float32)])
-    model = assemble({**weights, "slice_position.to_features.kernel": weights["slice_position.to_features.kernel"] * 0},
-                     CheckpointInfo(MODEL))
+    model = assemble(
+        {**weights, "slice_position.to_features.kernel": weights["slice_position.to_features.kernel"] * 0},
+        CheckpointInfo(MODEL),
+    )
     without = {**weights, "slice_position.to_features.kernel": weights["slice_position.to_features.kernel"] * 0}
     trained = np.asarray(walk(without, batch).mask_logits).reshape(D, B, K, SIZE // 4, SIZE // 4)[:, 1, 0]
     result = VolumePredictor(model, postprocessing=False).predict(normalise(slices), [Prompt(1, 0, [(30, 20)], [1])])

@@ -1,0 +1,9 @@
+"""The demo's experiment, to train by hand: `sam2-3dmed train experiments/demo.py --data.path DATASET --out RUN`."""
+
+from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.demo import demo_config
+
+
+def get_config() -> ExperimentConfig:
+    """The nano model on phantom spleens."""
+    return demo_config("")

@@ -1,0 +1,290 @@
+"""The command `sam2-3dmed`: one thin function a verb. Heavy imports happen inside, so that `--help` is quick.
+
+Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sam2_3dmed_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = _parser().parse_known_args(given)
+    if rest and options.verb != "train":
+        _parser().error(f"unknown argument '{rest[0]}'")
+    try:
+        VERBS[options.verb](options, rest)
+    except UserError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"a bug: {type(error).__name__}: {error} (run again with --debug and report it)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def demo(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Train, score and segment on phantoms."""
+    _start()
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.demo import run_demo
+
+    with ConsoleProgress() as progress:
+        lines = run_demo(options.out, options.seed, progress, progress.training)
+    print("\n".join(lines))
+
+
+def phantom(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Write a synthetic dataset."""
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
+
+    if options.cases < 1:
+        raise UserError(f"--cases: {options.cases} is not a number of cases; give 1 or more")
+    with ConsoleProgress() as progress:
+        write_phantom_dataset(
+            options.out, options.cases, options.seed, options.task, lambda done, all_: progress("phantoms", done, all_)
+        )
+    print(f"{options.cases} phantoms in {options.out}")
+
+
+def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Train an experiment."""
+    from sam2_3dmed_jax.experiment import read_experiment
+
+    config = read_experiment(options.experiment, rest)
+    _start()
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.training import loop
+
+    with ConsoleProgress() as progress:
+        final = loop.train(config, options.out, progress.training)
+    print(f"trained model in {final}")
+
+
+def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Segment a volume from prompts."""
+    if not options.out.endswith((".nii", ".nii.gz")):
+        raise UserError(f"--out: {options.out} is no NIfTI name; let it end in .nii.gz")
+    from sam2_3dmed_jax.volume import io
+
+    volume = io.read_volume(options.image)
+    if Path(options.out).exists() and Path(options.out).samefile(options.image):
+        raise UserError(f"--out: {options.out} is the image itself; give another file")
+    _start()
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.inference import segment
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.model.checkpoint import load_model
+
+    prompts = segment.point_prompts(volume.grid, [_point(text) for text in options.point])
+    prompts += segment.box_prompts(volume.grid, [_box(text) for text in options.box])
+    if options.mask:
+        prompts += segment.mask_prompts(io.read_labels(options.mask, volume), options.mask)
+    if not prompts:
+        raise UserError("there are no prompts; give --point x,y,z, --box i0,j0,k0,i1,j1,k1 or --mask MASK.nii.gz")
+    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
+    with ConsoleProgress() as progress:
+        result = segment.segment_volume(predictor, volume, prompts, progress)
+    if options.overlay:
+        from sam2_3dmed_jax.evaluation.figures import overlay
+
+        window = predictor.model.info.preprocessing.window
+        overlay(options.overlay, volume, result.labels, prompts=segment.merge_prompts(prompts), window=window)
+    io.write_labels(options.out, result.labels.astype("int32"), volume)
+    for object_id in result.result.object_ids:
+        millilitres = float((result.labels == object_id).sum()) * volume.voxel_volume_ml
+        print(f"object {object_id}: {millilitres:.1f} mL")
+    print(f"segmentation in {options.out} (for research use only)")
+    if options.overlay:
+        print(f"overlay in {options.overlay}")
+
+
+def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Score a checkpoint, or any method's files."""
+    files = options.predictions or options.references
+    if files and not (options.predictions and options.references):
+        raise UserError("give both --predictions DIR and --references DIR")
+    if bool(files) == bool(options.checkpoint) or (options.checkpoint and not options.data):
+        raise UserError("give either CKPT and DATA, or --predictions DIR and --references DIR")
+    _start()
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.data.msd import read_dataset
+    from sam2_3dmed_jax.data.splits import fold_cases
+    from sam2_3dmed_jax.evaluation import evaluator
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.model.checkpoint import load_model
+
+    with ConsoleProgress() as progress:
+        if files:
+            classes = _classes(options.classes, {})
+            rows = evaluator.evaluate_files(Path(options.predictions), Path(options.references), classes, progress)
+        else:
+            dataset = read_dataset(options.data)
+            held_out = set(fold_cases([case.id for case in dataset.cases], options.fold, options.folds)[1])
+            cases = [case for case in dataset.cases if case.id in held_out]
+            classes = _classes(options.classes, dataset.labels)
+            predictor = VolumePredictor(load_model(options.checkpoint), options.order)
+            rows = evaluator.evaluate_model(predictor, cases, classes, options.protocol, progress)
+    summary = evaluator.summarise(rows)
+    evaluator.write_results(rows, summary, Path(options.out))
+    for name, entry in summary["classes"].items():
+        mean = entry["dice"]["mean"]
+        print(f"{name}: mean Dice {'none' if mean is None else f'{mean:.3f}'} over {entry['dice']['n']} cases")
+    print(f"cases.csv and summary.json in {options.out} (for research use only)")
+
+
+def doctor(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Say what this machine has and what is wrong."""
+    from sam2_3dmed_jax.doctor import report
+
+    facts, wrong = report()
+    print("\n".join(facts))
+    if wrong:
+        raise UserError("; ".join(wrong))
+    print("nothing is wrong")
+
+
+VERBS = {"demo": demo, "phantom": phantom, "train": train, "predict": predict, "evaluate": evaluate, "doctor": doctor}
+
+
+def _parser() -> Parser:
+    common = Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    parser = Parser(prog="sam2-3dmed", description="SAM2-3dMed in JAX. For research use only.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        return verbs.add_parser(name, help=text, description=text, parents=[common], formatter_class=formatter)
+
+    p = verb("demo", "make phantoms, train a nano SAM2-3dMed on them, score it and segment one; CPU, no downloads")
+    p.add_argument("--out", default="demo_run", help="folder for all it makes")
+    p.add_argument("--seed", type=int, default=0, help="of the phantoms")
+
+    p = verb("phantom", "write a synthetic CT dataset in MSD layout")
+    p.add_argument("out", help="folder to write")
+    p.add_argument("--cases", type=int, default=40, help="number of cases")
+    p.add_argument("--seed", type=int, default=0, help="of the anatomies")
+    p.add_argument("--task", choices=("spleen", "pancreas", "lung"), default="spleen", help="which organs are labelled")
+
+    p = verb(
+        "train", "train an experiment; resumes by itself when DIR holds a run. Every field of the config is a flag"
+    )
+    p.add_argument("experiment", metavar="EXPERIMENT.py", help="file with get_config(); then --any.field value")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+
+    p = verb("predict", "segment a volume from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")
+    p.add_argument("checkpoint", metavar="CKPT", help="folder of a native checkpoint")
+    p.add_argument("image", metavar="IMAGE", help="NIfTI file, HU")
+    p.add_argument(
+        "--out", required=True, metavar="SEG.nii.gz", help="label map on IMAGE's grid, values are object ids"
+    )
+    p.add_argument(
+        "--point", action="append", default=[], metavar="x,y,z[,1|0[,object]]", help="a click, inside or out"
+    )
+    p.add_argument(
+        "--box", action="append", default=[], metavar="i0,j0,k0,i1,j1,k1[,object]", help="two inclusive voxel corners"
+    )
+    p.add_argument("--mask", metavar="MASK.nii.gz", help="label map on IMAGE's grid; its slices are prompts")
+    p.add_argument("--overlay", metavar="PNG", help="contact sheet of slices with contours")
+    p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
+
+    p = verb("evaluate", "score a checkpoint on held-out cases, or any method's NIfTI files")
+    p.add_argument("checkpoint", metavar="CKPT", nargs="?", help="folder of a native checkpoint")
+    p.add_argument("data", metavar="DATA", nargs="?", help="dataset in MSD layout")
+    p.add_argument("--fold", type=int, default=0, help="held-out fold")
+    p.add_argument("--folds", type=int, default=5, help="number of folds")
+    p.add_argument("--protocol", default="one-click", help="one-click or box-mid")
+    p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
+    p.add_argument("--predictions", metavar="DIR", help="label maps of any method")
+    p.add_argument("--references", metavar="DIR", help="their references, of the same names")
+    p.add_argument("--classes", metavar="1=spleen,...", help="label values or names to score (default: all)")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv and summary.json")
+
+    verb("doctor", "devices, versions, caches, optional parts, and what is wrong")
+    return parser
+
+
+def _start() -> None:
+    """What every command that computes begins with."""
+    from sam2_3dmed_jax import compilation_cache
+
+    compilation_cache.enable()
+
+
+def _numbers(flag: str, text: str, form: str, counts: Sequence[int]) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts:
+        raise UserError(f"{flag}: '{text}' is not {form}; give that many numbers, with commas")
+    return numbers
+
+
+def _point(text: str) -> tuple[tuple[float, float, float], int, int]:
+    numbers = _numbers("--point", text, "x,y,z[,1|0[,object]]", (3, 4, 5))
+    label, object_id = [*numbers, 1, 1][3:5]  # inside, and object 1, unless given
+    if label not in (0, 1):
+        raise UserError(f"--point: '{text}' has label {label:g}; use 1 for inside and 0 for outside")
+    return (numbers[0], numbers[1], numbers[2]), int(label), _object_id("--point", object_id)
+
+
+def _box(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float], int]:
+    numbers = _numbers("--box", text, "i0,j0,k0,i1,j1,k1[,object]", (6, 7))
+    object_id = _object_id("--box", numbers[6] if len(numbers) == 7 else 1)
+    return (numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5]), object_id
+
+
+def _object_id(flag: str, number: float) -> int:
+    if not 1 <= number <= 65535 or number != int(number):
+        raise UserError(f"{flag}: {number:g} is no object id; use a whole number from 1 to 65535")
+    return int(number)
+
+
+def _classes(text: str | None, declared: dict[int, str]) -> dict[int, str]:
+    """`1=spleen,2,cancer` to value and name; with a dataset, they must be declared. None: all declared."""
+    if not text:
+        return declared
+    classes = {}
+    values = {name: str(value) for value, name in declared.items()}
+    for part in text.split(","):
+        value, _, name = part.partition("=")
+        value = values.get(value, value)
+        if not value.strip().isdigit() or int(value) == 0:
+            known = f"one of {', '.join(values)}" if values else "VALUE=NAME"
+            raise UserError(f"--classes: '{part}' is no label value, nor {known}; give some, such as 1=spleen")
+        if declared and int(value) not in declared:
+            raise UserError(f"--classes: the dataset has no label {value}; choose from {sorted(declared)}")
+        classes[int(value)] = name or declared.get(int(value), value)
+    return classes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The demo: phantoms are made, a nano SAM2-3dMed is trained on some and scored on others, and one is segmented.
+
+The untrained model and region growing from the same click stand beside it: numbers on phantoms say that the pipe
+carries water, and nothing about patients.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, LossConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.data.msd import Case, read_dataset
+from sam2_3dmed_jax.data.splits import fold_cases
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation import figures
+from sam2_3dmed_jax.evaluation.evaluator import Row, evaluate_model, score, summarise, write_results
+from sam2_3dmed_jax.evaluation.protocol import prompt_of
+from sam2_3dmed_jax.evaluation.region_growing import region_growing
+from sam2_3dmed_jax.inference.predictor import VolumePredictor
+from sam2_3dmed_jax.inference.segment import segment_volume
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_model
+from sam2_3dmed_jax.model.sam2_3dmed import random_weights
+from sam2_3dmed_jax.training.loop import train
+from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
+from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
+
+CASES = 40
+Progress = Callable[..., None]
+
+
+def demo_config(data: str) -> ExperimentConfig:
+    """The demo's experiment: nano at 128 px, everything trained from scratch."""
+    return ExperimentConfig(
+        model=ModelConfig(preset="nano", slice_position=SrppConfig(dim=64, layers=1)),
+        data=DataConfig(path=data, slices=4, rotation=5.0, scaling=0.05, shift=0.02, box=0.1, point_noise=0.3),
+        training=TrainingConfig(
+            steps=500,
+            batch_size=4,
+            learning_rate=2e-3,
+            warmup_steps=30,
+            checkpoint_every=250,
+            log_every=10,
+            loss=LossConfig(bce=10.0),
+        ),
+    )
+
+
+def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: Progress) -> list[str]:
+    """Run the demo in `out`, and resume one that was interrupted. Returns the lines to print at the end.
+
+    Raises:
+        UserError: `out` holds something else.
+    """
+    root = Path(out)
+    marker = root / "demo.json"
+    if root.exists() and any(root.iterdir()) and not marker.exists():
+        raise UserError(f"{out} is not empty and holds no demo; choose another --out")
+    root.mkdir(parents=True, exist_ok=True)
+    if marker.exists() and json.loads(marker.read_text()) != {"seed": seed}:
+        raise UserError(f"{out} holds a demo of another seed; choose another --out or the same --seed")
+    marker.write_text(json.dumps({"seed": seed}))
+
+    seconds: dict[str, float] = {}
+    begin = time.monotonic()
+    data = root / "data"
+    if not (data / "dataset.json").exists():
+        write_phantom_dataset(data, CASES, seed, "spleen", lambda done, all_: progress("phantoms", done, all_))
+    begin = _lap(seconds, "phantoms", begin)
+    config = demo_config(str(data))
+    final = train(config, root / "run", training_progress)
+    begin = _lap(seconds, "training", begin)
+
+    dataset = read_dataset(data)
+    held_out = set(fold_cases([case.id for case in dataset.cases], config.data.fold, config.data.folds)[1])
+    cases = [case for case in dataset.cases if case.id in held_out]
+    trained = VolumePredictor(load_model(final))
+    info = trained.model.info
+    untrained = VolumePredictor(
+        assemble(random_weights(info.model, config.training.seed), CheckpointInfo(info.model, info.preprocessing))
+    )
+    rows = {
+        "trained": evaluate_model(trained, cases, dataset.labels, "one-click", progress),
+        "untrained": evaluate_model(untrained, cases, dataset.labels, "one-click"),
+        "region growing": [_grow(case, value, name) for case in cases for value, name in dataset.labels.items()],
+    }
+    summaries = {name: summarise(found) for name, found in rows.items()}
+    for name, found in rows.items():
+        write_results(found, summaries[name], root / "evaluation" / name.replace(" ", "_"))
+    begin = _lap(seconds, "evaluation", begin)
+
+    # The case nearest the mean, neither the best nor the worst.
+    mean = summaries["trained"]["macro_dice"]
+    typical = min(rows["trained"], key=lambda row: abs(row["dice"] - mean))
+    case = next(case for case in cases if case.id == typical["case"])
+    volume = read_volume(case.image)
+    reference = read_labels(case.label, volume)
+    prompts = [prompt_of("one-click", reference == value, volume.spacing, value) for value in dataset.labels]
+    labels = segment_volume(trained, volume, prompts).labels
+    write_labels(root / "prediction.nii.gz", labels.astype(np.int32), volume)
+    title = f"{case.id}: one click, Dice {typical['dice']:.2f} (a phantom; for research use only)"
+    figures.overlay(root / "overlay.png", volume, labels, reference, prompts, title=title)
+    figures.loss_curve(root / "loss_curve.png", root / "run" / "log.csv")
+    _lap(seconds, "pictures", begin)
+
+    lines = [f"Spleen of {len(cases)} phantoms it did not train on, one click each, mean Dice (research use only):"]
+    for name, summary in summaries.items():
+        spleen = summary["classes"]["spleen"]["dice"]
+        lines.append(f"  {name:15} {spleen['mean']:.3f}  (SD {spleen['sd']:.3f})")
+    lines.append("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    for what, file in (
+        ("segmentation", "prediction.nii.gz"),
+        ("overlay", "overlay.png"),
+        ("loss curve", "loss_curve.png"),
+        ("scores", "evaluation/trained/cases.csv"),
+        ("checkpoint", "run/final"),
+    ):
+        lines.append(f"  {what:13} {root / file}")
+    return lines
+
+
+def _lap(seconds: dict[str, float], name: str, begin: float) -> float:
+    now = time.monotonic()
+    seconds[name] = now - begin
+    return now
+
+
+def _grow(case: Case, value: int, name: str) -> Row:
+    """Region growing from the click that the model is given."""
+    volume = read_volume(case.image)
+    reference = read_labels(case.label, volume) == value
+    prompt = prompt_of("one-click", reference, volume.spacing, value)
+    ((x, y),) = prompt.points
+    grown = region_growing(volume.array, (prompt.slice, round(y), round(x)), spacing=volume.spacing)
+    found = score(grown, reference, volume, [prompt.slice])
+    return {"case": case.id, "class": name, **found, "protocol": "one-click", "prompt_source": "reference"}

@@ -1,0 +1,52 @@
+"""An experiment file (`get_config()`), with fields overridden by flags (`--model.image_size 256`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.errors import UserError
+
+
+def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
+    """Run an experiment file's `get_config()` and apply flags.
+
+    Raises:
+        UserError: no such file, a file without `get_config`, or a flag that no field takes.
+    """
+    file = Path(path)
+    if not file.is_file() or file.suffix != ".py":
+        raise UserError(f"{path}: there is no such experiment; give a Python file with get_config()")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # the user's code
+        raise UserError(f"{path}: it fails with {type(error).__name__}: {error}; correct the experiment") from error
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"{path}: get_config() returns {type(config).__name__}; let it return an ExperimentConfig")
+    words = [{"true": "True", "false": "False"}.get(word, word) for word in flags]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return tyro.cli(
+                tyro.conf.configure(tyro.conf.FlagConversionOff)(ExperimentConfig),
+                default=config,
+                args=words,
+                use_underscores=True,
+                console_outputs=True,
+            )
+    except SystemExit as stop:
+        # Tyro draws a box, with lines or with dashes: its words up to the help say what is wrong.
+        words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", printed.getvalue()).split()
+        told = re.split(r"Argument helptext|For full helptext", " ".join(words))[0].strip()
+        raise UserError(f"a flag does not fit the experiment: {told} (config.py lists the fields)") from stop
