@@ -34,7 +34,7 @@ def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
         raise UserError(f"{path}: it fails with {type(error).__name__}: {error}; correct the experiment") from error
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"{path}: get_config() returns {type(config).__name__}; let it return an ExperimentConfig")
-    words = [{"true": "True", "false": "False"}.get(word, word) for word in flags]
+    words = [re.sub(r"(^|=)(true|false)$", lambda found: found[0].title(), word) for word in flags]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -43,7 +43,6 @@ def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
                 default=config,
                 args=words,
                 use_underscores=True,
-                console_outputs=True,
             )
     except SystemExit as stop:
         # Tyro draws a box, with lines or with dashes: its words up to the help say what is wrong.

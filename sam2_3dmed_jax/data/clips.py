@@ -98,14 +98,14 @@ def cut_clip(case: PreparedCase, config: DataConfig, rng: np.random.Generator) -
     for k, value in enumerate(values):
         masks[:, k] = labels == value
     holds = masks.any((2, 3))  # [D, K]
-    object_valid = holds.any(0)
+    object_valid = np.asarray(holds.any(0))
     prompt_step = np.where(object_valid, holds.argmax(0), 0).astype(np.int32)
     coords = np.zeros((config.objects, TOKENS, 2), np.float32)
     point_labels = np.full((config.objects, TOKENS), -1, np.int32)
     token_valid = np.zeros((config.objects, TOKENS), bool)
     token_valid[:, :2] = True
     multimask = np.ones(config.objects, bool)
-    for k in np.flatnonzero(object_valid):
+    for k in np.flatnonzero(object_valid).tolist():
         mask = masks[prompt_step[k], k] > 0
         if rng.random() < config.box:
             box = prompts.jitter_box(prompts.box_of(mask), 0.05, rng, mask.shape)

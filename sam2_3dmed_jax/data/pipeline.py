@@ -1,5 +1,7 @@
-"""Batches of clips by Grain. All randomness and batching live in the `MapDataset`, so batch i is a function of the
-seed and i alone: the state to restore is the count of consumed batches, whatever the number of workers.
+"""Batches of clips by Grain.
+
+All randomness and batching live in the `MapDataset`, so batch i is a function of the seed and i alone: the state to
+restore is the count of consumed batches, whatever the number of workers.
 """
 
 from __future__ import annotations

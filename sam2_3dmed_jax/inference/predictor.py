@@ -13,7 +13,6 @@ from typing import Literal
 
 import jax
 import numpy as np
-from flax import nnx
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore, Progress
@@ -211,7 +210,6 @@ class Session:
             track.direction[:] = 0  # walks start from the prompted slices alone
         bank = load_bank([*tracks, *tracks], prompted_capacity(tracks), None)
         wanted = np.concatenate([up, down], axis=1)
-        side = self._predictor.model.config.image_size // 4
         # Slices between prompts are met twice; the first visit waits here for the second.
         waiting: dict[tuple[int, int], tuple[np.ndarray, float]] = {}
         done = 0
@@ -225,7 +223,7 @@ class Session:
                     if not track.start < index < track.last:
                         self._keep(track, index, result, step, row, direction)
                         continue
-                    logits = result.mask_logits[step, row].reshape(side, side)
+                    logits = np.asarray(result.mask_logits[step, row])
                     score = float(result.object_score_logits[step, row])
                     key = (row % k, index)
                     if key not in waiting:
@@ -266,7 +264,7 @@ class Session:
             steps = Steps(
                 features=jax.tree.map(lambda x: x.reshape(BLOCK, groups, *x.shape[1:]), features),
                 context=context.reshape(BLOCK, groups, -1),  # type: ignore[arg-type]
-                index=np.pad(index[begin:end], [*pad, (0, 0)], mode="edge"),  # type: ignore[arg-type]
+                on=np.pad(index[begin:end], [*pad, (0, 0)], mode="edge"),  # type: ignore[arg-type]
                 active=np.pad(active[begin:end], [*pad, (0, 0)]),  # type: ignore[arg-type]
             )
             bank, result = walk_block(p.graphdef, p.weights, bank, steps, direction, np.int32(self.depth), False)

@@ -34,7 +34,7 @@ class Steps(NamedTuple):
 
     features: SliceFeatures  # each [T, G, ...]
     context: jax.Array  # [T, G, C]
-    index: jax.Array  # int32 [T, R]: the slice that a row is on
+    on: jax.Array  # int32 [T, R]: the slice that a row is on
     active: jax.Array  # bool [T, R]: whether the row is walked there
 
 
@@ -91,9 +91,9 @@ def walk_block(
         repeats = rows // at.context.shape[0]
         features = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), at.features)
         context = jnp.repeat(at.context, repeats, axis=0)
-        out = track_slice(model, bank, features, context, at.index, direction, depth, no_prompts(rows), postprocessing)
+        out = track_slice(model, bank, features, context, at.on, direction, depth, no_prompts(rows), postprocessing)
         memory = model.encode_memory(features.embedding, out.mask_logits, out.object_score_logits)
-        recent: Recent = bank.recent.write(at.index, at.active, memory, out.pointer)
+        recent: Recent = bank.recent.write(at.on, at.active, memory, out.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
         return bank, SliceResult(out.mask_logits, out.object_score_logits, memory, out.pointer)
 

@@ -96,5 +96,5 @@ def load_bank(tracks: list[Track], prompted: int, past: list[tuple[int, int]] | 
             pointer[row, other % pointers], pointer_slice[row, other % pointers] = track.pointer[other], other
             if offset <= memories:
                 memory[row, other % memories], memory_slice[row, other % memories] = track.memory[other], other
-    recent = Recent(*map(jnp.asarray, (memory, memory_slice, pointer, pointer_slice)))
-    return MemoryBank(*map(jnp.asarray, (prompted_memory, prompted_pointer, prompted_slice)), recent)
+    recent = Recent(jnp.asarray(memory), jnp.asarray(memory_slice), jnp.asarray(pointer), jnp.asarray(pointer_slice))
+    return MemoryBank(jnp.asarray(prompted_memory), jnp.asarray(prompted_pointer), jnp.asarray(prompted_slice), recent)

@@ -6,7 +6,7 @@ Which candidate becomes the mask (`select_mask`) is apart from predicting them, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ class MaskDecoder(nnx.Module):
         self.iou_token = parameter(1, c)
         self.mask_tokens = parameter(MASK_TOKENS, c)
         self.obj_score_token = parameter(1, c)
-        self.output_upscaling = nnx.List(
+        self.output_upscaling: nnx.List[Any] = nnx.List(
             [
                 ConvTranspose2x2(c, c // 4, dtype=dtype),
                 layer_norm(c // 4, eps=1e-6, dtype=dtype),

@@ -5,7 +5,7 @@ After `sam2_base.py`. Each step is a pure function of the module's weights; walk
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ class SliceOutput(NamedTuple):
 
 class SAM2(nnx.Module):
     """SAM 2 or 2.1. Attribute names follow the official checkpoints."""
+
+    info: Any  # what the model was made from; whoever builds or loads one says it
 
     def __init__(self, config: Sam2Config):
         dtype = jnp.dtype(config.compute_dtype)

@@ -6,13 +6,12 @@ take weights as an argument.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 import jax
 from flax import nnx
 
 Weights = dict[str, jax.Array]
-M = TypeVar("M", bound=nnx.Module)
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Weights]:
@@ -21,8 +20,8 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Weights]:
     return graphdef, {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
-def merge(graphdef: nnx.GraphDef, weights: Weights) -> nnx.Module:
-    """Put weights back into a model of the same structure."""
+def merge(graphdef: nnx.GraphDef, weights: Weights) -> Any:
+    """Put weights back into a model of the same structure (whose class the structure knows, and no checker)."""
     flat = [(_path(name), nnx.Param(value)) for name, value in weights.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 

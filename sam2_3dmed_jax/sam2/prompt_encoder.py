@@ -6,7 +6,7 @@ with label -1 is not neutral: it is SAM's "not a point" and moves the logits.)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class PromptEncoder(nnx.Module):
         self.point_embeddings = nnx.List([parameter(c) for _ in range(4)])
         self.not_a_point_embed = parameter(c)
         self.no_mask_embed = parameter(c)
-        self.mask_downscaling = nnx.List(
+        self.mask_downscaling: nnx.List[Any] = nnx.List(
             [
                 Conv(1, 4, kernel=2, stride=2, padding=0, dtype=dtype),
                 layer_norm(4, eps=1e-6, dtype=dtype),

@@ -160,7 +160,7 @@ def claim_folder(run: Path, config: ExperimentConfig) -> None:
         different = sorted(_differences(json.loads(file.read_text()), record))
         if different:
             raise UserError(
-                f"{run} holds a run with other settings ({', '.join(different)}); choose another --out, or those settings"
+                f"{run} holds a run with other settings ({', '.join(different)}); choose another --out or set them back"
             )
         return
     if run.exists() and any(run.iterdir()):

@@ -1,6 +1,6 @@
-"""The losses of SAM2-3dMed, as pure functions on arrays. Each returns a sum and the count that divides it.
+"""The losses of SAM2-3dMed, as pure functions on arrays. Each returns a sum and the number that divides it.
 
-Sums and counts are over the global batch, so that a loss depends neither on the number of devices nor on padding.
+Both are over the global batch, so that a loss depends neither on the number of devices nor on padding.
 Masks have losses only on slices that hold the object, from the ungated candidate that fits best; the object score
 has one on every slice (`SEMANTICS`: what SAM 2 gates would get no gradient).
 """
@@ -20,14 +20,14 @@ Weight = float | tuple[tuple[int, float], ...]
 
 
 class Term(NamedTuple):
-    """A loss as sum and count; its value is their quotient, 0 when nothing counts."""
+    """A loss as sum and number of terms; its value is their quotient, 0 when nothing counts."""
 
     total: jax.Array
-    count: jax.Array
+    number: jax.Array
 
     def mean(self) -> jax.Array:
         """The quotient."""
-        return self.total / jnp.maximum(self.count, 1.0)
+        return self.total / jnp.maximum(self.number, 1.0)
 
 
 def weight_at(weight: Weight, step: jax.Array) -> jax.Array:

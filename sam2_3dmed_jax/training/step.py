@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,10 @@ def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainS
 def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights, mesh: Mesh) -> Step:
     """Compile-ready train step of an experiment. Frozen weights are an argument without gradient or optimizer state."""
     optimizer = Optimizer(config.training, weights)
-    state_shardings = TrainState(
-        weight_shardings(mesh, weights), optimizer.shardings(weights, mesh), NamedSharding(mesh, P())
+    state_shardings: Any = TrainState(  # of shardings, in the shape of a state
+        weight_shardings(mesh, weights),  # type: ignore[arg-type]
+        optimizer.shardings(weights, mesh),
+        NamedSharding(mesh, P()),  # type: ignore[arg-type]
     )
 
     def loss(weights: Weights, frozen: Weights, batch: dict, step: jax.Array) -> tuple[jax.Array, dict]:

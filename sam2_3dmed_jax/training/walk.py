@@ -15,7 +15,7 @@ from jax import lax
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
-from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
+from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.prompt_encoder import Prompts, no_prompts
 
 MEAN = (0.485, 0.456, 0.406)
@@ -69,7 +69,7 @@ def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
 
     def step(bank: MemoryBank, at: tuple) -> tuple[MemoryBank, tuple]:
         t, features_t, context_t, slice_valid = at
-        features_t: SliceFeatures = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), features_t)
+        features_t = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), features_t)
         embedding = features_t.embedding + jnp.repeat(context_t, k, axis=0)[:, None, None].astype(
             features_t.embedding.dtype
         )
@@ -96,4 +96,5 @@ def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
     bank = MemoryBank.empty(model.config, rows, 1, jnp.dtype(model.config.compute_dtype))
     valid = jnp.moveaxis(batch["slice_valid"], 1, 0)
     _, outputs = lax.scan(step, bank, (jnp.arange(d), features, context, valid))
-    return WalkOutput(*outputs, positions)
+    candidates, mask_logits, multimask, counts = outputs
+    return WalkOutput(candidates, mask_logits, multimask, counts, positions)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
+from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import feature_store, propagate
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
-from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.model.sam2_3dmed import random_weights
 
 SIZE = 64

@@ -74,7 +74,7 @@ def test_dice_is_taken_over_the_clip_and_slices_without_the_object_do_not_count(
     holds = jnp.asarray(target.any((-2, -1)))
     whole = losses.clip_dice(logits, target, holds)
     noisy = losses.clip_dice(np.concatenate([logits[:2], logits[2:] + 9]), target, holds)
-    assert float(whole.count) == 1 and float(whole.mean()) == pytest.approx(float(noisy.mean()))
+    assert float(whole.number) == 1 and float(whole.mean()) == pytest.approx(float(noisy.mean()))
     probability = 1 / (1 + np.exp(-logits[:2].astype(np.float64)))
     overlap, sizes = (probability * target[:2]).sum(), probability.sum() + target[:2].sum()
     assert float(whole.mean()) == pytest.approx(1 - (2 * overlap + 1) / (sizes + 1), rel=1e-5)
@@ -84,7 +84,7 @@ def test_object_score_loss_counts_every_slice_of_the_walk_empty_ones_too():
     scores, holds = jnp.array([[2.0], [-3.0], [1.0]]), jnp.array([[True], [False], [False]])
     loss = losses.object_score_bce(scores, holds, jnp.array([[True], [True], [False]]))
     expected = (np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-3.0))) / 2
-    assert float(loss.count) == 2 and float(loss.mean()) == pytest.approx(expected, rel=1e-6)
+    assert float(loss.number) == 2 and float(loss.mean()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_best_candidate_is_chosen_among_the_eligible_ones():
