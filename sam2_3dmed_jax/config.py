@@ -40,6 +40,7 @@ class Sam2Config:
     max_cond_slices: int | None = None  # prompted slices attended to; None: all (as the reference)
     no_obj_embed_spatial: bool = True  # 2.1: marks memories of slices without the object
     tpos_enc_in_obj_ptrs: bool = True  # 2.1: projected, signed temporal encoding of object pointers
+    multimask: bool = True  # `multimask_output_in_sam`: an ambiguous prompt chooses among three candidates
     store_memory_bfloat16: bool = False  # the reference stores spatial memories in bfloat16 even in float32 runs
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -45,7 +45,7 @@ def demo_config(data: str) -> ExperimentConfig:
             warmup_steps=30,
             checkpoint_every=250,
             log_every=10,
-            loss=LossConfig(bce=10.0),
+            loss=LossConfig(bce=10.0, bd=0.5),
         ),
     )
 
@@ -110,7 +110,7 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
     lines = [f"Spleen of {len(cases)} phantoms it did not train on, one click each, mean Dice (research use only):"]
     for name, summary in summaries.items():
         spleen = summary["classes"]["spleen"]["dice"]
-        lines.append(f"  {name:15} {spleen['mean']:.3f}  (SD {spleen['sd']:.3f})")
+        lines.append(f"  {name:15} {spleen['mean']:.3f}  (median {spleen['median']:.3f}, n = {spleen['n']})")
     lines.append("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     for what, file in (
         ("segmentation", "prediction.nii.gz"),

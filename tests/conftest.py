@@ -10,6 +10,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What one test compiled, another loads: a train step takes most of a minute."""
+    os.environ["SAM2_3DMED_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    from sam2_3dmed_jax import compilation_cache
+
+    compilation_cache.enable()
+
+
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of real CT volumes: $SAM2_3DMED_REALDATA, or `../shared/realdata` beside the repository."""

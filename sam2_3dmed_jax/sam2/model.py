@@ -114,7 +114,8 @@ class SAM2(nnx.Module):
     ) -> SliceOutput:
         """Choose a mask an object, gate it by the object score, and make the object pointer."""
         candidates = self.candidates(conditioned, features, prompts)
-        logits, _, token = select_mask(candidates, prompts.multimask, by_stability)
+        multimask = prompts.multimask & self.config.multimask
+        logits, _, token = select_mask(candidates, multimask, by_stability and self.config.multimask)
         present = candidates.object_score_logits > 0
         return SliceOutput(
             mask_logits=jnp.where(present[:, None, None], logits, NO_OBJECT_LOGIT),

@@ -39,6 +39,8 @@ PRESETS: dict[str, Sam2Config] = {
         memory_attention_ff=128,
         decoder_heads=4,
         decoder_mlp_dim=128,
+        # Which of three candidates is meant takes long to learn; a small model from scratch has no time for it.
+        multimask=False,
     ),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from sam2_3dmed_jax.training.step import TrainState
@@ -25,7 +26,8 @@ class Checkpoints:
 
     def save(self, state: TrainState, step: int) -> None:
         """Start writing a checkpoint; the state may be donated as soon as this returns."""
-        self._checkpointer.save_async(step, _tree(state), overwrite=True)
+        # A copy: on CPU the writer would share memory with buffers that the next step overwrites.
+        self._checkpointer.save_async(step, jax.tree.map(jnp.copy, _tree(state)), overwrite=True)
 
     def restore(self, state: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint, placed like `state`, and its step; `state` itself and 0 when there is none."""
