@@ -58,7 +58,7 @@ def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights
     def train_step(state: TrainState, frozen: Weights, batch: dict) -> tuple[TrainState, dict[str, jax.Array]]:
         gradients, metrics = jax.grad(loss, has_aux=True)(state.weights, frozen, batch, state.step)
         new, optimizer_state = optimizer.apply(gradients, state.optimizer, state.weights)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = learning_rate(config.training)(state.step)
         return TrainState(new, optimizer_state, state.step + 1), metrics
 

@@ -52,14 +52,14 @@ def test_a_run_leaves_log_config_checkpoints_events_and_a_native_checkpoint(conf
 def test_a_run_that_stopped_at_a_checkpoint_resumes_to_the_same_weights_and_log(config, whole, tmp_path):
     run = tmp_path / "run"
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(done: int, total: int, metrics: dict[str, float]) -> None:
         if done == 3:
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(config, run, stop)
     assert not (run / "final").exists()
     train(config, run)

@@ -39,9 +39,9 @@ def test_from_scratch_everything_trains_but_the_random_fourier_matrix():
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
-    with pytest.raises(UserError, match="training.frozen: no parameter matches 'encodr'"):
+    with pytest.raises(UserError, match=r"training\.frozen: no parameter matches 'encodr'"):
         partition(WEIGHTS, ("encodr",))
-    with pytest.raises(UserError, match="training.part_learning_rates: no trained parameter matches 'encodr'"):
+    with pytest.raises(UserError, match=r"training\.part_learning_rates: no trained parameter matches 'encodr'"):
         rate_factors(WEIGHTS, (("encodr", 0.1),))
     with pytest.raises(UserError, match="nothing to train"):
         partition(WEIGHTS, (".",))
