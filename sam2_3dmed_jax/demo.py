@@ -7,6 +7,7 @@ carries water, and nothing about patients.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,10 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
     begin = time.monotonic()
     data = root / "data"
     if not (data / "dataset.json").exists():
-        write_phantom_dataset(data, CASES, seed, "spleen", lambda done, all_: progress("phantoms", done, all_))
+        workers = min(os.cpu_count() or 1, 8)
+        write_phantom_dataset(
+            data, CASES, seed, "spleen", lambda done, all_: progress("phantoms", done, all_), workers=workers
+        )
     begin = _lap(seconds, "phantoms", begin)
     config = demo_config(str(data))
     final = train(config, root / "run", training_progress)

@@ -46,7 +46,9 @@ class Optimizer:
         factors = rate_factors(weights, config.part_learning_rates)
         packed: dict[tuple[float, bool], list[str]] = {}
         self.groups: dict[str, Group] = {}
-        for path, value in weights.items():
+        for path, value in sorted(
+            weights.items()
+        ):  # a checkpoint's packed moments must not depend on who made the dict
             kind = (factors[path], path.endswith("kernel"))  # vectors, embeddings and norms do not decay
             if value.size < PACKED_SIZE:
                 packed.setdefault(kind, []).append(path)
