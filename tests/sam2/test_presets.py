@@ -30,9 +30,9 @@ def test_a_preset_has_as_many_tensors_and_numbers_as_the_official_checkpoint(pre
     assert sum(math.prod(shape.shape) for shape in shapes.values()) == numbers + 256
 
 
-def test_nano_stays_below_a_million_parameters():
+def test_nano_is_a_thirtieth_of_tiny_at_most():
     _, shapes = abstract_model(ModelConfig("nano", srpp=False, bd=False))
-    assert sum(math.prod(shape.shape) for shape in shapes.values()) < 1_000_000
+    assert sum(math.prod(shape.shape) for shape in shapes.values()) < OFFICIAL["sam2.1_hiera_tiny"][1] / 30
 
 
 def test_an_unknown_preset_is_refused_with_the_choices():
