@@ -15,13 +15,14 @@ import pytest
 from sam2_3dmed_jax import cli
 
 EXPERIMENT = """
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, LossConfig, ModelConfig, SrppConfig, TrainingConfig
 
 def get_config():
     return ExperimentConfig(
         model=ModelConfig(preset="nano", image_size=64, slice_position=SrppConfig(dim=16, layers=1)),
         data=DataConfig(slices=2, fold=0, folds=2),
-        training=TrainingConfig(steps=20, batch_size=2, learning_rate=1e-3, warmup_steps=2, log_every=5),
+        training=TrainingConfig(steps=20, batch_size=2, learning_rate=2e-3, warmup_steps=2, log_every=1,
+                                loss=LossConfig(bce=10.0)),
     )
 """
 ORGANS = {1: ("liver", 4), 2: ("spleen", 2)}  # our value: name, value in organs6_from_v1
@@ -77,7 +78,8 @@ def test_a_real_ct_is_trained_on_and_segmented_from_one_point_an_organ_on_its_ow
     with (run / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert int(rows[-1]["step"]) == 20
-    assert float(rows[-1]["loss_seg"]) < float(rows[0]["loss_seg"])
+    # Random clips differ, but none is as wrong at the end as all are at the start (half a chance for each pixel).
+    assert max(float(row["loss_bce"]) for row in rows[-5:]) < float(rows[0]["loss_bce"])
 
 
 def central_voxel(mask: np.ndarray) -> tuple[int, int]:
