@@ -20,8 +20,9 @@ from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, gelu, layer_norm, para
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Maximum over 2 x 2 cells: `[B, H, W, C]` to `[B, H/2, W/2, C]`; an odd last row or column is dropped."""
     b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])  # a reduction's gradient counts ties, in four passes
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def window_partition(x: jax.Array, side: int) -> jax.Array:

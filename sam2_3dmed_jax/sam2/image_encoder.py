@@ -1,6 +1,6 @@
 """Trunk and FPN neck (`backbones/image_encoder.py`), down to the three levels that SAM 2 keeps.
 
-The mask decoder's `conv_s0` and `conv_s1` are applied elsewhere (`model.SAM2.encode_image`).
+The mask decoder's `conv_s0` and `conv_s1` follow a lateral 1x1 convolution, so the two are one product (`then`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,25 @@ class FpnNeck(nnx.Module):
         # Stored from the coarsest level on, as in the reference.
         self.convs = nnx.List([Linear(c, config.d_model, dtype=dtype) for c in reversed(channels)])
 
-    def __call__(self, features: list[jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Merge the trunk's four maps; returns strides 4, 8 and 16, each with `d_model` channels."""
+    def __call__(
+        self, features: list[jax.Array], after: tuple[Linear, Linear] | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Merge the trunk's four maps.
+
+        Args:
+            features: of strides 4, 8, 16 and 32.
+            after: 1x1 convolutions to apply to strides 4 and 8.
+
+        Returns:
+            Strides 4, 8 and 16, each with `d_model` channels, or as many as `after` leaves.
+        """
         stride4, stride8, stride16, stride32 = features
         top = self.convs[0](stride32)
         top = jnp.repeat(jnp.repeat(top, 2, axis=1), 2, axis=2)  # nearest
-        return self.convs[3](stride4), self.convs[2](stride8), self.convs[1](stride16) + top
+        middle = self.convs[1](stride16) + top
+        if after is None:
+            return self.convs[3](stride4), self.convs[2](stride8), middle
+        return self.convs[3].then(after[0], stride4), self.convs[2].then(after[1], stride8), middle
 
 
 class ImageEncoder(nnx.Module):
@@ -38,6 +51,11 @@ class ImageEncoder(nnx.Module):
         self.trunk = Hiera(config.trunk, dtype=dtype)
         self.neck = FpnNeck(config, dtype=dtype)
 
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C]`, `[B, S/8, S/8, C]`, `[B, S/16, S/16, C]`."""
-        return self.neck(self.trunk(images))
+    def __call__(
+        self, images: jax.Array, after: tuple[Linear, Linear] | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C]`, `[B, S/8, S/8, C]`, `[B, S/16, S/16, C]`.
+
+        With `after`, the first two have gone through its 1x1 convolutions.
+        """
+        return self.neck(self.trunk(images), after)

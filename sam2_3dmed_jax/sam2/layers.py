@@ -54,6 +54,13 @@ class Linear(nnx.Module):
         """Map `[..., in_features]` to `[..., out_features]` in the compute dtype."""
         return product(x, self.kernel[...], self.dtype) + self.bias[...].astype(self.dtype)
 
+    def then(self, following: Linear, x: jax.Array) -> jax.Array:
+        """`following(self(x))` as one product: exact algebra, without the wide map between them."""
+        precision = lax.Precision.HIGHEST
+        kernel = jnp.matmul(self.kernel[...], following.kernel[...], precision=precision)
+        bias = jnp.matmul(self.bias[...], following.kernel[...], precision=precision) + following.bias[...]
+        return product(x, kernel, self.dtype) + bias.astype(self.dtype)
+
 
 class ConvTranspose2x2(nnx.Module):
     """PyTorch's `ConvTranspose2d(kernel_size=2, stride=2)`: its windows do not overlap, so it is one product."""
@@ -78,10 +85,11 @@ def layer_norm(features: int, *, eps: float, dtype: DTypeLike) -> nnx.LayerNorm:
 
 
 class Conv(nnx.Module):
-    """A square 2D convolution with PyTorch's symmetric padding, as one product of shifted slices and kernel.
+    """A square 2D convolution with PyTorch's symmetric padding, as one product of shifted blocks and kernel.
 
     SAM 2's convolutions are few and small. XLA's own have gradients that take ten times as long on CPU, and channel
-    counts (1, 3, 4, 16) that leave a TPU's matrix unit idle.
+    counts (1, 3, 4, 16) that leave a TPU's matrix unit idle. Blocks are as large as the stride: a 7x7 kernel with
+    stride 4 reads four shifted maps of 4x4 blocks and not 49 strided ones.
     """
 
     def __init__(
@@ -95,13 +103,34 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[B, H, W, in]` to `[B, H', W', out]`."""
-        k, p, s = self.kernel.shape[0], self.padding, self.stride
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), (p, p), (p, p), (0, 0)))
-        h, w = (x.shape[1] - k) // s + 1, (x.shape[2] - k) // s + 1
-        shifted = [x[:, i : i + s * (h - 1) + 1 : s, j : j + s * (w - 1) + 1 : s] for i in range(k) for j in range(k)]
-        patches = jnp.concatenate(shifted, axis=-1)
-        kernel = self.kernel[...].reshape(patches.shape[-1], -1)
-        return product(patches, kernel, self.dtype) + self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...]
+        size, stride = kernel.shape[0], self.stride
+        h, w = ((n + 2 * self.padding - size) // stride + 1 for n in x.shape[1:3])
+        lead = -self.padding % stride  # so that the padding in front is whole blocks
+        front = self.padding + lead
+        shifts = -(-(size + lead) // stride)
+        rows, cols = (n + shifts - 1 for n in (h, w))  # blocks
+        pads = [(front, count * stride - n - front) for count, n in zip((rows, cols), x.shape[1:3], strict=True)]
+        x = lax.pad(
+            x.astype(self.dtype), jnp.zeros((), self.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0))
+        )
+        blocks = x.reshape(x.shape[0], rows, stride, cols, stride, -1).swapaxes(2, 3)
+        patches, kernels = [], []
+        for i in range(shifts):
+            for j in range(shifts):
+                (down, kernel_down), (across, kernel_across) = (_taps(shift, stride, lead, size) for shift in (i, j))
+                block = blocks[:, i : i + h, j : j + w, down, across]
+                patches.append(block.reshape(*block.shape[:3], -1))
+                kernels.append(kernel[kernel_down, kernel_across].reshape(-1, kernel.shape[-1]))
+        y = product(jnp.concatenate(patches, axis=-1), jnp.concatenate(kernels), self.dtype)
+        return y + self.bias[...].astype(self.dtype)
+
+
+def _taps(shift: int, stride: int, lead: int, size: int) -> tuple[slice, slice]:
+    """Which pixels of a block that is `shift` blocks on the kernel reads, and with which of its rows."""
+    first = shift * stride - lead  # the kernel's row at the block's first pixel
+    low, high = max(first, 0), min(first + stride, size)
+    return slice(low - first, high - first), slice(low, high)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -22,11 +22,14 @@ STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
 
 
 class MaskCandidates(NamedTuple):
-    """All that the decoder predicts for K objects, before one candidate is chosen and gated."""
+    """All that the decoder predicts for K objects, before one candidate is chosen and gated.
 
-    logits: jax.Array  # float32 [K, 4, S/4, S/4]
-    ious: jax.Array  # float32 [K, 4], in [0, 1]
-    tokens: jax.Array  # [K, 4, C]
+    There are n = 4 candidates, or only the single mask of a model without multimask.
+    """
+
+    logits: jax.Array  # float32 [K, n, S/4, S/4]
+    ious: jax.Array  # float32 [K, n], in [0, 1]
+    tokens: jax.Array  # [K, n, C]
     object_score_logits: jax.Array  # float32 [K]
     boundary_logits: jax.Array | None = None  # float32 [K, S/4, S/4], where a boundary branch refined the masks
 
@@ -107,6 +110,7 @@ class MaskDecoder(nnx.Module):
         self.output_hypernetworks_mlps = nnx.List([MLP((c, c, c, c // 8), dtype=dtype) for _ in range(MASK_TOKENS)])
         self.iou_prediction_head = MLP((c, c, c, MASK_TOKENS), dtype=dtype)
         self.pred_obj_score_head = MLP((c, c, c, 1), dtype=dtype)
+        self.candidates = MASK_TOKENS if config.multimask else 1
         self.dtype = dtype
 
     def __call__(
@@ -139,7 +143,8 @@ class MaskDecoder(nnx.Module):
         valid = jnp.concatenate([jnp.ones((k, count), bool), sparse_valid], axis=1)
         src = (image + dense).astype(self.dtype).reshape(k, h * w, c)
         hs, src = self.transformer(src, image_pe.astype(self.dtype).reshape(1, h * w, c), tokens, valid)
-        mask_tokens = hs[:, 2:count]
+        n = self.candidates
+        mask_tokens = hs[:, 2 : 2 + n]
 
         src = src.reshape(k, h, w, c)
         to_stride8, norm, activation, to_stride4 = self.output_upscaling
@@ -149,13 +154,13 @@ class MaskDecoder(nnx.Module):
         if refine is not None:
             addition, boundary_logits = refine(src)
             x = x + addition.astype(x.dtype)
-        hyper = jnp.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], axis=1)
+        hyper = jnp.stack([self.output_hypernetworks_mlps[i](mask_tokens[:, i]) for i in range(n)], axis=1)
         logits = jnp.einsum(
             "ktc,khwc->kthw", hyper, x, precision=precision_of(self.dtype), preferred_element_type=jnp.float32
         )
         return MaskCandidates(
             logits=logits,
-            ious=jax.nn.sigmoid(self.iou_prediction_head(hs[:, 1]).astype(jnp.float32)),
+            ious=jax.nn.sigmoid(self.iou_prediction_head(hs[:, 1])[:, :n].astype(jnp.float32)),
             tokens=mask_tokens,
             object_score_logits=self.pred_obj_score_head(hs[:, 0])[:, 0].astype(jnp.float32),
             boundary_logits=boundary_logits,
@@ -173,6 +178,8 @@ def select_mask(
     Returns:
         logits float32 `[K, S/4, S/4]` (ungated), their predicted IoU `[K]`, and the token `[K, C]` for the pointer.
     """
+    if candidates.ious.shape[1] == 1:
+        return candidates.logits[:, 0], candidates.ious[:, 0], candidates.tokens[:, 0]
     best = 1 + jnp.argmax(candidates.ious[:, 1:], axis=-1)
     chosen = jnp.where(multimask, best, 0)
     token = jnp.take_along_axis(candidates.tokens, chosen[:, None, None], axis=1)[:, 0]

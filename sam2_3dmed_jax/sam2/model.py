@@ -68,9 +68,9 @@ class SAM2(nnx.Module):
 
     def encode_image(self, images: jax.Array) -> SliceFeatures:
         """Encode normalised slices `[B, S, S, 3]`."""
-        stride4, stride8, embedding = self.image_encoder(images)
         decoder = self.sam_mask_decoder
-        return SliceFeatures(embedding, decoder.conv_s1(stride8), decoder.conv_s0(stride4))
+        stride4, stride8, embedding = self.image_encoder(images, (decoder.conv_s0, decoder.conv_s1))
+        return SliceFeatures(embedding, stride8, stride4)
 
     # Step 2
 
@@ -114,8 +114,7 @@ class SAM2(nnx.Module):
     ) -> SliceOutput:
         """Choose a mask an object, gate it by the object score, and make the object pointer."""
         candidates = self.candidates(conditioned, features, prompts)
-        multimask = prompts.multimask & self.config.multimask
-        logits, _, token = select_mask(candidates, multimask, by_stability and self.config.multimask)
+        logits, _, token = select_mask(candidates, prompts.multimask, by_stability)
         present = candidates.object_score_logits > 0
         return SliceOutput(
             mask_logits=jnp.where(present[:, None, None], logits, NO_OBJECT_LOGIT),

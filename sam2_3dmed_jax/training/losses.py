@@ -42,9 +42,9 @@ def best_candidate(logits: jax.Array, target: jax.Array, multimask: jax.Array) -
     """The candidate with the lowest BCE plus Dice loss on its slice.
 
     Args:
-        logits: `[..., 4, H, W]`.
+        logits: `[..., n, H, W]`.
         target: float `[..., H, W]`.
-        multimask: bool `[...]`: choose among candidates 1 to 3; otherwise 0.
+        multimask: bool `[...]`: choose among candidates 1 to 3; otherwise 0. With n = 1 there is only that one.
 
     Returns:
         int `[...]`.
@@ -54,10 +54,13 @@ def best_candidate(logits: jax.Array, target: jax.Array, multimask: jax.Array) -
     probability = jax.nn.sigmoid(logits)
     overlap = (probability * reference).sum((-2, -1))
     dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + reference.sum((-2, -1)) + 1)
-    eligible = jnp.where(
-        multimask[..., None], jnp.array([False, True, True, True]), jnp.array([True, False, False, False])
-    )
-    return jnp.argmin(jnp.where(eligible, bce + dice, jnp.inf), axis=-1)
+    return jnp.argmin(jnp.where(_eligible(logits.shape[-3], multimask), bce + dice, jnp.inf), axis=-1)
+
+
+def _eligible(candidates: int, multimask: jax.Array) -> jax.Array:
+    """Which candidates may become the mask: bool `[..., n]`."""
+    single = jnp.arange(candidates) == 0
+    return jnp.broadcast_to(single, (*multimask.shape, 1)) if candidates == 1 else multimask[..., None] ^ single
 
 
 def mask_bce(logits: jax.Array, target: jax.Array, holds: jax.Array) -> Term:
@@ -83,13 +86,13 @@ def clip_dice(logits: jax.Array, target: jax.Array, holds: jax.Array) -> Term:
 
 
 def iou_error(ious: jax.Array, logits: jax.Array, target: jax.Array, multimask: jax.Array, holds: jax.Array) -> Term:
-    """L1 between predicted IoU and true IoU of each eligible candidate (`[..., 4]`), on slices that hold the object."""
+    """L1 between predicted IoU and true IoU of each eligible candidate (`[..., n]`), on slices that hold the object."""
     predicted = logits > 0
     reference = (target > 0.5)[..., None, :, :]
     intersection = (predicted & reference).sum((-2, -1))
     true = intersection / jnp.maximum((predicted | reference).sum((-2, -1)), 1)
-    eligible = jnp.where(multimask[..., None], jnp.array([0.0, 1 / 3, 1 / 3, 1 / 3]), jnp.array([1.0, 0.0, 0.0, 0.0]))
-    error = (jnp.abs(ious - lax.stop_gradient(true)) * eligible).sum(-1)
+    eligible = _eligible(logits.shape[-3], multimask)
+    error = jnp.abs(ious - lax.stop_gradient(true)).mean(-1, where=eligible)
     return Term((error * holds).sum(), holds.sum(dtype=jnp.float32))
 
 

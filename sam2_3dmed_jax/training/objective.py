@@ -19,7 +19,7 @@ def objective(
     target = jnp.moveaxis(batch["masks"], 1, 0).reshape(d, b * k, size, size).astype(jnp.float32)
     holds = out.counts & target.any((-2, -1))
     # The candidate is chosen at the decoder's resolution, and only that one is enlarged with a gradient.
-    candidates = jax.lax.stop_gradient(out.candidates.logits)  # [D, R, 4, S/4, S/4]
+    candidates = jax.lax.stop_gradient(out.candidates.logits)  # [D, R, n, S/4, S/4]
     coarse = resize_masks(target, candidates.shape[-1])
     best = losses.best_candidate(candidates, coarse, out.multimask)
     chosen = jnp.take_along_axis(out.candidates.logits, best[..., None, None, None], axis=2)[:, :, 0]

@@ -1,0 +1,91 @@
+"""Our own convolutions, pooling and joined products against XLA's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from sam2_3dmed_jax.sam2.hiera import max_pool_2x2
+from sam2_3dmed_jax.sam2.layers import Conv, Linear
+from sam2_3dmed_jax.sam2.memory_encoder import depthwise
+from sam2_3dmed_jax.sam2.parameters import merge, split
+
+TOLERANCE = 1e-5  # of the largest: float32 sums of a few hundred products in another order
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def assert_close(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert float(jnp.abs(ours - theirs).max()) <= TOLERANCE * float(jnp.abs(theirs).max())
+
+
+# All of SAM 2's kinds, and sizes that the stride does not divide.
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [
+        (7, 4, 3, 32),
+        (7, 4, 3, 33),
+        (7, 4, 3, 30),
+        (3, 2, 1, 16),
+        (3, 2, 1, 15),
+        (4, 4, 0, 16),
+        (2, 2, 0, 8),
+        (3, 1, 1, 9),
+    ],
+)
+def test_a_convolution_and_its_gradients_equal_xlas(kernel, stride, padding, size):
+    conv = Conv(3, 5, kernel=kernel, stride=stride, padding=padding, dtype=jnp.float32)
+    x, weight = normal(0, 2, size, size + stride, 3), normal(1, kernel, kernel, 3, 5)
+
+    graphdef, weights = split(conv)
+
+    def ours(x, weight):
+        return merge(graphdef, {**weights, "kernel": weight})(x)
+
+    def theirs(x, weight):
+        pads = ((padding, padding), (padding, padding))
+        axes = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, weight, (stride, stride), pads, dimension_numbers=axes, precision="highest")
+
+    assert_close(ours(x, weight), theirs(x, weight))
+    for mine, xlas in zip(gradients(ours, x, weight), gradients(theirs, x, weight), strict=True):
+        assert_close(mine, xlas)
+
+
+def test_a_depthwise_convolution_and_its_gradients_equal_xlas():
+    x, weight = normal(0, 2, 9, 8, 6), normal(1, 7, 7, 6)
+
+    def theirs(x, weight):
+        axes = ("NHWC", "HWIO", "NHWC")
+        pads = ((3, 3), (3, 3))
+        return lax.conv_general_dilated(
+            x, weight[:, :, None], (1, 1), pads, dimension_numbers=axes, feature_group_count=6, precision="highest"
+        )
+
+    assert_close(depthwise(x, weight), theirs(x, weight))
+    for mine, xlas in zip(gradients(depthwise, x, weight), gradients(theirs, x, weight), strict=True):
+        assert_close(mine, xlas)
+
+
+def test_max_pooling_equals_xlas_and_drops_an_odd_row():
+    x = normal(0, 2, 9, 8, 6)
+    np.testing.assert_array_equal(
+        max_pool_2x2(x), lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    )
+
+
+def test_two_linear_maps_joined_to_one_give_what_one_after_the_other_gives():
+    first, second = Linear(6, 32, dtype=jnp.float32), Linear(32, 4, dtype=jnp.float32)
+    for seed, layer in enumerate((first, second)):
+        layer.kernel.set_value(normal(seed, *layer.kernel.shape))
+        layer.bias.set_value(normal(seed + 2, *layer.bias.shape))
+    x = normal(9, 2, 5, 5, 6)
+    assert_close(first.then(second, x), second(first(x)))
+
+
+def gradients(function, x, weight):
+    return jax.grad(lambda x, weight: jnp.square(function(x, weight)).sum(), (0, 1))(x, weight)
