@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sam2_3dmed_jax.errors import UserError
 
@@ -22,6 +22,18 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with 2."""
         print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
+
+
+class TrainHelp(argparse.Action):
+    """`train --help`: its own arguments, then every field of an experiment."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print and exit with 0."""
+        from sam2_3dmed_jax.experiment import fields_help
+
+        print(parser.format_help())
+        print(f"Every field of an experiment is a flag; defaults, unless it sets another:\n{fields_help()}")
+        raise SystemExit(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +69,13 @@ def demo(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with ConsoleProgress() as progress:
         lines = run_demo(options.out, options.seed, progress, progress.training)
     print("\n".join(lines))
+
+
+def conversion(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Convert, inspect or compare checkpoints."""
+    from weights_conversion import commands
+
+    commands.VERBS[options.verb](options, rest)
 
 
 def phantom(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -170,22 +189,34 @@ def doctor(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print("nothing is wrong")
 
 
-VERBS = {"demo": demo, "phantom": phantom, "train": train, "predict": predict, "evaluate": evaluate, "doctor": doctor}
+VERBS = {
+    "demo": demo,
+    **dict.fromkeys(("convert", "inspect", "compare"), conversion),
+    "phantom": phantom,
+    "train": train,
+    "predict": predict,
+    "evaluate": evaluate,
+    "doctor": doctor,
+}
 
 
 def _parser() -> Parser:
+    from weights_conversion.commands import add_verbs
+
     common = Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     parser = Parser(prog="sam2-3dmed", description="SAM2-3dMed in JAX. For research use only.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
-    def verb(name: str, text: str) -> argparse.ArgumentParser:
+    def verb(name: str, text: str, **extra: Any) -> argparse.ArgumentParser:
         formatter = argparse.ArgumentDefaultsHelpFormatter
-        return verbs.add_parser(name, help=text, description=text, parents=[common], formatter_class=formatter)
+        return verbs.add_parser(name, help=text, description=text, parents=[common], formatter_class=formatter, **extra)
 
     p = verb("demo", "make phantoms, train a nano SAM2-3dMed on them, score it and segment one; CPU, no downloads")
     p.add_argument("--out", default="demo_run", help="folder for all it makes")
     p.add_argument("--seed", type=int, default=0, help="of the phantoms")
+
+    add_verbs(verb)
 
     p = verb("phantom", "write a synthetic CT dataset in MSD layout")
     p.add_argument("out", help="folder to write")
@@ -194,10 +225,11 @@ def _parser() -> Parser:
     p.add_argument("--task", choices=("spleen", "pancreas", "lung"), default="spleen", help="which organs are labelled")
 
     p = verb(
-        "train", "train an experiment; resumes by itself when DIR holds a run. Every field of the config is a flag"
+        "train", "train an experiment; resumes by itself when DIR holds a run. Every field is a flag", add_help=False
     )
     p.add_argument("experiment", metavar="EXPERIMENT.py", help="file with get_config(); then --any.field value")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    p.add_argument("-h", "--help", nargs=0, action=TrainHelp, help="show this and every field, with units and defaults")
 
     p = verb("predict", "segment a volume from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")
     p.add_argument("checkpoint", metavar="CKPT", help="folder of a native checkpoint")
@@ -233,8 +265,9 @@ def _parser() -> Parser:
 
 def _start() -> None:
     """What every command that computes begins with."""
-    from sam2_3dmed_jax import compilation_cache
+    from sam2_3dmed_jax import compilation_cache, host_memory
 
+    host_memory.keep()
     compilation_cache.enable()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 from importlib import metadata
@@ -31,6 +32,10 @@ def report() -> tuple[list[str], list[str]]:
     for module, extra in OPTIONAL.items():
         there = importlib.util.find_spec(module) is not None
         facts.append(f"{module}: " + ("there" if there else f"not there (pip install 'sam2-3dmed-jax[{extra}]')"))
+    if Path("/proc/meminfo").exists():
+        sizes = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        total, free = (int(sizes[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+        facts.append(f"host memory: {free:.1f} of {total:.1f} GiB free, {os.cpu_count()} CPU cores")
     cache = compilation_cache.folder()
     size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.exists() else 0
     facts.append(f"compilation cache: {cache} ({size / 2**20:.0f} MiB)")

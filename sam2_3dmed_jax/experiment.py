@@ -38,14 +38,26 @@ def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(
-                tyro.conf.configure(tyro.conf.FlagConversionOff)(ExperimentConfig),
-                default=config,
-                args=words,
-                use_underscores=True,
-            )
+            return _flags(config, words)
     except SystemExit as stop:
         # Tyro draws a box, with lines or with dashes: its words up to the help say what is wrong.
         words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", printed.getvalue()).split()
         told = re.split(r"Argument helptext|For full helptext", " ".join(words))[0].strip()
         raise UserError(f"a flag does not fit the experiment: {told} (config.py lists the fields)") from stop
+
+
+def fields_help() -> str:
+    """All fields as flags, with their units and the defaults of an experiment that sets none."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        _flags(ExperimentConfig(), ["--help"])
+    return printed.getvalue().split("\n\n", 3)[-1]  # without tyro's own usage
+
+
+def _flags(config: ExperimentConfig, words: Sequence[str]) -> ExperimentConfig:
+    return tyro.cli(
+        tyro.conf.configure(tyro.conf.FlagConversionOff)(ExperimentConfig),
+        default=config,
+        args=words,
+        use_underscores=True,
+    )

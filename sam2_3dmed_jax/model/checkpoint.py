@@ -98,11 +98,20 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
         raise UserError(f"{path}: there is no such checkpoint; give the folder that training or conversion wrote")
     if not file.exists():
         raise UserError(f"{path}: it has no config.json, so it is no native checkpoint; give one, such as RUN/final")
+    return parse_info(file.read_text(), str(file))
+
+
+def parse_info(text: str, where: str) -> CheckpointInfo:
+    """Read what `config.json` holds; `where` names it in errors.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(text)
         if record["format"] != FORMAT:
             raise UserError(
-                f"{file}: it has format {record['format']}, this version reads {FORMAT}; use another version"
+                f"{where}: it has format {record['format']}, this version reads {FORMAT}; use another version"
             )
         model = dict(record["model"])
         model["slice_position"] = SrppConfig(**model["slice_position"])
@@ -111,7 +120,7 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
             ModelConfig(**model), PreprocessingConfig(**record["preprocessing"]), dict(record["provenance"])
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: it cannot be read ({error}); write the checkpoint again") from error
+        raise UserError(f"{where}: it cannot be read ({error}); write the checkpoint again") from error
 
 
 def load_weights(path: str | os.PathLike[str], config: ModelConfig) -> Weights:

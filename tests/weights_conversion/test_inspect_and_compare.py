@@ -1,0 +1,112 @@
+"""`inspect` and `compare`, by both commands, of any layouts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sam2_3dmed_jax import cli
+from weights_conversion.__main__ import main
+from weights_conversion.convert import convert
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = "image_encoder.trunk.blocks.0.mlp.layers.0"
+
+
+@pytest.fixture(params=[main, cli.main], ids=["python -m weights_conversion", "sam2-3dmed"])
+def command(request, capsys):
+    """Runs words by either command: exit code, standard output, standard error."""
+
+    def run(*words):
+        code = request.param([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_both_commands_convert(command, meta_file, tmp_path):
+    code, out, error = command("convert", meta_file, tmp_path / "native.safetensors", "--image-size", "256")
+    assert (code, error) == (0, "")
+    assert out.startswith("nano: 335 tensors from meta to native layout in ")
+
+
+def test_inspect_tells_preset_parts_and_provenance(command, meta_file, meta_tensors, tmp_path):
+    convert(meta_file, tmp_path / "native", image_size=256)
+    code, out, _ = command("inspect", tmp_path / "native", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["preset"], found["layout"], found["exact"], found["image_size"]) == ("nano", "native", True, 256)
+    assert found["parameters"] == sum(value.size for value in meta_tensors.values())
+    assert found["tensors"] == sum(part["tensors"] for part in found["parts"].values()) == len(meta_tensors)
+    assert found["provenance"]["source"] == "source.safetensors"
+    text = command("inspect", tmp_path / "native")[1]
+    assert "nano" in text and "mask decoder" in text and "source.safetensors" in text
+
+
+def test_inspect_names_srpp_and_bd(command, with_3dmed):
+    text = command("inspect", with_3dmed)[1]
+    assert "nano with SRPP and BD" in text and "boundary (BD)" in text
+
+
+def test_inspect_describes_what_does_not_fit(command, meta_tensors, tmp_path):
+    rest = {name: value for name, value in meta_tensors.items() if name != "no_obj_ptr"}
+    save_file(rest, tmp_path / "partial.safetensors")
+    text = command("inspect", tmp_path / "partial.safetensors")[1]
+    assert "nano (fits best, not exactly)" in text and "missing: no_obj_ptr" in text
+
+
+def test_the_same_model_in_two_layouts_is_equal(command, meta_file, tmp_path):
+    convert(meta_file, tmp_path / "native")
+    convert(meta_file, tmp_path / "transformers", to="transformers")
+    for other in ("native", "transformers"):
+        assert command("compare", meta_file, tmp_path / other) == (0, "equal: 335 tensors\n", "")
+
+
+def test_a_difference_is_named_with_its_size_and_exits_with_2(command, meta_file, meta_tensors, tmp_path):
+    changed = {**meta_tensors, f"{BLOCK}.weight": meta_tensors[f"{BLOCK}.weight"] + np.float32(0.5)}
+    save_file(changed, tmp_path / "changed.safetensors")
+    code, out, error = command("compare", meta_file, tmp_path / "changed.safetensors")
+    assert code == 2
+    assert out == f"{BLOCK}.kernel: differs by up to 0.5\n"
+    assert error.startswith("error: ") and error.count("\n") == 1 and "1 of 335 tensors in value" in error
+    assert command("compare", meta_file, tmp_path / "changed.safetensors", "--atol", "0.6")[0] == 0
+
+
+def test_what_only_one_has_is_named(command, meta_file, with_3dmed):
+    code, out, _ = command("compare", meta_file, with_3dmed)
+    assert code == 2 and "only in B: boundary.to_mask.kernel\n" in out
+
+
+def test_a_nan_on_one_side_is_a_difference(command, meta_file, meta_tensors, tmp_path):
+    broken = {**meta_tensors, "no_obj_ptr": np.full_like(meta_tensors["no_obj_ptr"], np.nan)}
+    save_file(broken, tmp_path / "broken.safetensors")
+    code, out, _ = command("compare", meta_file, tmp_path / "broken.safetensors", "--atol", "1e9")
+    assert code == 2 and out.startswith("no_obj_ptr: differs")
+    assert command("compare", tmp_path / "broken.safetensors", tmp_path / "broken.safetensors")[0] == 0
+
+
+def test_mistakes_are_one_line_and_exit_with_2(command, meta_file, tmp_path):
+    for words in (
+        ("inspect", tmp_path / "nothing"),
+        ("compare", meta_file, tmp_path / "nothing"),
+        ("compare", meta_file, meta_file, "--atol", "-1"),
+    ):
+        code, _, error = command(*words)
+        assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_safetensors_are_converted_without_importing_torch(meta_file, tmp_path):
+    program = (
+        "import sys; from weights_conversion.__main__ import main; "
+        f"assert main(['convert', {str(meta_file)!r}, {str(tmp_path / 'out.safetensors')!r}]) == 0; "
+        "print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == "False"

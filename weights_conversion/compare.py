@@ -1,0 +1,84 @@
+"""Compare two checkpoints of any layouts tensor by tensor, in our names and our axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from weights_conversion.mapping import LayoutMap
+from weights_conversion.presets import recognise
+from weights_conversion.source import Source
+from weights_conversion.sources import open_source
+
+
+@dataclass
+class Comparison:
+    """How two checkpoints differ."""
+
+    compared: int = 0
+    different: dict[str, float] = field(default_factory=dict)  # name to largest absolute difference
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    only_a: list[str] = field(default_factory=list)
+    only_b: list[str] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Nothing differs."""
+        return not (self.different or self.shapes or self.only_a or self.only_b)
+
+    def lines(self) -> list[str]:
+        """All differences, a line each."""
+        rows = [f"only in A: {name}" for name in self.only_a] + [f"only in B: {name}" for name in self.only_b]
+        rows += [f"{name}: shapes {list(a)} and {list(b)}" for name, (a, b) in self.shapes.items()]
+        return rows + [f"{name}: differs by up to {value:.3g}" for name, value in self.different.items()]
+
+
+def compare(
+    a: Path, b: Path, atol: float = 0.0, progress: Callable[[str, int, int], None] = lambda what, done, total: None
+) -> Comparison:
+    """Compare two checkpoints.
+
+    Args:
+        a: one, of any layout.
+        b: another.
+        atol: largest absolute difference that counts as equal.
+        progress: called with what is done, how much of it and of how much.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    tensors_a, tensors_b = _tensors(open_source(a)), _tensors(open_source(b))
+    found = Comparison(only_a=sorted(set(tensors_a) - set(tensors_b)), only_b=sorted(set(tensors_b) - set(tensors_a)))
+    both = [name for name in tensors_a if name in tensors_b]
+    for name in both:
+        x, y = tensors_a[name](), tensors_b[name]()
+        found.compared += 1
+        if x.shape != y.shape:
+            found.shapes[name] = (x.shape, y.shape)
+        elif not np.array_equal(x, y, equal_nan=True):
+            with np.errstate(invalid="ignore"):  # infinity less infinity
+                difference = np.abs(x.astype(np.float64) - y.astype(np.float64))
+            largest = float(np.max(np.where(np.isnan(x) & np.isnan(y), 0.0, difference)))
+            if not largest <= atol:  # NaN on one side only, too
+                found.different[name] = largest
+        progress("tensors", found.compared, len(both))
+    return found
+
+
+def _tensors(source: Source) -> dict[str, Callable[[], np.ndarray]]:
+    """What can be read, by our name; what has no place in the model keeps its own."""
+    mapping: LayoutMap = recognise(source)[1].mapping
+
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        return lambda: mapping.to_native(name, source.read)
+
+    named = {
+        link.native: reader(link.native)
+        for link in mapping.links
+        if all(part in source.tensors for part in link.foreign)
+    }
+    others = {name: (lambda name=name: source.read(name)) for name in source.tensors if name not in mapping.by_foreign}
+    return {**named, **others}

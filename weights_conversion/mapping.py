@@ -1,0 +1,131 @@
+"""From the table of names to a map between a layout's tensors and our parameters, checked and in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from sam2_3dmed_jax.errors import UserError
+from weights_conversion.names import ROWS, Leaf, Row
+from weights_conversion.transforms import SAME, Transform
+
+Layout = Literal["native", "meta", "transformers"]
+LAYOUTS: tuple[Layout, ...] = ("native", "meta", "transformers")
+Shapes = dict[str, tuple[int, ...]]
+
+_WILDCARD = re.compile(r"#|\([^()]*\)")
+
+
+@dataclass(frozen=True)
+class Link:
+    """One of our parameters and the tensors that hold it."""
+
+    native: str
+    foreign: tuple[str, ...]  # several hold equal copies
+    transform: Transform
+    row: int | None = None  # of a tensor in which several parameters are stacked
+
+
+@dataclass(frozen=True)
+class LayoutMap:
+    """All links of one model in one layout."""
+
+    layout: Layout
+    links: tuple[Link, ...]
+
+    @cached_property
+    def by_native(self) -> dict[str, Link]:
+        """The link of each of our parameters."""
+        return {link.native: link for link in self.links}
+
+    @cached_property
+    def by_foreign(self) -> dict[str, list[Link]]:
+        """The links that make up each tensor of the layout, by row."""
+        found: dict[str, list[Link]] = {}
+        for link in self.links:
+            for name in link.foreign:
+                found.setdefault(name, []).append(link)
+        for links in found.values():
+            links.sort(key=lambda link: link.row or 0)
+        return found
+
+    def foreign_shapes(self, native: Mapping[str, tuple[int, ...]]) -> Shapes:
+        """The shapes of the layout's tensors, from those of our parameters."""
+        shapes = {}
+        for name, links in self.by_foreign.items():
+            first, *rest = links[0].transform.foreign_shape(native[links[0].native])
+            shapes[name] = (first * len(links), *rest)
+        return shapes
+
+    def to_native(self, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """One of our parameters, from the layout's tensors.
+
+        Raises:
+            UserError: tensors that must be copies of each other differ.
+        """
+        link = self.by_native[name]
+        first, *copies = link.foreign
+        value = read(first)
+        for copy in copies:
+            if not np.array_equal(value, read(copy)):
+                raise UserError(f"{first} and {copy} must be equal and differ; the file is damaged or was edited")
+        if link.row is not None:
+            value = value[link.row : link.row + 1]
+        return link.transform.to_native(value)
+
+    def to_foreign(self, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """One tensor of the layout, from our parameters."""
+        parts = [link.transform.to_foreign(read(link.native)) for link in self.by_foreign[name]]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def layout_map(layout: Layout, names: Iterable[str], rows: Iterable[Row] = ROWS) -> LayoutMap:
+    """Map our parameter names into a layout.
+
+    Raises:
+        ValueError: names that no row or several rows of the table match, all of them listed.
+    """
+    if layout == "native":
+        return LayoutMap(layout, tuple(Link(name, (name,), SAME) for name in names))
+    compiled = [(_regex(row.native + leaf.native), row, leaf) for row in rows for leaf in row.leaves]
+    links, wrong = [], []
+    for name in names:
+        found = [(match, row, leaf) for regex, row, leaf in compiled if (match := regex.fullmatch(name))]
+        if len(found) == 1:
+            links.append(_link(layout, name, *found[0]))
+        else:
+            wrong.append(f"{name} ({len(found)} rows)")
+    mapping = LayoutMap(layout, tuple(links))
+    for foreign, sharing in mapping.by_foreign.items():
+        if [link.row for link in sharing] not in ([None], list(range(len(sharing)))):
+            wrong.append(f"{foreign} (from {', '.join(link.native for link in sharing)})")
+    if wrong:
+        raise ValueError(f"the name table does not map one to one: {'; '.join(wrong)}")
+    return mapping
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    parts = []
+    for text, wildcard in zip(_WILDCARD.split(pattern), [*_WILDCARD.findall(pattern), ""], strict=True):
+        parts.append(re.escape(text) + (r"(\d+)" if wildcard == "#" else wildcard))
+    return re.compile("".join(parts))
+
+
+def _link(layout: Layout, name: str, match: re.Match[str], row: Row, leaf: Leaf) -> Link:
+    patterns = row.transformers if layout == "transformers" else row.meta or row.native
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    if patterns[0].endswith("[#]"):
+        words = match.groups()
+        stem = _fill(patterns[0].removesuffix("[#]"), words[:-1])
+        return Link(name, (stem + leaf.foreign,), leaf.transform, int(words[-1]))
+    return Link(name, tuple(_fill(p, match.groups()) + leaf.foreign for p in patterns), leaf.transform)
+
+
+def _fill(pattern: str, words: tuple[str, ...]) -> str:
+    parts = iter(words)
+    return _WILDCARD.sub(lambda _: next(parts), pattern)

@@ -1,0 +1,74 @@
+"""Reading and writing `.safetensors` one tensor at a time.
+
+Reading goes through the `safetensors` package. Its writer wants all tensors at once, so writing is our own: a JSON
+header and the bytes (https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sam2_3dmed_jax.errors import UserError
+from weights_conversion.source import Tensor
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# A mapped file's pages count as memory until the map is closed.
+REOPEN_AFTER = 64 << 20  # bytes
+
+
+class SafetensorsFile:
+    """A file whose header is read and checked."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._read = 0
+        self._open()
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        self.tensors = {}
+        for name in self._file.keys():  # noqa: SIM118 (it is no dictionary)
+            part = self._file.get_slice(name)
+            dtype = part.get_dtype()
+            self.tensors[name] = Tensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype))
+
+    def _open(self) -> None:
+        try:
+            self._file = safe_open(self.path, "numpy")
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{self.path}: it is no whole .safetensors file ({error}); it may be cut short, so fetch it again"
+            ) from error
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32."""
+        if self._read > REOPEN_AFTER:
+            self._open()
+            self._read = 0
+        value = self._file.get_tensor(name)
+        self._read += value.nbytes
+        return value.astype(np.float32, copy=False)
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write float32 tensors, asking for each when its turn comes."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # aligns the data
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            value = np.ascontiguousarray(read(name), "<f4")
+            if value.shape != shape:
+                raise ValueError(f"{name} has shape {value.shape}, expected {shape}")
+            file.write(value.data if value.ndim else value.tobytes())
