@@ -29,7 +29,7 @@ class PreparedCase:
     labels: np.ndarray  # uint8 [D, S, S]
     positions_mm: np.ndarray  # float32 [D], superior
     pixel_mm: tuple[float, float]  # (dy, dx) of the S x S slice
-    present: dict[int, np.ndarray]  # label value to the slices that hold it
+    areas: dict[int, np.ndarray]  # each label value that occurs, to its pixels on each slice, int [D]
 
 
 class Clip(TypedDict):
@@ -62,7 +62,7 @@ def prepare_case(
     for value in classes:
         share = intensity.resize_slices((labels == value).astype(np.float32), image_size)
         small[share >= 0.5] = value
-    present = {value: np.flatnonzero((small == value).any((1, 2))) for value in classes}
+    areas = {value: (small == value).sum((1, 2)) for value in classes}
     height, width = volume.array.shape[1:]
     _, dy, dx = volume.spacing
     return PreparedCase(
@@ -71,7 +71,7 @@ def prepare_case(
         labels=small,
         positions_mm=volume.slice_positions_mm().astype(np.float32),
         pixel_mm=(dy * height / image_size, dx * width / image_size),
-        present={value: slices for value, slices in present.items() if len(slices)},
+        areas={value: pixels for value, pixels in areas.items() if pixels.any()},
     )
 
 
@@ -81,9 +81,9 @@ def cut_clip(case: PreparedCase, config: DataConfig, rng: np.random.Generator) -
     Raises:
         UserError: the case holds none of the classes.
     """
-    if not case.present:
+    if not case.areas:
         raise UserError(f"{case.id}: it holds none of the classes to segment; leave it out")
-    main = int(rng.choice(sorted(case.present)))
+    main = int(rng.choice(sorted(case.areas)))
     steps = _choose_slices(case, main, config, rng)
     valid = (steps >= 0) & (steps < len(case.slices))
     source = np.clip(steps, 0, len(case.slices) - 1)
@@ -93,7 +93,7 @@ def cut_clip(case: PreparedCase, config: DataConfig, rng: np.random.Generator) -
     if (moved_labels[0] == main).any():  # the prompted slice must still show its object
         slices, labels = moved, moved_labels
 
-    values = [main, *(value for value in sorted(case.present) if value != main)][: config.objects]
+    values = [main, *(value for value in sorted(case.areas) if value != main)][: config.objects]
     masks = np.zeros((len(steps), config.objects, *labels.shape[1:]), np.uint8)
     for k, value in enumerate(values):
         masks[:, k] = labels == value
@@ -131,8 +131,13 @@ def cut_clip(case: PreparedCase, config: DataConfig, rng: np.random.Generator) -
 
 
 def _choose_slices(case: PreparedCase, value: int, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """The slice index of each step; the first holds the object, some may lie outside the volume."""
-    present = case.present[value]
+    """The slice index of each step; the first holds the object, some may lie outside the volume.
+
+    But for clips about the object's end, the first slice is drawn in proportion to the object's area: users prompt
+    where an object shows.
+    """
+    areas = case.areas[value]
+    present = np.flatnonzero(areas)
     direction = 1 if rng.random() < 0.5 else -1
     stride = int(rng.integers(1, config.stride + 1))
     end = int(present[-1] if direction > 0 else present[0])
@@ -143,5 +148,5 @@ def _choose_slices(case: PreparedCase, value: int, config: DataConfig, rng: np.r
         near = present[np.abs(present - end) < max(config.slices // 2, 1) * stride]
         start = int(rng.choice(near))
     else:
-        start = int(rng.choice(present))
+        start = int(rng.choice(len(areas), p=areas / areas.sum()))
     return start + direction * stride * np.arange(config.slices)

@@ -267,7 +267,7 @@ class Session:
                 on=np.pad(index[begin:end], [*pad, (0, 0)], mode="edge"),  # type: ignore[arg-type]
                 active=np.pad(active[begin:end], [*pad, (0, 0)]),  # type: ignore[arg-type]
             )
-            bank, result = walk_block(p.graphdef, p.weights, bank, steps, direction, np.int32(self.depth), False)
+            bank, result = walk_block(p.graphdef, p.weights, bank, steps, direction, np.int32(self.depth))
             yield [int(i) for i in path[begin:end, 0]], jax.device_get(result)
             if self._progress:
                 self._progress(name, end, len(path))

@@ -52,7 +52,7 @@ def track_slice(
     direction: jax.Array,
     depth: jax.Array | int,
     prompts: Prompts,
-    by_stability: bool,
+    by_stability: bool = False,
 ) -> SliceOutput:
     """Decode R rows on a slice each from memory; `features` and `context` have leading axis R."""
     memory = model.recall(bank, index, direction, depth)
@@ -60,7 +60,7 @@ def track_slice(
     return model.decode(conditioned, features, prompts, by_stability=by_stability)
 
 
-@partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def walk_block(
     graphdef: nnx.GraphDef,
     weights: Weights,
@@ -68,7 +68,6 @@ def walk_block(
     steps: Steps,
     direction: jax.Array,
     depth: jax.Array,
-    postprocessing: bool,
 ) -> tuple[MemoryBank, SliceResult]:
     """Walk a block of slices without prompts.
 
@@ -79,7 +78,6 @@ def walk_block(
         steps: what happens at each step.
         direction: int32 `[R]`, +1 or -1.
         depth: int32, slices of the volume.
-        postprocessing: choose unstable single masks from the multimask candidates (never needed while tracking).
 
     Returns:
         The bank after the block, and results with leading axis T; rows that were not active hold noise.
@@ -91,7 +89,7 @@ def walk_block(
         repeats = rows // at.context.shape[0]
         features = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), at.features)
         context = jnp.repeat(at.context, repeats, axis=0)
-        out = track_slice(model, bank, features, context, at.on, direction, depth, no_prompts(rows), postprocessing)
+        out = track_slice(model, bank, features, context, at.on, direction, depth, no_prompts(rows))
         memory = model.encode_memory(features.embedding, out.mask_logits, out.object_score_logits)
         recent: Recent = bank.recent.write(at.on, at.active, memory, out.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)

@@ -142,7 +142,7 @@ def load_cases(config: ExperimentConfig) -> list[PreparedCase]:
     chosen = set(fold_cases([case.id for case in dataset.cases], data.fold, data.folds)[0])
     size = preset_config(config.model.preset, config.model.image_size).image_size
     cases = [prepare_case(case, classes, data.preprocessing, size) for case in dataset.cases if case.id in chosen]
-    cases = [case for case in cases if case.present]
+    cases = [case for case in cases if case.areas]
     if not cases:
         raise UserError(f"{data.path}: no training case holds a class to segment; check data.classes")
     return cases

@@ -90,7 +90,9 @@ class Optimizer:
 
     def _pack(self, weights: Weights) -> Weights:
         return {
-            name: weights[name] if name in weights else jnp.concatenate([weights[p].reshape(-1) for p in group.paths])
+            name: weights[name]
+            if name in weights
+            else jax.lax.optimization_barrier(jnp.concatenate([weights[p].reshape(-1) for p in group.paths]))
             for name, group in self.groups.items()
         }
 

@@ -19,8 +19,8 @@ def make_case(first=4, last=9, depth=14, size=32):
     labels[first : last + 1, 8:20, 10:26] = 1
     labels[8:12, 24:30, 4:12] = 2
     slices = np.broadcast_to(np.arange(depth, dtype=np.float16)[:, None, None] / 100, labels.shape)
-    present = {value: np.flatnonzero((labels == value).any((1, 2))) for value in (1, 2)}
-    return PreparedCase("case", slices, labels, np.arange(depth, dtype=np.float32) * 2.5, (1.0, 1.0), present)
+    areas = {value: (labels == value).sum((1, 2)) for value in (1, 2)}
+    return PreparedCase("case", slices, labels, np.arange(depth, dtype=np.float32) * 2.5, (1.0, 1.0), areas)
 
 
 def clips(count=200, config=STILL, case=None):
@@ -56,7 +56,7 @@ def test_walked_slices_keep_their_source_position_in_both_directions():
 
 def test_some_clips_run_past_the_object_and_some_past_the_volume():
     long = make_case(first=1, last=12)
-    long = replace(long, present={1: long.present[1]})
+    long = replace(long, areas={1: long.areas[1]})
     ends = [clip["masks"][clip["slice_valid"]][-1, 0].any() for clip in clips(case=long)]
     assert 0.2 < np.mean(ends) < 0.9
     padded = [not clip["slice_valid"].all() for clip in clips(case=make_case(first=0, last=13))]
