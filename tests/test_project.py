@@ -3,11 +3,14 @@
 import importlib.metadata
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sam2_3dmed_jax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +46,14 @@ def test_the_readme_shows_the_first_commands():
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_command_in_the_readme_is_one_of_the_command_line(verb: str, command_help: str):
     assert re.search(rf"(?<![\w-]){verb}(?![\w-])", command_help), f"{verb} is not in:\n{command_help}"
+
+
+def test_every_command_line_in_the_readme_has_arguments_that_the_command_takes():
+    lines = re.findall(r"^sam2-3dmed (.+)$", README, re.MULTILINE)
+    assert len(lines) > 8
+    for line in lines:
+        _, rest = cli._parser().parse_known_args(shlex.split(line))
+        assert not rest or line.startswith("train "), line  # an experiment's fields are read with it
 
 
 def test_the_two_quick_start_commands_install_run_the_demo_and_run_the_tests():

@@ -134,19 +134,24 @@ def _choose_slices(case: PreparedCase, value: int, config: DataConfig, rng: np.r
     """The slice index of each step; the first holds the object, some may lie outside the volume.
 
     But for clips about the object's end, the first slice is drawn in proportion to the object's area: users prompt
-    where an object shows.
+    where an object shows. Clips of an absent object jump to anywhere beyond its end: on a whole volume most slices
+    are far from it.
     """
     areas = case.areas[value]
     present = np.flatnonzero(areas)
     direction = 1 if rng.random() < 0.5 else -1
     stride = int(rng.integers(1, config.stride + 1))
-    end = int(present[-1] if direction > 0 else present[0])
+    ends = {1: int(present[-1]), -1: int(present[0])}
     kind = rng.random()
-    if kind < config.absent:
-        start = end
-    elif kind < config.absent + config.beyond:
-        near = present[np.abs(present - end) < max(config.slices // 2, 1) * stride]
+    following = direction * stride * np.arange(1, config.slices)
+    if config.absent <= kind < config.absent + config.beyond:
+        near = present[np.abs(present - ends[direction]) < max(config.slices // 2, 1) * stride]
         start = int(rng.choice(near))
-    else:
-        start = int(rng.choice(len(areas), p=areas / areas.sum()))
-    return start + direction * stride * np.arange(config.slices)
+        return np.concatenate([[start], start + following])
+    start = int(rng.choice(len(areas), p=areas / areas.sum()))
+    if kind < config.absent:
+        room = {1: len(areas) - 1 - ends[1], -1: ends[-1]}  # slices beyond the end
+        direction = direction if room[direction] else -direction
+        gap = int(rng.integers(0, max(room[direction] - stride * (config.slices - 1), 0) + 1))
+        return np.concatenate([[start], ends[direction] + direction * (gap + stride * np.arange(1, config.slices))])
+    return np.concatenate([[start], start + following])

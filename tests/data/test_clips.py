@@ -63,8 +63,22 @@ def test_some_clips_run_past_the_object_and_some_past_the_volume():
     assert 0.1 < np.mean(padded) < 0.9
 
 
+def test_clips_of_an_absent_object_show_it_once_and_then_slices_anywhere_beyond_its_end():
+    case = make_case(first=4, last=9, depth=40)
+    case = replace(case, areas={1: case.areas[1]})
+    gaps = set()
+    for clip in clips(case=case, config=_with(absent=1.0, objects=1)):
+        holds = clip["masks"][:, 0].any((1, 2))
+        assert holds[0] and not holds[1:].any()
+        index = clip["slice_index"].astype(int)
+        gaps.add(int(index[1] - 10 if index[1] > 9 else 3 - index[1]))
+    assert min(gaps) == 0 and 20 < max(gaps) <= 26  # right behind it, to where the clip fits at the end
+
+
 def test_a_stride_is_drawn_and_kept_within_the_clip():
-    strides = {abs(int(clip["slice_index"][1] - clip["slice_index"][0])) for clip in clips(config=_with(stride=2))}
+    strides = {
+        abs(int(clip["slice_index"][1] - clip["slice_index"][0])) for clip in clips(config=_with(stride=2, absent=0.0))
+    }
     assert strides == {1, 2}
 
 

@@ -1,9 +1,9 @@
-"""A real CT goes through the whole pipe: trained on, segmented from one point an organ, written on its own grid.
+"""A real CT goes through the whole pipe: overfitted to, then segmented from one point an organ, on its own grid.
 
-A few steps only, so nothing is said here about how well it is segmented.
+The references are another model's labels of the very CT that is trained on: this checks the pipe, and says nothing
+about performance.
 """
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -15,14 +15,21 @@ import pytest
 from sam2_3dmed_jax import cli
 
 EXPERIMENT = """
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, LossConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.config import (
+    DataConfig, ExperimentConfig, LossConfig, ModelConfig, PreprocessingConfig, SrppConfig, TrainingConfig
+)
 
 def get_config():
     return ExperimentConfig(
-        model=ModelConfig(preset="nano", image_size=64, slice_position=SrppConfig(dim=16, layers=1)),
-        data=DataConfig(slices=2, fold=0, folds=2),
-        training=TrainingConfig(steps=20, batch_size=2, learning_rate=2e-3, warmup_steps=2, log_every=1,
-                                loss=LossConfig(bce=10.0)),
+        model=ModelConfig(preset="nano", slice_position=SrppConfig(dim=64, layers=1)),
+        data=DataConfig(
+            folds=2, slices=3, objects=2, beyond=0.25, absent=0.25, box=0.0, rotation=0.0, scaling=0.0, shift=0.0,
+            intensity=0.0, noise=0.0, preprocessing=PreprocessingConfig(window="60,300"),
+        ),
+        training=TrainingConfig(
+            steps=500, batch_size=4, learning_rate=2e-3, warmup_steps=30,
+            part_learning_rates=((r"^image_encoder\\.", 0.2),), loss=LossConfig(bce=10.0, bd=0.5),
+        ),
     )
 """
 ORGANS = {1: ("liver", 4), 2: ("spleen", 2)}  # our value: name, value in organs6_from_v1
@@ -73,13 +80,14 @@ def test_a_real_ct_is_trained_on_and_segmented_from_one_point_an_organ_on_its_ow
     assert predicted.shape == reference.shape
     np.testing.assert_array_equal(predicted.affine, nibabel.load(ct).affine)
     assert overlay.stat().st_size > 10_000
-    assert set(np.unique(np.asarray(predicted.dataobj)).tolist()) <= {0, *ORGANS}
+    segmented = np.asarray(predicted.dataobj)
+    scores = {name: dice(segmented == value, values == value) for value, (name, _) in ORGANS.items()}
+    assert min(scores.values()) >= 0.85, scores
 
-    with (run / "log.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert int(rows[-1]["step"]) == 20
-    # Random clips differ, but none is as wrong at the end as all are at the start (half a chance for each pixel).
-    assert max(float(row["loss_bce"]) for row in rows[-5:]) < float(rows[0]["loss_bce"])
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two masks."""
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
 def central_voxel(mask: np.ndarray) -> tuple[int, int]:

@@ -2,11 +2,15 @@
 
 import os
 import pickle
+import shlex
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from sam2_3dmed_jax import cli, new_model, save_model
 from sam2_3dmed_jax.sam2.presets import PRESETS
 from weights_conversion.compare import compare
 from weights_conversion.convert import convert
@@ -125,3 +129,25 @@ def test_a_transformers_model_reads_what_we_write_and_we_read_what_it_writes(tmp
     read, report = transformers.Sam2VideoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_the_readmes_lines_take_an_official_checkpoint_to_a_segmented_ct(tmp_path, realdata, monkeypatch, capsys):
+    """With random weights under the official names, and four slices of a CT."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    block = readme.partition("<!-- official weights -->")[2].split("```")[1]
+    install, convert_line, predict_line = block.strip().splitlines()[1:]
+    assert install == "pip install '.[torch]'"  # CI has done so
+
+    model = new_model("sam2.1_hiera_tiny", image_size=256, seed=0)
+    save_model(model, tmp_path / "random")
+    assert cli.main(["convert", str(tmp_path / "random"), str(tmp_path / "sam2.1_hiera_tiny.pt")]) == 0
+    ct = nibabel.load(realdata / "abdomen" / "ct.nii.gz")
+    nibabel.save(ct.slicer[:, :, 28:32], tmp_path / "CT.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    for line in (convert_line, predict_line):
+        words = shlex.split(line.replace("60,45,30", "60,45,2"))
+        assert words[0] == "sam2-3dmed"
+        assert cli.main(words[1:]) == 0, capsys.readouterr().err
+    segmented = nibabel.load("segmentation.nii.gz")
+    assert segmented.shape == ct.shape[:2] + (4,)
+    np.testing.assert_array_equal(segmented.affine, ct.slicer[:, :, 28:32].affine)

@@ -1,0 +1,25 @@
+"""When live comparisons run: with the reference installed. Without it they skip, or fail if CI asks for them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import pytest
+
+REQUIRE = "SAM2_3DMED_REQUIRE_PARITY"
+SEED = 0
+FAST = ("sam2_hiera_tiny", "sam2.1_hiera_tiny")
+OTHERS = tuple(f"{family}_hiera_{name}" for name in ("small", "base_plus", "large") for family in ("sam2", "sam2.1"))
+
+
+def reference(name: str) -> ModuleType:
+    """Import `tests.parity.NAME`, which needs torch and a reference."""
+    try:
+        return importlib.import_module(f"tests.parity.{name}")
+    except ModuleNotFoundError as error:
+        reason = f"the live comparison needs {error.name}: see CONTRIBUTING.md"
+        if os.environ.get(REQUIRE) == "1":
+            pytest.fail(f"{REQUIRE}=1, but {reason}")
+        pytest.skip(reason)

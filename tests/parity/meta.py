@@ -1,0 +1,222 @@
+"""Meta's `sam2` video predictor as the reference: built from its own YAML files, on CPU in float32.
+
+Settings that differ from its files are what `build_sam2_video_predictor` sets (`apply_postprocessing`), the slice
+size with both RoPE sizes of memory attention, and `add_all_frames_to_correct_as_cond` (SEMANTICS: its default lets the
+next walk overwrite a correction). `sam2.modeling` and `sam2.sam2_video_predictor` need no torchvision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import OrderedDict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.nn.functional import interpolate
+
+from tests.parity import generated
+from tests.parity.scenarios import Scenario, Tracked
+from tests.parity.stages import Stages, stage_inputs
+
+_LETTER = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
+
+
+def versions() -> dict[str, str]:
+    """What the figures come from."""
+    return {"sam2": metadata.version("sam2"), "torch": torch.__version__}
+
+
+def build(preset: str, size: int) -> Any:
+    """A `SAM2VideoPredictor` of an official preset at another slice size, with PyTorch's initial weights."""
+    family, _, name = preset.partition("_hiera_")
+    side = size // 16
+    overrides = [
+        "++model._target_=sam2.sam2_video_predictor.SAM2VideoPredictor",
+        f"++model.image_size={size}",
+        f"++model.memory_attention.layer.self_attention.feat_sizes=[{side},{side}]",
+        f"++model.memory_attention.layer.cross_attention.feat_sizes=[{side},{side}]",
+        "++model.add_all_frames_to_correct_as_cond=true",
+        "++model.sam_mask_decoder_extra_args.dynamic_multimask_via_stability=true",
+        "++model.sam_mask_decoder_extra_args.dynamic_multimask_stability_delta=0.05",
+        "++model.sam_mask_decoder_extra_args.dynamic_multimask_stability_thresh=0.98",
+        "++model.binarize_mask_from_pts_for_mem_enc=true",
+    ]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("sam2", version_base="1.2"):
+        config = compose(f"configs/{family}/{family}_hiera_{_LETTER[name]}.yaml", overrides=overrides)
+    OmegaConf.resolve(config)
+    return instantiate(config.model, _recursive_=True).eval()
+
+
+def shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the official checkpoint."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def with_generated_weights(preset: str, size: int, seed: int, presence: float = 1.0) -> Any:
+    """A reference whose every weight comes from `generated`."""
+    model = build(preset, size)
+    state = generated.weights(shapes(model), seed, presence)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=True)
+    return model
+
+
+def save(model: Any, path: Path) -> None:
+    """Write an official-looking checkpoint."""
+    torch.save({"model": model.state_dict()}, path)
+
+
+class Video:
+    """Slices that are encoded once. `init_state` reads a folder of JPEG files and keeps features of one slice."""
+
+    def __init__(self, model: Any, slices: np.ndarray):
+        self.model = model
+        self.images = torch.from_numpy(np.ascontiguousarray(slices.transpose(0, 3, 1, 2)))
+        with torch.inference_mode():
+            self.features = {i: (x[None], model.forward_image(x[None])) for i, x in enumerate(self.images)}
+
+    def track(self, scenario: Scenario) -> Tracked:
+        """Run the rounds of a scenario in one session."""
+        state, logits, scores = self._state(), [], []
+        for prompts in scenario:
+            for ask in prompts:
+                if ask.mask is not None:
+                    self.model.add_new_mask(state, ask.slice, ask.object_id, ask.pixels(self.model.image_size))
+                    continue
+                coords = ask.coords(self.model.image_size)
+                self.model.add_new_points_or_box(
+                    state,
+                    ask.slice,
+                    ask.object_id,
+                    points=coords or None,
+                    labels=ask.labels() or None,
+                    box=ask.corners(self.model.image_size),
+                )
+            for reverse in (False, True):
+                with contextlib.redirect_stderr(io.StringIO()):  # tqdm's bars
+                    for _ in self.model.propagate_in_video(state, reverse=reverse):
+                        pass
+            one = self._collect(state)
+            logits.append(one[0])
+            scores.append(one[1])
+        return Tracked(np.stack(logits), np.stack(scores))
+
+    def _state(self) -> dict[str, Any]:
+        size, cpu = self.model.image_size, torch.device("cpu")
+        names = ("point_inputs", "mask_inputs", "output_dict", "temp_output_dict", "frames_tracked")
+        return {
+            **{f"{name}_per_obj": {} for name in names},
+            "images": self.images,
+            "num_frames": len(self.images),
+            "offload_video_to_cpu": False,
+            "offload_state_to_cpu": False,
+            "video_height": size,
+            "video_width": size,
+            "device": cpu,
+            "storage_device": cpu,
+            "cached_features": self.features,
+            "constants": {},
+            "obj_id_to_idx": OrderedDict(),
+            "obj_idx_to_id": OrderedDict(),
+            "obj_ids": [],
+        }
+
+    def _collect(self, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        side, count = self.model.image_size // 4, len(state["obj_ids"])
+        logits = np.full((count, len(self.images), side, side), np.nan, np.float32)
+        scores = np.full((count, len(self.images)), np.nan, np.float32)
+        for k in range(count):
+            for kind in ("non_cond_frame_outputs", "cond_frame_outputs"):
+                for i, out in state["output_dict_per_obj"][k][kind].items():
+                    logits[k, i] = out["pred_masks"][0, 0].numpy()
+                    scores[k, i] = out["object_score_logits"].item()
+        return logits, scores
+
+
+@torch.inference_mode()
+def stages(model: Any, seed: int) -> Stages:
+    """Every stage on its own, from the same generated inputs, so that errors do not add up."""
+    size = model.image_size
+    given = {name: torch.from_numpy(value) for name, value in stage_inputs(size, seed).items()}
+    out: dict[str, torch.Tensor] = {}
+    encoder, prompt, decoder = model.image_encoder, model.sam_prompt_encoder, model.sam_mask_decoder
+
+    images = _first(given["images"])
+    patches = encoder.trunk.patch_embed(images)  # channels last
+    out["patch embedding"] = patches
+    out["position"] = encoder.trunk._get_pos_embed(patches.shape[1:3])[0]
+    for i, feature in enumerate(encoder.trunk(images)):
+        out[f"Hiera stage {i + 1}"] = _last(feature)
+    for stride, feature in zip((4, 8, 16), encoder(images)["backbone_fpn"], strict=True):
+        out[f"neck stride {stride}"] = _last(feature)
+
+    points = (given["coords"], given["labels"])
+    out["prompt points"] = prompt(points, None, None)[0]
+    out["prompt box"] = prompt(None, given["box"], None)[0]
+    out["prompt mask"] = _last(prompt(None, None, given["mask"][:, None])[1])
+    out["prompt image position"] = _last(prompt.get_dense_pe())[0]
+
+    sparse, dense = prompt(points, None, given["mask"][:, None])
+    masks, ious, tokens, score = decoder.predict_masks(
+        image_embeddings=_first(given["embedding"]),
+        image_pe=prompt.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=[_first(given["stride4"]), _first(given["stride8"])],
+    )
+    out |= {"decoder masks": masks, "decoder ious": ious, "decoder tokens": tokens, "decoder score": score[:, 0]}
+    out["object pointer"] = model.obj_ptr_proj(tokens[:, 0])
+
+    masks = interpolate(given["mask"][:, None], size=(size, size), mode="bilinear", align_corners=False)
+    for name, clicked in (("soft", False), ("binarised", True)):
+        memory, (position,) = model._encode_new_memory(
+            current_vision_feats=[_tokens(given["embedding"])],
+            feat_sizes=[(size // 16, size // 16)],
+            pred_masks_high_res=masks,
+            object_score_logits=given["score"][:, None],
+            is_mask_from_pts=clicked,
+        )
+        out[f"memory encoder {name}"] = _last(memory)
+    out["memory position"] = _last(position)[0]
+
+    spatial, pointers = given["memory"], given["pointers"]
+    out["memory attention"] = _batch(
+        model.memory_attention(
+            curr=[_tokens(given["embedding"])],
+            curr_pos=[_tokens(_last(encoder.neck.position_encoding(_first(given["embedding"]))))],
+            memory=torch.cat([spatial, pointers], 1).transpose(0, 1),
+            memory_pos=given["memory position"].transpose(0, 1),
+            num_obj_ptr_tokens=pointers.shape[1],
+        ),
+        size // 16,
+    )
+    return {name: value.numpy() for name, value in out.items()}
+
+
+def _first(x: torch.Tensor) -> torch.Tensor:
+    """From `[B, H, W, C]` to `[B, C, H, W]`."""
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def _last(x: torch.Tensor) -> torch.Tensor:
+    """From `[B, C, H, W]` to `[B, H, W, C]`."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    """From `[B, H, W, C]` to the predictor's `[N, B, C]`."""
+    return x.flatten(1, 2).transpose(0, 1)
+
+
+def _batch(x: torch.Tensor, side: int) -> torch.Tensor:
+    """From `[N, B, C]` to `[B, H, W, C]`."""
+    return x.transpose(0, 1).unflatten(1, (side, side))

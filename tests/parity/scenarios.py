@@ -1,0 +1,94 @@
+"""What is asked of every implementation: prompts in rounds, each followed by a walk forward and one backward.
+
+Coordinates are fractions of the slice, so that a scenario serves all sizes; `middle` is the slice that is prompted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt of one object on one slice. `points` are (x, y, label); `box` and `mask` are (x0, y0, x1, y1)."""
+
+    object_id: int
+    slice: int
+    points: tuple[tuple[float, float, int], ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    mask: tuple[float, float, float, float] | None = None  # a filled rectangle
+
+    def coords(self, size: int) -> list[tuple[float, float]]:
+        """The points in pixels."""
+        return [(x * size, y * size) for x, y, _ in self.points]
+
+    def labels(self) -> list[int]:
+        """Their labels."""
+        return [label for _, _, label in self.points]
+
+    def corners(self, size: int) -> tuple[float, float, float, float] | None:
+        """The box in pixels."""
+        return None if self.box is None else tuple(size * v for v in self.box)  # type: ignore[return-value]
+
+    def pixels(self, size: int) -> np.ndarray | None:
+        """The mask, bool `[size, size]`."""
+        if self.mask is None:
+            return None
+        x0, y0, x1, y1 = (round(size * v) for v in self.mask)
+        mask = np.zeros((size, size), bool)
+        mask[y0:y1, x0:x1] = True
+        return mask
+
+
+Scenario = tuple[tuple[Ask, ...], ...]  # rounds
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a scenario gives, after each round."""
+
+    mask_logits: np.ndarray  # float32 [rounds, K, D, S/4, S/4]
+    object_score_logits: np.ndarray  # float32 [rounds, K, D]
+
+
+def one_object(depth: int) -> Scenario:
+    """One click on the middle slice."""
+    return ((Ask(1, depth // 2, ((0.4, 0.5, 1),)),),)
+
+
+def three_objects_and_a_correction(depth: int) -> Scenario:
+    """A click, two clicks and a box with a click on the middle slice; then a click on a slice tracked before."""
+    middle = depth // 2
+    return (
+        (
+            Ask(1, middle, ((0.4, 0.5, 1),)),
+            Ask(2, middle, ((0.2, 0.3, 1), (0.7, 0.3, 0))),
+            Ask(3, middle, ((0.5, 0.4, 1),), box=(0.2, 0.2, 0.6, 0.7)),
+        ),
+        (Ask(1, middle + depth // 4, ((0.6, 0.6, 0),)),),
+    )
+
+
+def correction_behind(depth: int) -> Scenario:
+    """A correction on a slice that was walked backward, which becomes the earliest prompt."""
+    middle = depth // 2
+    return ((Ask(1, middle, ((0.4, 0.5, 1),)),), (Ask(1, middle - depth // 4, ((0.6, 0.6, 1),)),))
+
+
+def mask_prompt(depth: int) -> Scenario:
+    """A mask on the middle slice, and an empty one: an object that is not there."""
+    middle = depth // 2
+    return ((Ask(1, middle, mask=(0.3, 0.25, 0.5, 0.5)), Ask(2, middle, mask=(0.0, 0.0, 0.0, 0.0))),)
+
+
+def two_prompted_slices(depth: int) -> Scenario:
+    """Clicks on two slices before the first walk."""
+    return ((Ask(1, depth // 4, ((0.4, 0.5, 1),)), Ask(1, 2 * depth // 3, ((0.5, 0.5, 1), (0.1, 0.1, 0)))),)
+
+
+SCENARIOS = {
+    f.__name__: f
+    for f in (one_object, three_objects_and_a_correction, correction_behind, mask_prompt, two_prompted_slices)
+}

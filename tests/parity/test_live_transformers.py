@@ -1,0 +1,84 @@
+"""Our model against transformers' `Sam2VideoModel`, live: its folder, the real converter, the same prompts.
+
+Where the two libraries mean the same (see `hf`): every object is prompted on the same slices, before one walk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.parity import compare, generated, ours
+from tests.parity.live import FAST, OTHERS, SEED, reference
+from tests.parity.scenarios import SCENARIOS, Tracked
+from weights_conversion.convert import convert
+
+
+class Pairs:
+    """The reference and ours with the same weights and slices; keeps the last, as tests come ordered."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._key: tuple[str, int, int] | None = None
+
+    def make(self, preset: str, size: int, depth: int) -> None:
+        """Build, save, convert and load."""
+        if self._key == (preset, size, depth):
+            return
+        hf = reference("hf")
+        self.model = hf.with_generated_weights(preset, size, SEED)
+        source, self.checkpoint = self._folder / f"{preset} {size} source", self._folder / f"{preset} {size}"
+        hf.save(self.model, source)
+        assert convert(source, self.checkpoint).preset == preset
+        slices = generated.slices(depth, size, SEED)
+        self.own, self.theirs = ours.Video(ours.load(self.checkpoint, size), slices), hf.Video(self.model, slices)
+        self._key = preset, size, depth
+
+    def track(self, preset: str, size: int, depth: int, name: str) -> tuple[Tracked, Tracked]:
+        """Both answers to a scenario's first round."""
+        self.make(preset, size, depth)
+        scenario = SCENARIOS[name](depth)[:1]
+        return self.own.track(scenario), self.theirs.track(scenario)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    """One reference at a time: those of `large` fill 3 GB."""
+    return Pairs(tmp_path_factory.mktemp("transformers"))
+
+
+@pytest.mark.parametrize("preset", FAST, scope="class")
+class TestTinyAt512:
+    def test_every_stage_agrees(self, pairs: Pairs, preset: str) -> None:
+        pairs.make(preset, 512, 12)
+        found = ours.stages(ours.load(pairs.checkpoint, 512), SEED)
+        compare.assert_same_stages(found, reference("hf").stages(pairs.model, SEED))
+
+    def test_twelve_slices_of_one_object_agree_after_walking_both_ways(self, pairs: Pairs, preset: str) -> None:
+        compare.assert_same_walk(*pairs.track(preset, 512, 12, "one_object"))
+
+
+@pytest.mark.long  # the other six run in CI against Meta; here they cost as much again
+@pytest.mark.parametrize("preset", OTHERS)
+def test_the_converter_and_a_short_clip_agree_for_every_other_preset(pairs: Pairs, preset: str) -> None:
+    compare.assert_same_walk(*pairs.track(preset, 256, 4, "one_object"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", [*FAST, *OTHERS], scope="class")
+class TestFullMatrixAt512:
+    def test_every_stage_agrees(self, pairs: Pairs, preset: str) -> None:
+        pairs.make(preset, 512, 12)
+        found = ours.stages(ours.load(pairs.checkpoint, 512), SEED)
+        compare.assert_same_stages(found, reference("hf").stages(pairs.model, SEED))
+
+    @pytest.mark.parametrize("name", ["one_object", "three_objects_and_a_correction", "two_prompted_slices"])
+    def test_first_rounds_agree(self, pairs: Pairs, preset: str, name: str) -> None:
+        compare.assert_same_walk(*pairs.track(preset, 512, 12, name))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", [*FAST, "sam2_hiera_large", "sam2.1_hiera_large"])
+def test_twelve_slices_agree_at_1024(pairs: Pairs, preset: str) -> None:
+    compare.assert_same_walk(*pairs.track(preset, 1024, 12, "one_object"))
