@@ -19,7 +19,7 @@ def reference(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"tests.parity.{name}")
     except ModuleNotFoundError as error:
-        reason = f"the live comparison needs {error.name}: see CONTRIBUTING.md"
+        reason = f"the live comparison needs {error.name}: install torch, transformers and Meta's sam2 1.1.0"
         if os.environ.get(REQUIRE) == "1":
             pytest.fail(f"{REQUIRE}=1, but {reason}")
         pytest.skip(reason)
