@@ -1,27 +1,16 @@
-"""The command `sam2-3dmed`: one thin function a verb. Heavy imports happen inside, so that `--help` is quick.
-
-Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 interrupted.
-"""
+"""The command `sam2-3dmed`: one thin function a verb. Heavy imports happen inside, so that `--help` is quick."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sam2_3dmed_jax.command import Parser, exit_code
 from sam2_3dmed_jax.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as all others."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with 2."""
-        print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
-        raise SystemExit(2)
+from weights_conversion import commands as checkpoints
 
 
 class TrainHelp(argparse.Action):
@@ -42,22 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = _parser().parse_known_args(given)
     if rest and options.verb != "train":
         _parser().error(f"unknown argument '{rest[0]}'")
-    try:
-        VERBS[options.verb](options, rest)
-    except UserError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it can", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"a bug: {type(error).__name__}: {error} (run again with --debug and report it)", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: VERBS[options.verb](options, rest), options.debug, "the same command goes on where it can")
 
 
 def demo(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -69,13 +43,6 @@ def demo(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with ConsoleProgress() as progress:
         lines = run_demo(options.out, options.seed, progress, progress.training)
     print("\n".join(lines))
-
-
-def conversion(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Convert, inspect or compare checkpoints."""
-    from weights_conversion import commands
-
-    commands.VERBS[options.verb](options, rest)
 
 
 def phantom(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -191,7 +158,7 @@ def doctor(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 VERBS = {
     "demo": demo,
-    **dict.fromkeys(("convert", "inspect", "compare"), conversion),
+    **checkpoints.VERBS,
     "phantom": phantom,
     "train": train,
     "predict": predict,
@@ -201,8 +168,6 @@ VERBS = {
 
 
 def _parser() -> Parser:
-    from weights_conversion.commands import add_verbs
-
     common = Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     parser = Parser(prog="sam2-3dmed", description="SAM2-3dMed in JAX. For research use only.")
@@ -216,7 +181,7 @@ def _parser() -> Parser:
     p.add_argument("--out", default="demo_run", help="folder for all it makes")
     p.add_argument("--seed", type=int, default=0, help="of the phantoms")
 
-    add_verbs(verb)
+    checkpoints.add_verbs(verb)
 
     p = verb("phantom", "write a synthetic CT dataset in MSD layout")
     p.add_argument("out", help="folder to write")

@@ -313,3 +313,13 @@ def test_a_process_prints_a_mistake_on_stderr_and_help_without_loading_jax(tmp_p
     failed = subprocess.run([*module, "predict", *words], env=environment, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 2 and failed.stdout == ""
     assert failed.stderr.startswith("error: ") and len(failed.stderr.splitlines()) == 1
+
+
+def test_the_help_of_train_lists_every_field_with_its_unit_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert "EXPERIMENT.py" in told
+    assert "--data.slices INT D: slices a clip (default: 6)" in told
+    assert "--mesh.fsdp INT" in told and "--training.seed INT" in told

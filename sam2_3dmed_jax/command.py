@@ -1,0 +1,43 @@
+"""What every command line of this project does alike: mistakes are one line, and exit codes say whose they are.
+
+Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from sam2_3dmed_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:
+    """Do the work of a command and return its exit code; `interrupted` tells what an interruption leaves."""
+    try:
+        work()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"a bug: {type(error).__name__}: {error} (run again with --debug and report it)", file=sys.stderr)
+        return 1
+    return 0
