@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,10 @@ def _tensors(source: Source) -> dict[str, Callable[[], np.ndarray]]:
     """What can be read, by our name; what has no place in the model keeps its own."""
     mapping: LayoutMap = recognise(source)[1].mapping
 
-    def reader(name: str) -> Callable[[], np.ndarray]:
-        return lambda: mapping.to_native(name, source.read)
-
     named = {
-        link.native: reader(link.native)
+        link.native: partial(mapping.to_native, link.native, source.read)
         for link in mapping.links
         if all(part in source.tensors for part in link.foreign)
     }
-    others = {name: (lambda name=name: source.read(name)) for name in source.tensors if name not in mapping.by_foreign}
+    others = {name: partial(source.read, name) for name in source.tensors if name not in mapping.by_foreign}
     return {**named, **others}

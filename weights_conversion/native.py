@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.model.checkpoint import FORMAT, CheckpointInfo, parse_info, read_info, save_weights
+from sam2_3dmed_jax.model.checkpoint import FORMAT, CheckpointInfo, parse_info, read_info, reading, save_weights
 from weights_conversion.safetensors_files import SafetensorsFile, write_safetensors
 from weights_conversion.source import Source, Tensor
 
@@ -31,23 +28,16 @@ def open_native_folder(path: Path) -> Source:
     import orbax.checkpoint.experimental.v1 as ocp
 
     info = read_info(path)
-    weights = os.path.abspath(path / "weights")
     loaded: dict[str, Any] = {}
-
-    def guarded(work: Callable[[], Any]) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Orbax: "Sharding info not provided"; these are host arrays
-                return work()
-        except Exception as error:  # Orbax raises many kinds on a damaged folder
-            raise UserError(f"{path}: its weights cannot be read ({type(error).__name__}); write it again") from error
 
     def read(name: str) -> np.ndarray:
         if not loaded:  # Orbax takes as long for one tensor as for all
-            loaded.update(guarded(lambda: ocp.load(weights)))
+            with reading(path) as folder:
+                loaded.update(ocp.load(folder))
         return np.asarray(loaded[name], np.float32)
 
-    shapes = guarded(lambda: dict(ocp.metadata(weights).metadata))
+    with reading(path) as folder:
+        shapes = dict(ocp.metadata(folder).metadata)
     tensors = {name: Tensor(tuple(leaf.shape), np.dtype(leaf.dtype).name) for name, leaf in shapes.items()}
     files = tuple(sorted(file for file in (path / "weights").rglob("*") if file.is_file()))
     return Source(path, "native folder", tensors, read, files, info, provenance=info.provenance)

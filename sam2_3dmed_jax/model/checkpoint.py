@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -123,6 +125,21 @@ def parse_info(text: str, where: str) -> CheckpointInfo:
         raise UserError(f"{where}: it cannot be read ({error}); write the checkpoint again") from error
 
 
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The folder with a native checkpoint's weights, for Orbax to read in this context.
+
+    Raises:
+        UserError: the weights are damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Orbax: "Sharding info not provided"; these are host arrays
+            yield os.path.abspath(epath.Path(path) / "weights")
+    except Exception as error:  # Orbax raises many kinds on a damaged folder
+        raise UserError(f"{path}: its weights cannot be read ({type(error).__name__}); write it again") from error
+
+
 def load_weights(path: str | os.PathLike[str], config: ModelConfig) -> Weights:
     """Load the weights of a native checkpoint into the structure of `config`.
 
@@ -130,12 +147,8 @@ def load_weights(path: str | os.PathLike[str], config: ModelConfig) -> Weights:
         UserError: the checkpoint is of another preset or has other modules, or cannot be read.
     """
     _, abstract = abstract_model(config)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Orbax: "Sharding info not provided"; these are host arrays
-            stored = ocp.load(os.path.abspath(epath.Path(path) / "weights"))
-    except Exception as error:  # Orbax raises many kinds on a damaged folder
-        raise UserError(f"{path}: its weights cannot be read ({type(error).__name__}); write it again") from error
+    with reading(path) as folder:
+        stored = ocp.load(folder)
     missing, unexpected = sorted(set(abstract) - set(stored)), sorted(set(stored) - set(abstract))
     shaped = sorted(
         name for name in set(abstract) & set(stored) if tuple(abstract[name].shape) != tuple(stored[name].shape)
