@@ -143,15 +143,14 @@ def _choose_slices(case: PreparedCase, value: int, config: DataConfig, rng: np.r
     stride = int(rng.integers(1, config.stride + 1))
     ends = {1: int(present[-1]), -1: int(present[0])}
     kind = rng.random()
-    following = direction * stride * np.arange(1, config.slices)
     if config.absent <= kind < config.absent + config.beyond:
         near = present[np.abs(present - ends[direction]) < max(config.slices // 2, 1) * stride]
-        start = int(rng.choice(near))
-        return np.concatenate([[start], start + following])
-    start = int(rng.choice(len(areas), p=areas / areas.sum()))
+        start = last = int(rng.choice(near))
+    else:
+        start = last = int(rng.choice(len(areas), p=areas / areas.sum()))
     if kind < config.absent:
         room = {1: len(areas) - 1 - ends[1], -1: ends[-1]}  # slices beyond the end
         direction = direction if room[direction] else -direction
         gap = int(rng.integers(0, max(room[direction] - stride * (config.slices - 1), 0) + 1))
-        return np.concatenate([[start], ends[direction] + direction * (gap + stride * np.arange(1, config.slices))])
-    return np.concatenate([[start], start + following])
+        last = ends[direction] + direction * gap
+    return np.concatenate([[start], last + direction * stride * np.arange(1, config.slices)])

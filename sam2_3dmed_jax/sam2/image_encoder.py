@@ -51,11 +51,9 @@ class ImageEncoder(nnx.Module):
         self.trunk = Hiera(config.trunk, dtype=dtype)
         self.neck = FpnNeck(config, dtype=dtype)
 
-    def __call__(
-        self, images: jax.Array, after: tuple[Linear, Linear] | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C]`, `[B, S/8, S/8, C]`, `[B, S/16, S/16, C]`.
+    def __call__(self, images: jax.Array, after: tuple[Linear, Linear]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C/8]`, `[B, S/8, S/8, C/4]`, `[B, S/16, S/16, C]`.
 
-        With `after`, the first two have gone through its 1x1 convolutions.
+        The first two have gone through the 1x1 convolutions `after`.
         """
         return self.neck(self.trunk(images), after)

@@ -111,6 +111,7 @@ class Conv(nnx.Module):
         shifts = -(-(size + lead) // stride)
         rows, cols = (n + shifts - 1 for n in (h, w))  # blocks
         pads = [(front, count * stride - n - front) for count, n in zip((rows, cols), x.shape[1:3], strict=True)]
+        # Rows and columns at the end that no window reads are cut, by a negative padding.
         x = lax.pad(
             x.astype(self.dtype), jnp.zeros((), self.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0))
         )

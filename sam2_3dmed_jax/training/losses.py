@@ -44,7 +44,7 @@ def best_candidate(logits: jax.Array, target: jax.Array, multimask: jax.Array) -
     Args:
         logits: `[..., n, H, W]`.
         target: float `[..., H, W]`.
-        multimask: bool `[...]`: choose among candidates 1 to 3; otherwise 0. With n = 1 there is only that one.
+        multimask: bool `[...]`: choose among candidates 1 to 3; otherwise 0.
 
     Returns:
         int `[...]`.
@@ -59,8 +59,7 @@ def best_candidate(logits: jax.Array, target: jax.Array, multimask: jax.Array) -
 
 def _eligible(candidates: int, multimask: jax.Array) -> jax.Array:
     """Which candidates may become the mask: bool `[..., n]`."""
-    single = jnp.arange(candidates) == 0
-    return jnp.broadcast_to(single, (*multimask.shape, 1)) if candidates == 1 else multimask[..., None] ^ single
+    return multimask[..., None] ^ (jnp.arange(candidates) == 0)
 
 
 def mask_bce(logits: jax.Array, target: jax.Array, holds: jax.Array) -> Term:

@@ -91,7 +91,8 @@ def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
         walked = live & (prompt_step < t)
         recent = bank.recent.write(index, walked, encoded, out.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
-        return bank, (out.candidates, out.mask_logits, given.multimask, prompted | walked)
+        multimask = given.multimask & model.config.multimask
+        return bank, (out.candidates, out.mask_logits, multimask, prompted | walked)
 
     bank = MemoryBank.empty(model.config, rows, 1, jnp.dtype(model.config.compute_dtype))
     valid = jnp.moveaxis(batch["slice_valid"], 1, 0)
