@@ -20,6 +20,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from sam2_3dmed_jax.config import ModelConfig
 from tests.parity import generated
+from tests.parity.axes import channels_first, channels_last, tokens_first
 from tests.parity.scenarios import Scenario, Tracked
 from tests.parity.stages import Stages, stage_inputs
 from weights_conversion.transformers_config import transformers_config
@@ -107,31 +108,31 @@ def stages(model: Any, seed: int) -> Stages:
     out: dict[str, torch.Tensor] = {}
     encoder, prompt = model.vision_encoder, model.prompt_encoder
 
-    images = _first(given["images"])
+    images = channels_first(given["images"])
     patches = encoder.backbone.patch_embed(images)  # channels last
     out["patch embedding"] = patches
     out["position"] = encoder.backbone._get_pos_embed(patches.shape[1:3])[0]
     for i, feature in enumerate(encoder.backbone(images).intermediate_hidden_states):
         out[f"Hiera stage {i + 1}"] = feature
     for stride, feature in zip((4, 8, 16), encoder(images).fpn_hidden_states, strict=True):
-        out[f"neck stride {stride}"] = _last(feature)
+        out[f"neck stride {stride}"] = channels_last(feature)
 
     coords, labels, mask = given["coords"][:, None], given["labels"][:, None], given["mask"][:, None]
     sparse, dense = prompt(coords, labels, None, mask)
-    out |= {"prompt points": sparse[:, 0], "prompt mask": _last(dense)}
+    out |= {"prompt points": sparse[:, 0], "prompt mask": channels_last(dense)}
     position = model.get_image_wide_positional_embeddings()
-    out["prompt image position"] = _last(position)[0]
+    out["prompt image position"] = channels_last(position)[0]
 
     decoder = model.mask_decoder
     decoder.dynamic_multimask_via_stability = False
     heads = [
         decoder(
-            image_embeddings=_first(given["embedding"]),
+            image_embeddings=channels_first(given["embedding"]),
             image_positional_embeddings=position.repeat(len(sparse), 1, 1, 1),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=multimask,
-            high_resolution_features=[_first(given["stride4"]), _first(given["stride8"])],
+            high_resolution_features=[channels_first(given["stride4"]), channels_first(given["stride8"])],
         )
         for multimask in (False, True)
     ]
@@ -144,20 +145,20 @@ def stages(model: Any, seed: int) -> Stages:
 
     masks = interpolate(mask, size=(size, size), mode="bilinear", align_corners=False)
     for name, squashed in (("soft", torch.sigmoid(masks)), ("binarised", (masks > 0).float())):
-        memory, place = model.memory_encoder(_first(given["embedding"]), squashed * 20 - 10)
+        memory, place = model.memory_encoder(channels_first(given["embedding"]), squashed * 20 - 10)
         absent = model.occlusion_spatial_embedding_parameter
         if absent is not None:
             memory = memory + (given["score"] <= 0).float()[:, None, None, None] * absent[..., None, None]
-        out[f"memory encoder {name}"] = _last(memory)
-    out["memory position"] = _last(place)[0]
+        out[f"memory encoder {name}"] = channels_last(memory)
+    out["memory position"] = channels_last(place)[0]
 
     pointers = given["pointers"]
-    embedding = _first(given["embedding"])
+    embedding = channels_first(given["embedding"])
     attended = model.memory_attention(
-        current_vision_features=_tokens(given["embedding"]),
+        current_vision_features=tokens_first(given["embedding"]),
         memory=torch.cat([given["memory"], pointers], 1).transpose(0, 1),
-        current_vision_position_embeddings=_tokens(
-            _last(encoder.neck.position_encoding(embedding.shape, embedding.device, embedding.dtype))
+        current_vision_position_embeddings=tokens_first(
+            channels_last(encoder.neck.position_encoding(embedding.shape, embedding.device, embedding.dtype))
         ),
         memory_posision_embeddings=given["memory position"].transpose(0, 1),
         num_object_pointer_tokens=pointers.shape[1],
@@ -165,18 +166,3 @@ def stages(model: Any, seed: int) -> Stages:
     # It gives [1, K, N, C] with its two leading axes exchanged.
     out["memory attention"] = attended.reshape(-1, size // 16, size // 16, attended.shape[-1])
     return {name: value.numpy() for name, value in out.items()}
-
-
-def _first(x: torch.Tensor) -> torch.Tensor:
-    """From `[B, H, W, C]` to `[B, C, H, W]`."""
-    return x.permute(0, 3, 1, 2).contiguous()
-
-
-def _last(x: torch.Tensor) -> torch.Tensor:
-    """From `[B, C, H, W]` to `[B, H, W, C]`."""
-    return x.permute(0, 2, 3, 1)
-
-
-def _tokens(x: torch.Tensor) -> torch.Tensor:
-    """From `[B, H, W, C]` to the predictor's `[N, B, C]`."""
-    return x.flatten(1, 2).transpose(0, 1)

@@ -15,11 +15,11 @@ OTHERS = tuple(f"{family}_hiera_{name}" for name in ("small", "base_plus", "larg
 
 
 def reference(name: str) -> ModuleType:
-    """Import `tests.parity.NAME`, which needs torch and a reference."""
+    """Import a module that needs a reference: `torch`, `transformers` or one of `tests.parity`."""
     try:
-        return importlib.import_module(f"tests.parity.{name}")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         reason = f"the live comparison needs {error.name}: install torch, transformers and Meta's sam2 1.1.0"
         if os.environ.get(REQUIRE) == "1":
             pytest.fail(f"{REQUIRE}=1, but {reason}")
-        pytest.skip(reason)
+        pytest.skip(reason, allow_module_level=True)

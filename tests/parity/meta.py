@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from torch.nn.functional import interpolate
 
 from tests.parity import generated
+from tests.parity.axes import channels_first, channels_last, tokens_first, tokens_last
 from tests.parity.scenarios import Scenario, Tracked
 from tests.parity.stages import Stages, stage_inputs
 
@@ -149,29 +150,29 @@ def stages(model: Any, seed: int) -> Stages:
     out: dict[str, torch.Tensor] = {}
     encoder, prompt, decoder = model.image_encoder, model.sam_prompt_encoder, model.sam_mask_decoder
 
-    images = _first(given["images"])
+    images = channels_first(given["images"])
     patches = encoder.trunk.patch_embed(images)  # channels last
     out["patch embedding"] = patches
     out["position"] = encoder.trunk._get_pos_embed(patches.shape[1:3])[0]
     for i, feature in enumerate(encoder.trunk(images)):
-        out[f"Hiera stage {i + 1}"] = _last(feature)
+        out[f"Hiera stage {i + 1}"] = channels_last(feature)
     for stride, feature in zip((4, 8, 16), encoder(images)["backbone_fpn"], strict=True):
-        out[f"neck stride {stride}"] = _last(feature)
+        out[f"neck stride {stride}"] = channels_last(feature)
 
     points = (given["coords"], given["labels"])
     out["prompt points"] = prompt(points, None, None)[0]
     out["prompt box"] = prompt(None, given["box"], None)[0]
-    out["prompt mask"] = _last(prompt(None, None, given["mask"][:, None])[1])
-    out["prompt image position"] = _last(prompt.get_dense_pe())[0]
+    out["prompt mask"] = channels_last(prompt(None, None, given["mask"][:, None])[1])
+    out["prompt image position"] = channels_last(prompt.get_dense_pe())[0]
 
     sparse, dense = prompt(points, None, given["mask"][:, None])
     masks, ious, tokens, score = decoder.predict_masks(
-        image_embeddings=_first(given["embedding"]),
+        image_embeddings=channels_first(given["embedding"]),
         image_pe=prompt.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         repeat_image=False,
-        high_res_features=[_first(given["stride4"]), _first(given["stride8"])],
+        high_res_features=[channels_first(given["stride4"]), channels_first(given["stride8"])],
     )
     out |= {"decoder masks": masks, "decoder ious": ious, "decoder tokens": tokens, "decoder score": score[:, 0]}
     out["object pointer"] = model.obj_ptr_proj(tokens[:, 0])
@@ -179,20 +180,20 @@ def stages(model: Any, seed: int) -> Stages:
     masks = interpolate(given["mask"][:, None], size=(size, size), mode="bilinear", align_corners=False)
     for name, clicked in (("soft", False), ("binarised", True)):
         memory, (position,) = model._encode_new_memory(
-            current_vision_feats=[_tokens(given["embedding"])],
+            current_vision_feats=[tokens_first(given["embedding"])],
             feat_sizes=[(size // 16, size // 16)],
             pred_masks_high_res=masks,
             object_score_logits=given["score"][:, None],
             is_mask_from_pts=clicked,
         )
-        out[f"memory encoder {name}"] = _last(memory)
-    out["memory position"] = _last(position)[0]
+        out[f"memory encoder {name}"] = channels_last(memory)
+    out["memory position"] = channels_last(position)[0]
 
     spatial, pointers = given["memory"], given["pointers"]
-    out["memory attention"] = _batch(
+    out["memory attention"] = tokens_last(
         model.memory_attention(
-            curr=[_tokens(given["embedding"])],
-            curr_pos=[_tokens(_last(encoder.neck.position_encoding(_first(given["embedding"]))))],
+            curr=[tokens_first(given["embedding"])],
+            curr_pos=[tokens_first(channels_last(encoder.neck.position_encoding(channels_first(given["embedding"]))))],
             memory=torch.cat([spatial, pointers], 1).transpose(0, 1),
             memory_pos=given["memory position"].transpose(0, 1),
             num_obj_ptr_tokens=pointers.shape[1],
@@ -200,23 +201,3 @@ def stages(model: Any, seed: int) -> Stages:
         size // 16,
     )
     return {name: value.numpy() for name, value in out.items()}
-
-
-def _first(x: torch.Tensor) -> torch.Tensor:
-    """From `[B, H, W, C]` to `[B, C, H, W]`."""
-    return x.permute(0, 3, 1, 2).contiguous()
-
-
-def _last(x: torch.Tensor) -> torch.Tensor:
-    """From `[B, C, H, W]` to `[B, H, W, C]`."""
-    return x.permute(0, 2, 3, 1)
-
-
-def _tokens(x: torch.Tensor) -> torch.Tensor:
-    """From `[B, H, W, C]` to the predictor's `[N, B, C]`."""
-    return x.flatten(1, 2).transpose(0, 1)
-
-
-def _batch(x: torch.Tensor, side: int) -> torch.Tensor:
-    """From `[N, B, C]` to `[B, H, W, C]`."""
-    return x.transpose(0, 1).unflatten(1, (side, side))

@@ -46,7 +46,7 @@ class Pairs:
         """Slices and models of a preset at a size."""
         if self._key != (preset, size, depth) or self._pair is None:
             self._pair = None  # before the next one is built
-            meta = reference("meta")
+            meta = reference("tests.parity.meta")
             model = meta.with_generated_weights(preset, size, SEED)
             source, checkpoint = self._folder / "official.pt", self._folder / preset
             meta.save(model, source)

@@ -26,7 +26,7 @@ class Pairs:
         """Build, save, convert and load."""
         if self._key == (preset, size, depth):
             return
-        hf = reference("hf")
+        hf = reference("tests.parity.hf")
         self.model = hf.with_generated_weights(preset, size, SEED)
         source, self.checkpoint = self._folder / f"{preset} {size} source", self._folder / f"{preset} {size}"
         hf.save(self.model, source)
@@ -53,7 +53,7 @@ class TestTinyAt512:
     def test_every_stage_agrees(self, pairs: Pairs, preset: str) -> None:
         pairs.make(preset, 512, 12)
         found = ours.stages(ours.load(pairs.checkpoint, 512), SEED)
-        compare.assert_same_stages(found, reference("hf").stages(pairs.model, SEED))
+        compare.assert_same_stages(found, reference("tests.parity.hf").stages(pairs.model, SEED))
 
     def test_twelve_slices_of_one_object_agree_after_walking_both_ways(self, pairs: Pairs, preset: str) -> None:
         compare.assert_same_walk(*pairs.track(preset, 512, 12, "one_object"))
@@ -71,7 +71,7 @@ class TestFullMatrixAt512:
     def test_every_stage_agrees(self, pairs: Pairs, preset: str) -> None:
         pairs.make(preset, 512, 12)
         found = ours.stages(ours.load(pairs.checkpoint, 512), SEED)
-        compare.assert_same_stages(found, reference("hf").stages(pairs.model, SEED))
+        compare.assert_same_stages(found, reference("tests.parity.hf").stages(pairs.model, SEED))
 
     @pytest.mark.parametrize("name", ["one_object", "three_objects_and_a_correction", "two_prompted_slices"])
     def test_first_rounds_agree(self, pairs: Pairs, preset: str, name: str) -> None:

@@ -101,9 +101,7 @@ def test_srpp_and_bd_where_there_is_no_place_for_them(to, words, with_3dmed, ref
     assert "slice_position.norm.scale" in line and "boundary.to_mask.kernel" in line and "--drop-extra" in line
 
 
-@pytest.mark.parametrize(
-    "file", ["../outside.safetensors", "/tmp/outside.safetensors", "..\\outside.safetensors", "x.pt"]
-)
+@pytest.mark.parametrize("file", ["../outside.safetensors", "/outside.safetensors", "..\\outside.safetensors", "x.pt"])
 def test_an_index_that_points_out_of_its_folder(file, transformers_folder, refused):
     (transformers_folder / "model.safetensors").rename(transformers_folder.parent / "out.safetensors")
     index = {"weight_map": {"no_object_pointer": file}}

@@ -12,12 +12,13 @@ from safetensors.numpy import load_file
 
 from sam2_3dmed_jax import cli, new_model, save_model
 from sam2_3dmed_jax.sam2.presets import PRESETS
+from tests.parity.live import reference
 from weights_conversion.compare import compare
 from weights_conversion.convert import convert
 from weights_conversion.presets import plain
 from weights_conversion.transformers_config import transformers_config
 
-torch = pytest.importorskip("torch")
+torch = reference("torch")
 
 
 class Malicious:
@@ -108,7 +109,7 @@ def test_a_nan_in_a_pt_file_is_named(state, tmp_path, refused):
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "nano"])
 def test_our_transformers_configuration_builds_the_official_model(preset, official):
-    transformers = pytest.importorskip("transformers")
+    transformers = reference("transformers")
     config = transformers.Sam2VideoConfig.from_dict(transformers_config(plain(preset)))
     with torch.device("meta"):
         model = transformers.Sam2VideoModel(config)
@@ -116,7 +117,7 @@ def test_our_transformers_configuration_builds_the_official_model(preset, offici
 
 
 def test_a_transformers_model_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = reference("transformers")
     torch.manual_seed(0)
     model = transformers.Sam2VideoModel(transformers.Sam2VideoConfig())
     # Two copies of one matrix in every official file, which random initialisation draws apart.
