@@ -77,13 +77,13 @@ def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> Non
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
-    figure, (losses, dice) = plt.subplots(1, 2, figsize=(10, 3.6))
+    figure, (losses, dice) = plt.subplots(1, 2, figsize=(10, 4))
     for name in ("loss", "loss_seg", "loss_srpp", "loss_bd", "loss_object_score"):
         values = [float(row[name]) if row.get(name) else math.nan for row in rows]
         if not all(map(math.isnan, values)):
             losses.plot(steps, values, label=name)
     losses.set(xlabel="step", ylabel="loss", yscale="log")
-    losses.legend(frameon=False, fontsize=8)
+    losses.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
     dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
     figure.tight_layout()
