@@ -71,7 +71,7 @@ class BdConfig:
 class PreprocessingConfig:
     """From HU to the encoder's input. Stored in every checkpoint; another one at prediction is an error."""
 
-    window: str = "soft_tissue"  # a name of `volume.intensity.WINDOWS`, or "LEVEL,WIDTH" in HU
+    window: str = "soft_tissue"  # a name of `volume.intensity.WINDOWS`, "LEVEL,WIDTH" in HU, or "LOW%,HIGH%"
 
 
 @dataclass(frozen=True)

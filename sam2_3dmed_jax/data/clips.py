@@ -64,10 +64,11 @@ def prepare_case(
         small[share >= 0.5] = value
     areas = {value: (small == value).sum((1, 2)) for value in classes}
     height, width = volume.array.shape[1:]
+    window = intensity.window_of(volume, preprocessing.window)
     _, dy, dx = volume.spacing
     return PreparedCase(
         id=case.id,
-        slices=intensity.prepare_slices(volume.array, preprocessing, image_size).astype(np.float16),
+        slices=intensity.prepare_slices(volume.array, window, image_size).astype(np.float16),
         labels=small,
         positions_mm=volume.slice_positions_mm().astype(np.float32),
         pixel_mm=(dy * height / image_size, dx * width / image_size),

@@ -14,7 +14,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.segment import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.intensity import apply_window, parse_window
+from sam2_3dmed_jax.volume.intensity import apply_window, window_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -44,7 +44,7 @@ def overlay(
         title: above the sheet.
     """
     shown = _slices(prediction, reference, prompts)
-    grey = apply_window(volume.array[shown], *parse_window(window))
+    grey = apply_window(volume.array[shown], *window_of(volume, window))
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     _, dy, dx = volume.spacing

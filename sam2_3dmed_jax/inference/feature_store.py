@@ -1,11 +1,10 @@
-"""Image features of a volume, encoded in blocks of 16 slices and kept on the host, memory-mapped above a limit.
+"""Image features of a volume, encoded in blocks of 16 slices and kept on the host.
 
 Device memory holds one block whatever the depth; a refinement reads the store and encodes nothing again.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,25 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.prompt import power_of_two
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
+from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
 BLOCK = 16  # slices encoded or walked by one call of a compiled function
-MEMORY_LIMIT = 4 << 30  # bytes of a host array beyond which it lives in a temporary file
 
+Slices = np.ndarray | PreparedSlices  # float32 [D, S, S, 3], normalised
 Progress = Callable[[str, int, int], None]  # (what, done, total)
-
-
-def host_array(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
-    """An array of zeros on the host; in an unlinked temporary file when it is large."""
-    dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    if size <= MEMORY_LIMIT:
-        return np.zeros(shape, dtype)
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open, and its space goes with the map
-    return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
 
 
 class FeatureStore:
@@ -43,16 +34,17 @@ class FeatureStore:
         graphdef: nnx.GraphDef,
         weights: Weights,
         model: SAM2,
-        slices: np.ndarray,
+        slices: Slices,
+        arrays: HostArrays,
         progress: Progress | None = None,
     ):
-        """Encode normalised `slices [D, S, S, 3]`."""
+        """Encode normalised `slices [D, S, S, 3]`, a block at a time, into `arrays`."""
         self.depth = len(slices)
         dtype = jnp.dtype(model.config.compute_dtype)
         side, c = model.config.image_size // 16, model.config.d_model
-        self.embedding = host_array((self.depth, side, side, c), dtype)
-        self.stride8 = host_array((self.depth, 2 * side, 2 * side, c // 4), dtype)
-        self.stride4 = host_array((self.depth, 4 * side, 4 * side, c // 8), dtype)
+        self.embedding = arrays.zeros((self.depth, side, side, c), dtype)
+        self.stride8 = arrays.zeros((self.depth, 2 * side, 2 * side, c // 4), dtype)
+        self.stride4 = arrays.zeros((self.depth, 4 * side, 4 * side, c // 8), dtype)
         position = model.slice_position if isinstance(model, SAM2With3DMed) else None
         embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim if position else 0), np.float32)
         for start in range(0, self.depth, BLOCK):

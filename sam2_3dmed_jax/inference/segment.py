@@ -13,7 +13,7 @@ from sam2_3dmed_jax.inference.feature_store import Progress
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
 from sam2_3dmed_jax.inference.prompt import Prompt
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, voxel_to_canonical
-from sam2_3dmed_jax.volume.intensity import normalise, prepare_slices, resize_slices, restore_logits
+from sam2_3dmed_jax.volume.intensity import PreparedSlices, resize_slices, restore_logits
 from sam2_3dmed_jax.volume.prompts import to_pixels
 
 
@@ -47,7 +47,7 @@ def segment_volume(
     """
     size = predictor.model.config.image_size
     shape = volume.array.shape[1:]
-    slices = normalise(prepare_slices(volume.array, predictor.model.info.preprocessing, size))
+    slices = PreparedSlices(volume, predictor.model.info.preprocessing, size)
     pixels = [_to_slice(prompt, shape, size) for prompt in merge_prompts(prompts)]
     result = predictor.predict(slices, pixels, progress)
     labels = np.zeros(volume.array.shape, np.uint16)

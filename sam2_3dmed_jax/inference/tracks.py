@@ -5,13 +5,13 @@ Host arrays for the whole volume; the fixed-size bank on the device is filled fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
 
 from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.inference.feature_store import host_array
+from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.prompt import Prompt, power_of_two
 from sam2_3dmed_jax.inference.propagate import SliceResult
 from sam2_3dmed_jax.sam2.memory_bank import EMPTY, MemoryBank, Recent
@@ -23,17 +23,18 @@ class Track:
 
     config: Sam2Config
     depth: int
+    arrays: InitVar[HostArrays]
     prompts: dict[int, Prompt] = field(default_factory=dict)
     pending: list[int] = field(default_factory=list)  # slices whose prompts have not been segmented yet
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, arrays: HostArrays) -> None:
         """Allocate what a volume of this depth needs."""
         side = self.config.image_size // 4
         cells = (self.config.image_size // 16) ** 2
         dtype = jnp.dtype(self.config.compute_dtype)
-        self.mask_logits = host_array((self.depth, side, side), np.float32)
+        self.mask_logits = arrays.zeros((self.depth, side, side), np.float32)
         self.object_score_logits = np.zeros(self.depth, np.float32)
-        self.memory = host_array((self.depth, cells, self.config.mem_dim), dtype)
+        self.memory = arrays.zeros((self.depth, cells, self.config.mem_dim), dtype)
         self.pointer = np.zeros((self.depth, self.config.d_model), dtype)
         self.direction = np.zeros(self.depth, np.int32)
         self.segmented: set[int] = set()  # prompted slices with a result

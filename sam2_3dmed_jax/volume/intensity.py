@@ -1,5 +1,6 @@
 """From HU to the encoder's input, and from its logits back to voxels: windows, resizing, normalisation.
 
+CT goes through a window in HU, any other modality through percentiles of its own values: its numbers have no unit.
 Slices are stretched to S x S without keeping their aspect, as in SAM 2: voxel index x lies at pixel
 `(x + 0.5) * S / W - 0.5`. The resizing is `jax.image.resize(method="linear", antialias=True)` as two matrices.
 """
@@ -13,6 +14,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.geometry import Volume
 
 # (level, width) in HU. Radiology's usual settings, but for the last two, which published methods used.
 WINDOWS: dict[str, tuple[float, float]] = {
@@ -24,12 +26,15 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "lung_medsam": (-160.0, 1500.0),
     "universal_model": (37.5, 425.0),
 }
+PERCENTILES = "0.5%,99.5%"  # the window of what is no CT
+_SAMPLE = 1 << 22  # voxels at most, evenly spread, that percentiles are taken over
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def parse_window(window: str) -> tuple[float, float]:
-    """Reads the setting `data.preprocessing.window`.
+    """Reads a window in HU.
 
     Args:
         window: a name of `WINDOWS`, or "LEVEL,WIDTH" in HU, such as "40,400".
@@ -42,16 +47,53 @@ def parse_window(window: str) -> tuple[float, float]:
     """
     if window in WINDOWS:
         return WINDOWS[window]
-    try:
-        level, width = (float(part) for part in window.split(","))
-    except ValueError:
-        level, width = math.nan, math.nan
+    level, width = _two_numbers(window)
     if not (math.isfinite(level) and math.isfinite(width) and width > 0):
         raise UserError(
             f"data.preprocessing.window is {window!r}, expected LEVEL,WIDTH in HU with a positive width, such as "
-            f"40,400, or one of {', '.join(WINDOWS)}"
+            f"40,400, two percentiles such as {PERCENTILES}, or one of {', '.join(WINDOWS)}"
         )
     return level, width
+
+
+def window_of(volume: Volume, window: str) -> tuple[float, float]:
+    """The window of one volume, by the setting `data.preprocessing.window`.
+
+    Args:
+        volume: gives its modality, and the values that percentiles are taken over: those above its lowest, which is
+            the background.
+        window: as `parse_window`, or "LOW%,HIGH%", percentiles from 0 to 100. A volume that is no CT takes
+            `PERCENTILES` whatever the window in HU.
+
+    Returns:
+        (level, width) in the volume's own values.
+
+    Raises:
+        UserError: the window is none of these.
+    """
+    if "%" not in window:
+        in_hu = parse_window(window)
+        if volume.modality == "CT":
+            return in_hu
+        window = PERCENTILES
+    low, high = _two_numbers(window.replace("%", ""))
+    if window.count("%") != 2 or not 0 <= low < high <= 100:
+        raise UserError(
+            f"data.preprocessing.window is {window!r}, expected two growing percentiles from 0 to 100, such as "
+            f"{PERCENTILES}"
+        )
+    values = volume.array.reshape(-1)[:: -(-volume.array.size // _SAMPLE)]
+    inside = values[values > values.min()]
+    bottom, top = np.percentile(inside if inside.size else values, (low, high)).tolist()
+    return (bottom + top) / 2, max(top - bottom, 1e-6)  # a constant volume becomes constant slices
+
+
+def _two_numbers(text: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        return math.nan, math.nan
+    return first, second
 
 
 def apply_window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
@@ -111,21 +153,18 @@ def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return out
 
 
-def prepare_slices(hu: np.ndarray, preprocessing: PreprocessingConfig, image_size: int) -> np.ndarray:
+def prepare_slices(hu: np.ndarray, window: tuple[float, float], image_size: int) -> np.ndarray:
     """The one preprocessing of training, evaluation and prediction: window, then resize, then clip.
 
     Args:
         hu: `[D, H, W]` HU.
-        preprocessing: names the window.
+        window: (level, width), see `window_of`.
         image_size: S, pixels.
 
     Returns:
         `[D, S, S]` float32 in [0, 1].
-
-    Raises:
-        UserError: the window is unknown.
     """
-    unit = resize_slices(apply_window(hu, *parse_window(preprocessing.window)), image_size)
+    unit = resize_slices(apply_window(hu, *window), image_size)
     return np.clip(unit, 0.0, 1.0, out=unit)
 
 
@@ -140,6 +179,24 @@ def normalise(unit: np.ndarray) -> np.ndarray:
     """
     mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     return (np.asarray(unit, np.float32)[..., None] - mean) / std
+
+
+class PreparedSlices:
+    """A volume's slices as the model takes them, `[D, S, S, 3]` float32, made when they are indexed and not kept."""
+
+    def __init__(self, volume: Volume, preprocessing: PreprocessingConfig, image_size: int):
+        """Settle the window; `image_size` is S."""
+        self._volume = volume
+        self._window = window_of(volume, preprocessing.window)
+        self.shape = (len(volume.array), image_size, image_size, 3)
+
+    def __len__(self) -> int:
+        """D."""
+        return self.shape[0]
+
+    def __getitem__(self, at: slice) -> np.ndarray:
+        """Slices `at`, normalised."""
+        return normalise(prepare_slices(self._volume.array[at], self._window, self.shape[1]))
 
 
 def restore_logits(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -78,12 +78,13 @@ def test_every_slice_gets_a_result_whatever_the_depth_and_prompted_slice(model, 
 
 
 @pytest.mark.parametrize("order", ["sequential", "independent"])
-def test_one_object_alone_and_among_others_gets_the_same_mask(model, order):
+def test_one_object_alone_and_among_16_gets_the_same_mask(model, order):
     slices = volume(20)
     others = [click(11, 10, 50, 1), Prompt(7, 3, box=(5, 5, 30, 30)), click(18, 50, 10, 9), click(14, 51, 9, 7)]
+    others += [click(k % 20, 3.0 * k, 63 - 2.0 * k, k) for k in range(10, 22)]
     alone = VolumePredictor(model, order).predict(slices, [click(8, object_id=4)])
     among = VolumePredictor(model, order).predict(slices, [*others, click(8, object_id=4)])
-    assert among.object_ids == (1, 4, 7, 9)
+    assert len(among.object_ids) == 16 and among.object_ids[1] == 4
     np.testing.assert_allclose(among.mask_logits[1], alone.mask_logits[0], atol=TOLERANCE)
 
 
@@ -107,6 +108,44 @@ def test_a_correction_encodes_no_slice_again_and_changes_the_masks(model, monkey
     after = session.result().mask_logits
     assert np.abs(after[0, 9] - before[0, 9]).max() > 1e-3
     assert np.abs(after[0, 11] - before[0, 11]).max() > 1e-5  # and what follows it
+
+
+def test_a_preview_shows_the_prompted_slices_and_the_result_goes_on_from_it(model):
+    slices = volume(9)
+    session = VolumePredictor(model).start(slices)
+    session.add([click(4), Prompt(2, 6, box=(10, 12, 40, 44))])
+    shown = session.preview()
+    assert set(shown) == {(1, 4), (2, 6)}
+    result = session.result()
+    np.testing.assert_array_equal(result.mask_logits[0, 4], shown[1, 4])
+    np.testing.assert_array_equal(result.mask_logits[1, 6], shown[2, 6])
+    plain = VolumePredictor(model).predict(slices, [click(4), Prompt(2, 6, box=(10, 12, 40, 44))])
+    np.testing.assert_array_equal(result.mask_logits, plain.mask_logits)
+
+
+def test_a_second_click_before_the_walk_refines_the_mask_of_the_first(model):
+    slices = volume(9)
+    session = VolumePredictor(model).start(slices)
+    session.add([click(4)])
+    first = session.preview()[1, 4]
+    session.add([click(4, 40, 12, label=0)])
+    refined = session.preview()[1, 4]
+    at_once = VolumePredictor(model).predict(slices, [click(4), click(4, 40, 12, label=0)]).mask_logits[0, 4]
+    assert np.abs(refined - first).max() > 1e-3
+    assert np.abs(refined - at_once).max() > 1e-3  # it saw the first mask
+    np.testing.assert_array_equal(session.result().mask_logits[0, 4], refined)
+
+
+def test_a_session_starts_again_on_the_same_features(model, monkeypatch):
+    session = VolumePredictor(model).start(volume(9))
+    session.add([click(4)])
+    before = session.result().mask_logits
+    session.reset()
+    with pytest.raises(UserError, match="there are none"):
+        session.result()
+    monkeypatch.setattr(feature_store, "_encode_block", lambda *_: pytest.fail("a slice was encoded again"))
+    session.add([click(4)])
+    np.testing.assert_array_equal(session.result().mask_logits, before)
 
 
 def test_volumes_of_different_depth_share_their_compiled_functions(model):

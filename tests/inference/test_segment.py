@@ -15,7 +15,7 @@ from sam2_3dmed_jax.inference.segment import (
     segment_volume,
 )
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, from_canonical, voxel_to_canonical
-from sam2_3dmed_jax.volume.intensity import normalise, prepare_slices, restore_logits
+from sam2_3dmed_jax.volume.intensity import PreparedSlices, restore_logits
 
 # A file stored as (superior to inferior, right to left, anterior to posterior): every axis moves, one is flipped.
 AFFINE = np.array([[0, -0.8, 0, 5], [0, 0, -0.7, 9], [-3.0, 0, 0, 40], [0, 0, 0, 1.0]])
@@ -100,7 +100,7 @@ def test_labels_are_the_interpolated_logits_above_zero_and_the_larger_wins(volum
     found = segment_volume(predictor, volume, prompts)
 
     size = predictor.model.config.image_size
-    slices = normalise(prepare_slices(volume.array, predictor.model.info.preprocessing, size))
+    slices = PreparedSlices(volume, predictor.model.info.preprocessing, size)[:]
     pixels = [
         Prompt(p.object_id, p.slice, [((x + 0.5) * size / width - 0.5, (y + 0.5) * size / height - 0.5)], [1])
         for p in prompts

@@ -50,7 +50,7 @@ class Video:
         if self._encoded is None:
             self._encoded = self._predictor.start(self._slices)
         session = self._encoded
-        session._tracks = {}  # a fresh session on the features of the first
+        session.reset()
         logits, scores = [], []
         for prompts in scenario:
             session.add([_prompt(ask, self._size) for ask in prompts])

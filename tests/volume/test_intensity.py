@@ -6,8 +6,11 @@ import pytest
 
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.intensity import (
+    PERCENTILES,
     WINDOWS,
+    PreparedSlices,
     apply_window,
     normalise,
     parse_window,
@@ -15,6 +18,7 @@ from sam2_3dmed_jax.volume.intensity import (
     resize_matrix,
     resize_slices,
     restore_logits,
+    window_of,
 )
 from sam2_3dmed_jax.volume.prompts import to_pixels
 
@@ -84,10 +88,48 @@ def test_a_wrong_window_names_the_field_and_the_choices(text):
     assert "\n" not in str(error.value)
 
 
+def volume_of(array: np.ndarray, modality: str = "CT") -> Volume:
+    depth, height, width = array.shape
+    return Volume(array.astype(np.float32), Grid((width, height, depth), np.diag([-1.0, -1.0, 1.0, 1.0])), modality)
+
+
+def test_percentiles_are_taken_over_what_is_above_the_background():
+    array = np.zeros((2, 10, 101))
+    array[:, :, 1:] = np.arange(1, 101)  # 1 to 100, each equally often, beside a background of 0
+    level, width = window_of(volume_of(array), "10%,90%")
+    assert (level - width / 2, level + width / 2) == pytest.approx((10.9, 90.1), abs=1e-4)
+
+
+def test_what_is_no_ct_takes_percentiles_whatever_the_window_in_hu():
+    array = np.random.default_rng(0).normal(3000, 500, (2, 20, 20))
+    assert window_of(volume_of(array), "lung") == WINDOWS["lung"]
+    assert window_of(volume_of(array, "MR"), "lung") == window_of(volume_of(array), PERCENTILES)
+    with pytest.raises(UserError, match=r"data\.preprocessing\.window"):
+        window_of(volume_of(array, "MR"), "lungs")
+
+
+def test_a_constant_volume_has_a_window():
+    assert window_of(volume_of(np.full((1, 3, 3), 7.0), "MR"), "lung") == (7.0, 1e-6)
+
+
+@pytest.mark.parametrize("text", ["1%", "1%,99", "99%,1%", "-1%,50%", "5%,5%", "a%,b%", "1%,101%", "nan%,5%"])
+def test_wrong_percentiles_are_refused_by_field(text):
+    with pytest.raises(UserError, match=r"data\.preprocessing\.window is .*0\.5%,99\.5%"):
+        window_of(volume_of(np.ones((1, 2, 2))), text)
+
+
+def test_prepared_slices_of_a_volume_are_made_block_by_block():
+    volume = volume_of(np.random.default_rng(0).normal(0, 300, (5, 20, 30)))
+    slices = PreparedSlices(volume, PreprocessingConfig("lung"), 32)
+    assert slices.shape == (5, 32, 32, 3) and len(slices) == 5
+    whole = normalise(prepare_slices(volume.array, WINDOWS["lung"], 32))
+    np.testing.assert_array_equal(np.concatenate([slices[0:2], slices[2:5]]), whole)
+
+
 def test_prepared_slices_are_square_and_between_0_and_1():
     hu = np.random.default_rng(0).normal(0, 600, (3, 40, 25)).astype(np.float32)
     for size in (16, 64):
-        unit = prepare_slices(hu, PreprocessingConfig("lung"), size)
+        unit = prepare_slices(hu, WINDOWS["lung"], size)
         assert unit.shape == (3, size, size)
         assert unit.dtype == np.float32
         assert unit.min() >= 0
@@ -96,7 +138,7 @@ def test_prepared_slices_are_square_and_between_0_and_1():
 
 def test_the_window_is_applied_before_resizing():
     hu = np.array([[[-1000.0, 3000.0]]], np.float32)
-    unit = prepare_slices(np.repeat(hu, 2, axis=1), PreprocessingConfig("40,400"), 4)
+    unit = prepare_slices(np.repeat(hu, 2, axis=1), (40, 400), 4)
     np.testing.assert_allclose(unit[0, 0], [0, 0.25, 0.75, 1], rtol=0, atol=1e-6)
 
 

@@ -1,0 +1,96 @@
+"""Time and memory of segmenting a volume: seconds a slice, time from a correction to its mask, peak memory.
+
+    python experiments/benchmarks/volume.py [--model nano | --checkpoint CKPT] [--slices 96] [--objects 1 4 16]
+
+Each number of objects runs in a process of its own on the same random weights (or a checkpoint) and a phantom. What
+is compiled is compiled by a first volume; times are of a second one. Prints a Markdown table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def measure(options: argparse.Namespace, objects: int) -> dict[str, float]:
+    """One row, in this process."""
+    from sam2_3dmed_jax import Prompt, VolumePredictor, compilation_cache, load_model, new_model
+    from sam2_3dmed_jax.config import PreprocessingConfig
+    from sam2_3dmed_jax.volume.geometry import Grid, Volume
+    from sam2_3dmed_jax.volume.intensity import PreparedSlices
+    from sam2_3dmed_jax.volume.phantom import make_case
+
+    compilation_cache.enable()
+    if options.checkpoint:
+        model = load_model(options.checkpoint, image_size=options.image_size)
+    else:
+        model = new_model(options.model, options.image_size, with_3dmed=True)
+    hu, _, (dz, dy, dx) = make_case(0, "spleen")
+    array = np.resize(hu.astype(np.float32), (options.slices, *hu.shape[1:]))
+    volume = Volume(array, Grid(array.shape[::-1], np.diag([-dx, -dy, dz, 1.0])))
+    slices = PreparedSlices(volume, PreprocessingConfig(), model.config.image_size)
+    predictor = VolumePredictor(model)
+    middle, side = len(slices) // 2, model.config.image_size
+    clicks = np.random.default_rng(0).uniform(0.3, 0.7, (objects, 2)) * side
+    prompts = [Prompt(k + 1, middle, [tuple(xy)], [1]) for k, xy in enumerate(clicks.tolist())]
+
+    def segment() -> tuple[float, float, float]:
+        start = time.perf_counter()
+        session = predictor.start(slices)
+        encoded = time.perf_counter()
+        session.add(prompts)
+        session.result()
+        walked = time.perf_counter()
+        session.add([Prompt(1, middle, [(0.2 * side, 0.2 * side)], [0])])
+        session.preview()
+        corrected = time.perf_counter()
+        session.result()
+        return encoded - start, walked - encoded, corrected - walked
+
+    segment()
+    encode, walk, correct = segment()
+    with open("/proc/self/status") as file:
+        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+    return {
+        "objects": objects,
+        "encoding, s/slice": encode / len(slices),
+        "walking, s/slice": walk / len(slices),
+        "correction to mask, s": correct,
+        "peak memory, MiB": peak,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano", help="preset with random weights; default: %(default)s")
+    parser.add_argument("--checkpoint", metavar="CKPT", help="a native checkpoint instead")
+    parser.add_argument("--image-size", type=int, help="S, pixels; default: the preset's")
+    parser.add_argument("--slices", type=int, default=96, help="of the volume; default: %(default)s")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        print(json.dumps(measure(options, options.objects[0])))
+        return 0
+    print(
+        f"{options.checkpoint or options.model}, {options.slices} slices, {os.cpu_count()} cores, {platform.machine()}"
+    )
+    for number, objects in enumerate(options.objects):
+        given = [*(sys.argv[1:] if arguments is None else arguments), "--child", "--objects", str(objects)]
+        done = subprocess.run([sys.executable, __file__, *given], stdout=subprocess.PIPE, text=True, check=True)
+        row = json.loads(done.stdout)
+        if not number:
+            print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
+        print("| " + " | ".join(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in row.values()) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
