@@ -92,15 +92,17 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A CT volume as axial slices.
+    """A volume as axial slices.
 
     Attributes:
-        array: `[D, H, W]` float32, HU, in canonical order.
+        array: `[D, H, W]` float32, HU if CT, in canonical order.
         grid: where it came from; gives file order, spacing and millimetres.
+        modality: DICOM's word for it; formats without one are taken as CT.
     """
 
     array: np.ndarray
     grid: Grid
+    modality: str = "CT"
 
     def __post_init__(self) -> None:
         """Checks that array and grid belong together."""
