@@ -10,14 +10,13 @@ import functools
 import itertools
 import os
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.dicom_frame import Frame, read_header
+from sam2_3dmed_jax.volume.dicom_frame import Frame, quiet, read_header
 from sam2_3dmed_jax.volume.dicom_series import DICOM_SUFFIXES, find_series, has_dicom_magic
 from sam2_3dmed_jax.volume.dicom_stack import Stack, resample_slices, stack_frames
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile, check_size, one_line, optional
@@ -80,8 +79,7 @@ def _decode(path: Path) -> np.ndarray:
     """`[frames, rows, columns]`, as stored."""
     header = read_header(path, pixels=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             pixels = np.asarray(header.pixel_array)
     except Exception as error:  # of pydicom and of any plug-in that it finds
         syntax = getattr(header.file_meta, "TransferSyntaxUID", None)

@@ -5,8 +5,10 @@ Single-frame and enhanced multi-frame objects give the same `Frame`s (PS3.3, C.7
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,20 @@ class Frame:
     thickness: float | None
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps pydicom from reporting values that break DICOM's rules and that nobody asks for, or errors that we raise."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def read_header(path: Path, pixels: bool = False) -> Any:
     """Reads a file as a pydicom data set, by default without its pixels.
 
@@ -56,8 +72,7 @@ def read_header(path: Path, pixels: bool = False) -> Any:
     """
     pydicom = optional("pydicom", path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # values that break DICOM's rules and that nobody asks for
+        with quiet():
             return pydicom.dcmread(path, stop_before_pixels=not pixels)
     except Exception as error:  # pydicom lets through whatever a damaged element causes
         raise UserError(f"{path} cannot be read as DICOM ({one_line(error)}): copy or export it again") from None
