@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.dicom_frame import Frame, quiet, read_header
+from sam2_3dmed_jax.volume.dicom_frame import Frame, read_header, reading
 from sam2_3dmed_jax.volume.dicom_series import DICOM_SUFFIXES, find_series, has_dicom_magic
 from sam2_3dmed_jax.volume.dicom_stack import Stack, resample_slices, stack_frames
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile, check_size, one_line, optional
@@ -79,12 +79,12 @@ def _decode(path: Path) -> np.ndarray:
     """`[frames, rows, columns]`, as stored."""
     header = read_header(path, pixels=True)
     try:
-        with quiet():
+        with reading(path):
             pixels = np.asarray(header.pixel_array)
-    except Exception as error:  # of pydicom and of any plug-in that it finds
+    except UserError:
         syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
         if "PixelData" not in header or syntax is None or not syntax.is_encapsulated:
-            raise UserError(f"{path} has damaged pixels ({one_line(error)}): copy or export it again") from None
+            raise
         pixels = _decode_by_itk(path, header)
     return pixels if pixels.ndim == 3 else pixels[None]
 

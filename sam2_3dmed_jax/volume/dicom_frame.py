@@ -52,7 +52,7 @@ class Frame:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps pydicom from reporting values that break DICOM's rules and that nobody asks for, or errors that we raise."""
+    """Silences pydicom's reports: they are of values that nobody asks for, or of errors that are raised as well."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -64,6 +64,22 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around every use of pydicom, which parses an element when it is asked for, and fails in many ways.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged DICOM ({one_line(error)}): copy or export it again") from None
+
+
 def read_header(path: Path, pixels: bool = False) -> Any:
     """Reads a file as a pydicom data set, by default without its pixels.
 
@@ -71,11 +87,8 @@ def read_header(path: Path, pixels: bool = False) -> Any:
         UserError: pydicom is missing, or cannot parse the file.
     """
     pydicom = optional("pydicom", path)
-    try:
-        with quiet():
-            return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except Exception as error:  # pydicom lets through whatever a damaged element causes
-        raise UserError(f"{path} cannot be read as DICOM ({one_line(error)}): copy or export it again") from None
+    with reading(path):
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
 
 
 def frame_count(header: Any) -> int:
@@ -92,7 +105,8 @@ def text_of(header: Any, keyword: str, path: Path) -> str:
     Raises:
         UserError: it is missing or empty.
     """
-    value = header.get(keyword)
+    with reading(path):
+        value = header.get(keyword)
     if not value:
         raise UserError(f"{path} has no {keyword}, expected one in every image: it may be truncated, copy it again")
     return str(value)
@@ -108,6 +122,11 @@ def frames_in(path: Path, header: Any) -> list[Frame]:
     Raises:
         UserError: a tag is missing or has no sense, or the file is too short for its pixels.
     """
+    with reading(path):
+        return _frames(path, header)
+
+
+def _frames(path: Path, header: Any) -> list[Frame]:
     count = frame_count(header)
     groups: Sequence[Any] = header.get("PerFrameFunctionalGroupsSequence") or ()
     shared: Sequence[Any] = header.get("SharedFunctionalGroupsSequence") or ()

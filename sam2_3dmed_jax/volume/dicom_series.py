@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.dicom_frame import Frame, frame_count, frames_in, read_header, text_of
+from sam2_3dmed_jax.volume.dicom_frame import Frame, frame_count, frames_in, read_header, reading, text_of
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -52,7 +52,7 @@ def find_series(path: str | os.PathLike[str]) -> Series:
     """
     place = Path(path)
     if place.is_dir():
-        headers = {file: header for file in _candidates(place) if _is_slice(header := read_header(file))}
+        headers = {file: header for file in _candidates(place) if _is_slice(file, header := read_header(file))}
         if not headers:
             raise UserError(f"{path} holds no DICOM slices with a position, expected a series: give the series' folder")
         _check_one_series(place, headers)
@@ -62,7 +62,7 @@ def find_series(path: str | os.PathLike[str]) -> Series:
                 f"{path} is no DICOM file (no DICM after 128 bytes): give a file of the series, or its folder"
             )
         chosen = read_header(place)
-        if not _is_slice(chosen):
+        if not _is_slice(place, chosen):
             raise UserError(
                 f"{path} is a {_sop_class(chosen)} or localizer without slices in space, expected a slice of a series: "
                 "give a file of the series, or its folder"
@@ -74,7 +74,7 @@ def find_series(path: str | os.PathLike[str]) -> Series:
             headers |= {
                 file: header
                 for file, header in others
-                if _is_slice(header) and text_of(header, "SeriesInstanceUID", file) == uid
+                if _is_slice(file, header) and text_of(header, "SeriesInstanceUID", file) == uid
             }
     first, header = next(iter(headers.items()))
     frames = tuple(frame for file, each in headers.items() for frame in frames_in(file, each))
@@ -100,14 +100,18 @@ def _sop_class(header: Any) -> str:
     return getattr(uid, "name", None) or "CT Image Storage"  # damaged: let the tags that it lacks tell
 
 
-def _is_slice(header: Any) -> bool:
+def _is_slice(path: Path, header: Any) -> bool:
     """An image that may be part of a volume; decided on little, so that a damaged slice is not passed over."""
-    name = _sop_class(header)
-    if "Image Storage" not in name and not (name[0].isdigit() and "Rows" in header):
-        return False
-    kind = [str(word) for word in header.get("ImageType") or ()]
-    placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
-    return "LOCALIZER" not in kind and (placed or not ("Secondary Capture" in name or "DERIVED" in kind))
+    with reading(path):
+        name = _sop_class(header)
+        private = name[0].isdigit() and ("Rows" in header or "SOPClassUID" not in header)  # or cut within its number
+        if "Image Storage" not in name and not private:
+            return False
+        if "Rows" not in header:
+            raise UserError(f"{path} has no Rows, expected them in every image: it is truncated, copy it again")
+        kind = [str(word) for word in header.get("ImageType") or ()]
+        placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
+        return "LOCALIZER" not in kind and (placed or not ("Secondary Capture" in name or "DERIVED" in kind))
 
 
 def _check_one_series(folder: Path, headers: dict[Path, Any]) -> None:
@@ -115,11 +119,12 @@ def _check_one_series(folder: Path, headers: dict[Path, Any]) -> None:
     for file, header in headers.items():
         series.setdefault(text_of(header, "SeriesInstanceUID", file), []).append(header)
     if len(series) > 1:
-        listed = "; ".join(
-            f"{uid} ({found[0].get('SeriesDescription') or 'no description'}, "
-            f"{sum(frame_count(header) for header in found)} slices)"
-            for uid, found in series.items()
-        )
+        with reading(folder):
+            listed = "; ".join(
+                f"{uid} ({' '.join(str(found[0].get('SeriesDescription') or 'no description').split())}, "
+                f"{sum(frame_count(header) for header in found)} slices)"
+                for uid, found in series.items()
+            )
         raise UserError(
             f"{folder} holds {len(series)} series, expected one: {listed}: give a folder with one, or a file of it"
         )

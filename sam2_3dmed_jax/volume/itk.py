@@ -47,6 +47,7 @@ def open_image(path: str | os.PathLike[str]) -> ImageFile:
     """
     sitk = optional("SimpleITK", path)
     header = _header(path)
+    data_path = _data_file(path, header)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what ITK would print, the checks below say in a sentence
@@ -61,7 +62,10 @@ def open_image(path: str | os.PathLike[str]) -> ImageFile:
         raise UserError(f"{path} holds {pixels} voxels, expected one real number each: give a scalar volume")
     check_size(path, shape)
     voxel_bytes = sitk.Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-    _check_data_file(path, header, math.prod(shape) * voxel_bytes)
+    compressed = header.get("compresseddata", "false").lower() == "true"
+    factor = _CAPACITY.get("gzip" if compressed else header.get("encoding", "raw").lower())
+    if data_path and factor:
+        check_promise(data_path, math.prod(shape) * voxel_bytes, data_path.stat().st_size * factor)
     affine = lps_affine(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin())
     grid = Grid((shape[0], shape[1], shape[2]), affine, str(path))
     return ImageFile(grid, functools.partial(_read, reader, sitk, grid))
@@ -86,10 +90,10 @@ def lps_affine(direction: Sequence[float], spacing: Sequence[float], origin: Seq
 
 def _read(reader: Any, sitk: Any, grid: Grid, dtype: type | None) -> np.ndarray:
     try:
-        pixels = sitk.GetArrayViewFromImage(reader.Execute())
+        image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
         raise UserError(f"{grid.source} is truncated or damaged ({_reason(error)}): copy or export it again") from None
-    return np.array(pixels.transpose(2, 1, 0), dtype=dtype)
+    return np.array(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0), dtype=dtype)
 
 
 def _header(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -110,21 +114,18 @@ def _header(path: str | os.PathLike[str]) -> dict[str, str]:
     return fields
 
 
-def _check_data_file(path: str | os.PathLike[str], header: dict[str, str], promised: int) -> None:
-    """Units and the size of the file with the voxels, as far as the header tells them."""
+def _data_file(path: str | os.PathLike[str], header: dict[str, str]) -> Path | None:
+    """The file with the voxels; None for one file a slice, where ITK refuses what is missing."""
     units = re.findall(r'"([^"]*)"', header.get("space units", ""))
     if any(unit.strip().lower() not in _MILLIMETRES for unit in units):
         raise UserError(f"{path} declares lengths in {units}, expected millimetres: rewrite its geometry in mm")
     detached = header.get("data file") or header.get("datafile") or header.get("elementdatafile", "LOCAL")
-    data_path = Path(path) if detached.upper() == "LOCAL" else Path(path).parent / detached
     if detached.upper().startswith("LIST") or "%" in detached:
-        return  # one file a slice: ITK refuses what is missing
+        return None
+    data_path = Path(path) if detached.upper() == "LOCAL" else Path(path).parent / detached
     if not data_path.is_file():
         raise UserError(f"{path} is a header without data, expected {data_path}: copy that file there too")
-    compressed = header.get("compresseddata", "false").lower() == "true"
-    factor = _CAPACITY.get("gzip" if compressed else header.get("encoding", "raw").lower())
-    if factor:
-        check_promise(data_path, promised, data_path.stat().st_size * factor)
+    return data_path
 
 
 def _reason(error: BaseException) -> str:

@@ -156,9 +156,9 @@ def test_jpegs_of_ct_read_as_the_plain_series_does(tmp_path, codec):
 def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
     volume = read_volume(write_series(tmp_path / "a", array=ramp()[:1]))
     assert volume.spacing == pytest.approx((9, 0.8, 0.7))
-    assert read_volume(
-        write_series(tmp_path / "b", array=ramp()[:1], SpacingBetweenSlices=3)
-    ).spacing == pytest.approx((3, 0.8, 0.7))
+    assert read_volume(write_series(tmp_path / "b", array=ramp()[:1], SpacingBetweenSlices=3)).spacing == pytest.approx(
+        (3, 0.8, 0.7)
+    )
 
 
 def test_a_tilt_within_a_hundredth_stays_in_the_affine(tmp_path):
