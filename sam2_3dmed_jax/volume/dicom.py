@@ -85,7 +85,8 @@ def _decode(path: Path) -> np.ndarray:
         syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
         if "PixelData" not in header or syntax is None or not syntax.is_encapsulated:
             raise
-        pixels = _decode_by_itk(path, header)
+        with reading(path):
+            pixels = _decode_by_itk(path, header)
     return pixels if pixels.ndim == 3 else pixels[None]
 
 

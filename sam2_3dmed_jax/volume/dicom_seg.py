@@ -79,28 +79,25 @@ def write_dicom_seg(path: str | os.PathLike[str], labels: np.ndarray, like: Volu
         raise UserError(f"{path} has the suffix {Path(path).suffix!r}, expected .dcm: rename the output")
     hd = optional("highdicom", path)
     frames = _source_frames(path, like)
-    values = np.unique(labels)
-    values = values[values != 0]
-    if not len(values) or values[0] < 0 or len(values) > np.iinfo(np.uint16).max:
+    values = sorted({int(value) for each in labels for value in np.unique(each)} - {0})
+    if not values or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
         raise UserError(
-            f"{path} would hold {len(values)} labels, expected 1 to 65535, none negative: "
-            "an empty segmentation has no DICOM form, write NIfTI"
+            f"{path} would hold {len(values)} labels up to {max(values, default=0)}, expected one or more from 1 to "
+            "65535: renumber them, or write NIfTI, which can be empty"
         )
-    segments = np.searchsorted(values, labels).astype(np.uint16) + (labels != 0).astype(np.uint16)
-    slices = from_canonical(segments, like.grid).transpose(2, 1, 0)
+    numbers = np.zeros(values[-1] + 1, np.uint16)
+    numbers[values] = np.arange(1, len(values) + 1)
+    slices = from_canonical(numbers[labels.astype(np.uint16, copy=False)], like.grid).transpose(2, 1, 0)
     sources = [_reduced(read_header(file)) for file in dict.fromkeys(frame.path for frame in frames)]
     if len(sources) == 1:
         slices = slices[np.argsort([frame.index for frame in frames])]  # a multi-frame object has an order of its own
     try:
-        with quiet():  # odd values of the source are copied as they are
-            dataset = _segmentation(hd, sources, slices, [names.get(int(v), f"label {v}") for v in values])
-            dataset.ContentCreatorName = None  # demanded, and may be empty
+        with quiet(), written_whole(path, ".dcm") as part:  # odd values of the source are copied as they are
+            _segmentation(hd, sources, slices, [names.get(value, f"label {value}") for value in values]).save_as(part)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{path} cannot be made from {like.grid.source} ({type(error).__name__}: {one_line(error)}): write NIfTI"
         ) from None
-    with written_whole(path, ".dcm") as part:
-        dataset.save_as(part)
 
 
 def _source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]:
@@ -137,7 +134,7 @@ def _reduced(header: Any) -> Any:
 def _segmentation(hd: Any, sources: Sequence[Any], slices: np.ndarray, names: Sequence[str]) -> Any:
     version = metadata.version("sam2-3dmed-jax")
     first = sources[0]
-    return hd.seg.Segmentation(
+    dataset = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=slices,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -154,6 +151,8 @@ def _segmentation(hd: Any, sources: Sequence[Any], slices: np.ndarray, names: Se
         content_label="RESEARCH",
         series_description="SAM2-3dMed segmentation, for research use only",
     )
+    dataset.ContentCreatorName = None  # demanded, and may be empty
+    return dataset
 
 
 def _segment(hd: Any, number: int, name: str, version: str) -> Any:

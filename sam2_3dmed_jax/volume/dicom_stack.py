@@ -74,8 +74,7 @@ def stack_frames(frames: Sequence[Frame], source: str, resample: bool = False) -
     if resample:
         frames = list({(frame.uid, frame.index): frame for frame in frames}.values())  # a file copied twice counts once
     _check_alike(frames, source)
-    first_axes = frames[0].axes
-    normal = np.cross(first_axes[0], first_axes[1])
+    normal = np.cross(*frames[0].axes)
     frames = sorted(frames, key=lambda frame: float(frame.position @ normal))
     first, (rows, columns) = frames[0], frames[0].shape
     if len(frames) == 1:
@@ -92,19 +91,7 @@ def stack_frames(frames: Sequence[Frame], source: str, resample: bool = False) -
         return Stack(tuple(frames), _grid(first, (columns, rows, len(frames)), step, first.position, source), None)
     if not resample:
         raise UserError(f"{source} {problem}: find the missing files, or put the slices on a regular grid (--resample)")
-    count = max(1, math.ceil(heights[-1] / spacing - _DRIFT))
-    pixel = np.array(first.spacing)
-    shifts = offsets @ first_axes[::-1].T / pixel if tilt else np.zeros((len(frames), 2))
-    extra_rows, extra_columns = np.ceil(np.ptp(shifts, axis=0) - _TOLERANCE).astype(int).tolist()
-    grid = _grid(
-        first,
-        (columns + extra_columns, rows + extra_rows, count + 1),
-        (normal * heights[-1] if tilt else offsets[-1]) / count,
-        first.position + (shifts.min(axis=0) * pixel) @ first_axes[::-1],
-        source,
-    )
-    plan = Resampling(heights, np.linspace(0.0, heights[-1], count + 1), shifts - shifts.min(axis=0))
-    return Stack(tuple(frames), grid, plan)
+    return _onto_regular_grid(frames, offsets, spacing, bool(tilt), source)
 
 
 def resample_slices(slices: np.ndarray, plan: Resampling, grid: Grid, fill: float) -> np.ndarray:
@@ -134,6 +121,28 @@ def resample_slices(slices: np.ndarray, plan: Resampling, grid: Grid, fill: floa
     return out
 
 
+def _onto_regular_grid(
+    frames: Sequence[Frame], offsets: np.ndarray, spacing: float, tilted: bool, source: str
+) -> Stack:
+    """Both ends stay where they are; a tilted series gets the room that its slices take up together."""
+    first, (rows, columns), axes = frames[0], frames[0].shape, frames[0].axes
+    normal = np.cross(*axes)
+    heights = offsets @ normal
+    steps = max(1, math.ceil(heights[-1] / spacing - _DRIFT))
+    pixel = np.array(first.spacing)
+    shifts = offsets @ axes[::-1].T / pixel if tilted else np.zeros((len(frames), 2))
+    corner = shifts.min(axis=0)
+    extra_rows, extra_columns = np.ceil(np.ptp(shifts, axis=0) - _TOLERANCE).astype(int).tolist()
+    grid = _grid(
+        first,
+        (columns + extra_columns, rows + extra_rows, steps + 1),
+        (normal * heights[-1] if tilted else offsets[-1]) / steps,
+        first.position + (corner * pixel) @ axes[::-1],
+        source,
+    )
+    return Stack(tuple(frames), grid, Resampling(heights, np.linspace(0.0, heights[-1], steps + 1), shifts - corner))
+
+
 def _grid(first: Frame, shape: tuple[int, int, int], step: np.ndarray, corner: np.ndarray, source: str) -> Grid:
     affine = np.eye(4)
     affine[:3, 0] = first.axes[0] * first.spacing[1]
@@ -160,7 +169,9 @@ def _check_alike(frames: Sequence[Frame], source: str) -> None:
 
 
 def _check_duplicates(frames: Sequence[Frame], heights: np.ndarray, source: str) -> None:
-    twice = np.flatnonzero(np.diff(heights) <= min(_ROUNDING_MM, 0.1 * float(np.median(np.diff(heights)))))
+    # A tenth of the mean distance spares fine series, and a nanometre is noise of the projection onto the normal.
+    same = max(min(_ROUNDING_MM, 0.1 * float(np.diff(heights).mean())), 1e-6)
+    twice = np.flatnonzero(np.diff(heights) <= same)
     if len(twice):
         places = ", ".join(
             f"{_at(frames[k])} and {frames[k + 1].path.name} at {_mm(frames[k + 1])}" for k in twice[:_LISTED]
@@ -184,11 +195,11 @@ def _thickness(frame: Frame) -> float:
 def _finest(heights: np.ndarray) -> float:
     """The smallest distance between slices, as the median of those that equal it within the tolerance."""
     steps = np.diff(heights)
-    return float(np.median(steps[steps <= steps.min() + max(2 * _TOLERANCE * steps.min(), 2 * _ROUNDING_MM)]))
+    return float(np.median(steps[steps <= steps.min() + 2 * _tolerance(float(steps.min()))]))
 
 
 def _tolerance(spacing: float) -> float:
-    return max(_TOLERANCE * spacing, _ROUNDING_MM)
+    return max(_TOLERANCE * spacing, min(_ROUNDING_MM, _DRIFT * spacing))
 
 
 def _tilt(lateral: np.ndarray, heights: np.ndarray, frames: Sequence[Frame], spacing: float) -> str | None:

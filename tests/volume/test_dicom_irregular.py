@@ -66,6 +66,17 @@ def test_duplicates_are_refused_with_their_files_and_place(tmp_path):
     assert message == refusal(lambda: read_volume(tmp_path, resample=True))
 
 
+def test_two_phases_in_one_series_are_refused_on_oblique_slices_too(tmp_path):
+    across = np.array([1, 0.2, 0.1]) / np.linalg.norm([1, 0.2, 0.1])
+    down = np.cross([0.3, -0.1, 1], across) / np.linalg.norm(np.cross([0.3, -0.1, 1], across))
+    orientation = (*across, *down)
+    write_series(tmp_path / "a", orientation=orientation)
+    write_series(tmp_path / "b", orientation=orientation, array=ramp() + 1)
+    for file in (tmp_path / "b").iterdir():
+        file.rename(tmp_path / "a" / f"late{file.name}")
+    assert "several slices at one position, 4 times" in refusal(read_volume, tmp_path / "a")
+
+
 def test_a_file_copied_twice_is_refused_unless_resampling_and_then_counts_once(tmp_path):
     write_series(tmp_path)
     shutil.copy(tmp_path / "02.dcm", tmp_path / "copy.dcm")

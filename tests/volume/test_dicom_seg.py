@@ -116,7 +116,7 @@ def test_tags_that_are_missing_from_the_source_are_empty(tmp_path):
     write_series(tmp_path / "a", PatientName=None, StudyID=None, AccessionNumber="", SpecificCharacterSet="")
     volume = read_volume(tmp_path / "a")
     write_dicom_seg(tmp_path / "seg.dcm", np.ones(volume.array.shape, int), volume, {1: "lung"})
-    assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName is None
+    assert not pydicom.dcmread(tmp_path / "seg.dcm").PatientName
 
 
 def test_a_segmentation_beside_its_series_does_not_disturb_it(tmp_path):

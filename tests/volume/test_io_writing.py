@@ -37,17 +37,6 @@ def test_written_labels_have_the_geometry_of_their_image_to_the_bit(tmp_path, na
     np.testing.assert_array_equal(read_labels(path, volume), labels)
 
 
-def test_labels_of_a_4d_file_are_3d_with_its_geometry(tmp_path):
-    source = nib.load(real("headers/nb_functional_4d_int16_slope.nii"))
-    volume = read_volume(real("headers/nb_functional_4d_int16_slope.nii"), index=3)
-    labels = (volume.array > volume.array.mean()).astype(np.int32)
-    write_labels(tmp_path / "labels.nii.gz", labels, volume)
-    written = nib.load(tmp_path / "labels.nii.gz")
-    assert written.shape == source.shape[:3]
-    np.testing.assert_array_equal(written.affine, source.affine)
-    np.testing.assert_array_equal(read_labels(tmp_path / "labels.nii.gz", volume), labels)
-
-
 def test_a_nifti2_affine_in_float64_survives(tmp_path):
     affine = np.diag([-0.7, -0.8, 5, 1]) + np.pi * np.eye(4, k=3)
     volume = read_volume(make(tmp_path / "ct.nii", affine=affine, kind=nib.Nifti2Image))
