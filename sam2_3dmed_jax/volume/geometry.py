@@ -95,9 +95,9 @@ class Volume:
     """A volume as axial slices.
 
     Attributes:
-        array: `[D, H, W]` float32, in canonical order; HU if it is a CT.
+        array: `[D, H, W]` float32, HU if CT, in canonical order.
         grid: where it came from; gives file order, spacing and millimetres.
-        modality: DICOM's word, such as "CT" or "MR"; files that do not say are taken for CT.
+        modality: DICOM's word for it; formats without one are taken as CT.
     """
 
     array: np.ndarray

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume import io
+from sam2_3dmed_jax.volume import nifti
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 from tests.volume.nifti_files import ORIENTATIONS, READABLE, REALDATA, make, real, refusal
 
@@ -126,9 +126,8 @@ def test_lengths_in_micrometres_are_refused(tmp_path):
     assert "micrometres, expected millimetres" in refusal(read_volume, tmp_path / "a.nii")
 
 
-def test_a_missing_file_a_folder_and_another_format_are_refused(tmp_path):
+def test_a_missing_file_and_another_format_are_refused(tmp_path):
     assert "does not exist" in refusal(read_volume, tmp_path / "none.nii.gz")
-    assert "is a folder" in refusal(read_volume, tmp_path)
     (tmp_path / "a.nii.gz").write_bytes(b"no gzip at all")
     assert "cannot be read as NIfTI" in refusal(read_volume, tmp_path / "a.nii.gz")
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
@@ -149,7 +148,7 @@ def test_a_truncated_file_is_refused_whether_compressed_or_not(tmp_path):
 
 
 def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_allocation(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "_data", lambda *_: pytest.fail("voxels were read"))
+    monkeypatch.setattr(nifti, "_read", lambda *_: pytest.fail("voxels were read"))
     for name in ("a.nii", "a.nii.gz"):
         raw = bytearray(gzip.decompress(make(tmp_path / "a.nii.gz").read_bytes()))
         for dim, reason in (((1000, 1000, 1000), "truncated"), ((32767, 32767, 32767), "at most 8 GiB")):

@@ -1,0 +1,217 @@
+"""A DICOM image's header: for each of its slices, where it lies and how its stored values are scaled.
+
+Single-frame and enhanced multi-frame objects give the same `Frame`s (PS3.3, C.7.6.2 and C.7.6.16).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.image_file import check_promise, one_line, optional
+
+_PACKBITS_LIMIT = 64  # the largest ratio that DICOM's RLE can reach
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One slice as its header describes it.
+
+    Attributes:
+        path: the file that holds it.
+        index: its number within the file, 0-based.
+        uid: SOPInstanceUID of the file.
+        position: `[3]` float64, LPS mm of the first pixel's centre.
+        axes: `[2, 3]` float64, LPS unit vectors: along a row (columns grow), and down a column (rows grow).
+        spacing: mm between rows and mm between columns.
+        shape: (rows, columns).
+        slope: of the stored values.
+        intercept: added after the slope.
+        thickness: mm between slices by SpacingBetweenSlices, else SliceThickness; for a series of one slice only.
+    """
+
+    path: Path
+    index: int
+    uid: str
+    position: np.ndarray
+    axes: np.ndarray
+    spacing: tuple[float, float]
+    shape: tuple[int, int]
+    slope: float
+    intercept: float
+    thickness: float | None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences pydicom's reports: they are of values that nobody asks for, or of errors that are raised as well."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around every use of pydicom, which parses an element when it is asked for, and fails in many ways.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged DICOM ({one_line(error)}): copy or export it again") from None
+
+
+def read_header(path: Path, pixels: bool = False) -> Any:
+    """Reads a file as a pydicom data set, by default without its pixels.
+
+    Raises:
+        UserError: pydicom is missing, or cannot parse the file.
+    """
+    pydicom = optional("pydicom", path)
+    with reading(path):
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
+
+
+def frame_count(header: Any) -> int:
+    """NumberOfFrames, 1 when it is absent or has no sense."""
+    try:
+        return max(int(header.get("NumberOfFrames") or 1), 1)
+    except (TypeError, ValueError):
+        return 1
+
+
+def text_of(header: Any, keyword: str, path: Path) -> str:
+    """A tag's value as text.
+
+    Raises:
+        UserError: it is missing or empty.
+    """
+    with reading(path):
+        value = header.get(keyword)
+    if not value:
+        raise UserError(f"{path} has no {keyword}, expected one in every image: it may be truncated, copy it again")
+    return str(value)
+
+
+def frames_in(path: Path, header: Any) -> list[Frame]:
+    """The slices of one file.
+
+    Args:
+        path: for error messages.
+        header: from `read_header`.
+
+    Raises:
+        UserError: a tag is missing or has no sense, or the file is too short for its pixels.
+    """
+    with reading(path):
+        return _frames(path, header)
+
+
+def _frames(path: Path, header: Any) -> list[Frame]:
+    count = frame_count(header)
+    groups: Sequence[Any] = header.get("PerFrameFunctionalGroupsSequence") or ()
+    shared: Sequence[Any] = header.get("SharedFunctionalGroupsSequence") or ()
+    if len(groups) != count and (groups or count > 1):
+        raise UserError(
+            f"{path} has {count} frames and {len(groups)} items in PerFrameFunctionalGroupsSequence, expected one "
+            "each: export it again"
+        )
+    shape = (int(_numbers([header], "Rows", 1, path)[0]), int(_numbers([header], "Columns", 1, path)[0]))
+    colours = header.get("PhotometricInterpretation", "MONOCHROME2")
+    if not str(colours).startswith("MONOCHROME"):
+        raise UserError(f"{path} has PhotometricInterpretation {colours}, expected MONOCHROME2: give the series itself")
+    _check_length(path, header, shape, count)
+    return [_frame(path, header, index, shape, [*groups[index : index + 1], *shared[:1]]) for index in range(count)]
+
+
+def _frame(path: Path, header: Any, index: int, shape: tuple[int, int], groups: Sequence[Any]) -> Frame:
+    def macro(name: str) -> list[Any]:
+        """Where to look for a tag: in the frame's functional group, the shared one, the header."""
+        return [*(group[name][0] for group in groups if group.get(name)), header]
+
+    axes = _numbers(macro("PlaneOrientationSequence"), "ImageOrientationPatient", 6, path).reshape(2, 3)
+    if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
+        raise UserError(f"{path} has ImageOrientationPatient {axes.ravel().tolist()}, expected two unit vectors at 90°")
+    measures = macro("PixelMeasuresSequence")
+    rows, columns = _numbers(measures, "PixelSpacing", 2, path).tolist()
+    if min(rows, columns) <= 0:
+        raise UserError(f"{path} has PixelSpacing {[rows, columns]}, expected positive millimetres: export it again")
+    thickness = next(
+        (
+            abs(float(_numbers(measures, name, 1, path)[0]))
+            for name in ("SpacingBetweenSlices", "SliceThickness")
+            if any(where.get(name) for where in measures)
+        ),
+        None,
+    )
+    slope, intercept = _rescale(macro("PixelValueTransformationSequence"), header, path)
+    return Frame(
+        path=path,
+        index=index,
+        uid=text_of(header, "SOPInstanceUID", path),
+        position=_numbers(macro("PlanePositionSequence"), "ImagePositionPatient", 3, path),
+        axes=axes / np.linalg.norm(axes, axis=1, keepdims=True),
+        spacing=(rows, columns),
+        shape=shape,
+        slope=slope,
+        intercept=intercept,
+        thickness=thickness,
+    )
+
+
+def _rescale(places: Sequence[Any], header: Any, path: Path) -> tuple[float, float]:
+    """Slope and intercept; where both are absent, values that may be negative are taken as HU as they are."""
+    present = [any(where.get(name) is not None for where in places) for name in ("RescaleSlope", "RescaleIntercept")]
+    signed = header.get("PixelRepresentation") == 1
+    if not any(present) and (signed or header.get("Modality") != "CT"):
+        return 1.0, 0.0
+    slope, intercept = (float(_numbers(places, f"Rescale{name}", 1, path)[0]) for name in ("Slope", "Intercept"))
+    if slope == 0:
+        raise UserError(f"{path} has RescaleSlope 0, expected another number: export it again")
+    return slope, intercept
+
+
+def _check_length(path: Path, header: Any, shape: tuple[int, int], count: int) -> None:
+    """Compares the pixels that the header promises with the file; a JPEG's size is checked by its decoder."""
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    bits = int(_numbers([header], "BitsAllocated", 1, path)[0])
+    promised = shape[0] * shape[1] * count * bits // 8
+    name = syntax.name if syntax else ""
+    if "RLE" in name:
+        check_promise(path, promised, path.stat().st_size * _PACKBITS_LIMIT)
+    elif "Deflated" not in name and not (syntax and syntax.is_compressed):
+        check_promise(path, promised, path.stat().st_size)
+
+
+def _numbers(places: Sequence[Any], keyword: str, count: int, path: Path) -> np.ndarray:
+    """`[count]` float64 from the first data set that has the tag."""
+    found = None
+    try:
+        found = next((where[keyword].value for where in places if where.get(keyword) is not None), None)
+        numbers = np.atleast_1d(np.asarray(found, dtype=np.float64))
+    except (TypeError, ValueError, ArithmeticError):
+        numbers = np.empty(0)
+    if found is None:
+        raise UserError(f"{path} has no {keyword}, expected {count} numbers: it may be truncated, or is no slice")
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise UserError(f"{path} has {keyword} {str(found)[:80]!r}, expected {count} numbers: export it again")
+    return numbers

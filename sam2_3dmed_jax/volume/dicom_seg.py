@@ -1,0 +1,176 @@
+"""DICOM segmentations out, through highdicom: one BINARY segment a label, on the slices of the series itself.
+
+Patient and study are those that the standard demands of every object (types 1 and 2 of their modules); whatever else
+the source says of them is left out. Labels that lie on a resampled grid have no slices to refer to: write NIfTI.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.dicom import is_dicom
+from sam2_3dmed_jax.volume.dicom_frame import Frame, quiet, read_header
+from sam2_3dmed_jax.volume.dicom_series import find_series
+from sam2_3dmed_jax.volume.dicom_stack import stack_frames
+from sam2_3dmed_jax.volume.geometry import Volume, from_canonical
+from sam2_3dmed_jax.volume.image_file import one_line, optional, written_whole
+
+# SNOMED CT codes by a word of the segment's name, as in DICOM's context groups 7166 to 7199 (PS3.16).
+_ORGANS: dict[str, tuple[str, str]] = {
+    "spleen": ("78961009", "Spleen"),
+    "liver": ("10200004", "Liver"),
+    "hepatic": ("10200004", "Liver"),
+    "pancrea": ("15776009", "Pancreas"),
+    "lung": ("39607008", "Lung"),
+    "kidney": ("64033007", "Kidney"),
+    "colon": ("71854001", "Colon"),
+    "stomach": ("69695003", "Stomach"),
+    "heart": ("80891009", "Heart"),
+    "aorta": ("15825003", "Aorta"),
+    "prostate": ("41216001", "Prostate"),
+    "brain": ("12738006", "Brain"),
+}
+_FINDINGS: dict[str, tuple[str, str]] = {
+    "tumo": ("108369006", "Neoplasm"),
+    "cancer": ("108369006", "Neoplasm"),
+    "neoplasm": ("108369006", "Neoplasm"),
+    "nodule": ("27925004", "Nodule"),
+    "cyst": ("367643001", "Cyst"),
+    "lesion": ("52988006", "Lesion"),
+}
+_TISSUE = ("85756007", "Tissue")
+_ABNORMAL = ("49755003", "Morphologically Abnormal Structure")
+_ANATOMICAL = ("123037004", "Anatomical Structure")
+# Of patient, study and series, what highdicom reads and a segmentation has to repeat.
+_DEMANDED = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime"),
+    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+_KEPT = ("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType")
+_ABOUT_PEOPLE = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)  # groups of which no more than the above is kept
+
+
+def write_dicom_seg(path: str | os.PathLike[str], labels: np.ndarray, like: Volume, names: Mapping[int, str]) -> None:
+    """Writes a label map as a DICOM segmentation of the series that a volume was read from.
+
+    Segments are numbered 1, 2, ... by rising label, as DICOM demands, whatever the labels are; a label without voxels
+    gets none. The file appears whole or not at all.
+
+    Args:
+        path: a .dcm file; its folder is created.
+        labels: `[D, H, W]` integers or bools, 0 is background.
+        like: the volume that they label, read from DICOM without resampling.
+        names: what each label is; it gives the segment's name and its SNOMED code. A label without a name is a tissue.
+
+    Raises:
+        UserError: another suffix, no label at all, a volume that is not from DICOM or was resampled, a series that
+            has changed, highdicom is missing or refuses the series, or the file cannot be written.
+    """
+    if labels.dtype.kind not in "biu" or labels.shape != like.grid.canonical_shape:
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected integers {like.grid.canonical_shape}")
+    if Path(path).suffix.lower() != ".dcm":
+        raise UserError(f"{path} has the suffix {Path(path).suffix!r}, expected .dcm: rename the output")
+    hd = optional("highdicom", path)
+    frames = _source_frames(path, like)
+    values = sorted({int(value) for each in labels for value in np.unique(each)} - {0})
+    if not values or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
+        raise UserError(
+            f"{path} would hold {len(values)} labels up to {max(values, default=0)}, expected one or more from 1 to "
+            "65535: renumber them, or write NIfTI, which can be empty"
+        )
+    numbers = np.zeros(values[-1] + 1, np.uint16)
+    numbers[values] = np.arange(1, len(values) + 1)
+    slices = from_canonical(numbers[labels.astype(np.uint16, copy=False)], like.grid).transpose(2, 1, 0)
+    sources = [_reduced(read_header(file)) for file in dict.fromkeys(frame.path for frame in frames)]
+    if len(sources) == 1:
+        slices = slices[np.argsort([frame.index for frame in frames])]  # a multi-frame object has an order of its own
+    try:
+        with quiet(), written_whole(path, ".dcm") as part:  # odd values of the source are copied as they are
+            _segmentation(hd, sources, slices, [names.get(value, f"label {value}") for value in values]).save_as(part)
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path} cannot be made from {like.grid.source} ({type(error).__name__}: {one_line(error)}): write NIfTI"
+        ) from None
+
+
+def _source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]:
+    """The slices that the labels lie on, in the order of the grid's third axis."""
+    source = like.grid.source
+    if not source or not is_dicom(source):
+        raise UserError(f"{path} needs a DICOM series behind it, found {source or 'an array'}: write NIfTI (.nii.gz)")
+    stack = stack_frames(find_series(source).frames, source, resample=True)
+    if stack.resampling:
+        raise UserError(
+            f"{path} would segment {source}, whose slices were resampled to a regular grid: DICOM-SEG refers to the "
+            "slices as they are, write NIfTI (.nii.gz)"
+        )
+    if stack.grid.shape != like.grid.shape or not np.allclose(stack.grid.affine, like.grid.affine, rtol=0, atol=1e-6):
+        raise UserError(f"{source} has changed since it was read, or the volume was resampled: write NIfTI (.nii.gz)")
+    if any(os.path.exists(path) and os.path.samefile(path, frame.path) for frame in stack.frames):
+        raise UserError(f"{path} is a slice of the series that the labels were made from: give another output file")
+    return stack.frames
+
+
+def _reduced(header: Any) -> Any:
+    """Drops what a segmentation need not repeat, and mends the empty tags at which highdicom stops."""
+    for element in list(header):
+        if element.tag.group in _ABOUT_PEOPLE and element.keyword not in (*_DEMANDED, *_KEPT):
+            del header[element.tag]
+    for keyword in _DEMANDED:
+        if not header.get(keyword):
+            setattr(header, keyword, None)
+    if not header.get("SpecificCharacterSet"):
+        header.pop("SpecificCharacterSet", None)
+    return header
+
+
+def _segmentation(hd: Any, sources: Sequence[Any], slices: np.ndarray, names: Sequence[str]) -> Any:
+    version = metadata.version("sam2-3dmed-jax")
+    first = sources[0]
+    dataset = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=slices,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment(hd, number, name, version) for number, name in enumerate(names, 1)],
+        series_instance_uid=hd.UID(),
+        series_number=1000 + int(first.get("SeriesNumber") or 0),  # beside the source's, and unlikely to be taken
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="sam2-3dmed-jax",
+        manufacturer_model_name="SAM2-3dMed",
+        software_versions=version,
+        device_serial_number="none",
+        content_description="For research use only",
+        content_label="RESEARCH",
+        series_description="SAM2-3dMed segmentation, for research use only",
+    )
+    dataset.ContentCreatorName = None  # demanded, and may be empty
+    return dataset
+
+
+def _segment(hd: Any, number: int, name: str, version: str) -> Any:
+    organ = next((code for word, code in _ORGANS.items() if word in name.lower()), None)
+    finding = next((code for word, code in _FINDINGS.items() if word in name.lower()), None)
+
+    def concept(code: tuple[str, str]) -> Any:
+        return hd.sr.CodedConcept(code[0], "SCT", code[1])
+
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        # DICOM's default alphabet and longest label; a backslash would part it in two.
+        segment_label=name.encode("ascii", "replace").decode().replace("\\", "/")[:64],
+        segmented_property_category=concept(_ABNORMAL if finding else _ANATOMICAL if organ else _TISSUE),
+        segmented_property_type=concept(finding or organ or _TISSUE),
+        anatomic_regions=[concept(organ)] if finding and organ else None,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="SAM2-3dMed", family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"), version=version
+        ),
+    )

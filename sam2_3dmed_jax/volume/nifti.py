@@ -1,0 +1,203 @@
+"""NIfTI-1 and -2 in and out: single files and .hdr/.img pairs, plain or compressed, one volume of a 4D file.
+
+Where sform and qform disagree, nibabel's order holds (sform, then qform; with neither, radiological left-right from
+the voxel sizes alone).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.geometry import Grid, Volume, from_canonical
+from sam2_3dmed_jax.volume.image_file import (
+    DEFLATE_LIMIT,
+    ImageFile,
+    check_promise,
+    check_size,
+    one_line,
+    written_whole,
+)
+
+_METRE, _MICRON = 1, 3  # codes of xyzt_units
+_GEOMETRY_FIELDS = (
+    *("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, ArithmeticError, MemoryError),
+    *(struct.error, zlib.error, ImageFileError, HeaderDataError, WrapStructError),
+)
+_WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")
+
+
+def open_image(path: str | os.PathLike[str], index: int | None = None) -> ImageFile:
+    """Reads a header; everything that can be refused before voxels are allocated is refused here.
+
+    Args:
+        path: a .nii, .nii.gz, .hdr or .img file.
+        index: of the volume of a file with more than three axes, 0-based, in the order of the file.
+
+    Raises:
+        UserError: no such file, not NIfTI, 4D without `index`, `index` out of range, complex or RGB, a singular
+            affine, not in millimetres, too large, or truncated.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist: give the path of a NIfTI file (.nii, .nii.gz, .hdr)")
+    try:
+        image: Any = nib.load(path, mmap=False)  # type: ignore[arg-type]
+    except _DAMAGED as error:
+        raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
+    if not isinstance(image, nib.Nifti1Pair):
+        raise UserError(f"{path} is {type(image).__name__}, expected NIfTI: convert it, for example with nibabel")
+    shape, dtype = image.shape, image.get_data_dtype()
+    if len(shape) < 3:
+        raise UserError(f"{path} has shape {shape}, expected three axes: give a 3D volume")
+    if dtype.kind not in "iuf":
+        raise UserError(f"{path} holds {dtype} voxels, expected real numbers: export the CT in HU as int16 or float32")
+    check_size(path, shape[:3])
+    volume = _chosen(path, shape, index)
+    _check_data_file(path, image)
+    header = image.header
+    units = int(header["xyzt_units"]) & 7
+    if units in (_METRE, _MICRON):
+        found = "metres" if units == _METRE else "micrometres"
+        raise UserError(f"{path} declares lengths in {found}, expected millimetres: rewrite its affine and xyzt_units")
+    fields = {name: np.array(header[name]) for name in _GEOMETRY_FIELDS}
+    fields["pixdim"] = np.array(header["pixdim"][:4])
+    version = 2 if isinstance(header, nib.Nifti2Header) else 1
+    i, j, k = shape[:3]
+    grid = Grid((i, j, k), image.affine, str(path), fields, version)
+    return ImageFile(grid, functools.partial(_read, image, volume, grid))
+
+
+def write_labels(
+    path: str | os.PathLike[str], labels: np.ndarray, like: Volume, descrip: str = "research use only"
+) -> None:
+    """Writes a label map in the axis order and geometry of the file that a volume came from.
+
+    The file appears whole or not at all. Nothing of the source header but its geometry is copied, so no text that
+    could identify a patient is.
+
+    Args:
+        path: a .nii or .nii.gz file; its folder is created.
+        labels: `[D, H, W]` integers or bools from 0 to 65535; stored as uint8 where they fit, else uint16.
+        like: the volume that they label.
+        descrip: the header's description, at most 79 ASCII characters.
+
+    Raises:
+        UserError: another suffix, a label out of range, the path is the image itself, or it cannot be written.
+    """
+    if labels.dtype.kind not in "biu":
+        raise ValueError(f"labels are {labels.dtype}, expected integers")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > 65535:
+        raise UserError(f"{path} would hold labels from {low} to {high}, expected 0 to 65535: renumber the classes")
+    source = like.grid.source
+    if source and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        raise UserError(f"{path} is the image that the labels were made from: give another output file")
+    dtype = np.uint8 if high <= 255 else np.uint16
+    _save(path, from_canonical(labels, like.grid).astype(dtype), like.grid, descrip)
+
+
+def write_nifti(
+    path: str | os.PathLike[str], array_ijk: np.ndarray, affine: np.ndarray, descrip: str = "research use only"
+) -> None:
+    """Writes an array in file order as NIfTI-1, unscaled, whole or not at all.
+
+    Args:
+        path: a .nii or .nii.gz file; its folder is created.
+        array_ijk: `[i, j, k]` uint8, int16, uint16, int32 or float32.
+        affine: `[4, 4]`, index to RAS millimetres.
+        descrip: the header's description.
+
+    Raises:
+        UserError: another suffix, a singular affine, or the file cannot be written.
+    """
+    if array_ijk.dtype.name not in _WRITABLE or array_ijk.ndim != 3:
+        raise ValueError(f"array is {array_ijk.dtype} with {array_ijk.ndim} axes, expected 3 of {', '.join(_WRITABLE)}")
+    i, j, k = array_ijk.shape
+    _save(path, array_ijk, Grid((i, j, k), affine), descrip)
+
+
+def _chosen(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | None) -> tuple[int, ...]:
+    """Indices along the axes after the third, whose order is Fortran's, as that of the file."""
+    count = math.prod(shape[3:])
+    if count < 1:
+        raise UserError(f"{path} has no voxels: its shape is {shape}, expected at least 1 along each axis")
+    if index is None and count > 1:
+        raise UserError(
+            f"{path} is {len(shape)}D, of shape {shape}, and holds {count} volumes, expected one: choose one by its "
+            f"index from 0 to {count - 1}, or split the file"
+        )
+    if index is not None and not 0 <= index < count:
+        raise UserError(f"{path} has no volume {index}, expected an index from 0 to {count - 1}: it holds {count}")
+    return tuple(int(n) for n in np.unravel_index(index or 0, shape[3:], order="F")) if shape[3:] else ()
+
+
+def _check_data_file(path: str | os.PathLike[str], image: Any) -> None:
+    """Compares the header's promise with the size of the file that holds the voxels."""
+    data_path = Path(image.file_map["image"].filename)
+    if not data_path.exists():
+        raise UserError(f"{path} is a header without data, expected {data_path} beside it: copy that file there too")
+    voxels = math.prod(int(n) for n in image.shape)
+    promised = int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
+    size, suffix = data_path.stat().st_size, data_path.suffix.lower()
+    if suffix in (".nii", ".img", ".gz"):
+        check_promise(data_path, promised, size * DEFLATE_LIMIT if suffix == ".gz" else size)
+
+
+def _read(image: Any, volume: tuple[int, ...], grid: Grid, dtype: type | None) -> np.ndarray:
+    """`[i, j, k]`, scaled; a slice of the proxy reads no other volume into memory."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            data = image.dataobj[(..., *volume)] if volume else image.dataobj
+            return np.asarray(data, dtype=dtype).reshape(grid.shape, order="F")
+    except _DAMAGED as error:
+        raise UserError(
+            f"{grid.source} is truncated or damaged ({one_line(error)}): copy or download it again"
+        ) from None
+
+
+def _save(path: str | os.PathLike[str], array_ijk: np.ndarray, grid: Grid, descrip: str) -> None:
+    target = Path(path)
+    suffix = next((s for s in (".nii.gz", ".nii") if target.name.endswith(s)), None)
+    if suffix is None:
+        raise UserError(f"{path} has the suffix {target.suffix!r}, expected .nii or .nii.gz: rename the output")
+    wide = grid.nifti_version == 2 or max(grid.shape) > 32767  # NIfTI-1 stores lengths in 16 bits
+    header = nib.Nifti2Header() if wide else nib.Nifti1Header()
+    header.set_data_dtype(array_ijk.dtype)
+    header.set_data_shape(array_ijk.shape)
+    _set_geometry(header, grid)
+    header["descrip"] = descrip.encode("ascii", "replace")[:79]
+    image = (nib.Nifti2Image if wide else nib.Nifti1Image)(array_ijk, header.get_best_affine(), header)
+    with written_whole(path, suffix) as part:
+        image.to_filename(part)
+
+
+def _set_geometry(header: Any, grid: Grid) -> None:
+    """Stored fields go back as they were: a quaternion recomputed from the affine would differ in the last bits."""
+    if grid.nifti_fields:
+        for name, value in grid.nifti_fields.items():
+            if name == "pixdim":
+                header["pixdim"][:4] = value
+            else:
+                header[name] = value
+        return
+    header.set_xyzt_units("mm")
+    header.set_sform(grid.affine, code="scanner")
+    header.set_qform(grid.affine, code="scanner")
+    if not np.allclose(header.get_qform(), grid.affine, atol=1e-3 * min(grid.spacing)):
+        header["qform_code"] = 0  # a quaternion cannot hold shear
