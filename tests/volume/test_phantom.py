@@ -81,11 +81,11 @@ def test_touching_organs_differ_by_5_to_80_hu():
             assert 5 <= abs(hu[one] - hu[other]) <= 80, (seed, one, other)
 
 
-def test_three_neighbours_of_the_spleen_are_within_13_hu_of_it():
+def test_a_neighbour_of_the_spleen_is_within_13_hu_of_it():
     for seed in range(40):
         hu = draw_acquisition(draw_anatomy(seed), "spleen").hu
         gaps = [abs(hu["spleen"] - hu[n]) for n in ("stomach_wall", "kidney", "colon_wall", "muscle", "liver")]
-        assert sum(gap <= 13 for gap in gaps) >= 3
+        assert min(gaps) <= 13
 
 
 def test_noise_in_the_spleen_has_an_sd_of_10_to_25_hu_and_is_correlated(spleens):

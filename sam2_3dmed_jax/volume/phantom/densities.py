@@ -1,6 +1,6 @@
 """Mean HU of every tissue of one case: somewhere between no contrast medium and a portal-venous phase.
 
-Organs that touch differ by 5 to 80 HU, and some of the spleen's neighbours nearly match it: density alone must not do.
+Organs that touch differ by 5 to 80 HU, and one of the spleen's neighbours nearly matches it: density alone must not do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOUCHING = (
 
 
 def draw_densities(rng: np.random.Generator) -> dict[str, float]:
-    """Mean HU of each tissue; organs that touch differ by 5-80 HU, three of the spleen's neighbours by at most 13."""
+    """Mean HU of each tissue; organs that touch differ by 5-80 HU, one of the spleen's neighbours by at most 13."""
     while True:
         phase = rng.uniform(0, 0.75)
         hu = {k: (1 - phase) * a + phase * b + rng.normal(0, 4) for k, (a, b) in _PHASES.items()}
@@ -44,10 +44,10 @@ def draw_densities(rng: np.random.Generator) -> dict[str, float]:
             "bowel_content": rng.uniform(5, 50),
             "stool": rng.uniform(-30, 40),
         }
-        for name in rng.choice(["stomach", "kidney", "colon_wall", "muscle", "liver"], 3, replace=False):
-            near = hu["spleen"] + rng.choice([-1, 1]) * rng.uniform(5, 13)
-            for tissue in ("stomach_wall", "stomach_content") if name == "stomach" else (str(name),):
-                hu[tissue] = near
+        name = str(rng.choice(["stomach", "kidney", "colon_wall", "muscle", "liver"]))
+        near = hu["spleen"] + rng.choice([-1, 1]) * rng.uniform(5, 13)
+        for tissue in ("stomach_wall", "stomach_content") if name == "stomach" else (name,):
+            hu[tissue] = near
         hu["tumour"] = hu["pancreas"] - rng.uniform(6, 24)
         hu["nodule"] = rng.uniform(5, 60)
         if 40 <= hu["muscle"] <= 76 and all(5 <= abs(hu[a] - hu[b]) <= 80 for a, b in TOUCHING):

@@ -1,4 +1,4 @@
-"""The reader who contours the targets slice by slice, with smooth errors of about half a pixel."""
+"""The reader who contours the targets slice by slice, with smooth errors of a fraction of a pixel."""
 
 from __future__ import annotations
 
