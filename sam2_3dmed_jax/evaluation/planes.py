@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.patheffects import withStroke
 
 from sam2_3dmed_jax.evaluation.figures import PREDICTION, REFERENCE, draw_contours, draw_prompt, legend, save_figure
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
@@ -115,4 +116,5 @@ def _draw(axis: plt.Axes, plane: Plane, centre: tuple[int, int, int], volume: Vo
     axis.axvline(centre[columns], color="white", linewidth=0.5, alpha=0.5)
     axis.set_axis_off()
     for letter, (x, y) in zip(plane.letters, ((0.5, 0.97), (0.5, 0.03), (0.03, 0.5), (0.97, 0.5)), strict=True):
-        axis.text(x, y, letter, transform=axis.transAxes, color="white", ha="center", va="center", weight="bold")
+        text = axis.text(x, y, letter, transform=axis.transAxes, color="white", ha="center", va="center", weight="bold")
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])  # legible on bone too
