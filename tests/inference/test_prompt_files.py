@@ -1,6 +1,7 @@
 """Prompts from JSON files, ours and 3D Slicer's: what they say, and one sentence for what does not fit."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_masks_and_scribbles_lie_beside_the_file_and_may_be_one_value_of_it(volu
     values = [drawn[4, int(y), int(x)] for x, y in scribble.points]
     assert set(zip(values, scribble.labels, strict=True)) == {(4, 1), (7, 0)}
     assert [p.slice for p in by_object[5]] == [2, 4] and np.array_equal(by_object[5][1].mask, drawn[4] > 0)
+
+
+def test_the_example_of_the_readme_is_read(volume: Volume, tmp_path: Path):
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"<!-- prompts example -->\n```json\n(.*?)```", readme, re.DOTALL)
+    assert example
+    write_nifti(tmp_path / "scan.nii", np.zeros((16, 16, 8), np.int16), np.diag([-1.0, -1.0, 3.0, 1.0]))
+    image = read_volume(tmp_path / "scan.nii")
+    for name, value in (("organs", 4), ("strokes", 1)):
+        painted = np.zeros((16, 16, 8), np.uint8)
+        painted[3:6, 3:6, 4 if name == "organs" else 5] = value
+        write_nifti(tmp_path / f"{name}.nii.gz", painted, image.grid.affine)
+    found = read(image, tmp_path, example[1])
+    assert [(p.object_id, p.slice) for p in found.prompts] == [(1, 2), (1, 2), (1, 3), (1, 4), (2, 4), (2, 5)]
+    assert found.names == {1: "spleen"}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +210,7 @@ def test_a_huge_or_missing_file_is_refused_before_it_is_read(volume: Volume, tmp
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
         file.truncate(1 << 32)
-    with pytest.raises(UserError, match="huge.json is a file of 4096 MiB"):
+    with pytest.raises(UserError, match=r"huge\.json is a file of 4096 MiB"):
         read_prompt_files([huge], volume)
-    with pytest.raises(UserError, match="absent.json does not exist"):
+    with pytest.raises(UserError, match=r"absent\.json does not exist"):
         read_prompt_files([tmp_path / "absent.json"], volume)
