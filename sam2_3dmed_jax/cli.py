@@ -89,8 +89,11 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("--planes: it is the file of --overlay; give another")
     _start()
     from sam2_3dmed_jax import prediction
+    from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.inference.cases import Case
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
     from sam2_3dmed_jax.inference.prompt_flags import PromptFlags
+    from sam2_3dmed_jax.model.checkpoint import load_model
 
     prompts = PromptFlags(
         tuple(options.point),
@@ -103,10 +106,6 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
     )
     outputs = prediction.Outputs(options.out, options.separate, options.overlay, options.planes)
     job = prediction.prepare(Case(options.out, options.image, prompts, options.reference), outputs)
-    from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.model.checkpoint import load_model
-
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
         lines = prediction.run(job, predictor, progress)
@@ -129,12 +128,12 @@ def _predict_cases(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {options.out} is no folder; with --cases, give one")
     _start()
     from sam2_3dmed_jax import prediction
-    from sam2_3dmed_jax.inference.cases import read_cases, without_prompts
-
-    cases = read_cases(options.cases)
     from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.inference.cases import read_cases, without_prompts
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
     from sam2_3dmed_jax.model.checkpoint import load_model
+
+    cases = read_cases(options.cases)
 
     def outputs(name: str) -> prediction.Outputs:
         overlay = f"{options.overlay}/{name}.png" if options.overlay else None
@@ -144,7 +143,8 @@ def _predict_cases(options: argparse.Namespace) -> None:
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
         lines, failures = prediction.run_cases(cases, outputs, predictor, progress, options.debug)
-    print("\n".join(lines))
+    for line in lines:
+        print(line)
     if Path(options.cases).is_dir() and (bare := without_prompts(options.cases)):
         print(f"left out, as no prompts lie beside them: {', '.join(bare)}")
     print(f"{len(cases) - len(failures)} of {len(cases)} segmentations in {options.out} (for research use only)")

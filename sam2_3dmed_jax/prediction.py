@@ -86,7 +86,7 @@ def run(job: Job, predictor: VolumePredictor, progress: Progress | None = None) 
             draw(path, volume, found.labels, job.reference, job.prompts, window)
         for object_id, mask in found.object_masks() if files else ():
             write_labels(files[object_id], mask, volume)
-        write_labels(target, found.labels.astype(np.int32), volume)
+        write_labels(target, found.labels, volume)
     lines = []
     for object_id in found.result.object_ids:
         millilitres = float((found.labels == object_id).sum()) * volume.voxel_volume_ml

@@ -63,14 +63,13 @@ def test_every_kind_of_prompt_with_all_outputs_in_one_command(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     image, out = scan(tmp_path / "ct.nii.gz"), tmp_path / "out"
-    strokes = labels(tmp_path / "strokes.nii.gz", (2, np.s_[4:12, 9, 2]), (9, np.s_[4:12, 16, 2]))
-    drawn = labels(tmp_path / "drawn.nii.gz", (2, np.s_[4:12, 4:12, 4]))
+    strokes = labels(tmp_path / "strokes.nii.gz", (2, np.s_[4:12, 9, 1]), (9, np.s_[4:12, 16, 1]))
     reference = labels(tmp_path / "reference.nii.gz", (1, np.s_[4:12, 4:12, 1:4]))
     node = {"type": "Fiducial", "coordinateSystem": "LPS", "name": "big cyst"}
     node["controlPoints"] = [{"position": [8, 8, 6]}, {"label": "-", "position": [1, 1, 6]}]
     (tmp_path / "F.mrk.json").write_text(json.dumps({"markups": [node]}))
     (tmp_path / "own.json").write_text(json.dumps({"objects": [{"id": 1, "points": [{"voxel": [7, 7, 2]}]}]}))
-    words = ["--point", "5,5,1,1,2", "--point-mm", "-4,-4,3,0,2", "--box", "3,3,0,9,9,1,2", "--mask", drawn]
+    words = ["--point", "5,5,1,1,2", "--point-mm", "-4,-4,3,0,2", "--box", "3,3,1,9,9,1,2"]
     words += ["--scribble", strokes, "--scribble-outside", "9"]
     words += ["--prompts", tmp_path / "F.mrk.json", "--prompts", tmp_path / "own.json"]
     words += ["--reference", reference, "--overlay", out / "sheet.png", "--planes", out / "planes.png", "--separate"]
@@ -127,9 +126,10 @@ def test_a_batch_finishes_its_cases_lists_its_failures_and_goes_on_with_them_alo
     for seed, name in enumerate("ab"):
         scan(tmp_path / f"{name}.nii.gz", seed)
     table, out = tmp_path / "cases.csv", tmp_path / "out"
-    rows = ["image,name,point,reference", 'a.nii.gz,,"5,5,1",', 'b.nii.gz,,"6,6,2;7,7,2,0",a.nii.gz']
-    bad = ['absent.nii.gz,,"5,5,1",', 'a.nii.gz,far,"5,5,99",', "a.nii.gz,none,,", 'a.nii.gz,c,"5,5,1",']
-    table.write_text("\n".join([rows[0], rows[1], *bad]))
+    two = '"5,5,1;9,9,2,1,2"'  # objects
+    rows = ["image,name,point", f"a.nii.gz,,{two}"]
+    bad = [f"absent.nii.gz,,{two}", 'a.nii.gz,far,"5,5,99"', "a.nii.gz,none,"]
+    table.write_text("\n".join([*rows, *bad, f"b.nii.gz,c,{two}"]))
     words = [checkpoint, "--cases", table, "--out", out, "--planes", tmp_path / "pictures"]
     assert "--cases: 3 of 5 failed" in mistake(capsys, *words)
     assert names(out) == ["a.nii.gz", "c.nii.gz"] and names(tmp_path / "pictures") == ["a_planes.png", "c_planes.png"]
@@ -142,7 +142,7 @@ def test_a_batch_finishes_its_cases_lists_its_failures_and_goes_on_with_them_alo
     assert propagate.walk_block._cache_size() == compiled
     assert (out / "a.nii.gz").stat().st_mtime_ns == before
 
-    table.write_text("\n".join([rows[0], rows[1]]))
+    table.write_text("\n".join(rows))
     assert predict(*words) == 0
     assert "a: skipped" in capsys.readouterr().out
 

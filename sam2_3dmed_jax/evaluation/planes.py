@@ -81,9 +81,12 @@ def three_planes(
 
 
 def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
-    """The voxel `(d, h, w)` of a mask `[D, H, W]` nearest its centre of mass in voxels; it lies in the object."""
-    voxels = np.argwhere(mask)
-    d, h, w = voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()].tolist()
+    """A voxel `(d, h, w)` of a mask `[D, H, W]` near its centre of mass: on the axial slice nearest it."""
+    area = np.count_nonzero(mask, axis=(1, 2))
+    shown = np.flatnonzero(area)
+    d = int(shown[np.abs(shown - np.average(shown, weights=area[shown])).argmin()])
+    voxels = np.argwhere(mask[d])
+    h, w = voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()].tolist()
     return d, h, w
 
 

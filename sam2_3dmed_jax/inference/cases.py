@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +46,9 @@ def read_cases(path: str | os.PathLike[str]) -> list[Case]:
     if not cases:
         mend = f"put x{PROMPTS[0]} beside x{IMAGES[0]}" if source.is_dir() else "add a row a case"
         raise UserError(f"--cases: {path} holds no cases; {mend}")
-    names = [case.name for case in cases]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--cases: {path} has two cases named '{name}'; name them apart in the column name")
+    name, times = Counter(case.name for case in cases).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"--cases: {path} has {times} cases named '{name}'; name them apart in the column name")
     return cases
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class Field:
 
     def wrong(self, expected: str) -> UserError:
         """The error that this is not what was expected."""
-        found = json.dumps(self.value)
-        found = found if len(found) <= 60 else f"{found[:60]}..."
+        nested = isinstance(self.value, list | dict)  # of any size and depth
+        found = reprlib.repr(self.value) if nested else json.dumps(self.value)[:60]
         return UserError(f"{self.file}: {self.path or 'the file'} is {found}; give {expected}")
 
     def fields(self, known: Sequence[str] = (), required: Sequence[str] = ()) -> dict[str, Field]:

@@ -36,7 +36,7 @@ def markup_prompts(root: Field, grid: Grid, ids: dict[str, int]) -> tuple[list[V
     names = {}
     for node in root.fields(required=("markups",))["markups"].items():
         fields = node.fields(required=("type", "coordinateSystem"))
-        name = fields["name"].text() if "name" in fields else ""
+        name = _text(fields.get("name"))
         object_id = ids.setdefault(name or f"{node.file} {node.path}", len(ids) + 1)
         if name:
             names[object_id] = name
@@ -58,7 +58,7 @@ def _points(node: Field, fields: dict[str, Field], grid: Grid, object_id: int) -
         if "positionStatus" in own and own["positionStatus"].value != "defined":
             continue
         mm = _position(point, fields)
-        outside = str(own["label"].value).startswith("-") if "label" in own else False
+        outside = _text(own.get("label")).startswith("-")
         with naming(f"{point.file}: {point.path}.position"):
             found += point_prompts(grid, [(voxel_of_mm(grid, mm), int(not outside), object_id)])
     if not found:
@@ -100,6 +100,11 @@ def _position(point: Field, fields: dict[str, Field]) -> np.ndarray:
     """`[3]` in RAS mm."""
     position = point.fields(required=("position",))["position"].numbers(3, "x, y, z in mm")
     return np.multiply(position, _system(fields))
+
+
+def _text(item: Field | None) -> str:
+    """What Slicer leaves out, or leaves empty, is an empty text."""
+    return item.value[:64] if item and isinstance(item.value, str) else ""
 
 
 def _system(fields: dict[str, Field]) -> tuple[int, int, int]:

@@ -63,7 +63,7 @@ def test_in_a_folder_an_image_goes_with_the_prompts_of_its_name(tmp_path: Path):
         ("image,point\n,1", "line 2: there is no image"),
         ("image,name\na.nii,../b", "line 2: '../b' is no name of a file"),
         ("image,name\na.nii,.", "line 2: '.' is no name of a file"),
-        ("image\na.nii\nsub/a.nii.gz", "two cases named 'a'; name them apart"),
+        ("image\na.nii\nsub/a.nii.gz", "2 cases named 'a'; name them apart"),
         ("image\n" + "a" * 200_000, "is no CSV table"),
     ],
 )

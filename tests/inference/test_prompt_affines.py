@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.prompt_flags import PromptFlags, gather_prompts
 from sam2_3dmed_jax.volume.io import read_volume, write_nifti
 
@@ -40,10 +39,3 @@ def test_points_in_voxels_and_in_mm_hit_the_voxel_they_name_on_a_random_affine(t
         ((w, h),) = prompt.points
         assert (w, h) == pytest.approx((round(w), round(h)), abs=1e-3)  # voxels are rounded to 1e-4
         assert volume.array[prompt.slice, round(h), round(w)] == 1000
-
-
-def test_a_point_in_mm_outside_the_volume_is_refused_by_flag_axis_and_limit(tmp_path: Path):
-    write_nifti(tmp_path / "scan.nii", np.zeros(SHAPE, np.int16), np.diag([2.0, 3.0, 4.0, 1.0]))
-    volume = read_volume(tmp_path / "scan.nii")
-    with pytest.raises(UserError, match=r"--point-mm: voxel y = 7 lies outside .*scan\.nii: expected y from 0 to 6"):
-        gather_prompts(PromptFlags(point_mm=("4,21,4",)), volume)

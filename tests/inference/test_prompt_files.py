@@ -161,7 +161,7 @@ TILTED = [0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1]
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ('{"objects": [{"points": [{"voxel": [NaN, 1, 1]}]}]}', "NaN is no number"),
-        ('{"objects": [{"points": [{"voxel": [1e999, 1, 1]}]}]}', r"objects\[0\].points\[0\].voxel is \[Infinity"),
+        ('{"objects": [{"points": [{"voxel": [1e999, 1, 1]}]}]}', r"objects\[0\].points\[0\].voxel is \[inf"),
         ("[]", r"the file is \[\]; give an object with objects"),
         ({}, "has no 'objects'"),
         ({"objects": {}}, "objects is {}; give a list"),
