@@ -154,7 +154,8 @@ def test_failures_of_a_batch_are_told_with_their_reasons(
     folder.mkdir()
     for name in ("a", "bare"):
         scan(folder / f"{name}.nii.gz")
-    (folder / "a.prompts.json").write_text('{"objects": [{"points": [{"voxel": [5, 5, 1]}]}]}')
+    entries = [{"points": [{"voxel": voxel}]} for voxel in ([5, 5, 1], [9, 9, 2])]
+    (folder / "a.prompts.json").write_text(json.dumps({"objects": entries}))
     (folder / "gone.mrk.json").write_text('{"markups": []}')
     assert predict(checkpoint, "--cases", folder, "--out", tmp_path / "out") == 2
     told = capsys.readouterr()
