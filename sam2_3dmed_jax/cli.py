@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sam2_3dmed_jax.command import Parser, exit_code
+from sam2_3dmed_jax.command import Parser, exit_code, joined_coordinates
 from sam2_3dmed_jax.errors import UserError
 from weights_conversion import commands as checkpoints
+
+PROMPT_FLAGS = ("point", "point_mm", "box", "mask", "scribble", "scribble_outside", "prompts")
 
 
 class TrainHelp(argparse.Action):
@@ -27,7 +29,7 @@ class TrainHelp(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = joined_coordinates(sys.argv[1:] if arguments is None else arguments)
     options, rest = _parser().parse_known_args(given)
     if rest and options.verb != "train":
         _parser().error(f"unknown argument '{rest[0]}'")
@@ -74,41 +76,85 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Segment a volume from prompts."""
+    """Segment a volume, or many, from prompts."""
+    if options.cases:
+        return _predict_cases(options)
+    if not options.image:
+        raise UserError("there is no image; give IMAGE, or --cases CSV|FOLDER for many")
     if not options.out.endswith((".nii", ".nii.gz")):
         raise UserError(f"--out: {options.out} is no NIfTI name; let it end in .nii.gz")
-    from sam2_3dmed_jax.volume import io
-
-    volume = io.read_volume(options.image)
-    if Path(options.out).exists() and Path(options.out).samefile(options.image):
-        raise UserError(f"--out: {options.out} is the image itself; give another file")
+    if options.reference and not (options.overlay or options.planes):
+        raise UserError("--reference is drawn in pictures; give --overlay PNG or --planes PNG too")
+    if options.overlay and options.overlay == options.planes:
+        raise UserError("--planes: it is the file of --overlay; give another")
     _start()
+    from sam2_3dmed_jax import prediction
     from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.inference import segment
+    from sam2_3dmed_jax.inference.cases import Case
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.inference.prompt_flags import PromptFlags
+    from sam2_3dmed_jax.model.checkpoint import load_model
+
+    prompts = PromptFlags(
+        tuple(options.point),
+        tuple(options.point_mm),
+        tuple(options.box),
+        options.mask,
+        options.scribble,
+        options.scribble_outside,
+        tuple(options.prompts),
+    )
+    outputs = prediction.Outputs(options.out, options.separate, options.overlay, options.planes)
+    job = prediction.prepare(Case(options.out, options.image, prompts, options.reference), outputs)
+    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
+    with ConsoleProgress() as progress:
+        lines = prediction.run(job, predictor, progress)
+    print("\n".join(lines))
+    print(f"segmentation in {options.out} (for research use only)")
+    for path in job.separate.values():
+        print(f"one object in {path}")
+    for name in ("overlay", "planes"):
+        if getattr(options, name):
+            print(f"{name} in {getattr(options, name)}")
+
+
+def _predict_cases(options: argparse.Namespace) -> None:
+    """Segment the cases of a table or folder; those that fail are told at the end."""
+    for name in ("image", *PROMPT_FLAGS, "reference"):
+        if getattr(options, name):
+            flag = "IMAGE" if name == "image" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} goes with a single volume; with --cases, name it there")
+    if Path(options.out).is_file() or options.out.endswith((".nii", ".nii.gz")):
+        raise UserError(f"--out: {options.out} is no folder; with --cases, give one")
+    _start()
+    from sam2_3dmed_jax import prediction
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.inference.cases import read_cases, without_prompts
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
     from sam2_3dmed_jax.model.checkpoint import load_model
 
-    prompts = segment.point_prompts(volume.grid, [_point(text) for text in options.point])
-    prompts += segment.box_prompts(volume.grid, [_box(text) for text in options.box])
-    if options.mask:
-        prompts += segment.mask_prompts(io.read_labels(options.mask, volume), options.mask)
-    if not prompts:
-        raise UserError("there are no prompts; give --point x,y,z, --box i0,j0,k0,i1,j1,k1 or --mask MASK.nii.gz")
+    cases = read_cases(options.cases)
+
+    def outputs(name: str) -> prediction.Outputs:
+        overlay = f"{options.overlay}/{name}.png" if options.overlay else None
+        planes = f"{options.planes}/{name}_planes.png" if options.planes else None
+        return prediction.Outputs(f"{options.out}/{name}.nii.gz", options.separate, overlay, planes)
+
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
-        result = segment.segment_volume(predictor, volume, prompts, progress)
-    if options.overlay:
-        from sam2_3dmed_jax.evaluation.figures import overlay
-
-        window = predictor.model.info.preprocessing.window
-        overlay(options.overlay, volume, result.labels, prompts=segment.merge_prompts(prompts), window=window)
-    io.write_labels(options.out, result.labels.astype("int32"), volume)
-    for object_id in result.result.object_ids:
-        millilitres = float((result.labels == object_id).sum()) * volume.voxel_volume_ml
-        print(f"object {object_id}: {millilitres:.1f} mL")
-    print(f"segmentation in {options.out} (for research use only)")
-    if options.overlay:
-        print(f"overlay in {options.overlay}")
+        lines, failures = prediction.run_cases(cases, outputs, predictor, progress, options.debug)
+    for line in lines:
+        print(line)
+    if Path(options.cases).is_dir() and (bare := without_prompts(options.cases)):
+        print(f"left out, as no prompts lie beside them: {', '.join(bare)}")
+    print(f"{len(cases) - len(failures)} of {len(cases)} segmentations in {options.out} (for research use only)")
+    for name, reason in failures.items():
+        print(f"failed: {name}: {reason}")
+    if failures:
+        raise UserError(
+            f"--cases: {len(failures)} of {len(cases)} failed, for the reasons above; mend them and run this again, "
+            "which skips the finished ones"
+        )
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -196,20 +242,31 @@ def _parser() -> Parser:
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     p.add_argument("-h", "--help", nargs=0, action=TrainHelp, help="show this and every field, with units and defaults")
 
-    p = verb("predict", "segment a volume from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")
+    p = verb("predict", "segment a volume, or many, from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")
     p.add_argument("checkpoint", metavar="CKPT", help="folder of a native checkpoint")
-    p.add_argument("image", metavar="IMAGE", help="NIfTI file, HU")
+    p.add_argument("image", metavar="IMAGE", nargs="?", help="NIfTI file, HU")
     p.add_argument(
         "--out", required=True, metavar="SEG.nii.gz", help="label map on IMAGE's grid, values are object ids"
     )
-    p.add_argument(
-        "--point", action="append", default=[], metavar="x,y,z[,1|0[,object]]", help="a click, inside or out"
-    )
+    click = "x,y,z[,1|0[,object]]"
+    p.add_argument("--point", action="append", default=[], metavar=click, help="a click, inside (1) or outside (0)")
+    p.add_argument("--point-mm", action="append", default=[], metavar=click, help="the same in RAS millimetres")
     p.add_argument(
         "--box", action="append", default=[], metavar="i0,j0,k0,i1,j1,k1[,object]", help="two inclusive voxel corners"
     )
     p.add_argument("--mask", metavar="MASK.nii.gz", help="label map on IMAGE's grid; its slices are prompts")
-    p.add_argument("--overlay", metavar="PNG", help="contact sheet of slices with contours")
+    p.add_argument(
+        "--scribble", metavar="STROKES.nii.gz", help="strokes on IMAGE's grid, values are objects; sampled to clicks"
+    )
+    p.add_argument("--scribble-outside", metavar="VALUE", help="strokes of this value lie outside of the objects")
+    p.add_argument(
+        "--prompts", action="append", default=[], metavar="FILE", help="JSON of prompts, or 3D Slicer's .mrk.json"
+    )
+    p.add_argument("--separate", action="store_true", help="also one file an object, SEG_object1.nii.gz, which overlap")
+    p.add_argument("--overlay", metavar="PNG", help="contact sheet of slices with contours; with --cases a folder")
+    p.add_argument("--planes", metavar="PNG", help="three planes through each object; with --cases a folder")
+    p.add_argument("--reference", metavar="LABELS.nii.gz", help="label map drawn into the pictures")
+    p.add_argument("--cases", metavar="CSV|FOLDER", help="many volumes instead of IMAGE; --out is then a folder")
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
 
     p = verb("evaluate", "score a checkpoint on held-out cases, or any method's NIfTI files")
@@ -234,36 +291,6 @@ def _start() -> None:
 
     host_memory.keep()
     compilation_cache.enable()
-
-
-def _numbers(flag: str, text: str, form: str, counts: Sequence[int]) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in counts:
-        raise UserError(f"{flag}: '{text}' is not {form}; give that many numbers, with commas")
-    return numbers
-
-
-def _point(text: str) -> tuple[tuple[float, float, float], int, int]:
-    numbers = _numbers("--point", text, "x,y,z[,1|0[,object]]", (3, 4, 5))
-    label, object_id = [*numbers, 1, 1][3:5]  # inside, and object 1, unless given
-    if label not in (0, 1):
-        raise UserError(f"--point: '{text}' has label {label:g}; use 1 for inside and 0 for outside")
-    return (numbers[0], numbers[1], numbers[2]), int(label), _object_id("--point", object_id)
-
-
-def _box(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float], int]:
-    numbers = _numbers("--box", text, "i0,j0,k0,i1,j1,k1[,object]", (6, 7))
-    object_id = _object_id("--box", numbers[6] if len(numbers) == 7 else 1)
-    return (numbers[0], numbers[1], numbers[2]), (numbers[3], numbers[4], numbers[5]), object_id
-
-
-def _object_id(flag: str, number: float) -> int:
-    if not 1 <= number <= 65535 or number != int(number):
-        raise UserError(f"{flag}: {number:g} is no object id; use a whole number from 1 to 65535")
-    return int(number)
 
 
 def _classes(text: str | None, declared: dict[int, str]) -> dict[int, str]:

@@ -6,12 +6,15 @@ Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 int
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from sam2_3dmed_jax.errors import UserError
+
+_COORDINATES = re.compile(r"-[\d.][\d.eE+-]*(,[\d.eE+-]+)+")
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +24,17 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with 2."""
         print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
+
+
+def joined_coordinates(words: Sequence[str]) -> list[str]:
+    """`--flag -12,30,45` as `--flag=-12,30,45`: argparse would take coordinates that begin with a minus for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.fullmatch("--[^=]+", joined[-1]) and _COORDINATES.fullmatch(word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:

@@ -24,7 +24,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.overlap import overlap_metrics
 from sam2_3dmed_jax.evaluation.protocol import check_protocol, prompt_of
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.segment import VoxelPrompt, segment_volume
+from sam2_3dmed_jax.inference.segment import segment_volume
+from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 

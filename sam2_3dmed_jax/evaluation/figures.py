@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference.segment import VoxelPrompt
+from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import apply_window, window_of
 
@@ -55,21 +55,16 @@ def overlay(
         # Canonical rows run from anterior to posterior and columns from the patient's right to left: radiology's view.
         axis.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=dy / dx, interpolation="nearest")
         if reference is not None:
-            _contours(axis, reference[index], REFERENCE)
-        _contours(axis, prediction[index], PREDICTION)
+            draw_contours(axis, reference[index], REFERENCE)
+        draw_contours(axis, prediction[index], PREDICTION)
         for prompt in prompts:
             if prompt.slice == index:
-                _draw_prompt(axis, prompt)
+                draw_prompt(axis, prompt)
         axis.set_title(f"slice {index}", fontsize=9)
-    handles = [plt.Line2D([], [], color=PREDICTION, label="prediction")]
-    if reference is not None:
-        handles.append(plt.Line2D([], [], color=REFERENCE, label="reference"))
-    if prompts:
-        handles.append(plt.Line2D([], [], color=INSIDE, marker="+", linestyle="", label="prompt"))
-    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
+    legend(figure, reference is not None, bool(prompts))
     figure.suptitle(title or "For research use only", fontsize=10)
     figure.tight_layout(rect=(0, 0.04, 1, 0.99), h_pad=2.0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> None:
@@ -87,7 +82,51 @@ def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> Non
     dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
     dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def draw_contours(axis: plt.Axes, labels: np.ndarray, colour: str) -> None:
+    """Outline each label of a plane."""
+    for value in np.unique(labels[labels > 0]):
+        axis.contour(labels == value, levels=[0.5], colors=[colour], linewidths=1.0)
+
+
+def draw_prompt(axis: plt.Axes, prompt: VoxelPrompt) -> None:
+    """Mark the points and the box of a prompt on its slice."""
+    for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
+        axis.plot(x, y, "+", color=INSIDE if label else OUTSIDE, markersize=9, markeredgewidth=2)
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=INSIDE))
+
+
+def legend(figure: plt.Figure, reference: bool, prompts: bool) -> None:
+    """Say below a figure what its colours are."""
+    handles = [plt.Line2D([], [], color=PREDICTION, label="prediction")]
+    if reference:
+        handles.append(plt.Line2D([], [], color=REFERENCE, label="reference"))
+    if prompts:
+        handles.append(plt.Line2D([], [], color=INSIDE, marker="+", linestyle="", label="prompt"))
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
+
+
+def save_figure(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG, whole or not at all, and close it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, dpi=110, format="png")
+        temporary.rename(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written ({reason}); give a folder with room and write access") from None
+    finally:
+        plt.close(figure)
 
 
 def _slices(prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]) -> list[int]:
@@ -103,30 +142,3 @@ def _slices(prediction: np.ndarray, reference: np.ndarray | None, prompts: Seque
     while len(kept) + len(free) > PANELS:  # the nearest slice gives way to a prompted one
         free.remove(min(free, key=lambda index: min(abs(index - other) for other in kept)))
     return sorted([*kept, *free])
-
-
-def _contours(axis: plt.Axes, labels: np.ndarray, colour: str) -> None:
-    for value in np.unique(labels[labels > 0]):
-        axis.contour(labels == value, levels=[0.5], colors=[colour], linewidths=1.0)
-
-
-def _draw_prompt(axis: plt.Axes, prompt: VoxelPrompt) -> None:
-    for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
-        axis.plot(x, y, "+", color=INSIDE if label else OUTSIDE, markersize=9, markeredgewidth=2)
-    if prompt.box is not None:
-        x0, y0, x1, y1 = prompt.box
-        axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=INSIDE))
-
-
-def _save(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=110, format="png")
-        temporary.rename(target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}); give a folder with room and write access") from None
-    finally:
-        plt.close(figure)

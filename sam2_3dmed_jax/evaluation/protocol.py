@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference.segment import VoxelPrompt
+from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.prompts import box_of, centre_point, largest_slice
 
 PROTOCOLS = ("one-click", "box-mid")

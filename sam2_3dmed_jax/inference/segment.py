@@ -1,32 +1,19 @@
-"""From a volume and prompts in voxels to a label map on the volume's own grid."""
+"""From a volume and prompts in voxels to a label map on the volume's own grid, or to one mask an object."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.feature_store import Progress
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
 from sam2_3dmed_jax.inference.prompt import Prompt
-from sam2_3dmed_jax.volume.geometry import Grid, Volume, voxel_to_canonical
+from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt, merge_prompts
+from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices, resize_slices, restore_logits
 from sam2_3dmed_jax.volume.prompts import to_pixels
-
-
-@dataclass(frozen=True, eq=False)
-class VoxelPrompt:
-    """Prompts of one object on one canonical slice, in voxels of that slice (x = column w, y = row h)."""
-
-    object_id: int
-    slice: int
-    points: tuple[tuple[float, float], ...] = ()
-    labels: tuple[int, ...] = ()
-    box: tuple[float, float, float, float] | None = None
-    mask: np.ndarray | None = None  # bool [H, W]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +22,15 @@ class Segmentation:
 
     labels: np.ndarray  # uint16 [D, H, W], object ids; where objects overlap, the larger logit
     result: Result
+
+    def object_masks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Object ids, each with its own mask, bool `[D, H, W]`, whatever the other objects are; one at a time."""
+        _, height, width = self.labels.shape
+        for object_id, logits in zip(self.result.object_ids, self.result.mask_logits, strict=True):
+            mask = np.empty(self.labels.shape, bool)
+            for d in range(len(mask)):
+                mask[d] = restore_logits(logits[d : d + 1], (height, width))[0] > 0
+            yield object_id, mask
 
 
 def segment_volume(
@@ -58,82 +54,6 @@ def segment_volume(
         best = np.concatenate([np.zeros((1, *shape), np.float32), logits]).argmax(0)
         labels[d] = ids[best]
     return Segmentation(labels, result)
-
-
-def point_prompts(grid: Grid, points: Iterable[tuple[tuple[float, float, float], int, int]]) -> list[VoxelPrompt]:
-    """Prompts from points `((x, y, z), label, object)` in voxels of the file.
-
-    Raises:
-        UserError: a point outside the volume.
-    """
-    found = []
-    for voxel, label, object_id in points:
-        d, h, w = voxel_to_canonical(grid, voxel)
-        found.append(VoxelPrompt(object_id, _slice_of(d, grid), ((w, h),), (label,)))
-    return found
-
-
-def box_prompts(
-    grid: Grid, boxes: Iterable[tuple[tuple[float, float, float], tuple[float, float, float], int]]
-) -> list[VoxelPrompt]:
-    """Prompts from 3D boxes `(corner, corner, object)` in voxels of the file, inclusive: one on each slice they cover.
-
-    Raises:
-        UserError: a corner outside the volume.
-    """
-    found = []
-    for first, second, object_id in boxes:
-        low, high = np.sort([voxel_to_canonical(grid, first), voxel_to_canonical(grid, second)], axis=0)
-        for d in range(_slice_of(low[0], grid), _slice_of(high[0], grid) + 1):
-            found.append(VoxelPrompt(object_id, d, box=(low[2], low[1], high[2], high[1])))
-    return found
-
-
-def mask_prompts(labels: np.ndarray, source: str = "the mask") -> list[VoxelPrompt]:
-    """Prompts from a label map `[D, H, W]`: each value but 0 is an object, prompted on the slices that show it.
-
-    Raises:
-        UserError: an empty label map.
-    """
-    found = []
-    for value in np.unique(labels[labels > 0]).tolist():
-        mask = labels == value
-        found += [VoxelPrompt(int(value), int(d), mask=mask[d]) for d in np.flatnonzero(mask.any((1, 2)))]
-    if not found:
-        raise UserError(f"{source} is empty; draw the object on at least one slice")
-    return found
-
-
-def merge_prompts(prompts: Sequence[VoxelPrompt]) -> list[VoxelPrompt]:
-    """One prompt an object and slice: points add up, and join a box.
-
-    Raises:
-        UserError: on one slice an object has two boxes, or a mask and anything else.
-    """
-    merged: dict[tuple[int, int], VoxelPrompt] = {}
-    for prompt in prompts:
-        key = (prompt.object_id, prompt.slice)
-        if key not in merged:
-            merged[key] = prompt
-            continue
-        old = merged[key]
-        name = f"prompts of object {prompt.object_id} on canonical slice {prompt.slice}"
-        if old.mask is not None or prompt.mask is not None:
-            raise UserError(f"{name}: a mask stands alone there; leave out the mask, or the other prompts")
-        if old.box is not None and prompt.box is not None:
-            raise UserError(f"{name}: there are two boxes; give one, or make the other one another object")
-        merged[key] = replace(
-            old,
-            points=(*old.points, *prompt.points),
-            labels=(*old.labels, *prompt.labels),
-            box=prompt.box or old.box,
-        )
-    return list(merged.values())
-
-
-def _slice_of(d: float, grid: Grid) -> int:
-    """The slice that a fractional index lies on; the outer border belongs to the outermost slice."""
-    return min(max(math.floor(d + 0.5), 0), grid.canonical_shape[0] - 1)
 
 
 def _to_slice(prompt: VoxelPrompt, shape: tuple[int, int], size: int) -> Prompt:

@@ -6,13 +6,13 @@ import pytest
 from sam2_3dmed_jax import VolumePredictor, new_model
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.prompt import Prompt
-from sam2_3dmed_jax.inference.segment import (
+from sam2_3dmed_jax.inference.segment import segment_volume
+from sam2_3dmed_jax.inference.voxel_prompts import (
     VoxelPrompt,
     box_prompts,
     mask_prompts,
     merge_prompts,
     point_prompts,
-    segment_volume,
 )
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, from_canonical, voxel_to_canonical
 from sam2_3dmed_jax.volume.intensity import PreparedSlices, restore_logits
