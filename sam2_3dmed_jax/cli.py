@@ -12,6 +12,7 @@ from sam2_3dmed_jax.command import Parser, exit_code, joined_coordinates
 from sam2_3dmed_jax.errors import UserError
 from weights_conversion import commands as checkpoints
 
+SEGMENTATIONS = (".nii", ".nii.gz", ".dcm")
 PROMPT_FLAGS = ("point", "point_mm", "box", "mask", "scribble", "scribble_outside", "prompts")
 
 
@@ -81,8 +82,8 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
         return _predict_cases(options)
     if not options.image:
         raise UserError("there is no image; give IMAGE, or --cases CSV|FOLDER for many")
-    if not options.out.endswith((".nii", ".nii.gz")):
-        raise UserError(f"--out: {options.out} is no NIfTI name; let it end in .nii.gz")
+    if not options.out.endswith(SEGMENTATIONS):
+        raise UserError(f"--out: {options.out} is no name of a segmentation; let it end in .nii.gz, or .dcm for DICOM")
     if options.reference and not (options.overlay or options.planes):
         raise UserError("--reference is drawn in pictures; give --overlay PNG or --planes PNG too")
     if options.overlay and options.overlay == options.planes:
@@ -105,7 +106,8 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
         tuple(options.prompts),
     )
     outputs = prediction.Outputs(options.out, options.separate, options.overlay, options.planes)
-    job = prediction.prepare(Case(options.out, options.image, prompts, options.reference), outputs)
+    case = Case(options.out, options.image, prompts, options.reference, options.volume)
+    job = prediction.prepare(case, outputs, options.resample)
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
         lines = prediction.run(job, predictor, progress)
@@ -120,11 +122,11 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _predict_cases(options: argparse.Namespace) -> None:
     """Segment the cases of a table or folder; those that fail are told at the end."""
-    for name in ("image", *PROMPT_FLAGS, "reference"):
-        if getattr(options, name):
+    for name in ("image", *PROMPT_FLAGS, "reference", "volume"):
+        if getattr(options, name) not in (None, []):
             flag = "IMAGE" if name == "image" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} goes with a single volume; with --cases, name it there")
-    if Path(options.out).is_file() or options.out.endswith((".nii", ".nii.gz")):
+    if Path(options.out).is_file() or options.out.endswith(SEGMENTATIONS):
         raise UserError(f"--out: {options.out} is no folder; with --cases, give one")
     _start()
     from sam2_3dmed_jax import prediction
@@ -142,7 +144,7 @@ def _predict_cases(options: argparse.Namespace) -> None:
 
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
-        lines, failures = prediction.run_cases(cases, outputs, predictor, progress, options.debug)
+        lines, failures = prediction.run_cases(cases, outputs, predictor, progress, options.resample, options.debug)
     for line in lines:
         print(line)
     if Path(options.cases).is_dir() and (bare := without_prompts(options.cases)):
@@ -244,10 +246,12 @@ def _parser() -> Parser:
 
     p = verb("predict", "segment a volume, or many, from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")
     p.add_argument("checkpoint", metavar="CKPT", help="folder of a native checkpoint")
-    p.add_argument("image", metavar="IMAGE", nargs="?", help="NIfTI file, HU")
+    p.add_argument("image", metavar="IMAGE", nargs="?", help="NIfTI, NRRD or MHA file, or folder of a DICOM series")
     p.add_argument(
-        "--out", required=True, metavar="SEG.nii.gz", help="label map on IMAGE's grid, values are object ids"
+        "--out", required=True, metavar="SEG", help="*.nii.gz on IMAGE's grid, values are object ids; *.dcm: DICOM-SEG"
     )
+    p.add_argument("--volume", type=int, metavar="N", help="of a 4D NIfTI, the volume to segment, from 0")
+    p.add_argument("--resample", action="store_true", help="DICOM slices with gaps or tilt: put them on a regular grid")
     click = "x,y,z[,1|0[,object]]"
     p.add_argument("--point", action="append", default=[], metavar=click, help="a click, inside (1) or outside (0)")
     p.add_argument("--point-mm", action="append", default=[], metavar=click, help="the same in RAS millimetres")

@@ -23,6 +23,7 @@ from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.prompt_flags import gather_prompts
 from sam2_3dmed_jax.inference.segment import segment_volume
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt, merge_prompts
+from sam2_3dmed_jax.volume.dicom_seg import source_frames, write_dicom_seg
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
 
@@ -49,16 +50,18 @@ class Job:
     separate: dict[int, Path]  # files of single objects
 
 
-def prepare(case: Case, outputs: Outputs) -> Job:
-    """Read a case.
+def prepare(case: Case, outputs: Outputs, resample: bool = False) -> Job:
+    """Read a case; `resample` puts irregular DICOM slices on a regular grid.
 
     Raises:
         UserError: a file or prompt that does not fit, or an output that would replace the image.
     """
-    volume = read_volume(case.image)
+    volume = read_volume(case.image, index=case.index, resample=resample)
     for path in (outputs.labels, outputs.overlay, outputs.planes):
         if path and os.path.exists(path) and os.path.samefile(path, case.image):
             raise UserError(f"--out: {path} is the image itself; give another file")
+    if outputs.labels.endswith(".dcm"):
+        source_frames(outputs.labels, volume)
     found = gather_prompts(case.prompts, volume)
     prompts = merge_prompts(found.prompts)
     reference = read_labels(case.reference, volume) if case.reference else None
@@ -81,12 +84,13 @@ def run(job: Job, predictor: VolumePredictor, progress: Progress | None = None) 
         files = {object_id: place(path) for object_id, path in job.separate.items()}
         target = place(outputs.labels)
         found = segment_volume(predictor, volume, job.prompts, progress)
+        names = {object_id: job.names.get(object_id, f"object {object_id}") for object_id in found.result.object_ids}
         window = predictor.model.info.preprocessing.window
         for draw, path in pictures:
             draw(path, volume, found.labels, job.reference, job.prompts, window)
         for object_id, mask in found.object_masks() if files else ():
-            write_labels(files[object_id], mask, volume)
-        write_labels(target, found.labels, volume)
+            _write(files[object_id], mask, volume, {1: names[object_id]})
+        _write(target, found.labels, volume, names)
     lines = []
     for object_id in found.result.object_ids:
         millilitres = float((found.labels == object_id).sum()) * volume.voxel_volume_ml
@@ -100,6 +104,7 @@ def run_cases(
     outputs: Callable[[str], Outputs],
     predictor: VolumePredictor,
     progress: Progress | None = None,
+    resample: bool = False,
     debug: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """Segment many cases with one predictor, so that volumes of one size share a compilation.
@@ -109,6 +114,7 @@ def run_cases(
         outputs: from the name of a case to its files. A case whose label map exists is done already.
         predictor: of all.
         progress: told of each case.
+        resample: as `prepare`.
         debug: print the traceback of each failure.
 
     Returns:
@@ -124,7 +130,7 @@ def run_cases(
             if os.path.exists(wanted.labels) and not _same(wanted.labels, case.image):
                 lines.append(f"{case.name}: skipped, {wanted.labels} exists")
                 continue
-            sizes = run(prepare(case, wanted), predictor, progress)
+            sizes = run(prepare(case, wanted, resample), predictor, progress)
             lines.append(f"{case.name}: {', '.join(sizes)}")
         except Exception as error:  # a bug on one case must not cost the others
             if debug:
@@ -134,6 +140,13 @@ def run_cases(
     if progress:
         progress("cases", len(cases), len(cases))
     return lines, failures
+
+
+def _write(path: Path, labels: np.ndarray, volume: Volume, names: dict[int, str]) -> None:
+    if path.suffix == ".dcm":
+        write_dicom_seg(path, labels, volume, names)
+    else:
+        write_labels(path, labels, volume)
 
 
 def _same(one: str, other: str) -> bool:

@@ -198,3 +198,32 @@ def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path):
 def test_objects_whose_files_would_be_one_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"two objects would be written to .*seg_object2\.nii\.gz; name them apart"):
         object_files(tmp_path / "seg.nii.gz", [1, 2], {1: "object2"})
+
+
+def test_a_dicom_series_becomes_a_label_map_and_a_dicom_segmentation(checkpoint: str, tmp_path: Path, realdata: Path):
+    series = realdata / "dicom" / "ct-3slice"
+    words = [checkpoint, series, "--box", "100,200,0,300,400,2", "--mask", realdata / "dicom" / "liver_seg.nrrd"]
+    for kept in ("seg.nii.gz", "seg.dcm"):
+        assert predict(*words[:-2], "--out", tmp_path / kept) == 0
+    whole = nib.load(tmp_path / "seg.nii.gz")
+    assert whole.shape == (512, 512, 3)
+    np.testing.assert_allclose(nib.affines.voxel_sizes(whole.affine), (0.810547, 0.810547, 1.0), atol=1e-4)
+    assert (tmp_path / "seg.dcm").read_bytes()[128:132] == b"DICM"
+    assert predict(checkpoint, series, *words[-2:], "--out", tmp_path / "drawn.nii.gz") == 0
+    assert stored(tmp_path / "drawn.nii.gz").any()
+
+
+def test_one_volume_of_a_4d_file_is_chosen_by_its_index(checkpoint: str, tmp_path: Path, capsys, realdata: Path):
+    image = realdata / "headers" / "nb_functional_4d_int16_slope.nii"
+    words = [checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.nii.gz"]
+    assert "(predict: --volume)" in mistake(capsys, *words)
+    assert "an index from 0 to" in mistake(capsys, *words, "--volume", "1000")
+    assert predict(*words, "--volume", "1") == 0
+    assert stored(tmp_path / "seg.nii.gz").shape == nib.load(image).shape[:3]
+
+
+def test_a_dicom_segmentation_of_anything_else_is_refused(checkpoint: str, tmp_path: Path, capsys):
+    image = scan(tmp_path / "ct.nii.gz")
+    said = mistake(capsys, checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.dcm")
+    assert "needs a DICOM series behind it" in said
+    assert names(tmp_path) == ["ct.nii.gz"]

@@ -1,7 +1,8 @@
 """Cases of a batch: a CSV table with one a row, or a folder of images with their prompts beside them.
 
 The columns are named as the flags of `predict` are; several points, boxes or files in a cell stand apart by `;`.
-In a folder, `x.nii.gz` goes with `x.prompts.json`, with `x.mrk.json`, or with both.
+In a folder, `x.nii.gz` (or another format, or the folder `x` of a DICOM series) goes with `x.prompts.json`, with
+`x.mrk.json`, or with both.
 """
 
 from __future__ import annotations
@@ -16,8 +17,20 @@ from pathlib import Path
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.prompt_flags import PromptFlags
 
-COLUMNS = ("image", "name", "point", "point_mm", "box", "mask", "scribble", "scribble_outside", "prompts", "reference")
-IMAGES = (".nii.gz", ".nii", ".hdr")
+COLUMNS = (
+    "image",
+    "name",
+    "volume",
+    "point",
+    "point_mm",
+    "box",
+    "mask",
+    "scribble",
+    "scribble_outside",
+    "prompts",
+    "reference",
+)
+IMAGES = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")  # or a folder: DICOM
 PROMPTS = (".prompts.json", ".mrk.json")
 MAX_BYTES = 64 << 20  # of a table; more is another kind of file
 
@@ -30,6 +43,7 @@ class Case:
     image: str
     prompts: PromptFlags = field(default_factory=PromptFlags)
     reference: str | None = None  # label map on the image's grid, drawn in pictures
+    index: int | None = None  # of the volume of a 4D image, 0-based
 
 
 def read_cases(path: str | os.PathLike[str]) -> list[Case]:
@@ -55,21 +69,20 @@ def read_cases(path: str | os.PathLike[str]) -> list[Case]:
 def without_prompts(folder: str | os.PathLike[str]) -> list[str]:
     """Images of a folder of cases that have no prompts beside them."""
     stems = {_stem(path, PROMPTS) for path in Path(folder).iterdir()}
-    images = sorted(path.name for path in Path(folder).iterdir() if _stem(path, IMAGES))
-    return [name for name in images if _stem(Path(name), IMAGES) not in stems]
+    return sorted(path.name for path in Path(folder).iterdir() if _image_stem(path) and _image_stem(path) not in stems)
 
 
 def _of_folder(folder: Path) -> list[Case]:
     prompts: dict[str, list[str]] = {}
+    images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        stem = _stem(path, PROMPTS)
-        if stem:
+        if stem := _stem(path, PROMPTS):
             prompts.setdefault(stem, []).append(str(path))
+        elif stem := _image_stem(path):
+            images.setdefault(stem, path)
     cases = []
     for stem, files in prompts.items():
-        found = [folder / f"{stem}{suffix}" for suffix in IMAGES if (folder / f"{stem}{suffix}").exists()]
-        # A missing image is that case's failure, when it is read.
-        image = found[0] if found else folder / f"{stem}{IMAGES[0]}"
+        image = images.get(stem, folder / f"{stem}{IMAGES[0]}")  # if missing, that case's failure, when it is read
         cases.append(Case(stem, str(image), PromptFlags(prompts=tuple(files))))
     return cases
 
@@ -95,7 +108,11 @@ def _of_table(path: Path) -> Iterator[Case]:
             scribble_outside=row.get("scribble_outside") or None,
             prompts=tuple(str(path.parent / part) for part in parts("prompts")),
         )
-        yield Case(name, str(path.parent / row["image"]), flags, file("reference"))
+        index = row.get("volume") or None
+        if index and not index.isdecimal():
+            raise UserError(f"{path}, line {line}: '{index}' is no volume of a 4D image; give its index, from 0")
+        image = str(path.parent / row["image"])
+        yield Case(name, image, flags, file("reference"), int(index) if index else None)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -126,6 +143,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         if not cells["image"]:
             raise UserError(f"{path}, line {line}: there is no image; name one")
         yield line, cells
+
+
+def _image_stem(path: Path) -> str:
+    return path.name if path.is_dir() else _stem(path, IMAGES)
 
 
 def _stem(path: Path, suffixes: tuple[str, ...]) -> str:

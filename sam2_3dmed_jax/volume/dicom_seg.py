@@ -78,7 +78,7 @@ def write_dicom_seg(path: str | os.PathLike[str], labels: np.ndarray, like: Volu
     if Path(path).suffix.lower() != ".dcm":
         raise UserError(f"{path} has the suffix {Path(path).suffix!r}, expected .dcm: rename the output")
     hd = optional("highdicom", path)
-    frames = _source_frames(path, like)
+    frames = source_frames(path, like)
     values = sorted({int(value) for each in labels for value in np.unique(each)} - {0})
     if not values or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
         raise UserError(
@@ -100,8 +100,12 @@ def write_dicom_seg(path: str | os.PathLike[str], labels: np.ndarray, like: Volu
         ) from None
 
 
-def _source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]:
-    """The slices that the labels lie on, in the order of the grid's third axis."""
+def source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]:
+    """The slices that a segmentation would refer to, in the order of the grid's third axis.
+
+    Raises:
+        UserError: a volume that is not from DICOM or was resampled, or a series that has changed.
+    """
     source = like.grid.source
     if not source or not is_dicom(source):
         raise UserError(f"{path} needs a DICOM series behind it, found {source or 'an array'}: write NIfTI (.nii.gz)")

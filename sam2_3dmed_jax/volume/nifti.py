@@ -140,7 +140,7 @@ def _chosen(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | N
     if index is None and count > 1:
         raise UserError(
             f"{path} is {len(shape)}D, of shape {shape}, and holds {count} volumes, expected one: choose one by its "
-            f"index from 0 to {count - 1}, or split the file"
+            f"index from 0 to {count - 1} (predict: --volume), or split the file"
         )
     if index is not None and not 0 <= index < count:
         raise UserError(f"{path} has no volume {index}, expected an index from 0 to {count - 1}: it holds {count}")

@@ -56,7 +56,7 @@ def test_in_a_folder_an_image_goes_with_the_prompts_of_its_name(tmp_path: Path):
     [
         ("", "has no 'image'"),
         ("point\n1", "has no 'image'"),
-        ("image,points\na,b", "has the column 'points'; its columns are image and, at will, name, point"),
+        ("image,points\na,b", "has the column 'points'; its columns are image and, at will, name, volume, point"),
         ("image,image\na,b", "has a column twice"),
         ("image\n", "holds no cases; add a row"),
         ("image,point\na.nii,1,2,3", "line 2: it has more cells than columns; put cells with commas in quotes"),
