@@ -227,3 +227,21 @@ def test_a_dicom_segmentation_of_anything_else_is_refused(checkpoint: str, tmp_p
     said = mistake(capsys, checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.dcm")
     assert "needs a DICOM series behind it" in said
     assert names(tmp_path) == ["ct.nii.gz"]
+
+
+def test_six_axis_orders_of_one_brain_get_one_segmentation_each_on_its_own_grid(
+    checkpoint: str, tmp_path: Path, realdata: Path
+):
+    files = sorted((realdata / "orientations").glob("*.nii.gz"))
+    assert len(files) == 6
+    canonical = []
+    for image in files:
+        out = tmp_path / image.name
+        assert predict(checkpoint, image, "--point-mm", "20,-20,10", "--out", out) == 0
+        source, segmented = nib.load(image), nib.load(out)
+        assert segmented.shape == source.shape
+        np.testing.assert_array_equal(segmented.affine, source.affine)
+        canonical.append(np.asarray(nib.as_closest_canonical(segmented).dataobj))
+    assert 0 < canonical[0].mean() < 1
+    for other in canonical[1:]:
+        np.testing.assert_array_equal(other, canonical[0])
