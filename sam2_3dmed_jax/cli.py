@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from sam2_3dmed_jax.command import Parser, exit_code, joined_coordinates
+from sam2_3dmed_jax import arguments
+from sam2_3dmed_jax.command import exit_code, joined_coordinates
 from sam2_3dmed_jax.errors import UserError
 from weights_conversion import commands as checkpoints
 
@@ -16,24 +16,12 @@ SEGMENTATIONS = (".nii", ".nii.gz", ".dcm")
 PROMPT_FLAGS = ("point", "point_mm", "box", "mask", "scribble", "scribble_outside", "prompts")
 
 
-class TrainHelp(argparse.Action):
-    """`train --help`: its own arguments, then every field of an experiment."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        """Print and exit with 0."""
-        from sam2_3dmed_jax.experiment import fields_help
-
-        print(parser.format_help())
-        print(f"Every field of an experiment is a flag; defaults, unless it sets another:\n{fields_help()}")
-        raise SystemExit(0)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    given = joined_coordinates(sys.argv[1:] if arguments is None else arguments)
-    options, rest = _parser().parse_known_args(given)
+    parser = arguments.parser(checkpoints.add_verbs)
+    options, rest = parser.parse_known_args(joined_coordinates(sys.argv[1:] if words is None else words))
     if rest and options.verb != "train":
-        _parser().error(f"unknown argument '{rest[0]}'")
+        parser.error(f"unknown argument '{rest[0]}'")
     return exit_code(lambda: VERBS[options.verb](options, rest), options.debug, "the same command goes on where it can")
 
 
@@ -213,80 +201,6 @@ VERBS = {
     "evaluate": evaluate,
     "doctor": doctor,
 }
-
-
-def _parser() -> Parser:
-    common = Parser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    parser = Parser(prog="sam2-3dmed", description="SAM2-3dMed in JAX. For research use only.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
-
-    def verb(name: str, text: str, **extra: Any) -> argparse.ArgumentParser:
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        return verbs.add_parser(name, help=text, description=text, parents=[common], formatter_class=formatter, **extra)
-
-    p = verb("demo", "make phantoms, train a nano SAM2-3dMed on them, score it and segment one; CPU, no downloads")
-    p.add_argument("--out", default="demo_run", help="folder for all it makes")
-    p.add_argument("--seed", type=int, default=0, help="of the phantoms")
-
-    checkpoints.add_verbs(verb)
-
-    p = verb("phantom", "write a synthetic CT dataset in MSD layout")
-    p.add_argument("out", help="folder to write")
-    p.add_argument("--cases", type=int, default=40, help="number of cases")
-    p.add_argument("--seed", type=int, default=0, help="of the anatomies")
-    p.add_argument("--task", choices=("spleen", "pancreas", "lung"), default="spleen", help="which organs are labelled")
-
-    p = verb(
-        "train", "train an experiment; resumes by itself when DIR holds a run. Every field is a flag", add_help=False
-    )
-    p.add_argument("experiment", metavar="EXPERIMENT.py", help="file with get_config(); then --any.field value")
-    p.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
-    p.add_argument("-h", "--help", nargs=0, action=TrainHelp, help="show this and every field, with units and defaults")
-
-    p = verb("predict", "segment a volume, or many, from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")
-    p.add_argument("checkpoint", metavar="CKPT", help="folder of a native checkpoint")
-    p.add_argument("image", metavar="IMAGE", nargs="?", help="NIfTI, NRRD or MHA file, or folder of a DICOM series")
-    p.add_argument(
-        "--out", required=True, metavar="SEG", help="*.nii.gz on IMAGE's grid, values are object ids; *.dcm: DICOM-SEG"
-    )
-    p.add_argument("--volume", type=int, metavar="N", help="of a 4D NIfTI, the volume to segment, from 0")
-    p.add_argument("--resample", action="store_true", help="DICOM slices with gaps or tilt: put them on a regular grid")
-    click = "x,y,z[,1|0[,object]]"
-    p.add_argument("--point", action="append", default=[], metavar=click, help="a click, inside (1) or outside (0)")
-    p.add_argument("--point-mm", action="append", default=[], metavar=click, help="the same in RAS millimetres")
-    p.add_argument(
-        "--box", action="append", default=[], metavar="i0,j0,k0,i1,j1,k1[,object]", help="two inclusive voxel corners"
-    )
-    p.add_argument("--mask", metavar="MASK.nii.gz", help="label map on IMAGE's grid; its slices are prompts")
-    p.add_argument(
-        "--scribble", metavar="STROKES.nii.gz", help="strokes on IMAGE's grid, values are objects; sampled to clicks"
-    )
-    p.add_argument("--scribble-outside", metavar="VALUE", help="strokes of this value lie outside of the objects")
-    p.add_argument(
-        "--prompts", action="append", default=[], metavar="FILE", help="JSON of prompts, or 3D Slicer's .mrk.json"
-    )
-    p.add_argument("--separate", action="store_true", help="also one file an object, SEG_object1.nii.gz, which overlap")
-    p.add_argument("--overlay", metavar="PNG", help="contact sheet of slices with contours; with --cases a folder")
-    p.add_argument("--planes", metavar="PNG", help="three planes through each object; with --cases a folder")
-    p.add_argument("--reference", metavar="LABELS.nii.gz", help="label map drawn into the pictures")
-    p.add_argument("--cases", metavar="CSV|FOLDER", help="many volumes instead of IMAGE; --out is then a folder")
-    p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
-
-    p = verb("evaluate", "score a checkpoint on held-out cases, or any method's NIfTI files")
-    p.add_argument("checkpoint", metavar="CKPT", nargs="?", help="folder of a native checkpoint")
-    p.add_argument("data", metavar="DATA", nargs="?", help="dataset in MSD layout")
-    p.add_argument("--fold", type=int, default=0, help="held-out fold")
-    p.add_argument("--folds", type=int, default=5, help="number of folds")
-    p.add_argument("--protocol", default="one-click", help="one-click or box-mid")
-    p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
-    p.add_argument("--predictions", metavar="DIR", help="label maps of any method")
-    p.add_argument("--references", metavar="DIR", help="their references, of the same names")
-    p.add_argument("--classes", metavar="1=spleen,...", help="label values or names to score (default: all)")
-    p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv and summary.json")
-
-    verb("doctor", "devices, versions, caches, optional parts, and what is wrong")
-    return parser
 
 
 def _start() -> None:
