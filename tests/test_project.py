@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed_jax import cli
+from sam2_3dmed_jax.arguments import parser
+from weights_conversion.commands import add_verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +53,7 @@ def test_every_command_line_in_the_readme_has_arguments_that_the_command_takes()
     lines = re.findall(r"^sam2-3dmed (.+)$", README, re.MULTILINE)
     assert len(lines) > 8
     for line in lines:
-        _, rest = cli._parser().parse_known_args(shlex.split(line))
+        _, rest = parser(add_verbs).parse_known_args(shlex.split(line))
         assert not rest or line.startswith("train "), line  # an experiment's fields are read with it
 
 
