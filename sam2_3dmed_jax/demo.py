@@ -58,7 +58,7 @@ def demo_config(data: str) -> ExperimentConfig:
             absent=0.12,
             box=0.1,
             point_noise=0.3,
-            rotation=0.0,  # 700 steps do not exhaust the phantoms; turning and scaling smooth away their noise
+            rotation=0.0,  # so few steps do not exhaust the phantoms; turning and scaling smooth away their noise
             scaling=0.0,
             shift=0.0,
             intensity=0.02,
@@ -66,12 +66,12 @@ def demo_config(data: str) -> ExperimentConfig:
             preprocessing=PreprocessingConfig(window="60,200"),  # the organs' contrast, not lung or bone
         ),
         training=TrainingConfig(
-            steps=700,
+            steps=540,
             batch_size=4,
             learning_rate=2.5e-3,
             weight_decay=0.8,
             warmup_steps=30,
-            checkpoint_every=350,
+            checkpoint_every=270,
             log_every=10,
             loss=LossConfig(bce=10.0, bd=0.5),
         ),
