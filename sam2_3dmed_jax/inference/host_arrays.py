@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class HostArrays:
     def __init__(self, limit: int = LIMIT):
         """Allow `limit` bytes in memory."""
         self._left = limit
+        self._room: int | None = None  # bytes on disk not promised to an array yet; files grow only when written
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
         """An array of zeros; in a file when it does not fit in what is left of the limit.
@@ -33,11 +35,20 @@ class HostArrays:
         size = int(np.prod(shape)) * dtype.itemsize
         if size <= self._left:
             self._left -= size
-            return np.zeros(shape, dtype)
+            array = np.zeros(shape, dtype)
+            weakref.finalize(array, self._give_back, size)
+            return array
         folder = tempfile.gettempdir()
-        if shutil.disk_usage(folder).free < size:  # met later, through the map, a full disk would kill the process
+        if self._room is None:
+            self._room = shutil.disk_usage(folder).free
+        if self._room < size:  # met later, through the map, a full disk would kill the process
             raise UserError(
                 f"{folder} has no room for {size / 2**30:.1f} GiB of features: set TMPDIR to a folder that has"
             )
+        self._room -= size
         file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open, and its space goes with the map
         return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+    def _give_back(self, size: int) -> None:
+        """A session that is reset drops arrays; those that follow may take their place in memory."""
+        self._left += size

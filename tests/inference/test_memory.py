@@ -123,7 +123,8 @@ def test_arrays_beyond_the_limit_live_in_files_and_give_the_same_masks(monkeypat
 
 def test_the_limit_counts_all_arrays_of_a_session():
     arrays = HostArrays(limit=100)
-    assert not isinstance(arrays.zeros((20,), np.float32), np.memmap)
+    first = arrays.zeros((20,), np.float32)
+    assert not isinstance(first, np.memmap)
     assert isinstance(arrays.zeros((20,), np.float32), np.memmap)
 
 
@@ -131,3 +132,16 @@ def test_a_full_disk_is_one_sentence_before_anything_is_allocated(monkeypatch):
     monkeypatch.setattr(host_arrays.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(UserError, match=r"no room for 0\.0 GiB of features: set TMPDIR"):
         HostArrays(limit=0).zeros((20,), np.float32)
+
+
+def test_what_a_session_drops_makes_room_again_and_the_disk_is_promised_once(monkeypatch):
+    arrays = HostArrays(limit=100)
+    dropped = arrays.zeros((25,), np.float32)
+    del dropped
+    assert not isinstance(arrays.zeros((25,), np.float32), np.memmap)
+    monkeypatch.setattr(host_arrays.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 150}))
+    arrays = HostArrays(limit=0)
+    kept = arrays.zeros((25,), np.float32)
+    assert isinstance(kept, np.memmap)
+    with pytest.raises(UserError, match="no room"):  # its file takes no space before it is written
+        arrays.zeros((25,), np.float32)
