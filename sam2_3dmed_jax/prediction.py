@@ -23,6 +23,7 @@ from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.prompt_flags import gather_prompts
 from sam2_3dmed_jax.inference.segment import segment_volume
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt, merge_prompts
+from sam2_3dmed_jax.volume.dicom_frame import Frame
 from sam2_3dmed_jax.volume.dicom_seg import source_frames, write_dicom_seg
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
@@ -48,6 +49,7 @@ class Job:
     reference: np.ndarray | None
     outputs: Outputs
     separate: dict[int, Path]  # files of single objects
+    frames: Sequence[Frame] | None  # slices of the series that a DICOM-SEG refers to
 
 
 def prepare(case: Case, outputs: Outputs, resample: bool = False) -> Job:
@@ -60,14 +62,13 @@ def prepare(case: Case, outputs: Outputs, resample: bool = False) -> Job:
     for path in (outputs.labels, outputs.overlay, outputs.planes):
         if path and os.path.exists(path) and os.path.samefile(path, case.image):
             raise UserError(f"--out: {path} is the image itself; give another file")
-    if outputs.labels.endswith(".dcm"):
-        source_frames(outputs.labels, volume)
+    frames = source_frames(outputs.labels, volume) if outputs.labels.endswith(".dcm") else None
     found = gather_prompts(case.prompts, volume)
     prompts = merge_prompts(found.prompts)
     reference = read_labels(case.reference, volume) if case.reference else None
     ids = sorted({prompt.object_id for prompt in prompts})
     separate = object_files(outputs.labels, ids, found.names) if outputs.separate else {}
-    return Job(volume, prompts, found.names, reference, outputs, separate)
+    return Job(volume, prompts, found.names, reference, outputs, separate, frames)
 
 
 def run(job: Job, predictor: VolumePredictor, progress: Progress | None = None) -> list[str]:
@@ -89,8 +90,8 @@ def run(job: Job, predictor: VolumePredictor, progress: Progress | None = None) 
         for draw, path in pictures:
             draw(path, volume, found.labels, job.reference, job.prompts, window)
         for object_id, mask in found.object_masks() if files else ():
-            _write(files[object_id], mask, volume, {1: names[object_id]})
-        _write(target, found.labels, volume, names)
+            _write(files[object_id], mask, job, {1: names[object_id]})
+        _write(target, found.labels, job, names)
     lines = []
     for object_id in found.result.object_ids:
         millilitres = float((found.labels == object_id).sum()) * volume.voxel_volume_ml
@@ -142,11 +143,11 @@ def run_cases(
     return lines, failures
 
 
-def _write(path: Path, labels: np.ndarray, volume: Volume, names: dict[int, str]) -> None:
+def _write(path: Path, labels: np.ndarray, job: Job, names: dict[int, str]) -> None:
     if path.suffix == ".dcm":
-        write_dicom_seg(path, labels, volume, names)
+        write_dicom_seg(path, labels, job.volume, names, job.frames)
     else:
-        write_labels(path, labels, volume)
+        write_labels(path, labels, job.volume)
 
 
 def _same(one: str, other: str) -> bool:

@@ -57,7 +57,13 @@ _KEPT = ("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "I
 _ABOUT_PEOPLE = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)  # groups of which no more than the above is kept
 
 
-def write_dicom_seg(path: str | os.PathLike[str], labels: np.ndarray, like: Volume, names: Mapping[int, str]) -> None:
+def write_dicom_seg(
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    like: Volume,
+    names: Mapping[int, str],
+    frames: Sequence[Frame] | None = None,
+) -> None:
     """Writes a label map as a DICOM segmentation of the series that a volume was read from.
 
     Segments are numbered 1, 2, ... by rising label, as DICOM demands, whatever the labels are; a label without voxels
@@ -68,6 +74,7 @@ def write_dicom_seg(path: str | os.PathLike[str], labels: np.ndarray, like: Volu
         labels: `[D, H, W]` integers or bools, 0 is background.
         like: the volume that they label, read from DICOM without resampling.
         names: what each label is; it gives the segment's name and its SNOMED code. A label without a name is a tissue.
+        frames: from `source_frames`, where it was asked before; by default the series' headers are read again.
 
     Raises:
         UserError: another suffix, no label at all, a volume that is not from DICOM or was resampled, a series that
@@ -78,7 +85,7 @@ def write_dicom_seg(path: str | os.PathLike[str], labels: np.ndarray, like: Volu
     if Path(path).suffix.lower() != ".dcm":
         raise UserError(f"{path} has the suffix {Path(path).suffix!r}, expected .dcm: rename the output")
     hd = optional("highdicom", path)
-    frames = source_frames(path, like)
+    frames = frames or source_frames(path, like)
     values = sorted({int(value) for each in labels for value in np.unique(each)} - {0})
     if not values or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
         raise UserError(
