@@ -6,14 +6,13 @@ import csv
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.image_file import written_whole
 from sam2_3dmed_jax.volume.intensity import apply_window, window_of
 
 matplotlib.use("Agg")
@@ -61,10 +60,7 @@ def overlay(
             if prompt.slice == index:
                 draw_prompt(axis, prompt)
         axis.set_title(f"slice {index}", fontsize=9)
-    legend(figure, reference is not None, bool(prompts))
-    figure.suptitle(title or "For research use only", fontsize=10)
-    figure.tight_layout(rect=(0, 0.04, 1, 0.99), h_pad=2.0)
-    save_figure(figure, path)
+    finish_sheet(figure, path, title, reference is not None, bool(prompts))
 
 
 def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> None:
@@ -82,7 +78,7 @@ def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> Non
     dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
     dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
     figure.tight_layout()
-    save_figure(figure, path)
+    _save(figure, path)
 
 
 def draw_contours(axis: plt.Axes, labels: np.ndarray, colour: str) -> None:
@@ -100,31 +96,27 @@ def draw_prompt(axis: plt.Axes, prompt: VoxelPrompt) -> None:
         axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=INSIDE))
 
 
-def legend(figure: plt.Figure, reference: bool, prompts: bool) -> None:
-    """Say below a figure what its colours are."""
+def finish_sheet(figure: plt.Figure, path: str | os.PathLike[str], title: str, reference: bool, prompts: bool) -> None:
+    """Say what the colours of a sheet of slices are, and write it as PNG; `reference`, `prompts`: they are drawn.
+
+    Raises:
+        UserError: the file cannot be written; nothing is left behind.
+    """
     handles = [plt.Line2D([], [], color=PREDICTION, label="prediction")]
     if reference:
         handles.append(plt.Line2D([], [], color=REFERENCE, label="reference"))
     if prompts:
         handles.append(plt.Line2D([], [], color=INSIDE, marker="+", linestyle="", label="prompt"))
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
+    figure.suptitle(title or "For research use only", fontsize=10)
+    figure.tight_layout(rect=(0, 0.04, 1, 0.99), h_pad=2.0)
+    _save(figure, path)
 
 
-def save_figure(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, whole or not at all, and close it.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def _save(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=110, format="png")
-        temporary.rename(target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}); give a folder with room and write access") from None
+        with written_whole(path, ".png") as part:
+            figure.savefig(part, dpi=110, format="png")
     finally:
         plt.close(figure)
 

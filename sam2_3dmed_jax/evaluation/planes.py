@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patheffects import withStroke
 
-from sam2_3dmed_jax.evaluation.figures import PREDICTION, REFERENCE, draw_contours, draw_prompt, legend, save_figure
+from sam2_3dmed_jax.evaluation.figures import PREDICTION, REFERENCE, draw_contours, draw_prompt, finish_sheet
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import apply_window, window_of
@@ -59,6 +59,7 @@ def three_planes(
         window: as `data.preprocessing.window`.
         title: above the picture.
     """
+    level_and_width = window_of(volume, window)
     centres = _centres(prediction, reference, prompts)
     heights = [volume.array.shape[p] * volume.spacing[p] for p in (1, 0)]
     # A row is as high as its highest plane; a scan of few slices needs little room.
@@ -66,7 +67,7 @@ def three_planes(
     figure, axes = plt.subplots(len(centres), 3, figsize=(12, (height + 0.5) * len(centres) + 0.9), squeeze=False)
     for row, (object_id, centre) in zip(axes, centres, strict=True):
         for axis, plane in zip(row, PLANES, strict=True):
-            _draw(axis, plane, centre, volume, window)
+            _draw(axis, plane, centre, volume, level_and_width)
             if reference is not None:
                 draw_contours(axis, reference.take(centre[plane.axis], plane.axis), REFERENCE)
             draw_contours(axis, prediction.take(centre[plane.axis], plane.axis), PREDICTION)
@@ -74,10 +75,7 @@ def three_planes(
         for prompt in prompts:
             if prompt.slice == centre[0]:
                 draw_prompt(row[0], prompt)
-    legend(figure, reference is not None, bool(prompts))
-    figure.suptitle(title or "For research use only", fontsize=10)
-    figure.tight_layout(rect=(0, 0.04, 1, 0.99), h_pad=2.0)
-    save_figure(figure, path)
+    finish_sheet(figure, path, title, reference is not None, bool(prompts))
 
 
 def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
@@ -109,9 +107,11 @@ def _centres(
     return centres or [(0, (depth // 2, height // 2, width // 2))]
 
 
-def _draw(axis: plt.Axes, plane: Plane, centre: tuple[int, int, int], volume: Volume, window: str) -> None:
+def _draw(
+    axis: plt.Axes, plane: Plane, centre: tuple[int, int, int], volume: Volume, window: tuple[float, float]
+) -> None:
     rows, columns = (a for a in range(3) if a != plane.axis)
-    image = apply_window(volume.array.take(centre[plane.axis], plane.axis), *window_of(volume, window))
+    image = apply_window(volume.array.take(centre[plane.axis], plane.axis), *window)
     aspect = volume.spacing[rows] / volume.spacing[columns]
     origin: Literal["lower", "upper"] = "lower" if plane.upwards else "upper"
     axis.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=aspect, origin=origin, interpolation="nearest")

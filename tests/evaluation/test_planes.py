@@ -27,7 +27,7 @@ def volume() -> Volume:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
     """What is drawn, kept open for inspection."""
     kept: list[matplotlib.figure.Figure] = []
-    monkeypatch.setattr(planes, "save_figure", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(planes, "finish_sheet", lambda figure, *_: kept.append(figure))
     yield kept
     plt.close("all")
 
