@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sam2_3dmed_jax import arguments
 from sam2_3dmed_jax.command import exit_code, joined_coordinates
@@ -13,7 +15,6 @@ from sam2_3dmed_jax.errors import UserError
 from weights_conversion import commands as checkpoints
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".dcm")
-PROMPT_FLAGS = ("point", "point_mm", "box", "mask", "scribble", "scribble_outside", "prompts")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -84,17 +85,10 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from sam2_3dmed_jax.inference.prompt_flags import PromptFlags
     from sam2_3dmed_jax.model.checkpoint import load_model
 
-    prompts = PromptFlags(
-        tuple(options.point),
-        tuple(options.point_mm),
-        tuple(options.box),
-        options.mask,
-        options.scribble,
-        options.scribble_outside,
-        tuple(options.prompts),
-    )
+    words: dict[str, Any] = {flag.name: getattr(options, flag.name) for flag in fields(PromptFlags)}
+    words |= {name: tuple(given) for name, given in words.items() if isinstance(given, list)}
     outputs = prediction.Outputs(options.out, options.separate, options.overlay, options.planes)
-    case = Case(options.out, options.image, prompts, options.reference, options.volume)
+    case = Case(options.out, options.image, PromptFlags(**words), options.reference, options.volume)
     job = prediction.prepare(case, outputs, options.resample)
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
@@ -110,7 +104,9 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _predict_cases(options: argparse.Namespace) -> None:
     """Segment the cases of a table or folder; those that fail are told at the end."""
-    for name in ("image", *PROMPT_FLAGS, "reference", "volume"):
+    from sam2_3dmed_jax.inference.cases import COLUMNS, read_cases, without_prompts
+
+    for name in (column for column in COLUMNS if column in options):
         if getattr(options, name) not in (None, []):
             flag = "IMAGE" if name == "image" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} goes with a single volume; with --cases, name it there")
@@ -119,7 +115,6 @@ def _predict_cases(options: argparse.Namespace) -> None:
     _start()
     from sam2_3dmed_jax import prediction
     from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.inference.cases import read_cases, without_prompts
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
     from sam2_3dmed_jax.model.checkpoint import load_model
 

@@ -11,25 +11,13 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.prompt_flags import PromptFlags
 
-COLUMNS = (
-    "image",
-    "name",
-    "volume",
-    "point",
-    "point_mm",
-    "box",
-    "mask",
-    "scribble",
-    "scribble_outside",
-    "prompts",
-    "reference",
-)
+COLUMNS = ("image", "name", "volume", *(flag.name for flag in fields(PromptFlags)), "reference")
 IMAGES = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")  # or a folder: DICOM
 PROMPTS = (".prompts.json", ".mrk.json")
 MAX_BYTES = 64 << 20  # of a table; more is another kind of file

@@ -16,9 +16,8 @@ from scipy import ndimage
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.dicom_frame import Frame
-from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Grid
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TOLERANCE = 0.01  # of the spacing, for each step between slices
 _ROUNDING_MM = 0.01  # positions are often written with two decimals
 _DRIFT = 0.1  # of the spacing: how far small deviations of steps may add up
@@ -149,7 +148,7 @@ def _grid(first: Frame, shape: tuple[int, int, int], step: np.ndarray, corner: n
     affine[:3, 1] = first.axes[1] * first.spacing[0]
     affine[:3, 2] = step
     affine[:3, 3] = corner
-    return Grid(shape, _LPS_TO_RAS @ affine, source)
+    return Grid(shape, LPS_TO_RAS @ affine, source)
 
 
 def _check_alike(frames: Sequence[Frame], source: str) -> None:

@@ -14,6 +14,7 @@ from nibabel import orientations
 
 from sam2_3dmed_jax.errors import UserError
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK count to the left and posterior
 _CANONICAL = orientations.axcodes2ornt(("S", "P", "L"))
 # Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges lie in a plane.
 _SINGULAR = 1e-6

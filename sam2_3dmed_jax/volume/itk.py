@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Grid
 from sam2_3dmed_jax.volume.image_file import (
     DEFLATE_LIMIT,
     ImageFile,
@@ -28,7 +28,6 @@ from sam2_3dmed_jax.volume.image_file import (
 )
 
 SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _HEADER_BYTES = 2**16
 # How many bytes of voxels a byte of the file can hold at most; what is not listed (bzip2, text) has no useful bound.
 _CAPACITY = {"raw": 1, "gzip": DEFLATE_LIMIT, "gz": DEFLATE_LIMIT}
@@ -85,7 +84,7 @@ def lps_affine(direction: Sequence[float], spacing: Sequence[float], origin: Seq
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(direction, (3, 3)) * np.asarray(spacing)
     affine[:3, 3] = origin
-    return _LPS_TO_RAS @ affine
+    return LPS_TO_RAS @ affine
 
 
 def _read(reader: Any, sitk: Any, grid: Grid, dtype: type | None) -> np.ndarray:
