@@ -23,18 +23,20 @@ EMPTY = -(1 << 20)  # the slice index of an empty slot: no offset from it is eve
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Recent:
-    """Rings of the slices walked last: memories by `slice % 6`, pointers by `slice % 15`."""
+    """Rings of the slices walked last: memories by `slice % 6`, pointers by `slice % 15`; smaller in a short walk."""
 
-    memory: jax.Array  # [K, 6, N, mem_dim]
-    memory_slice: jax.Array  # int32 [K, 6]
-    pointer: jax.Array  # [K, 15, C]
-    pointer_slice: jax.Array  # int32 [K, 15]
+    memory: jax.Array  # [K, 6 or fewer, N, mem_dim]
+    memory_slice: jax.Array  # int32 [K, 6 or fewer]
+    pointer: jax.Array  # [K, 15 or fewer, C]
+    pointer_slice: jax.Array  # int32 [K, 15 or fewer]
 
     @staticmethod
-    def empty(config: Sam2Config, objects: int, dtype: DTypeLike) -> Recent:
-        """Rings that hold nothing."""
+    def empty(config: Sam2Config, objects: int, dtype: DTypeLike, room: int | None = None) -> Recent:
+        """Rings that hold nothing; `room` is the number of slices that a walk ever looks back on, where it is known."""
         cells = (config.image_size // 16) ** 2
         memories, pointers = config.num_maskmem - 1, config.max_obj_ptrs - 1
+        if room is not None:
+            memories, pointers = min(memories, room), min(pointers, room)
         return Recent(
             memory=jnp.zeros((objects, memories, cells, config.mem_dim), dtype),
             memory_slice=jnp.full((objects, memories), EMPTY, jnp.int32),
@@ -70,14 +72,16 @@ class MemoryBank:
     recent: Recent
 
     @staticmethod
-    def empty(config: Sam2Config, objects: int, prompted: int, dtype: DTypeLike = jnp.float32) -> MemoryBank:
-        """A bank for `objects` objects with room for `prompted` prompted slices each."""
+    def empty(
+        config: Sam2Config, objects: int, prompted: int, dtype: DTypeLike = jnp.float32, room: int | None = None
+    ) -> MemoryBank:
+        """A bank for `objects` objects with room for `prompted` prompted slices each, and `room` recent ones."""
         cells = (config.image_size // 16) ** 2
         return MemoryBank(
             prompted_memory=jnp.zeros((objects, prompted, cells, config.mem_dim), dtype),
             prompted_pointer=jnp.zeros((objects, prompted, config.d_model), dtype),
             prompted_slice=jnp.full((objects, prompted), EMPTY, jnp.int32),
-            recent=Recent.empty(config, objects, dtype),
+            recent=Recent.empty(config, objects, dtype, room),
         )
 
     def write_prompted(

@@ -67,6 +67,9 @@ def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
     # Pointers' temporal encoding is normalised as in any volume of 16 slices or more.
     depth = model.config.max_obj_ptrs
 
+    def remember(embedding: jax.Array, bank: MemoryBank, index: jax.Array) -> jax.Array:
+        return model.condition_on_memory(embedding, model.recall(bank, index, direction, depth))
+
     def step(bank: MemoryBank, at: tuple) -> tuple[MemoryBank, tuple]:
         t, features_t, context_t, slice_valid = at
         features_t = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), features_t)
@@ -76,17 +79,22 @@ def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
         index = jnp.full(rows, t, jnp.int32)
         live = jnp.repeat(slice_valid, k) & object_valid
         prompted = (prompt_step == t) & live
-        memory = model.recall(bank, index, direction, depth)
         conditioned = jnp.where(
             prompted[:, None, None, None],
             model.without_memory(embedding),
-            model.condition_on_memory(embedding, memory),
+            # Nobody remembers anything on the first step.
+            lax.cond(t > 0, remember, lambda embedding, *_: jnp.zeros_like(embedding), embedding, bank, index),
         )
         given = jax.tree.map(
             lambda new, none: jnp.where(prompted.reshape(-1, *[1] * (new.ndim - 1)), new, none), prompts, tracked
         )
         out = model.decode(conditioned, features_t, given)
-        encoded = model.encode_memory(features_t.embedding, out.mask_logits, out.object_score_logits)
+        encoded = lax.cond(  # nobody looks back on the last step
+            t < d - 1,
+            model.encode_memory,
+            lambda *_: jnp.zeros_like(bank.prompted_memory[:, 0]),
+            *(features_t.embedding, out.mask_logits, out.object_score_logits),
+        )
         bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, out.pointer)
         walked = live & (prompt_step < t)
         recent = bank.recent.write(index, walked, encoded, out.pointer)
@@ -94,7 +102,8 @@ def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
         multimask = given.multimask & model.config.multimask
         return bank, (out.candidates, out.mask_logits, multimask, prompted | walked)
 
-    bank = MemoryBank.empty(model.config, rows, 1, jnp.dtype(model.config.compute_dtype))
+    # Between the prompted slice and the last one lie at most D - 2 slices to remember.
+    bank = MemoryBank.empty(model.config, rows, 1, jnp.dtype(model.config.compute_dtype), room=max(d - 2, 1))
     valid = jnp.moveaxis(batch["slice_valid"], 1, 0)
     _, outputs = lax.scan(step, bank, (jnp.arange(d), features, context, valid))
     candidates, mask_logits, multimask, counts = outputs
