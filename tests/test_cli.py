@@ -217,7 +217,7 @@ def test_training_from_a_checkpoint_of_another_preset_is_refused_and_starts_no_r
         (["--training.steps", "many"], "--training.steps"),
         (["--model.srpp", "perhaps"], "--model.srpp"),
         (["--model.preset", "micro"], "there is no 'micro'"),
-        (["--model.srpp", "false", "--data.path", "absent"], "absent: it has no dataset.json"),
+        (["--model.srpp", "false", "--data.path", "absent"], "absent: there is no such dataset"),
         (["--data.fold", "9"], "data.fold"),
     ],
 )
