@@ -82,7 +82,7 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
 
     p = verb("evaluate", "score a checkpoint on held-out cases, or any method's NIfTI files")
     p.add_argument("checkpoint", metavar="CKPT", nargs="?", help="folder of a native checkpoint")
-    p.add_argument("data", metavar="DATA", nargs="?", help="dataset in MSD layout")
+    p.add_argument("data", metavar="DATA", nargs="?", help="folder of a dataset in MSD or nnU-Net layout")
     p.add_argument("--fold", type=int, default=0, help="held-out fold")
     p.add_argument("--folds", type=int, default=5, help="number of folds")
     p.add_argument("--protocol", default="one-click", help="one-click or box-mid")

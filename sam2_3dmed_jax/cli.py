@@ -151,7 +151,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("give either CKPT and DATA, or --predictions DIR and --references DIR")
     _start()
     from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.data.msd import read_dataset
+    from sam2_3dmed_jax.data.msd import on_disk, read_dataset
     from sam2_3dmed_jax.data.splits import fold_cases
     from sam2_3dmed_jax.evaluation import evaluator
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
@@ -162,10 +162,17 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             classes = _classes(options.classes, {})
             rows = evaluator.evaluate_files(Path(options.predictions), Path(options.references), classes, progress)
         else:
-            dataset = read_dataset(options.data)
+            dataset = on_disk(read_dataset(options.data))
+            classes = _classes(options.classes, dataset.labels)
+            if not classes:
+                raise UserError(
+                    f"--classes: {options.data} has no dataset.json that declares labels; give those to score, such as "
+                    "--classes 1=spleen"
+                )
+            for warning in dataset.warnings:
+                print(f"note: {warning}")
             held_out = set(fold_cases([case.id for case in dataset.cases], options.fold, options.folds)[1])
             cases = [case for case in dataset.cases if case.id in held_out]
-            classes = _classes(options.classes, dataset.labels)
             predictor = VolumePredictor(load_model(options.checkpoint), options.order)
             rows = evaluator.evaluate_model(predictor, cases, classes, options.protocol, progress)
     summary = evaluator.summarise(rows)

@@ -92,7 +92,7 @@ class ModelConfig:
 class DataConfig:
     """Which cases, and how clips are cut from them."""
 
-    path: str = ""  # folder of a dataset in MSD layout
+    path: str = ""  # folder of a dataset in MSD or nnU-Net layout
     classes: tuple[int, ...] = ()  # label values to segment; (): all declared ones
     slices: int = 6  # D: slices a clip
     objects: int = 1  # K: objects a clip, at most

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +100,52 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["cancer", "pancreas"] and len({row["case"] for row in rows}) == 1
     assert json.loads((tmp_path / "summary.json").read_text())["note"] == "for research use only"
+
+
+def plain_copy(files: Files, folder: Path) -> Path:
+    """The phantoms without their description."""
+    for part in ("imagesTr", "labelsTr"):
+        shutil.copytree(Path(files.data) / part, folder / part)
+    return folder
+
+
+def test_evaluate_takes_a_folder_without_a_description_if_it_is_told_the_labels(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = plain_copy(files, tmp_path / "plain")
+    common = ["evaluate", files.checkpoint, str(data), "--folds", "2", "--out", str(tmp_path / "scores")]
+    assert "no dataset.json that declares labels; give those to score" in mistake(capsys, *common)
+    (data / "labelsTr" / "alone.nii.gz").write_bytes(b"")
+    assert run(*common, "--classes", "1=pancreas,2") == 0
+    assert "note: " in (printed := capsys.readouterr().out) and "'alone.nii.gz'" in printed
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert list(summary["classes"]) == ["pancreas", "2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "data.classes: {data} has no dataset.json that declares labels; give their values"),
+        (["--data.classes", "0"], "data.classes: {data} has no label 0; choose from 1 to 255"),
+    ],
+)
+def test_train_asks_for_the_labels_that_a_folder_does_not_declare(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str
+):
+    data = plain_copy(files, tmp_path / "plain")
+    found = mistake(capsys, "train", files.experiment, "--data.path", str(data), "--out", str(tmp_path / "run"), *words)
+    assert named.format(data=data) in found
+
+
+def test_train_and_evaluate_ask_for_an_archive_to_be_unpacked(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "data.tar"
+    with tarfile.open(file, "w") as tar:
+        tar.add(files.data, "data")
+    out = ["--out", str(tmp_path / "out")]
+    for words in (["evaluate", files.checkpoint, str(file)], ["train", files.experiment, "--data.path", str(file)]):
+        assert f"{file} is an archive, expected a folder here; unpack it" in mistake(capsys, *words, *out)
 
 
 def test_evaluate_scores_the_files_of_any_method(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -217,7 +265,7 @@ def test_training_from_a_checkpoint_of_another_preset_is_refused_and_starts_no_r
         (["--training.steps", "many"], "--training.steps"),
         (["--model.srpp", "perhaps"], "--model.srpp"),
         (["--model.preset", "micro"], "there is no 'micro'"),
-        (["--model.srpp", "false", "--data.path", "absent"], "absent: it has no dataset.json"),
+        (["--model.srpp", "false", "--data.path", "absent"], "absent: there is no such dataset"),
         (["--data.fold", "9"], "data.fold"),
     ],
 )

@@ -1,23 +1,31 @@
-"""Datasets in the layout of the Medical Segmentation Decathlon (MSD): `dataset.json`, `imagesTr`, `labelsTr`."""
+"""The one door to labelled datasets: tasks of the Medical Segmentation Decathlon (MSD), and what looks like them.
+
+That is nnU-Net's raw data, and any `imagesTr` and `labelsTr`; in a folder, or in a `.tar`, whose cases are unpacked
+one at a time (`archive.unpacked`).
+"""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from etils import epath
 
+from sam2_3dmed_jax.data import description, layouts
+from sam2_3dmed_jax.data.tar_members import Member
+from sam2_3dmed_jax.data.trees import DESCRIPTION, IMAGES, FolderTree, TarTree, Tree
 from sam2_3dmed_jax.errors import UserError
+
+_DESCRIPTION_LIMIT = 16 * 2**20  # bytes; MSD's largest is below 100 kB
 
 
 @dataclass(frozen=True)
 class Case:
     """One labelled scan."""
 
-    id: str  # file name without suffix
-    image: str
+    id: str  # file name without suffix; can name a file
+    image: str  # path, or in an archive the member's name
     label: str
 
 
@@ -26,40 +34,65 @@ class Dataset:
     """The labelled cases of a dataset, sorted by id."""
 
     name: str
-    labels: dict[int, str]  # label value to name, without the background
+    labels: dict[int, str]  # label value (1..255) to name, without the background; {}: not declared
     cases: tuple[Case, ...]
-    record: dict[str, Any]  # dataset.json as it stands
+    record: dict[str, Any]  # dataset.json as it stands; {}: there is none
+    modality: str | None = None  # as declared, such as "CT" or "MRI"
+    archive: str | None = None  # the .tar that holds the cases
+    members: dict[str, Member] = field(default_factory=dict, repr=False)  # where in the archive they lie
+    warnings: tuple[str, ...] = ()  # a sentence each: what is odd, and was left out or does not matter
 
 
 def read_dataset(path: str | os.PathLike[str]) -> Dataset:
-    """Read `dataset.json` and check that its files are there.
+    """Find the labelled cases, and check that their files are there; no image is read.
 
     Hidden `._*` files, which MSD archives carry, are no images and are left out.
 
+    Args:
+        path: the folder of a dataset, or its uncompressed `.tar`.
+
     Raises:
-        UserError: no dataset at `path`, or one whose description is incomplete or names files that are not there.
+        UserError: no dataset at `path`; one whose description is incomplete, leads out of it or names files that are
+            not there; several channels, regions, no labels or no cases; a tar that is damaged or not to be trusted.
     """
-    root = epath.Path(path)
-    file = root / "dataset.json"
-    if not file.exists():
-        raise UserError(f"{path}: it has no dataset.json; give the folder of a dataset in MSD layout")
-    try:
-        record = json.loads(file.read_text())
-        labels = {int(value): str(name) for value, name in record["labels"].items() if int(value) != 0}
-        pairs = [(str(entry["image"]), str(entry["label"])) for entry in record["training"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: it is no MSD description ({error!r}); it needs 'labels' and 'training'") from error
-    cases = []
-    for image, label in sorted(pairs):
-        name = os.path.basename(image)
-        if name.startswith("._"):
-            continue
-        for part in (image, label):
-            if os.path.isabs(part) or ".." in part.split("/"):
-                raise UserError(f"{file}: '{part}' leaves the dataset's folder; use paths such as ./imagesTr/x.nii.gz")
-            if not (root / part).exists():
-                raise UserError(f"{file}: it names {part}, which is not there; unpack the whole dataset")
-        cases.append(Case(name.split(".nii")[0], str(root / image), str(root / label)))
-    if not cases:
-        raise UserError(f"{file}: it lists no training cases; give a dataset with labels")
-    return Dataset(str(record.get("name", root.name)), labels, tuple(cases), record)
+    place = epath.Path(path)
+    if not place.exists():
+        raise UserError(f"{path}: there is no such dataset; give the folder of a dataset, or its .tar")
+    if place.name == DESCRIPTION:
+        raise UserError(f"{path} describes a dataset, expected its folder; give {place.parent}")
+    packed = None if place.is_dir() else TarTree(path)
+    tree: Tree = packed or FolderTree(path)
+    labels: dict[int, str] = {}
+    record = modality = None
+    if tree.has(DESCRIPTION):
+        where = tree.shown(DESCRIPTION)
+        record = description.parse(tree.read(DESCRIPTION, _DESCRIPTION_LIMIT), where)
+        labels, modality = description.labels_of(record, where), description.channel_of(record, where)
+    elif not tree.names(IMAGES):
+        raise UserError(
+            f"{path}: it has no {DESCRIPTION}, and no images in {IMAGES}; give the folder of a dataset in MSD or "
+            "nnU-Net layout"
+        )
+    pairs = layouts.pair(tree, record)
+    cases = tuple(Case(id, tree.path(image), tree.path(label)) for id, (image, label) in sorted(pairs.cases.items()))
+    return Dataset(
+        name=description.name_of(record or {}, tree.name),
+        labels=labels,
+        cases=cases,
+        record=record or {},
+        modality=modality,
+        archive=os.fspath(path) if packed else None,
+        members={name: packed.member(name) for case in cases for name in (case.image, case.label)} if packed else {},
+        warnings=tuple(pairs.warnings),
+    )
+
+
+def on_disk(dataset: Dataset) -> Dataset:
+    """The dataset itself, for those who open the paths of its cases.
+
+    Raises:
+        UserError: it lies in an archive.
+    """
+    if dataset.archive:
+        raise UserError(f"{dataset.archive} is an archive, expected a folder here; unpack it with `tar -xf`")
+    return dataset

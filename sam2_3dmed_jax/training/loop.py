@@ -20,7 +20,8 @@ from tensorboardX import SummaryWriter
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.clips import PreparedCase, prepare_case
-from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.data.description import MAX_LABEL
+from sam2_3dmed_jax.data.msd import on_disk, read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.splits import fold_cases
 from sam2_3dmed_jax.errors import UserError
@@ -134,11 +135,14 @@ def load_cases(config: ExperimentConfig) -> list[PreparedCase]:
         UserError: a dataset that cannot be read, or classes that it lacks.
     """
     data = config.data
-    dataset = read_dataset(data.path)
+    dataset = on_disk(read_dataset(data.path))
     classes = data.classes or tuple(sorted(dataset.labels))
-    unknown = [value for value in classes if value not in dataset.labels]
+    if not classes:
+        raise UserError(f"data.classes: {data.path} has no dataset.json that declares labels; give their values")
+    unknown = [value for value in classes if value not in (dataset.labels or range(1, MAX_LABEL + 1))]
     if unknown:
-        raise UserError(f"data.classes: {data.path} has no label {unknown[0]}; choose from {sorted(dataset.labels)}")
+        known = sorted(dataset.labels) or f"1 to {MAX_LABEL}"
+        raise UserError(f"data.classes: {data.path} has no label {unknown[0]}; choose from {known}")
     chosen = set(fold_cases([case.id for case in dataset.cases], data.fold, data.folds)[0])
     size = preset_config(config.model.preset, config.model.image_size).image_size
     cases = [prepare_case(case, classes, data.preprocessing, size) for case in dataset.cases if case.id in chosen]

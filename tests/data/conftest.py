@@ -1,0 +1,64 @@
+"""Tiny datasets: an MSD task with all the quirks of the Decathlon's own, as a folder and as the archive made of it."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+IDS = ("pancreas_001", "pancreas_004", "pancreas_010")
+
+
+def write_volume(path: Path, seed: int = 0, *, label: bool = False) -> None:
+    """A volume of 6 x 5 x 4 voxels, at Task07's spacing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 3 if label else 400, (6, 5, 4))
+    image = nib.Nifti1Image(values.astype(np.uint8 if label else np.int16), np.diag([0.8, 0.8, 2.5, 1.0]))
+    nib.save(image, path)
+
+
+def write_msd_task(folder: Path) -> Path:
+    """`Task07_Pancreas` with the quirks of the published one."""
+    for seed, name in enumerate(IDS):
+        write_volume(folder / "imagesTr" / f"{name}.nii.gz", seed)
+        write_volume(folder / "labelsTr" / f"{name}.nii.gz", seed, label=True)
+    write_volume(folder / "imagesTs" / "pancreas_002.nii.gz", 9)
+    listed = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in reversed(IDS)]
+    listed.insert(1, {"image": "./imagesTr/._pancreas_001.nii.gz", "label": "./labelsTr/._pancreas_001.nii.gz"})
+    record = {
+        "name": "Pancreas",
+        "description": "Pancreas and cancer",
+        "relase": "1.0 04/05/2018",  # sic
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "pancreas", "2": "cancer"},
+        "numTraining": len(IDS),
+        "numTest": 1,
+        "training": listed,
+        "test": ["./imagesTs/pancreas_002.nii.gz"],  # plain strings, and no labels
+    }
+    (folder / "dataset.json").write_text(json.dumps(record))
+    for file in [*folder.rglob("*.nii.gz"), folder / "dataset.json", folder / "imagesTr"]:  # macOS's attributes
+        (file.parent / f"._{file.name}").write_bytes(b"\x00\x05\x16\x07AppleDouble, no image")
+    return folder
+
+
+def pack(folder: Path, archive: Path, root: str) -> Path:
+    """A tar of a folder, whose members begin with `root`; macOS puts `._` before the folder's own name too."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder / "._dataset.json", "._Task07_Pancreas")
+        tar.add(folder, root)
+    return archive
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return write_msd_task(tmp_path / "Task07_Pancreas")
+
+
+@pytest.fixture
+def archive(task: Path, tmp_path: Path) -> Path:
+    return pack(task, tmp_path / "Task07_Pancreas.tar", "Task07_Pancreas")
