@@ -5,6 +5,7 @@ A further run into the same folder does what is missing, changed or damaged, and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -77,19 +78,19 @@ def prepare(
         if progress and tasks:
             progress("cases", len(kept), len(ids), "")
         work = functools.partial(prepare_case, dataset=dataset, out=str(root), settings=settings)
-        for count, (task, result) in enumerate(in_processes(work, tasks, workers or default_workers()), start=1):
-            case_id = task.case.id
-            if isinstance(result, CaseEntry):
-                entries[case_id], report.done[case_id] = result, found[case_id].why
-            elif isinstance(result, Died):
-                report.refused[case_id] = f"{result.reason}, for want of memory most likely; take fewer --workers"
-            else:
-                report.refused[case_id] = result.reason
-                if result.traceback:
-                    report.tracebacks[case_id] = result.traceback
-            if progress:
-                note = f"{len(report.refused)} refused" if report.refused else ""
-                progress("cases", len(kept) + count, len(ids), note)
+        with contextlib.closing(in_processes(work, tasks, workers or default_workers())) as results:
+            for count, (task, result) in enumerate(results, start=len(kept) + 1):
+                case_id = task.case.id
+                if isinstance(result, CaseEntry):
+                    entries[case_id], report.done[case_id] = result, found[case_id].why
+                elif isinstance(result, Died):
+                    report.refused[case_id] = f"{result.reason}, for want of memory most likely; take fewer --workers"
+                else:
+                    report.refused[case_id] = result.reason
+                    if result.traceback:
+                        report.tracebacks[case_id] = result.traceback
+                if progress:
+                    progress("cases", count, len(ids), f"{len(report.refused)} refused" if report.refused else "")
         report.refused = dict(sorted(report.refused.items()))
         sweep(root, entries)
         write_refused(root, report.refused)

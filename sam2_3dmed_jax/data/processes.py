@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -30,8 +30,8 @@ class Died:
 
 def in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[tuple[Item, Result | Died]]:
-    """Work through the items, and give each with its result as soon as it is there.
+) -> Generator[tuple[Item, Result | Died], None, None]:
+    """Work through the items, and give each with its result as soon as it is there; `close` stops the processes.
 
     Args:
         function: importable, as are its bound arguments. What it raises is raised here, and ends the work.
@@ -74,7 +74,12 @@ class _Worker(Generic[Item, Result]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        self._process.start()
+        # A worker inherits the mask: Ctrl-C reaches the whole group, and it is the parent that stops its workers.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self.give(item)
 
@@ -103,7 +108,6 @@ class _Worker(Generic[Item, Result]):
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:

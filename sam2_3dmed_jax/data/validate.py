@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Collection
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 from sam2_3dmed_jax.data.msd import Case
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.image_file import one_line
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
 HU_RANGE = (-1024, 3071)  # of a scanner with 12 bits: air to dense bone
 MAX_LABEL = 255  # labels are stored as uint8
 _LEAST_CONTRAST = 10  # HU between the darkest and the brightest voxel: any CT has over 1,000
+_BLOCK = 1 << 20  # bytes
 _MODALITIES = {"MRI": "MR", "COMPUTED TOMOGRAPHY": "CT", "CTA": "CT", "CT SCAN": "CT"}
 
 
@@ -49,8 +53,11 @@ def read_case(case: Case, declared: Collection[int], modality: str) -> tuple[Vol
             is nothing to segment.
     """
     volume = read_volume(case.image, modality=modality)
-    _check_contrast(case.image, volume)
     labels = read_labels(case.label, volume)
+    for path in (case.image, case.label):
+        if path.endswith(".gz"):
+            _check_gzip(path)
+    _check_contrast(case.image, volume)
     low, high = int(labels.min()), int(labels.max())
     if low == high == 0:
         raise UserError(f"{case.label} is empty, expected something to segment: label the case, or leave it out")
@@ -73,6 +80,16 @@ def areas_of(labels: np.ndarray) -> dict[int, tuple[int, ...]]:
     counts = np.stack([np.bincount(plane.reshape(-1), minlength=MAX_LABEL + 1) for plane in labels])
     present = np.flatnonzero(counts.any(axis=0))
     return {int(value): tuple(counts[:, value].tolist()) for value in present if value}
+
+
+def _check_gzip(path: str) -> None:
+    """Compare a file's contents with its checksum, which readers that stop at the last voxel never come to."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(_BLOCK):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is truncated or damaged ({one_line(error)}): copy or download it again") from None
 
 
 def _check_contrast(path: str, volume: Volume) -> None:
