@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax import arguments
-from sam2_3dmed_jax.command import exit_code, joined_coordinates
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.command import exit_code, joined_coordinates, terminated_as_interrupted
+from sam2_3dmed_jax.errors import UserError, naming
 from weights_conversion import commands as checkpoints
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".dcm")
@@ -49,6 +49,26 @@ def phantom(options: argparse.Namespace, rest: Sequence[str]) -> None:
             options.out, options.cases, options.seed, options.task, lambda done, all_: progress("phantoms", done, all_)
         )
     print(f"{options.cases} phantoms in {options.out}")
+
+
+def prepare(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Write a dataset as shards."""
+    from sam2_3dmed_jax.config import PrepareConfig
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.data.msd import read_dataset
+    from sam2_3dmed_jax.data.prepare import prepare as write_prepared
+    from sam2_3dmed_jax.data.resample import parse_spacing
+
+    with naming("--spacing"):
+        settings = PrepareConfig(parse_spacing(options.spacing)) if options.spacing is not None else PrepareConfig()
+    dataset = read_dataset(options.dataset)
+    with terminated_as_interrupted(), ConsoleProgress() as progress:
+        report = write_prepared(dataset, options.out, settings, workers=options.workers, progress=progress)
+    if options.debug:
+        print("".join(report.tracebacks.values()), end="", file=sys.stderr)
+    print("\n".join(report.lines))
+    if not report.dataset.cases:
+        raise UserError(f"{options.dataset}: no case could be prepared, for the reasons above; mend them and run again")
 
 
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -198,6 +218,7 @@ VERBS = {
     "demo": demo,
     **checkpoints.VERBS,
     "phantom": phantom,
+    "prepare": prepare,
     "train": train,
     "predict": predict,
     "evaluate": evaluate,

@@ -6,15 +6,18 @@ Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 int
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from sam2_3dmed_jax.errors import UserError
 
-_COORDINATES = re.compile(r"-[\d.][\d.eE+-]*(,[\d.eE+-]+)+")
+_COORDINATES = re.compile(r"-([\d.][\d.eE+-]*)?(,[\d.eE+-]+)+")
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def joined_coordinates(words: Sequence[str]) -> list[str]:
-    """`--flag -12,30,45` as `--flag=-12,30,45`: argparse would take coordinates that begin with a minus for a flag."""
+    """`--flag -12,30,45` as `--flag=-12,30,45`: argparse would take what begins with a minus for a flag."""
     joined: list[str] = []
     for word in words:
         if joined and re.fullmatch("--[^=]+", joined[-1]) and _COORDINATES.fullmatch(word):
@@ -35,6 +38,23 @@ def joined_coordinates(words: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Around work that tidies up when it is interrupted: SIGTERM, as schedulers send it, ends it the same way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:

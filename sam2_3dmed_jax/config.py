@@ -89,6 +89,13 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class PrepareConfig:
+    """How `prepare` stores a dataset. Kept with what it makes; another one there is an error."""
+
+    spacing: tuple[float | None, float | None, float | None] = (None, None, None)  # (dz, dy, dx), mm; None: the case's
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which cases, and how clips are cut from them."""
 

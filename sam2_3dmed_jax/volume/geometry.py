@@ -98,7 +98,7 @@ class Volume:
     Attributes:
         array: `[D, H, W]` float32, HU if CT, in canonical order.
         grid: where it came from; gives file order, spacing and millimetres.
-        modality: DICOM's word for it; formats without one are taken as CT.
+        modality: DICOM's word for it; files without one are CT unless the reader was told.
     """
 
     array: np.ndarray

@@ -29,12 +29,12 @@ class ImageFile:
     Attributes:
         grid: the voxel grid in file order.
         read: takes a dtype, or None for what the file's scaling gives; returns `[i, j, k]`, raises UserError.
-        modality: DICOM's word for it, "CT" unless a DICOM header says otherwise.
+        modality: DICOM's word for it; None where the format has no place for it.
     """
 
     grid: Grid
     read: Callable[[type | None], np.ndarray]
-    modality: str = "CT"
+    modality: str | None = None
 
 
 def check_size(path: str | os.PathLike[str], shape: Sequence[int]) -> None:

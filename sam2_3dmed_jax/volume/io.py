@@ -19,14 +19,17 @@ from sam2_3dmed_jax.volume.nifti import write_labels, write_nifti
 __all__ = ["read_labels", "read_volume", "write_labels", "write_nifti"]
 
 
-def read_volume(path: str | os.PathLike[str], *, index: int | None = None, resample: bool = False) -> Volume:
-    """Reads a CT, or another modality from DICOM.
+def read_volume(
+    path: str | os.PathLike[str], *, index: int | None = None, resample: bool = False, modality: str = "CT"
+) -> Volume:
+    """Reads a CT, or another modality where the file or the caller says so.
 
     Args:
         path: a NIfTI, NRRD or MHA file with three axes (further axes of length 1 are dropped); a folder with one
             DICOM series; or one DICOM file, which stands for its series in its folder, or for its own frames.
         index: of the volume of a 4D NIfTI, 0-based; elsewhere only 0.
         resample: put DICOM slices with gaps, uneven spacing or tilt on a regular grid, instead of an error.
+        modality: DICOM's word for what a file holds whose format does not say it.
 
     Returns:
         The volume as float32 in canonical order; header scaling is applied. CT is in HU, and what is not finite or
@@ -38,11 +41,11 @@ def read_volume(path: str | os.PathLike[str], *, index: int | None = None, resam
     """
     image = _open(path, index, resample)
     array = np.ascontiguousarray(to_canonical(image.read(np.float32), image.grid))
-    ct = image.modality == "CT"
-    floor = AIR_HU if ct else float(np.min(array, where=np.isfinite(array), initial=0.0))
+    modality = image.modality or modality
+    floor = AIR_HU if modality == "CT" else float(np.min(array, where=np.isfinite(array), initial=0.0))
     np.nan_to_num(array, copy=False, nan=floor, posinf=floor, neginf=floor)
     np.maximum(array, np.float32(floor), out=array)
-    return Volume(array, image.grid, image.modality)
+    return Volume(array, image.grid, modality)
 
 
 def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
