@@ -94,8 +94,15 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p = verb("evaluate", "score a checkpoint on held-out cases, or any method's NIfTI files")
     p.add_argument("checkpoint", metavar="CKPT", nargs="?", help="folder of a native checkpoint")
     p.add_argument("data", metavar="DATA", nargs="?", help="folder of a dataset in MSD or nnU-Net layout")
-    p.add_argument("--fold", type=int, default=0, help="held-out fold")
-    p.add_argument("--folds", type=int, default=5, help="number of folds")
+    unset: dict[str, Any] = {"default": argparse.SUPPRESS}  # left out, they are those of the checkpoint's run
+    p.add_argument("--fold", type=int, help="held-out fold (default: the run's, or 0)", **unset)
+    p.add_argument("--folds", type=int, help="number of folds (default: the run's, or 5)", **unset)
+    p.add_argument("--split", choices=("kfold", "80/20"), help="how cases are held out (default: the run's)", **unset)
+    p.add_argument("--split-seed", type=int, help="of 80/20 (default: the run's, or 0)", **unset)
+    p.add_argument(
+        "--splits", metavar="FILE", help="nnU-Net's splits_final.json, or a run's split.json (default: none)", **unset
+    )
+    p.add_argument("--patients", metavar="CSV", help="case,patient: a patient's cases stay together", **unset)
     p.add_argument("--protocol", default="one-click", help="one-click or box-mid")
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
     p.add_argument("--predictions", metavar="DIR", help="label maps of any method")

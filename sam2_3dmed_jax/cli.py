@@ -172,7 +172,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _start()
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.data.msd import on_disk, read_dataset
-    from sam2_3dmed_jax.data.splits import fold_cases
+    from sam2_3dmed_jax.data.split_choice import FIELDS, split_to_score
     from sam2_3dmed_jax.evaluation import evaluator
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
     from sam2_3dmed_jax.model.checkpoint import load_model
@@ -191,7 +191,9 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
                 )
             for warning in dataset.warnings:
                 print(f"note: {warning}")
-            held_out = set(fold_cases([case.id for case in dataset.cases], options.fold, options.folds)[1])
+            given = {name: getattr(options, name) for name in FIELDS if name in options}
+            ids = [case.id for case in dataset.cases]
+            held_out = set(split_to_score(ids, options.data, options.checkpoint, given).test)
             cases = [case for case in dataset.cases if case.id in held_out]
             predictor = VolumePredictor(load_model(options.checkpoint), options.order)
             rows = evaluator.evaluate_model(predictor, cases, classes, options.protocol, progress)

@@ -103,8 +103,13 @@ class DataConfig:
     classes: tuple[int, ...] = ()  # label values to segment; (): all declared ones
     slices: int = 6  # D: slices a clip
     objects: int = 1  # K: objects a clip, at most
-    fold: int = 0  # held-out fold
+    split: Literal["kfold", "80/20"] = "kfold"  # of the cases: nnU-Net's folds, or the paper's 80/20
+    fold: int = 0  # held-out fold, of k-fold or of the file `splits`
     folds: int = 5
+    split_seed: int = 0  # of 80/20; k-fold's is nnU-Net's
+    splits: str = ""  # path of nnU-Net's splits_final.json, or of a run's split.json, instead of drawing a split
+    patients: str = ""  # path of a CSV file case,patient: a patient's cases stay together; "": a case, a patient
+    inner_fraction: float = 0.0  # of the training cases, held back as an inner validation split; 0: train on all
     stride: int = 1  # slices between two neighbours of a clip, at most (drawn from 1..stride)
     beyond: float = 0.3  # fraction of clips that start inside the object and are walked past its end
     absent: float = 0.1  # fraction of clips whose prompt is followed by slices without the object only

@@ -25,7 +25,7 @@ from sam2_3dmed_jax.config import (
     TrainingConfig,
 )
 from sam2_3dmed_jax.data.msd import Case, read_dataset
-from sam2_3dmed_jax.data.splits import fold_cases
+from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import figures
 from sam2_3dmed_jax.evaluation.evaluator import Row, evaluate_model, score, summarise, write_results
@@ -108,7 +108,7 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
     begin = _lap(seconds, "training", begin)
 
     dataset = read_dataset(data)
-    held_out = set(fold_cases([case.id for case in dataset.cases], config.data.fold, config.data.folds)[1])
+    held_out = set(choose_split([case.id for case in dataset.cases], config.data).test)
     cases = [case for case in dataset.cases if case.id in held_out]
     trained = VolumePredictor(load_model(final))
     info = trained.model.info

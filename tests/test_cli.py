@@ -296,6 +296,10 @@ def test_a_file_that_is_no_experiment_is_refused(
         (["--classes", "9"], "no label 9"),
         (["--classes", "knee"], "one of pancreas, cancer"),
         (["--fold", "2"], "2 does not exist"),
+        (["--splits", "absent.json"], "data.splits: absent.json is no file"),
+        (["--patients", "absent.csv"], "data.patients: absent.csv is no file"),
+        (["--split", "60/40"], "60/40"),
+        (["--split", "80/20", "--split-seed", "-1"], "data.split_seed: -1"),
         (["--predictions", "elsewhere"], "--references"),
     ],
 )

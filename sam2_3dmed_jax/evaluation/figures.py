@@ -78,7 +78,7 @@ def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> Non
     dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
     dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_contours(axis: plt.Axes, labels: np.ndarray, colour: str) -> None:
@@ -110,10 +110,15 @@ def finish_sheet(figure: plt.Figure, path: str | os.PathLike[str], title: str, r
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
     figure.suptitle(title or "For research use only", fontsize=10)
     figure.tight_layout(rect=(0, 0.04, 1, 0.99), h_pad=2.0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG under a temporary name, rename it, and close it.
+
+    Raises:
+        UserError: the file cannot be written; nothing is left behind.
+    """
     try:
         with written_whole(path, ".png") as part:
             figure.savefig(part, dpi=110, format="png")

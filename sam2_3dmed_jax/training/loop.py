@@ -23,7 +23,9 @@ from sam2_3dmed_jax.data.clips import PreparedCase, prepare_case
 from sam2_3dmed_jax.data.description import MAX_LABEL
 from sam2_3dmed_jax.data.msd import on_disk, read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.splits import fold_cases
+from sam2_3dmed_jax.data.split_choice import SPLIT, choose_split, how_made
+from sam2_3dmed_jax.data.split_files import keep_split
+from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, load_weights, read_info, save_weights
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
@@ -46,7 +48,8 @@ def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progr
 
     Args:
         config: the experiment.
-        out: the run's folder: `config.json`, `log.csv`, TensorBoard events, `checkpoints/`, and `final/` when done.
+        out: the run's folder: `config.json`, `split.json`, `log.csv`, TensorBoard events, `checkpoints/`, and `final/`
+            when done.
         progress: called at each logged step.
 
     Returns:
@@ -64,9 +67,10 @@ def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progr
     graphdef, _ = abstract_model(config.model)
     weights = initial(config)
     trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
-    cases = load_cases(config)
+    cases, split = load_cases(config)
 
     claim_folder(run, config)
+    keep_split(run / SPLIT, split, how_made(config.data))
     checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
     state, start = checkpoints.restore(init_state(config, trained, mesh))
     frozen = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
@@ -128,8 +132,8 @@ def initial(config: ExperimentConfig) -> Weights:
     return weights
 
 
-def load_cases(config: ExperimentConfig) -> list[PreparedCase]:
-    """The training cases of the fold, prepared in memory.
+def load_cases(config: ExperimentConfig) -> tuple[list[PreparedCase], Split]:
+    """The training cases of the split, prepared in memory; and the split.
 
     Raises:
         UserError: a dataset that cannot be read, or classes that it lacks.
@@ -143,13 +147,14 @@ def load_cases(config: ExperimentConfig) -> list[PreparedCase]:
     if unknown:
         known = sorted(dataset.labels) or f"1 to {MAX_LABEL}"
         raise UserError(f"data.classes: {data.path} has no label {unknown[0]}; choose from {known}")
-    chosen = set(fold_cases([case.id for case in dataset.cases], data.fold, data.folds)[0])
+    split = choose_split([case.id for case in dataset.cases], data)
+    chosen = set(split.train)
     size = preset_config(config.model.preset, config.model.image_size).image_size
     cases = [prepare_case(case, classes, data.preprocessing, size) for case in dataset.cases if case.id in chosen]
     cases = [case for case in cases if case.areas]
     if not cases:
         raise UserError(f"{data.path}: no training case holds a class to segment; check data.classes")
-    return cases
+    return cases, split
 
 
 def claim_folder(run: Path, config: ExperimentConfig) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.data.split_files import keep_split, read_splits
+from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import split
 from sam2_3dmed_jax.training.loop import train
@@ -40,7 +43,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_a_run_leaves_log_config_checkpoints_events_and_a_native_checkpoint(config, whole):
     names = {path.name for path in whole.iterdir()}
-    assert {"log.csv", "config.json", "checkpoints", "final"} <= names
+    assert {"log.csv", "config.json", "split.json", "checkpoints", "final"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert [row["step"] for row in rows(whole)] == ["1", "2", "3", "4"]
     assert all(float(row[name]) > 0 for row in rows(whole) for name in ("loss", "loss_seg", "loss_srpp", "loss_bd"))
@@ -67,6 +70,19 @@ def test_a_run_that_stopped_at_a_checkpoint_resumes_to_the_same_weights_and_log(
     resumed, straight = (split(load_model(folder / "final"))[1] for folder in (run, whole))
     for path, value in straight.items():
         np.testing.assert_array_equal(resumed[path], value, err_msg=path)
+
+
+def test_a_run_says_which_cases_it_trains_on_and_does_not_resume_with_others(config, whole, tmp_path):
+    (split,) = read_splits(whole / "split.json")
+    assert (len(split.train), split.val, len(split.test)) == (1, (), 1)
+    assert json.loads((whole / "split.json").read_text())["how"]["data"] == config.data.path
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(whole / "config.json", run)
+    keep_split(run / "split.json", Split(split.test, (), split.train), {})
+    with pytest.raises(UserError, match="holds another split"):
+        train(config, run)
+    assert not (run / "checkpoints").exists()
 
 
 def test_another_experiment_in_the_same_folder_is_refused_with_the_fields_that_differ(config, whole):
