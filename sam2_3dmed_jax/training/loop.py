@@ -19,16 +19,18 @@ import jax
 from tensorboardX import SummaryWriter
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.data.clips import PreparedCase, prepare_case
 from sam2_3dmed_jax.data.msd import read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.splits import fold_cases
+from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, is_prepared, read_prepared
+from sam2_3dmed_jax.data.view import ModelView, classes_of
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, load_weights, read_info, save_weights
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.checkpoint import Checkpoints
+from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
 from sam2_3dmed_jax.training.step import init_state, make_step
@@ -63,23 +65,25 @@ def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progr
     graphdef, _ = abstract_model(config.model)
     weights = initial(config)
     trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
-    cases = load_cases(config)
+    check_data(config)
 
     claim_folder(run, config)
+    view = open_view(prepared_dataset(config.data.path, run), config)
+    cases = training_cases(view, config)
     checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
     state, start = checkpoints.restore(init_state(config, trained, mesh))
     frozen = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
     step_fn = make_step(config, graphdef, state.weights, mesh)
-    batches = clip_batches(cases, config.data, config.training.batch_size, config.training.seed)
+    host, hosts = jax.process_index(), jax.process_count()
+    here = config.training.batch_size // hosts
+    batches = clip_batches(view, cases, config.data, here, config.training.seed, host, hosts)
 
     log = Log(run, start)
     total, every = config.training.steps, config.training.log_every
+    clips = iterate(batches[:total], start, config.data.workers)
     clock = time.monotonic()
     try:
-        for step, batch in enumerate(iterate(batches, start, config.data.workers), start):
-            if step >= total:
-                break
-            batch = jax.tree.map(lambda x: jax.device_put(x, sharding), dict(batch))
+        for step, batch in enumerate(to_devices(clips, sharding), start):
             state, metrics = step_fn(state, frozen, batch)
             done = step + 1
             if done % every == 0 or done == total:
@@ -96,6 +100,7 @@ def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progr
             if done % config.training.checkpoint_every == 0 or done == total:
                 checkpoints.save(state, done)
     finally:
+        clips.close()
         checkpoints.close()
         log.close()
 
@@ -127,24 +132,46 @@ def initial(config: ExperimentConfig) -> Weights:
     return weights
 
 
-def load_cases(config: ExperimentConfig) -> list[PreparedCase]:
-    """The training cases of the fold, prepared in memory.
+def check_data(config: ExperimentConfig) -> None:
+    """Find mistakes in `data` before the run's folder is made.
 
     Raises:
-        UserError: a dataset that cannot be read, or classes that it lacks.
+        UserError: a dataset that cannot be read, classes that it lacks, no such fold, or a window that is none.
     """
-    data = config.data
-    dataset = read_dataset(data.path)
-    classes = data.classes or tuple(sorted(dataset.labels))
-    unknown = [value for value in classes if value not in dataset.labels]
-    if unknown:
-        raise UserError(f"data.classes: {data.path} has no label {unknown[0]}; choose from {sorted(dataset.labels)}")
-    chosen = set(fold_cases([case.id for case in dataset.cases], data.fold, data.folds)[0])
-    size = preset_config(config.model.preset, config.model.image_size).image_size
-    cases = [prepare_case(case, classes, data.preprocessing, size) for case in dataset.cases if case.id in chosen]
-    cases = [case for case in cases if case.areas]
+    path = config.data.path
+    if is_prepared(path):
+        training_cases(open_view(read_prepared(path), config), config)
+        return
+    raw = read_dataset(path)
+    classes_of(config.data, raw.labels, path)
+    fold_cases([case.id for case in raw.cases], config.data.fold, config.data.folds)
+
+
+def prepared_dataset(path: str, run: Path) -> PreparedDataset:
+    """The dataset at `path` if it is prepared; a raw one is prepared first, into `run/data`."""
+    if is_prepared(path):
+        return read_prepared(path)
+    # COORDINATOR: plug `data.prepare.prepare` in here, for example
+    #     return prepare(read_dataset(path), run / "data", settings, progress=..., workers=...)
+    raise UserError(f"data.path: {path} is not prepared; run `sam2-3dmed prepare {path} DIR` and give DIR")
+
+
+def open_view(dataset: PreparedDataset, config: ExperimentConfig) -> ModelView:
+    """The dataset as the experiment's model sees it."""
+    return ModelView(dataset, config.data, preset_config(config.model.preset, config.model.image_size).image_size)
+
+
+def training_cases(view: ModelView, config: ExperimentConfig) -> list[CaseEntry]:
+    """The training cases of the fold that hold a class to segment.
+
+    Raises:
+        UserError: there are none, or no such fold.
+    """
+    entries = view.dataset.cases
+    chosen = set(fold_cases([case.id for case in entries], config.data.fold, config.data.folds)[0])
+    cases = [case for case in entries if case.id in chosen and view.areas(case)]
     if not cases:
-        raise UserError(f"{data.path}: no training case holds a class to segment; check data.classes")
+        raise UserError(f"{config.data.path}: no training case holds a class to segment; check data.classes")
     return cases
 
 
