@@ -50,8 +50,8 @@ def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.rando
     main = int(rng.choice(sorted(areas)))
     steps = _choose_slices(_visible(areas[main], case, view.image_size), config, rng)
     valid = (steps >= 0) & (steps < case.shape[0])
-    size, shown = view.image_size, np.flatnonzero(valid)
-    values, labels = view.read(case, steps[shown].tolist())
+    size, shown = view.image_size, int(valid.sum())  # a walk that has left the volume does not return
+    values, labels = view.read(case, steps[:shown].tolist())
     motion = draw_motion(size, view.pixel_mm(case), config, rng)
     moved = motion.labels(labels)
     if (moved[0] == main).any() or not (labels[0] == main).any():  # else it has left the prompted slice
@@ -59,11 +59,10 @@ def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.rando
     shade(values, config, rng)
 
     objects = [main, *(value for value in sorted(areas) if value != main)][: config.objects]
-    slices = np.zeros((len(steps), size, size), np.float32)
-    slices[shown] = values
+    padding = np.zeros((len(steps) - shown, size, size), np.float32)
     masks = np.zeros((len(steps), config.objects, size, size), np.uint8)
     for k, value in enumerate(objects):
-        masks[shown, k] = labels == value
+        np.equal(labels, value, out=masks[:shown, k].view(bool))
     holds = masks.reshape(*masks.shape[:2], -1).max(-1) > 0  # [D, K]
     object_valid = np.asarray(holds.any(0))
     prompt_step = np.where(object_valid, holds.argmax(0), 0).astype(np.int32)
@@ -83,7 +82,7 @@ def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.rando
         else:
             coords[k, 0], point_labels[k, 0] = prompts.centre_point(mask, view.pixel_mm(case)), 1
     return Clip(
-        slices=slices,
+        slices=np.concatenate([values, padding]) if len(padding) else values,
         masks=masks,
         slice_valid=valid,
         slice_index=steps.astype(np.float32),

@@ -126,7 +126,7 @@ def test_a_damaged_shard_stops_the_run_with_one_sentence(config, tmp_path):
     shutil.copytree(config.data.path, data)
     for shard in data.glob("shards/*"):
         content = bytearray(shard.read_bytes())
-        for at in range(1000, 60000, 300):
+        for at in range(1000, 150000, 300):
             content[at] ^= 0x40
         shard.write_bytes(content)
     with pytest.raises(UserError, match=r"arrayrecord is damaged .* delete it and run `sam2-3dmed prepare` again"):
