@@ -81,7 +81,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from sam2_3dmed_jax.training import loop
 
     with ConsoleProgress() as progress:
-        final = loop.train(config, options.out, progress.training)
+        final = loop.train(config, options.out, progress.training, progress)
     print(f"trained model in {final}")
 
 
@@ -171,7 +171,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("give either CKPT and DATA, or --predictions DIR and --references DIR")
     _start()
     from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.data.msd import on_disk, read_dataset
+    from sam2_3dmed_jax.data.msd import fingerprint, on_disk, read_dataset
     from sam2_3dmed_jax.data.split_choice import FIELDS, split_to_score
     from sam2_3dmed_jax.evaluation import evaluator
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
@@ -193,7 +193,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
                 print(f"note: {warning}")
             given = {name: getattr(options, name) for name in FIELDS if name in options}
             ids = [case.id for case in dataset.cases]
-            held_out = set(split_to_score(ids, options.data, options.checkpoint, given).test)
+            held_out = set(split_to_score(ids, fingerprint(dataset), options.checkpoint, given).test)
             cases = [case for case in dataset.cases if case.id in held_out]
             predictor = VolumePredictor(load_model(options.checkpoint), options.order)
             rows = evaluator.evaluate_model(predictor, cases, classes, options.protocol, progress)

@@ -99,7 +99,7 @@ class PrepareConfig:
 class DataConfig:
     """Which cases, and how clips are cut from them."""
 
-    path: str = ""  # folder of a dataset in MSD or nnU-Net layout
+    path: str = ""  # a folder that `prepare` wrote; any other dataset is prepared first, into the run's folder
     classes: tuple[int, ...] = ()  # label values to segment; (): all declared ones
     slices: int = 6  # D: slices a clip
     objects: int = 1  # K: objects a clip, at most
@@ -111,16 +111,19 @@ class DataConfig:
     patients: str = ""  # path of a CSV file case,patient: a patient's cases stay together; "": a case, a patient
     inner_fraction: float = 0.0  # of the training cases, held back as an inner validation split; 0: train on all
     stride: int = 1  # slices between two neighbours of a clip, at most (drawn from 1..stride)
+    reverse: float = 0.5  # fraction of clips walked from superior to inferior
     beyond: float = 0.3  # fraction of clips that start inside the object and are walked past its end
     absent: float = 0.1  # fraction of clips whose prompt is followed by slices without the object only
     box: float = 0.2  # fraction of prompts that are boxes; the rest are points
     point_noise: float = 0.5  # fraction of point prompts drawn at random in the mask instead of at its centre
+    flip: float = 0.0  # augmentation: fraction of clips mirrored left to right, and as many front to back
     rotation: float = 10.0  # augmentation: in-plane rotation, degrees (uniform +-)
     scaling: float = 0.1  # augmentation: in-plane scaling, fraction (uniform +-)
     shift: float = 0.05  # augmentation: in-plane translation, fraction of S (uniform +-)
     intensity: float = 0.05  # augmentation: brightness and contrast, fraction (uniform +-)
+    gamma: float = 0.1  # augmentation: exponent of the windowed values, 1 / (1 + gamma) to 1 + gamma (log-uniform)
     noise: float = 0.03  # augmentation: SD of white noise, fraction of the window (uniform 0..)
-    workers: int = 2  # threads that cut and augment clips
+    workers: int = 2  # threads that cut and augment batches; 0: none beside the loop's own
     preprocessing: PreprocessingConfig = PreprocessingConfig()
 
 

@@ -63,6 +63,7 @@ def demo_config(data: str) -> ExperimentConfig:
             scaling=0.0,
             shift=0.0,
             intensity=0.02,
+            gamma=0.0,
             noise=0.02,
             preprocessing=PreprocessingConfig(window="60,200"),  # the organs' contrast, not lung or bone
         ),

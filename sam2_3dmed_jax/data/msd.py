@@ -6,6 +6,8 @@ one at a time (`archive.unpacked`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,7 @@ from sam2_3dmed_jax.data.tar_members import Member
 from sam2_3dmed_jax.data.trees import DESCRIPTION, IMAGES, FolderTree, TarTree, Tree
 from sam2_3dmed_jax.errors import UserError
 
+PREPARED = "index.json"  # what `prepare` leaves
 _DESCRIPTION_LIMIT = 16 * 2**20  # bytes; MSD's largest is below 100 kB
 
 
@@ -68,6 +71,8 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
         where = tree.shown(DESCRIPTION)
         record = description.parse(tree.read(DESCRIPTION, _DESCRIPTION_LIMIT), where)
         labels, modality = description.labels_of(record, where), description.channel_of(record, where)
+    elif tree.has(PREPARED):
+        raise UserError(f"{path} is a prepared dataset, expected the image files that it was made from; give those")
     elif not tree.names(IMAGES):
         raise UserError(
             f"{path}: it has no {DESCRIPTION}, and no images in {IMAGES}; give the folder of a dataset in MSD or "
@@ -85,6 +90,22 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
         members={name: packed.member(name) for case in cases for name in (case.image, case.label)} if packed else {},
         warnings=tuple(pairs.warnings),
     )
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 over each case's id and the sizes of its files.
+
+    It tells datasets apart whose cases bear the same names, and knows one again that was moved or packed.
+    """
+    sizes = {name: member.size for name, member in dataset.members.items()}
+    cases = [
+        [
+            case.id,
+            *(sizes[file] if dataset.archive else epath.Path(file).stat().length for file in (case.image, case.label)),
+        ]
+        for case in dataset.cases
+    ]
+    return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
 
 
 def on_disk(dataset: Dataset) -> Dataset:

@@ -1,38 +1,89 @@
 """Batches of clips by Grain.
 
-All randomness and batching live in the `MapDataset`, so batch i is a function of the seed and i alone: the state to
-restore is the count of consumed batches, whatever the number of workers.
+All randomness and batching live in the `MapDataset`, so batch i of a host is a function of the seed and i alone: the
+state to restore is the count of consumed batches, whatever the number and kind of workers. Workers are threads: the
+work is NumPy's and ArrayRecord's, which leave the interpreter to others, and `experiments/benchmarks/data.py` finds
+processes no faster.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import grain
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.clips import Clip, PreparedCase, cut_clip
+from sam2_3dmed_jax.data.clips import Clip, cut_clip
+from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.errors import UserError
 
 
-def clip_batches(cases: Sequence[PreparedCase], config: DataConfig, batch_size: int, seed: int) -> grain.MapDataset:
-    """An endless random-access dataset of batches: `Clip` with a leading axis of `batch_size`."""
+def host_cases(cases: Sequence[CaseEntry], seed: int, host: int, hosts: int) -> list[CaseEntry]:
+    """The cases of one host: every `hosts`-th of a permutation that the seed gives; no case is in two hosts.
+
+    Raises:
+        UserError: fewer cases than hosts.
+    """
+    if len(cases) < hosts:
+        raise UserError(f"data.path: {len(cases)} training cases do not go round {hosts} hosts; use fewer hosts")
+    order = np.random.default_rng(seed).permutation(len(cases))
+    return [cases[i] for i in order[host::hosts]]
+
+
+def clip_batches(
+    view: ModelView,
+    cases: Sequence[CaseEntry],
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    host: int = 0,
+    hosts: int = 1,
+) -> grain.MapDataset:
+    """An endless random-access dataset of batches: `Clip` with a leading axis of `batch_size`.
+
+    Each epoch takes one clip of each of the host's cases, in another order; batches run across its end.
+
+    Args:
+        view: reads the cases.
+        cases: the training cases of all hosts, each of which holds a class to segment.
+        config: how clips are cut and augmented.
+        batch_size: clips a batch, on this host.
+        seed: of everything random.
+        host: number of this host; each draws apart from the others.
+        hosts: how many there are.
+
+    Raises:
+        UserError: fewer cases than hosts.
+    """
+    mine = host_cases(cases, seed, host, hosts)
     return (
-        grain.MapDataset.range(len(cases))
-        .seed(seed)
+        grain.MapDataset.range(len(mine))
+        .seed(int(np.random.SeedSequence([seed, host]).generate_state(1)[0]))
         .shuffle()
         .repeat()
-        .random_map(functools.partial(_cut, cases, config))
+        .random_map(functools.partial(_cut, view, mine, config))
         .batch(batch_size, drop_remainder=True)
     )
 
 
-def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Iterator[Clip]:
-    """Batches from number `start` on, cut ahead of time by threads."""
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * max(workers, 1))
-    return iter(dataset[start:].to_iter_dataset(options))
+def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[Clip]:
+    """Batches from number `start` on, cut ahead of time by threads, each a batch at a time.
+
+    Close it when done: that cancels what no thread has begun.
+
+    Raises:
+        UserError: what a worker met, such as a damaged shard.
+    """
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 1)
+    batches = iter(dataset[start:].to_iter_dataset(options))
+    try:
+        yield from batches
+    finally:
+        batches.close()
 
 
-def _cut(cases: Sequence[PreparedCase], config: DataConfig, index: int, rng: np.random.Generator) -> Clip:
-    return cut_clip(cases[index], config, rng)
+def _cut(view: ModelView, cases: Sequence[CaseEntry], config: DataConfig, index: int, rng: np.random.Generator) -> Clip:
+    return cut_clip(view, cases[index], config, rng)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.data.archive import KNOWN_MD5, archive_md5
-from sam2_3dmed_jax.data.msd import Dataset
+from sam2_3dmed_jax.data.msd import Dataset, fingerprint
 from sam2_3dmed_jax.data.prepare_folder import write_whole
 
 ARCHIVE = "archive.json"
@@ -19,11 +19,12 @@ _ORIGIN = ("description", "reference", "licence", "license", "release", "relase"
 def source_record(
     dataset: Dataset, out: Path, progress: Callable[[str, int, int, str], None] | None = None
 ) -> dict[str, Any]:
-    """Licence and the like from `dataset.json`; of an archive its name, and its MD5 where the published one is known.
+    """Ids, fingerprint, licence; of an archive its name, and its MD5 where the published one is known.
 
     The MD5 is kept in `out` with the archive's size and time, since reading 12 GB once is enough.
     """
-    record = {name: dataset.record[name] for name in _ORIGIN if name in dataset.record}
+    record: dict[str, Any] = {name: dataset.record[name] for name in _ORIGIN if name in dataset.record}
+    record |= {"ids": [case.id for case in dataset.cases], "fingerprint": fingerprint(dataset)}
     if dataset.archive is None:
         return record
     record["archive"] = os.path.basename(dataset.archive)

@@ -53,13 +53,19 @@ def choose_split(ids: Sequence[str], data: DataConfig) -> Split:
     return Split(tuple(train), tuple(val), split.test)
 
 
-def how_made(data: DataConfig) -> dict[str, Any]:
-    """What a split was made by: the settings, and the SHA-256 of their files. Paths are absolute.
+def how_made(data: DataConfig, fingerprint: str) -> dict[str, Any]:
+    """What a split was made by: the dataset's fingerprint, the settings, and the SHA-256 of their files.
+
+    Paths are absolute.
 
     Raises:
         UserError: a file that cannot be read.
     """
-    how: dict[str, Any] = {"data": _absolute(data.path), **{name: getattr(data, name) for name in FIELDS}}
+    how: dict[str, Any] = {
+        "data": _absolute(data.path),
+        "fingerprint": fingerprint,
+        **{name: getattr(data, name) for name in FIELDS},
+    }
     for name in ("splits", "patients"):
         if how[name]:
             how[f"{name}_sha256"] = sha256(how[name])
@@ -67,12 +73,12 @@ def how_made(data: DataConfig) -> dict[str, Any]:
     return {**how, "random_state": RANDOM_STATE}
 
 
-def split_to_score(ids: Sequence[str], path: str, checkpoint: str, given: Mapping[str, Any]) -> Split:
+def split_to_score(ids: Sequence[str], fingerprint: str, checkpoint: str, given: Mapping[str, Any]) -> Split:
     """The split whose held-out cases a checkpoint is scored on.
 
     Args:
         ids: the ids of all cases of the dataset.
-        path: of the dataset.
+        fingerprint: of the dataset (`msd.fingerprint`).
         checkpoint: its folder, beside the `split.json` of the run that trained it, if that is at hand.
         given: the fields of `FIELDS` that the user gives. The others are the run's when it trained on this very
             dataset, and defaults otherwise or when `split` or `splits` is given.
@@ -82,10 +88,10 @@ def split_to_score(ids: Sequence[str], path: str, checkpoint: str, given: Mappin
     """
     record = epath.Path(_absolute(checkpoint)).parent / SPLIT
     how = read_how(record) if record.exists() else {}
-    if _absolute(str(how.get("data", ""))) != _absolute(path):  # cases of other data may share their ids
-        return choose_split(ids, DataConfig(path=path, **given))
+    if how.get("fingerprint") != fingerprint:  # cases of other data may share their ids
+        return choose_split(ids, DataConfig(**given))
     fields = {} if {"split", "splits"} & given.keys() else _fields(how, record)
-    split = choose_split(ids, DataConfig(path=path, **{**fields, **given}))
+    split = choose_split(ids, DataConfig(**{**fields, **given}))
     (run,) = read_splits(record)
     if seen := sorted({*run.train, *run.val} & {*split.test}):
         raise UserError(

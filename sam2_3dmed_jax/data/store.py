@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from sam2_3dmed_jax.data.msd import PREPARED as INDEX
 from sam2_3dmed_jax.data.records import Shard, damaged
 from sam2_3dmed_jax.errors import UserError
 
-INDEX = "index.json"
 FORMAT = 1
+OPEN = 64  # shards that a process keeps open, at most: opening one takes 0.1 ms, and systems allow some hundred files
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,26 @@ class CaseEntry:
 
 @dataclass
 class PreparedDataset:
-    """Cases, sorted by id. It can be pickled: files are opened where they are first read."""
+    """Cases, sorted by id. Threads may share it, and it can be pickled: files are opened where they are read."""
 
     path: str
     name: str
     labels: dict[int, str]  # label value to name, without the background
     settings: dict[str, Any]  # of `prepare`
-    source: dict[str, Any]  # the dataset it was made from
+    source: dict[str, Any]  # the dataset it was made from: `ids`, `fingerprint`, licence and the like
     cases: tuple[CaseEntry, ...]
-    _shards: dict[str, Shard] = field(default_factory=dict, repr=False, compare=False)
+    _shards: dict[str, Shard] = field(default_factory=dict, repr=False, compare=False)  # the latest read is last
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all cases of the source, those that were refused too; splits are made of these."""
+        return list(self.source["ids"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the source, as `msd.fingerprint` gives it."""
+        return str(self.source["fingerprint"])
 
     def read(self, case: CaseEntry, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Values float32 `[n, H, W]` (HU if CT) and labels uint8 `[n, H, W]` of n slices.
@@ -62,18 +75,28 @@ class PreparedDataset:
         Raises:
             UserError: the shard is damaged.
         """
-        shard = self._shards.get(case.id)
-        if shard is None:
-            shard = self._shards[case.id] = Shard(os.path.join(self.path, case.shard), case.shape)
-        stored, labels = shard.read(slices)
+        stored, labels = self._shard(case).read(slices)
         values = stored.astype(np.float32)
         if (case.slope, case.intercept) != (1.0, 0.0):
             values = values * np.float32(case.slope) + np.float32(case.intercept)
         return values, labels
 
+    def _shard(self, case: CaseEntry) -> Shard:
+        with self._lock:
+            shard = self._shards.pop(case.id, None)
+            if shard is None:
+                shard = Shard(os.path.join(self.path, case.shard), case.shape)
+            self._shards[case.id] = shard
+            if len(self._shards) > OPEN:  # a reader closes when the last thread that reads lets go of it
+                del self._shards[next(iter(self._shards))]
+        return shard
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files."""
-        return {**self.__dict__, "_shards": {}}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _shards={}, _lock=threading.Lock())
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:

@@ -19,23 +19,21 @@ import jax
 from tensorboardX import SummaryWriter
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.data.clips import PreparedCase, prepare_case
-from sam2_3dmed_jax.data.description import MAX_LABEL
-from sam2_3dmed_jax.data.msd import on_disk, read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.split_choice import SPLIT, choose_split, how_made
+from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
-from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, load_weights, read_info, save_weights
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import Weights
-from sam2_3dmed_jax.sam2.presets import preset_config
+from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, training_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints
+from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
 from sam2_3dmed_jax.training.step import init_state, make_step
 
+DataProgress = Callable[[str, int, int, str], None]
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
 COLUMNS = (
     *("step", "loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score"),
@@ -43,7 +41,12 @@ COLUMNS = (
 )
 
 
-def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+def train(
+    config: ExperimentConfig,
+    out: str | os.PathLike[str],
+    progress: Progress | None = None,
+    data_progress: DataProgress | None = None,
+) -> Path:
     """Run or resume an experiment.
 
     Args:
@@ -51,6 +54,7 @@ def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progr
         out: the run's folder: `config.json`, `split.json`, `log.csv`, TensorBoard events, `checkpoints/`, and `final/`
             when done.
         progress: called at each logged step.
+        data_progress: called with (what, done, total, note) while a dataset is prepared first.
 
     Returns:
         `out/final`, a native checkpoint.
@@ -67,24 +71,26 @@ def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progr
     graphdef, _ = abstract_model(config.model)
     weights = initial(config)
     trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
-    cases, split = load_cases(config)
+    check_data(config)
 
     claim_folder(run, config)
-    keep_split(run / SPLIT, split, how_made(config.data))
+    view = open_view(prepared_dataset(config.data.path, run, data_progress), config)
+    cases, split = training_cases(view, config)
+    keep_split(run / SPLIT, split, how_made(config.data, view.dataset.fingerprint))
     checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
     state, start = checkpoints.restore(init_state(config, trained, mesh))
     frozen = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
     step_fn = make_step(config, graphdef, state.weights, mesh)
-    batches = clip_batches(cases, config.data, config.training.batch_size, config.training.seed)
+    host, hosts = jax.process_index(), jax.process_count()
+    here = config.training.batch_size // hosts
+    batches = clip_batches(view, cases, config.data, here, config.training.seed, host, hosts)
 
     log = Log(run, start)
     total, every = config.training.steps, config.training.log_every
+    clips = iterate(batches[:total], start, config.data.workers)
     clock = time.monotonic()
     try:
-        for step, batch in enumerate(iterate(batches, start, config.data.workers), start):
-            if step >= total:
-                break
-            batch = jax.tree.map(lambda x: jax.device_put(x, sharding), dict(batch))
+        for step, batch in enumerate(to_devices(clips, sharding), start):
             state, metrics = step_fn(state, frozen, batch)
             done = step + 1
             if done % every == 0 or done == total:
@@ -101,6 +107,7 @@ def train(config: ExperimentConfig, out: str | os.PathLike[str], progress: Progr
             if done % config.training.checkpoint_every == 0 or done == total:
                 checkpoints.save(state, done)
     finally:
+        clips.close()
         checkpoints.close()
         log.close()
 
@@ -130,31 +137,6 @@ def initial(config: ExperimentConfig) -> Weights:
         if path in weights and weights[path].shape == value.shape:
             weights[path] = value
     return weights
-
-
-def load_cases(config: ExperimentConfig) -> tuple[list[PreparedCase], Split]:
-    """The training cases of the split, prepared in memory; and the split.
-
-    Raises:
-        UserError: a dataset that cannot be read, or classes that it lacks.
-    """
-    data = config.data
-    dataset = on_disk(read_dataset(data.path))
-    classes = data.classes or tuple(sorted(dataset.labels))
-    if not classes:
-        raise UserError(f"data.classes: {data.path} has no dataset.json that declares labels; give their values")
-    unknown = [value for value in classes if value not in (dataset.labels or range(1, MAX_LABEL + 1))]
-    if unknown:
-        known = sorted(dataset.labels) or f"1 to {MAX_LABEL}"
-        raise UserError(f"data.classes: {data.path} has no label {unknown[0]}; choose from {known}")
-    split = choose_split([case.id for case in dataset.cases], data)
-    chosen = set(split.train)
-    size = preset_config(config.model.preset, config.model.image_size).image_size
-    cases = [prepare_case(case, classes, data.preprocessing, size) for case in dataset.cases if case.id in chosen]
-    cases = [case for case in cases if case.areas]
-    if not cases:
-        raise UserError(f"{data.path}: no training case holds a class to segment; check data.classes")
-    return cases, split
 
 
 def claim_folder(run: Path, config: ExperimentConfig) -> None:

@@ -137,6 +137,8 @@ def resize_matrix(n_in: int, n_out: int) -> np.ndarray:
 def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resizes each slice by two matrix products, one slice at a time, so that only the result is large.
 
+    Slices that have the size are copied.
+
     Args:
         array: `[D, H, W]`, any real dtype.
         size: S for square slices, or (rows, columns).
@@ -146,6 +148,8 @@ def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """
     rows, columns = (size, size) if isinstance(size, int) else size
     depth, h, w = array.shape
+    if (h, w) == (rows, columns):
+        return array.astype(np.float32)
     vertical, horizontal = resize_matrix(h, rows), resize_matrix(w, columns).T
     out = np.empty((depth, rows, columns), np.float32)
     for d in range(depth):

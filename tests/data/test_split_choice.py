@@ -14,6 +14,7 @@ from sam2_3dmed_jax.data.splits import eighty_twenty, fold_cases
 from sam2_3dmed_jax.errors import UserError
 
 IDS = [f"case_{i:02d}" for i in range(12)]
+DATA = "fingerprint of a dataset"
 
 
 @pytest.fixture
@@ -85,15 +86,20 @@ def test_a_table_of_patients_that_does_not_fit_is_told_with_the_field(patients):
 
 def test_how_a_split_was_made_names_its_files_with_their_sums(splits, patients, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    how = how_made(DataConfig(path="data", splits="splits_final.json", patients=patients, fold=1))
-    assert how["splits"] == splits and how["data"] == str(tmp_path / "data") and how["fold"] == 1
+    how = how_made(DataConfig(path="data", splits="splits_final.json", patients=patients, fold=1), DATA)
+    assert (
+        how["fingerprint"] == DATA
+        and how["splits"] == splits
+        and how["data"] == str(tmp_path / "data")
+        and how["fold"] == 1
+    )
     assert how["patients_sha256"] == hashlib.sha256(Path(patients).read_bytes()).hexdigest()
     assert how["random_state"] == 12345
 
 
 def run_of(tmp_path: Path, data: DataConfig) -> str:
     """A checkpoint's folder, beside the split of its run."""
-    keep_split(tmp_path / "run" / SPLIT, choose_split(IDS, data), how_made(data))
+    keep_split(tmp_path / "run" / SPLIT, choose_split(IDS, data), how_made(data, DATA))
     return str(tmp_path / "run" / "final")
 
 
@@ -108,20 +114,20 @@ def test_a_checkpoint_is_scored_on_what_its_run_held_out_without_saying_so_again
     ):
         data = replace(data, path=str(tmp_path / "data"))
         checkpoint = run_of(tmp_path / str(number), data)
-        assert split_to_score(IDS, data.path, checkpoint, {}) == choose_split(IDS, data)
+        assert split_to_score(IDS, DATA, checkpoint, {}) == choose_split(IDS, data)
         record = str(tmp_path / str(number) / "run" / SPLIT)
-        assert split_to_score(IDS, data.path, checkpoint, {"splits": record}) == choose_split(IDS, data)
+        assert split_to_score(IDS, DATA, checkpoint, {"splits": record}) == choose_split(IDS, data)
 
 
 def test_cases_that_a_checkpoint_was_trained_on_are_not_scored(tmp_path):
     data = DataConfig(path=str(tmp_path / "data"), fold=1)
     checkpoint = run_of(tmp_path, data)
     with pytest.raises(UserError, match=r"trained on 3 of the 3 cases to score \('case_00', 'case_03', 'case_08'\)"):
-        split_to_score(IDS, data.path, checkpoint, {"fold": 0})
+        split_to_score(IDS, DATA, checkpoint, {"fold": 0})
     with pytest.raises(UserError, match="was trained on"):
-        split_to_score(IDS, data.path, checkpoint, {"split": "kfold"})  # nothing of the run's: its fold 0
+        split_to_score(IDS, DATA, checkpoint, {"split": "kfold"})  # nothing of the run's: its fold 0
     # Another dataset may have cases of the same names.
-    elsewhere = split_to_score(IDS, str(tmp_path / "elsewhere"), checkpoint, {})
+    elsewhere = split_to_score(IDS, "of another dataset", checkpoint, {})
     assert elsewhere == choose_split(IDS, DataConfig())
 
 
@@ -132,11 +138,11 @@ def test_inner_cases_are_not_scored_as_held_out_either(tmp_path):
     file = tmp_path / "inner.json"
     file.write_text(json.dumps([{"train": list(choose_split(IDS, data).test), "val": list(inner)}]))
     with pytest.raises(UserError, match=f"trained on {len(inner)} of the {len(inner)} cases"):
-        split_to_score(IDS, data.path, checkpoint, {"splits": str(file)})
+        split_to_score(IDS, DATA, checkpoint, {"splits": str(file)})
 
 
 def test_a_checkpoint_without_a_run_is_scored_by_the_flags(tmp_path):
-    assert split_to_score(IDS, "data", str(tmp_path / "alone"), {"fold": 3}) == choose_split(IDS, DataConfig(fold=3))
+    assert split_to_score(IDS, DATA, str(tmp_path / "alone"), {"fold": 3}) == choose_split(IDS, DataConfig(fold=3))
 
 
 def test_a_runs_file_that_was_edited_is_refused_by_the_field(tmp_path):
@@ -146,4 +152,4 @@ def test_a_runs_file_that_was_edited_is_refused_by_the_field(tmp_path):
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "how": {**read_how(file), "folds": "five"}}))
     with pytest.raises(UserError, match=r"how\.folds is 'five'"):
-        split_to_score(IDS, data.path, checkpoint, {})
+        split_to_score(IDS, DATA, checkpoint, {})

@@ -18,3 +18,17 @@ def test_the_volume_benchmark_prints_a_row_for_each_number_of_objects():
     for objects, row in enumerate(rows, start=1):
         values = [float(value) for value in row.strip("|").split("|")]
         assert values[0] == objects and all(value > 0 for value in values)
+
+
+def test_the_data_benchmark_compares_shards_with_nifti_and_shows_memory_at_intervals():
+    words = ["--cases", "2", "--depth", "16", "--clips", "5", "--memory-clips", "20"]
+    command = [sys.executable, ROOT / "experiments" / "benchmarks" / "data.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    facts, _, header, rule, *rows = done.stdout.splitlines()
+    assert "outputs are equal" in facts and "clips/s | MB/s | times NIfTI | CPU ms/clip" in header
+    speeds = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[:10]]
+    assert {row[0] for row in speeds} == {"none", "default"}
+    assert [row[2] for row in speeds[:5]] == ["a loop", "0", "1 thread", "2 threads", "2 processes"]
+    assert all(float(value) > 0 for row in speeds for value in row[3:6])
+    assert len([row for row in rows[10:] if row.startswith("| ")]) == 1 + 10
+    assert rows[-1].startswith("Growth after the first 2 clips")

@@ -16,12 +16,14 @@ from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import split
 from sam2_3dmed_jax.training.loop import train
-from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
+from sam2_3dmed_jax.volume.phantom import make_case
+from tests.data.prepared_files import write_prepared
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
-    data = write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantom", 2, 0, "spleen", matrix=48)
+    data = tmp_path_factory.mktemp("data") / "phantom"
+    write_prepared(data, {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in (0, 1)}, {1: "spleen"})
     return ExperimentConfig(
         model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
         data=DataConfig(path=str(data), slices=2, folds=2),
@@ -110,3 +112,37 @@ def test_a_checkpoint_of_another_preset_is_refused_as_a_start(config, whole, tmp
     with pytest.raises(UserError, match=r"model\.init: .* is of preset nano"):
         train(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"classes": (4,)}, r"data\.classes: .* has no label 4; choose from \[1\]"),
+        ({"fold": 2}, r"data\.fold: 2 does not exist"),
+        ({"path": "/nowhere"}, r"/nowhere: it has no dataset\.json"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_before_the_runs_folder_is_made(config, tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(config.replace(data=replace(config.data, **changes)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_without_the_classes_is_refused(config, tmp_path):
+    hu, labels, _ = make_case(0, "spleen", 48)
+    write_prepared(tmp_path / "data", dict.fromkeys("ab", (hu, labels * 0)), {1: "spleen"})
+    other = config.replace(data=replace(config.data, path=str(tmp_path / "data")))
+    with pytest.raises(UserError, match=r"no training case holds a class to segment; check data\.classes"):
+        train(other, tmp_path / "run")
+
+
+def test_a_damaged_shard_stops_the_run_with_one_sentence(config, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(config.data.path, data)
+    for shard in data.glob("shards/*"):
+        content = bytearray(shard.read_bytes())
+        for at in range(1000, 150000, 300):
+            content[at] ^= 0x40
+        shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"arrayrecord is damaged .* delete it and run `sam2-3dmed prepare` again"):
+        train(config.replace(data=replace(config.data, path=str(data))), tmp_path / "run")

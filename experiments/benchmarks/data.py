@@ -1,0 +1,235 @@
+"""Clips a second and MB/s from shards, against reading NIfTI in a loop, and host memory over 2,000 clips.
+
+    python experiments/benchmarks/data.py [--data PREPARED --nifti DATASET] [--cases 4] [--clips 40]
+
+Both ways cut the same clips with the same code, which is checked before anything is timed: one reads a clip's slices
+from its shard, the other unpacks the case's own `.nii.gz` files with nibabel and takes the slices from the volume.
+Without --data, a CT-like dataset is generated: smooth tissue and a scanner's noise, 512 x 512 x 80. MB/s counts the
+clips' slices as stored (int16 values, uint8 labels). Prints Markdown tables.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grain
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from sam2_3dmed_jax.config import DataConfig
+from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
+from sam2_3dmed_jax.data.records import write_shard
+from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, read_prepared, write_index
+from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.volume.geometry import Grid, to_canonical
+
+STILL = {"rotation": 0.0, "scaling": 0.0, "shift": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0}
+SPACING = (2.5, 0.8, 0.8)
+MIB = 1 << 20
+
+
+@dataclasses.dataclass
+class NiftiDataset(PreparedDataset):
+    """The same cases from their image files: `read` unpacks both, whole, each time."""
+
+    files: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+    def read(self, case: CaseEntry, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        image, label = (nib.load(name) for name in self.files[case.id])
+        grid = Grid(image.shape, image.affine)
+        values, labels = (to_canonical(np.asarray(file.dataobj), grid) for file in (image, label))
+        return values[list(slices)].astype(np.float32), labels[list(slices)].astype(np.uint8)
+
+
+def generate(folder: Path, cases: int, depth: int) -> tuple[PreparedDataset, NiftiDataset]:
+    """CT-like cases of 512 x 512, as shards and as NIfTI: zstd and gzip both shrink them to a quarter to a third."""
+    side = 512
+    rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
+    body = (rows / 170) ** 2 + (columns / 220) ** 2 < 1
+    outside = np.hypot(rows, columns) > side / 2
+    affine = ((0.0, 0.0, -SPACING[2], 0.0), (0.0, -SPACING[1], 0.0, 0.0), (SPACING[0], 0.0, 0.0, 0.0))
+    canonical = np.array([*affine, (0.0, 0.0, 0.0, 1.0)])
+    file_affine = canonical[:, [2, 1, 0, 3]]  # index (i, j, k) is (column, row, slice)
+    (folder / "shards").mkdir()
+    entries, files = [], {}
+    for number in range(cases):
+        rng = np.random.default_rng(number)
+        coarse = rng.normal(size=(-(-depth // 8), 40, 40)).astype(np.float32)
+        tissue = ndimage.zoom(coarse, (depth / len(coarse), side / 40, side / 40), order=1)
+        hu = np.where(body, 40 + 60 * tissue, -1000) + 12 * rng.standard_normal(tissue.shape, np.float32)
+        hu[:, outside] = -1024
+        values = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+        labels = ((tissue > 0.8) & body).astype(np.uint8)
+        labels[: depth // 4] = labels[-depth // 4 :] = 0
+        name = f"case{number}"
+        size = write_shard(folder / "shards" / name, zip(values, labels, strict=True))
+        entries.append(
+            CaseEntry(
+                id=name,
+                shard=f"shards/{name}",
+                bytes=size,
+                shape=values.shape,
+                spacing=SPACING,
+                affine=tuple(map(tuple, canonical.tolist())),
+                orientation="LPS",
+                modality="CT",
+                slope=1.0,
+                intercept=0.0,
+                areas={1: tuple(labels.sum((1, 2)).tolist())},
+                source={},
+            )
+        )
+        files[name] = (str(folder / f"{name}.nii.gz"), str(folder / f"{name}_label.nii.gz"))
+        for file, array in zip(files[name], (values, labels), strict=True):
+            nib.save(nib.Nifti1Image(array.T, file_affine), file)
+    write_index(PreparedDataset(str(folder), "generated", {1: "organ"}, {}, {}, tuple(entries)))
+    prepared = read_prepared(folder)
+    return prepared, as_nifti(prepared, files)
+
+
+def as_nifti(prepared: PreparedDataset, files: dict[str, tuple[str, str]]) -> NiftiDataset:
+    """The NIfTI side of a prepared dataset."""
+    fields = {field.name: getattr(prepared, field.name) for field in dataclasses.fields(prepared) if field.init}
+    fields = {name: value for name, value in fields.items() if not name.startswith("_")}
+    return NiftiDataset(**fields, files=files)
+
+
+def given(prepared_folder: str, nifti_folder: str, cases: int) -> tuple[PreparedDataset, NiftiDataset]:
+    """The first cases of a prepared dataset and of the MSD folder that it was made from."""
+    from sam2_3dmed_jax.data.msd import read_dataset
+
+    prepared = read_prepared(prepared_folder)
+    prepared = dataclasses.replace(prepared, cases=tuple(case for case in prepared.cases if case.areas)[:cases])
+    return prepared, as_nifti(
+        prepared, {case.id: (case.image, case.label) for case in read_dataset(nifti_folder).cases}
+    )
+
+
+def batches(dataset: PreparedDataset, config: DataConfig) -> grain.MapDataset:
+    """Batches of one clip, so that a batch is a clip."""
+    return clip_batches(ModelView(dataset, config, 512), dataset.cases, config, 1, seed=0)
+
+
+def processes(made: grain.MapDataset, workers: int) -> Iterator:
+    """The same stream, cut by processes."""
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=1)
+    return iter(made.to_iter_dataset(options).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+
+
+def check_equal(prepared: PreparedDataset, nifti: NiftiDataset, config: DataConfig, clips: int) -> None:
+    """Both ways give the same clips, also from threads."""
+    ours, theirs = batches(prepared, config), batches(nifti, config)
+    threads = iterate(ours, 0, 2)
+    for number in range(clips):
+        clip, spread = theirs[number], next(threads)
+        for name, value in ours[number].items():
+            if not (np.array_equal(value, clip[name]) and np.array_equal(value, spread[name])):
+                raise SystemExit(f"clip {number}: '{name}' differs between shards, NIfTI and threads")
+    threads.close()
+
+
+def seconds_a_clip(stream: Iterator, clips: int, rounds: int = 5) -> tuple[float, float]:
+    """The median over rounds, after the first clips, which start workers and fill what is read ahead.
+
+    Returns:
+        Seconds on the clock, and of this process's CPU time, which says more where others use the machine too.
+    """
+    for _ in range(4):
+        next(stream)
+    clock, cpu, each = [], [], max(clips // rounds, 1)
+    for _ in range(rounds):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        for _ in range(each):
+            next(stream)
+        clock.append((time.perf_counter() - start) / each)
+        cpu.append((time.process_time() - start_cpu) / each)
+    stream.close()
+    return statistics.median(clock), statistics.median(cpu)
+
+
+def resident() -> float:
+    """MiB of this process now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def peak_of(stream: Iterator, clips: int, every: int) -> list[tuple[int, float]]:
+    """The highest memory so far, MiB, looked at after each clip."""
+    rows, highest = [], 0.0
+    for number in range(1, clips + 1):
+        next(stream)
+        highest = max(highest, resident())
+        if number % every == 0:
+            rows.append((number, highest))
+    stream.close()
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="PREPARED", help="a prepared dataset instead of a generated one")
+    parser.add_argument("--nifti", metavar="DATASET", help="the MSD folder that it was made from")
+    parser.add_argument("--cases", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--depth", type=int, default=80, help="slices of a generated case; default: %(default)s")
+    parser.add_argument("--clips", type=int, default=40, help="timed for each row; default: %(default)s")
+    parser.add_argument("--memory-clips", type=int, default=2000, help="default: %(default)s; 0: skip")
+    options = parser.parse_args(arguments)
+    if bool(options.data) != bool(options.nifti):
+        parser.error("--data and --nifti are given together")
+    augmented = DataConfig(slices=12)
+    still = dataclasses.replace(augmented, **STILL)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data:
+            prepared, nifti = given(options.data, options.nifti, options.cases)
+        else:
+            prepared, nifti = generate(Path(folder), options.cases, options.depth)
+        for config in (still, augmented):
+            check_equal(prepared, nifti, config, min(options.clips, 6))
+        stored = augmented.slices * prepared.cases[0].shape[1] * prepared.cases[0].shape[2] * 3 / 1e6
+        shape = " x ".join(str(n) for n in prepared.cases[0].shape)
+        print(
+            f"{len(prepared.cases)} cases such as {shape}, clips of {augmented.slices} slices of 512 x 512; "
+            f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; outputs are equal.\n"
+        )
+        print("| augmentation | from | workers | clips/s | MB/s | times NIfTI | CPU ms/clip |\n" + "|---" * 7 + "|")
+        for name, config in (("none", still), ("default", augmented)):
+            made, reference = batches(prepared, config), 0.0
+            for source, workers, open_stream in (
+                ("NIfTI", "a loop", functools.partial(iterate, batches(nifti, config), 0, 0)),
+                ("shards", "0", functools.partial(iterate, made, 0, 0)),
+                ("shards", "1 thread", functools.partial(iterate, made, 0, 1)),
+                ("shards", "2 threads", functools.partial(iterate, made, 0, 2)),
+                ("shards", "2 processes", functools.partial(processes, made, 2)),
+            ):
+                clips = options.clips if reference else options.clips // 4
+                taken, cpu = seconds_a_clip(open_stream(), clips)
+                reference = reference or taken
+                figures = f"{1 / taken:.1f} | {stored / taken:.0f} | {reference / taken:.1f}"
+                own = "" if "processes" in workers else f"{1e3 * cpu:.0f}"
+                print(f"| {name} | {source} | {workers} | {figures} | {own} |", flush=True)
+        if options.memory_clips:
+            every = max(options.memory_clips // 10, 1)
+            rows = peak_of(iterate(batches(prepared, augmented), 0, 2), options.memory_clips, every)
+            print("\n| clips | peak resident memory, MiB |\n|---|---|")
+            for clips, peak in rows:
+                print(f"| {clips} | {peak:.0f} |")
+            print(f"\nGrowth after the first {every} clips: {rows[-1][1] - rows[0][1]:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The cases that a run trains on: the dataset, prepared first where it is not, and the training side of its split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.data.prepare import prepare
+from sam2_3dmed_jax.data.split_choice import choose_split
+from sam2_3dmed_jax.data.splits import Split
+from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, is_prepared, read_prepared
+from sam2_3dmed_jax.data.view import ModelView, classes_of
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.sam2.presets import preset_config
+
+log = logging.getLogger(__name__)
+
+
+def check_data(config: ExperimentConfig) -> None:
+    """Find mistakes in `data` before the run's folder is made.
+
+    Raises:
+        UserError: a dataset that cannot be read, classes that it lacks, no such split, or a window that is none.
+    """
+    path = config.data.path
+    if is_prepared(path):
+        training_cases(open_view(read_prepared(path), config), config)
+        return
+    raw = read_dataset(path)
+    classes_of(config.data, raw.labels, path)
+    choose_split([case.id for case in raw.cases], config.data)
+
+
+def prepared_dataset(
+    path: str, run: Path, progress: Callable[[str, int, int, str], None] | None = None
+) -> PreparedDataset:
+    """The dataset at `path` if it is prepared; any other is prepared first, into `run/data`.
+
+    Raises:
+        UserError: no case can be prepared.
+    """
+    if is_prepared(path):
+        return read_prepared(path)
+    # In this process: a script that calls `train` may have no main module that others can import.
+    report = prepare(read_dataset(path), run / "data", workers=1, progress=progress)
+    for case_id, reason in report.refused.items():
+        log.warning("%s is left out: %s", case_id, reason)
+    if not report.dataset.cases:
+        raise UserError(f"data.path: no case of {path} can be prepared; see {run / 'data' / 'refused.csv'}")
+    return report.dataset
+
+
+def open_view(dataset: PreparedDataset, config: ExperimentConfig) -> ModelView:
+    """The dataset as the experiment's model sees it."""
+    return ModelView(dataset, config.data, preset_config(config.model.preset, config.model.image_size).image_size)
+
+
+def training_cases(view: ModelView, config: ExperimentConfig) -> tuple[list[CaseEntry], Split]:
+    """The training cases of the split that hold a class to segment, and the split.
+
+    The split is of all cases of the source, refused ones too, so that it is that of other tools and of `evaluate`.
+
+    Raises:
+        UserError: there are none, or no such split.
+    """
+    split = choose_split(view.dataset.ids, config.data)
+    chosen = set(split.train)
+    cases = [case for case in view.dataset.cases if case.id in chosen and view.areas(case)]
+    if not cases:
+        raise UserError(f"{config.data.path}: no training case holds a class to segment; check data.classes")
+    return cases, split

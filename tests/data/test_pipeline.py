@@ -1,0 +1,244 @@
+"""Batches: the same for a seed whoever cuts them and wherever one starts, shared out over hosts, bounded in memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import grain
+import numpy as np
+import pytest
+from absl import flags
+
+from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
+from sam2_3dmed_jax.data import pipeline, store
+from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
+from sam2_3dmed_jax.data.store import PreparedDataset, read_prepared
+from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.errors import UserError
+from tests.data.prepared_files import write_prepared
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES, BATCH, SIZE = 7, 2, 32
+CONFIG = DataConfig(slices=3, preprocessing=PreprocessingConfig(window="50,100"))
+STILL = replace(CONFIG, rotation=0, scaling=0, shift=0, intensity=0, gamma=0, noise=0)
+
+# Prints the digest of each batch with its number; an endless reader that is killed from outside.
+CHILD = f"""
+import hashlib, sys
+from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
+from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
+from sam2_3dmed_jax.data.store import read_prepared
+from sam2_3dmed_jax.data.view import ModelView
+dataset, config = read_prepared(sys.argv[1]), {CONFIG!r}
+batches = clip_batches(ModelView(dataset, config, {SIZE}), dataset.cases, config, {BATCH}, seed=3)
+for number, batch in enumerate(iterate(batches, 0, workers=2)):
+    digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
+    print(number, digest, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """Case i has HU 10 i everywhere, and a block of its own height."""
+    cases = {}
+    for i in range(CASES):
+        labels = np.zeros((12, SIZE, SIZE), np.uint8)
+        labels[i % 4 : i % 4 + 6, 8:20, 10:26] = 1
+        cases[f"case{i}"] = (np.full(labels.shape, 10 * i, np.int16), labels)
+    return write_prepared(tmp_path_factory.mktemp("pipeline") / "data", cases, {1: "organ"})
+
+
+def batches_of(dataset, config=CONFIG, seed=3, batch=BATCH, host=0, hosts=1):
+    return clip_batches(ModelView(dataset, config, SIZE), dataset.cases, config, batch, seed, host, hosts)
+
+
+def processes(batches, workers):
+    """The same stream, cut by processes."""
+    flags.FLAGS.mark_as_parsed()
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=1)
+    return batches.to_iter_dataset(options).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+
+
+def digest(batch):
+    import hashlib
+
+    return hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
+
+
+def first(stream, count):
+    found = [digest(next(stream)) for _ in range(count)]
+    stream.close()
+    return found
+
+
+def cases_in(stream, count):
+    """The numbers of the cases of the next clips, which their grey tells."""
+    found = [round(float(grey) * 10) for _ in range(count) for grey in next(stream)["slices"][:, 0, 0, 0]]
+    stream.close()
+    return found
+
+
+def test_batches_depend_on_the_seed_alone_not_on_number_or_kind_of_workers(dataset):
+    expected = first(iterate(batches_of(dataset), 0, workers=0), 9)
+    for workers in (1, 3):
+        assert first(iterate(batches_of(dataset), 0, workers), 9) == expected
+    assert first(iter(processes(batches_of(dataset), 2)), 9) == expected
+    assert not set(first(iterate(batches_of(dataset, seed=4), 0, workers=0), 9)) & set(expected)
+    assert len(set(expected)) == 9
+
+
+def test_a_killed_run_is_restored_in_the_middle_of_an_epoch_with_another_number_and_kind_of_workers(dataset):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CHILD, dataset.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        seen = [child.stdout.readline().split()[1] for _ in range(9)]
+        child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    state = 5  # consumed batches: 10 clips of epochs of 7
+    assert first(iterate(batches_of(dataset), state, workers=1), 4) == seen[state:]
+    assert first(iter(processes(batches_of(dataset)[state:], 3)), 4) == seen[state:]
+
+
+def test_each_epoch_takes_every_case_once_in_another_order(dataset):
+    numbers = cases_in(iterate(batches_of(dataset, STILL, batch=1), 0, workers=2), 3 * CASES)
+    epochs = [numbers[i : i + CASES] for i in range(0, len(numbers), CASES)]
+    assert all(sorted(epoch) == list(range(CASES)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_four_hosts_together_see_every_case_once_an_epoch_and_none_twice(dataset):
+    seen = []
+    for host in range(4):
+        mine = pipeline.host_cases(dataset.cases, 3, host, 4)
+        stream = iterate(batches_of(dataset, STILL, batch=1, host=host, hosts=4), 0, workers=1)
+        numbers = cases_in(stream, 3 * len(mine))
+        counts = Counter(numbers[: len(mine)])
+        assert set(counts.values()) == {1} and Counter(numbers) == Counter(dict.fromkeys(counts, 3))
+        seen += counts
+    assert sorted(seen) == list(range(CASES))
+    other = [[case.id for case in pipeline.host_cases(dataset.cases, 4, host, 4)] for host in range(4)]
+    assert other != [[case.id for case in pipeline.host_cases(dataset.cases, 3, host, 4)] for host in range(4)]
+
+
+def test_hosts_with_a_case_each_draw_apart(dataset):
+    clips = [next(iterate(batches_of(dataset, batch=1, host=host, hosts=7), 0, workers=0)) for host in range(7)]
+    assert len({clip["coords"].tobytes() for clip in clips}) >= 6
+
+
+def test_more_hosts_than_cases_are_refused(dataset):
+    with pytest.raises(UserError, match="7 training cases do not go round 8 hosts"):
+        batches_of(dataset, host=0, hosts=8)
+
+
+@pytest.fixture
+def damaged(dataset, tmp_path):
+    """The dataset, one shard of which has flipped bits in its records."""
+    cases = {}
+    for case in dataset.cases:
+        values, labels = dataset.read(case, range(case.shape[0]))
+        cases[case.id] = (np.random.default_rng(0).integers(0, 100, values.shape).astype(np.int16), labels)
+    copy = write_prepared(tmp_path / "damaged", cases, dataset.labels)
+    shard = tmp_path / "damaged" / copy.cases[4].shard
+    content = bytearray(shard.read_bytes())
+    for at in range(1000, 14000, 500):  # its twelve records; zeros follow
+        content[at] ^= 0x40
+    shard.write_bytes(content)
+    return read_prepared(tmp_path / "damaged"), shard
+
+
+@pytest.mark.parametrize("kind", ["none", "threads", "processes"])
+def test_a_damaged_shard_ends_the_stream_with_one_sentence_whoever_cuts(damaged, kind):
+    dataset, shard = damaged
+    batches = batches_of(dataset)
+    stream = (
+        iter(processes(batches, 1))
+        if kind == "processes"
+        else iterate(batches, 0, workers=2 if kind == "threads" else 0)
+    )
+    with pytest.raises(UserError) as caught:
+        for _ in range(CASES):
+            next(stream)
+    stream.close()
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{shard} is damaged (") and "run `sam2-3dmed prepare` again" in sentence
+    assert "\n" not in sentence
+
+
+def grain_threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")}
+
+
+def test_workers_end_when_the_stream_is_closed_and_cut_no_more_than_they_began(dataset, monkeypatch):
+    begun = []
+    real = pipeline.cut_clip
+    monkeypatch.setattr(pipeline, "cut_clip", lambda *given: (begun.append(1), time.sleep(0.02), real(*given))[-1])
+    before = grain_threads()
+    stream = iterate(batches_of(dataset, batch=1), 0, workers=2)
+    next(stream)
+    mine = grain_threads() - before
+    stream.close()
+    for thread in mine:
+        thread.join(30)
+    assert mine and not mine & grain_threads() and len(begun) <= 1 + 3 + 2
+
+
+def test_batches_are_cut_a_bounded_number_ahead_and_none_is_kept(dataset, monkeypatch):
+    begun = []
+    real = pipeline.cut_clip
+    monkeypatch.setattr(pipeline, "cut_clip", lambda *given: (begun.append(1), real(*given))[1])
+    seen = []
+    stream = iterate(batches_of(dataset), 0, workers=2)
+    for number in range(1, 40):
+        seen.append(weakref.ref(next(stream)["slices"]))
+        assert len(begun) <= BATCH * (number + 3)
+        assert sum(array() is not None for array in seen) <= 1  # that which the stream gave last
+    stream.close()
+
+
+def test_a_process_keeps_a_bounded_number_of_shards_open_and_none_in_a_pickle(dataset, monkeypatch):
+    import pickle
+
+    monkeypatch.setattr(store, "OPEN", 3)
+    mine = read_prepared(dataset.path)
+    view = ModelView(mine, CONFIG, SIZE)
+    before = open_shards(dataset.path)
+    stream = iterate(clip_batches(view, mine.cases, CONFIG, BATCH, seed=0), 0, workers=2)
+    for _ in range(20):
+        next(stream)
+        assert len(mine._shards) <= 3
+        assert open_shards(dataset.path) - before <= 3 + 2  # two that threads may still read
+    stream.close()
+    copy = pickle.loads(pickle.dumps(view))
+    assert copy.dataset._shards == {} and copy.dataset == mine
+    np.testing.assert_array_equal(copy.read(mine.cases[0], [3])[0], view.read(mine.cases[0], [3])[0])
+
+
+def open_shards(path):
+    """File descriptors of this process that lead into a dataset."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            count += os.readlink(descriptor).startswith(path)
+        except OSError:  # closed meanwhile
+            continue
+    return count
+
+
+def test_ctrl_c_ends_a_reader_and_its_workers_at_once(dataset):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CHILD, dataset.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        for _ in range(3):
+            child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=60)
+    assert errors.rstrip().endswith("KeyboardInterrupt") and child.returncode == -signal.SIGINT
