@@ -25,6 +25,7 @@ from sam2_3dmed_jax.config import (
     TrainingConfig,
 )
 from sam2_3dmed_jax.data.msd import Case, read_dataset
+from sam2_3dmed_jax.data.prepare import prepare
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import figures
@@ -36,6 +37,7 @@ from sam2_3dmed_jax.inference.segment import segment_volume
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_model
 from sam2_3dmed_jax.model.sam2_3dmed import random_weights
 from sam2_3dmed_jax.training.loop import train
+from sam2_3dmed_jax.training.setup import compile_ahead
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
@@ -97,18 +99,21 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
 
     seconds: dict[str, float] = {}
     begin = time.monotonic()
-    data = root / "data"
-    if not (data / "dataset.json").exists():
-        workers = min(os.cpu_count() or 1, 8)
-        write_phantom_dataset(
-            data, CASES, seed, "spleen", lambda done, all_: progress("phantoms", done, all_), workers=workers
-        )
+    data, prepared, workers = root / "data", root / "prepared", min(os.cpu_count() or 1, 8)
+    config = demo_config(str(prepared))
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(compile_ahead, config)
+        if not (data / "dataset.json").exists():
+            write_phantom_dataset(
+                data, CASES, seed, "spleen", lambda done, all_: progress("phantoms", done, all_), workers=workers
+            )
+        dataset = read_dataset(data)
+        prepare(dataset, prepared, workers=workers, progress=progress)
+        compiled.result()
     begin = _lap(seconds, "phantoms", begin)
-    config = demo_config(str(data))
     final = train(config, root / "run", training_progress)
     begin = _lap(seconds, "training", begin)
 
-    dataset = read_dataset(data)
     held_out = set(choose_split([case.id for case in dataset.cases], config.data).test)
     cases = [case for case in dataset.cases if case.id in held_out]
     trained = VolumePredictor(load_model(final))

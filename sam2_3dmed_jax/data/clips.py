@@ -36,6 +36,24 @@ class Clip(TypedDict):
     multimask: np.ndarray  # bool [K]
 
 
+def clip_shapes(config: DataConfig, size: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of each field of a clip of slices of `size` pixels."""
+    d, k = config.slices, config.objects
+    return {
+        "slices": ((d, size, size), np.float32),
+        "masks": ((d, k, size, size), np.uint8),
+        "slice_valid": ((d,), np.bool_),
+        "slice_index": ((d,), np.float32),
+        "position_mm": ((d,), np.float32),
+        "object_valid": ((k,), np.bool_),
+        "prompt_step": ((k,), np.int32),
+        "coords": ((k, TOKENS, 2), np.float32),
+        "point_labels": ((k, TOKENS), np.int32),
+        "token_valid": ((k, TOKENS), np.bool_),
+        "multimask": ((k,), np.bool_),
+    }
+
+
 def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.random.Generator) -> Clip:
     """Cut and augment one random clip; everything random comes from `rng`.
 

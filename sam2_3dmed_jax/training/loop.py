@@ -23,15 +23,11 @@ from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, load_weights, read_info, save_weights
-from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
-from sam2_3dmed_jax.sam2.parameters import Weights
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, training_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints
 from sam2_3dmed_jax.training.feed import to_devices
-from sam2_3dmed_jax.training.parts import frozen_patterns, partition
-from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
-from sam2_3dmed_jax.training.step import init_state, make_step
+from sam2_3dmed_jax.training.setup import set_up
 
 DataProgress = Callable[[str, int, int, str], None]
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
@@ -63,14 +59,8 @@ def train(
         UserError: settings or data that do not fit, another experiment's folder, or a loss that is not finite.
     """
     run = Path(out)
-    # The slice context sees at prediction as many slices at once as it was trained on.
-    srpp = replace(config.model.slice_position, window=config.data.slices)
-    config = config.replace(model=replace(config.model, slice_position=srpp))
-    mesh = make_mesh(config.mesh)
-    sharding = batch_sharding(mesh, config.training.batch_size)
-    graphdef, _ = abstract_model(config.model)
-    weights = initial(config)
-    trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
+    setup = set_up(config)
+    config = setup.config
     check_data(config)
 
     claim_folder(run, config)
@@ -78,9 +68,7 @@ def train(
     cases, split = training_cases(view, config)
     keep_split(run / SPLIT, split, how_made(config.data, view.dataset.fingerprint))
     checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
-    state, start = checkpoints.restore(init_state(config, trained, mesh))
-    frozen = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
-    step_fn = make_step(config, graphdef, state.weights, mesh)
+    state, start = checkpoints.restore(setup.state)
     host, hosts = jax.process_index(), jax.process_count()
     here = config.training.batch_size // hosts
     batches = clip_batches(view, cases, config.data, here, config.training.seed, host, hosts)
@@ -90,8 +78,8 @@ def train(
     clips = iterate(batches[:total], start, config.data.workers)
     clock = time.monotonic()
     try:
-        for step, batch in enumerate(to_devices(clips, sharding), start):
-            state, metrics = step_fn(state, frozen, batch)
+        for step, batch in enumerate(to_devices(clips, setup.sharding), start):
+            state, metrics = setup.step(state, setup.frozen, batch)
             done = step + 1
             if done % every == 0 or done == total:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -114,29 +102,8 @@ def train(
     provenance = {"trained_by": "sam2-3dmed train", "steps": total, "data": config.data.path, "init": config.model.init}
     final = run / "final"
     info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
-    save_weights({**state.weights, **frozen}, final, info)
+    save_weights({**state.weights, **setup.frozen}, final, info)
     return final
-
-
-def initial(config: ExperimentConfig) -> Weights:
-    """The weights to start from: those of `model.init`, completed at random where it lacks SRPP or BD.
-
-    Raises:
-        UserError: `model.init` is of another preset, or was made with another preprocessing.
-    """
-    weights = random_weights(config.model, config.training.seed)
-    if not config.model.init:
-        return weights
-    source = read_info(config.model.init)
-    if source.model.preset != config.model.preset:
-        raise UserError(
-            f"model.init: {config.model.init} is of preset {source.model.preset}, the experiment of "
-            f"{config.model.preset}; set model.preset to {source.model.preset}"
-        )
-    for path, value in load_weights(config.model.init, source.model).items():
-        if path in weights and weights[path].shape == value.shape:
-            weights[path] = value
-    return weights
 
 
 def claim_folder(run: Path, config: ExperimentConfig) -> None:

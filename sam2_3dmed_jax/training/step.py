@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32: batches consumed
 
 
-Step = Callable[[TrainState, Weights, dict], tuple[TrainState, dict[str, jax.Array]]]
+Step = jax.stages.Wrapped  # of (state, frozen weights, batch), gives (state, metrics)
 
 
 def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainState:

@@ -119,7 +119,7 @@ def test_a_checkpoint_of_another_preset_is_refused_as_a_start(config, whole, tmp
     [
         ({"classes": (4,)}, r"data\.classes: .* has no label 4; choose from \[1\]"),
         ({"fold": 2}, r"data\.fold: 2 does not exist"),
-        ({"path": "/nowhere"}, r"/nowhere: it has no dataset\.json"),
+        ({"path": "/nowhere"}, r"/nowhere: there is no such dataset"),
     ],
 )
 def test_data_that_does_not_fit_is_refused_before_the_runs_folder_is_made(config, tmp_path, changes, sentence):

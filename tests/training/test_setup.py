@@ -1,0 +1,52 @@
+"""The train step compiled before there are data is the one that the run then takes."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.data.clips import clip_shapes, cut_clip
+from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.training.loop import train
+from sam2_3dmed_jax.training.setup import compile_ahead
+from sam2_3dmed_jax.volume.phantom import make_case
+from tests.data.prepared_files import write_prepared
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    data = tmp_path_factory.mktemp("data") / "phantom"
+    write_prepared(data, {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in (0, 1)}, {1: "spleen"})
+    return ExperimentConfig(
+        model=ModelConfig("nano", 64, srpp=False, bd=False, slice_position=SrppConfig(dim=16, layers=1)),
+        data=DataConfig(path=str(data), slices=2, objects=2, folds=2),
+        training=TrainingConfig(steps=1, batch_size=2, warmup_steps=1),
+    )
+
+
+def test_a_clip_has_the_shapes_that_are_told_without_data(config):
+    from sam2_3dmed_jax.data.store import read_prepared
+
+    data = replace(config.data, slices=5)
+    dataset = read_prepared(config.data.path)
+    clip = cut_clip(ModelView(dataset, data, 64), dataset.cases[0], data, np.random.default_rng(0))
+    told = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in clip_shapes(data, 64).items()}
+    assert told == {name: (value.shape, value.dtype) for name, value in clip.items()}
+
+
+def test_a_run_compiles_nothing_that_was_compiled_ahead(config, tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        jax.config.update(names[0], str(tmp_path / "cache"))
+        jax.config.update(names[1], 0.0)
+        compile_ahead(config)
+        ahead = {file.name for file in (tmp_path / "cache").glob("jit_train_step-*-cache")}
+        train(config, tmp_path / "run")
+        assert {file.name for file in (tmp_path / "cache").glob("jit_train_step-*-cache")} == ahead
+        assert len(ahead) == 1
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
