@@ -55,6 +55,13 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
         help="processes, 0.6 GB each for 100 slices of 512 x 512; None: one a core, to 8",
     )
 
+    p.add_argument("--preview", metavar="PNG", help="draw training clips as the model will see them")
+    p.add_argument(
+        "--experiment",
+        metavar="EXPERIMENT.py",
+        help="whose clips --preview draws; default: six slices at 512 px, else the defaults of `train`",
+    )
+
     p = verb(
         "train", "train an experiment; resumes by itself when DIR holds a run. Every field is a flag", add_help=False
     )

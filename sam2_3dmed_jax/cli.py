@@ -58,7 +58,11 @@ def prepare(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from sam2_3dmed_jax.data.msd import read_dataset
     from sam2_3dmed_jax.data.prepare import prepare as write_prepared
     from sam2_3dmed_jax.data.resample import parse_spacing
+    from sam2_3dmed_jax.experiment import read_experiment
 
+    if options.experiment and not options.preview:
+        raise UserError("--experiment says which clips --preview draws; give --preview PNG too")
+    experiment = read_experiment(options.experiment) if options.experiment else None
     with naming("--spacing"):
         settings = PrepareConfig(parse_spacing(options.spacing)) if options.spacing is not None else PrepareConfig()
     dataset = read_dataset(options.dataset)
@@ -69,6 +73,11 @@ def prepare(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print("\n".join(report.lines))
     if not report.dataset.cases:
         raise UserError(f"{options.dataset}: no case could be prepared, for the reasons above; mend them and run again")
+    if options.preview:
+        from sam2_3dmed_jax.preview import DEFAULT, preview_dataset
+
+        preview_dataset(options.preview, report.dataset, experiment or DEFAULT)
+        print(f"preview in {options.preview}")
 
 
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 A clip is two rows of tiles in walking order. The upper shows whole slices, windowed, resized and augmented, with
 outlines of the masks and with the prompts; the lower enlarges the objects, with the boundary target that training
-makes from their masks. Nothing is read or cut here: clips are drawn as they come.
+makes from their masks.
 """
 
 from __future__ import annotations
@@ -16,17 +16,33 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from sam2_3dmed_jax.config import ModelConfig
+from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig
 from sam2_3dmed_jax.data.clips import Clip
+from sam2_3dmed_jax.data.sample import sample_clips
+from sam2_3dmed_jax.data.store import PreparedDataset
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.figures import plt, save_figure
+from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.losses import boundary_target
 
+DEFAULT = ExperimentConfig(ModelConfig(image_size=512))
+SHOWN = 8  # clips of a dataset
 CLIPS = 24  # on a sheet, at most: its pixels are limited
 COLOURS = ("#ffb000", "#56b4e9", "#f07fc0", "#00c896", "#f0e442", "#ff6a3d")  # after Okabe and Ito; told apart by all
 POINT_OUTSIDE, POINT, BOX_CORNER = 0, 1, 2  # token labels, as SAM 2 numbers them
 _HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="black")]  # legible on bone too
 _GAP, _BETWEEN, _HEADER, _TITLE, _TOP, _BOTTOM = 0.06, 0.22, 0.32, 0.2, 0.5, 0.75  # inches
+
+
+def preview_dataset(path: str | os.PathLike[str], dataset: PreparedDataset, config: ExperimentConfig = DEFAULT) -> None:
+    """Write the contact sheet of clips of `SHOWN` cases, cut by the settings of an experiment.
+
+    Raises:
+        UserError: settings that do not fit the dataset, a damaged shard, or a file that cannot be written.
+    """
+    size = preset_config(config.model.preset, config.model.image_size).image_size
+    clips, ids = sample_clips(dataset, config.data, size, SHOWN, config.training.seed)
+    write_preview(path, clips, config.model, ids, f"{dataset.name}: training clips")
 
 
 def write_preview(

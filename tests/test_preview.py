@@ -157,3 +157,26 @@ def test_no_clips_or_no_place_to_write_is_refused_and_leaves_nothing(tmp_path: P
     with pytest.raises(UserError, match="cannot be written"):
         write_preview(tmp_path / "file" / "sheet.png", [make_clip()], MODEL)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_prepare_draws_the_clips_of_an_experiment(tmp_path, capsys):
+    from sam2_3dmed_jax import cli
+    from tests.data.source_files import some_cases
+
+    source = str(some_cases(tmp_path / "data", 2, (40, 40, 7)))
+    sheet, experiment = tmp_path / "sheet.png", tmp_path / "experiment.py"
+    experiment.write_text(
+        "from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig\n\n\n"
+        "def get_config():\n"
+        "    return ExperimentConfig(ModelConfig('nano', 64), DataConfig(slices=2, objects=2))\n"
+    )
+    words = ["prepare", source, str(tmp_path / "out"), "--workers", "1"]
+    assert cli.main([*words, "--preview", str(sheet), "--experiment", str(experiment)]) == 0
+    assert f"preview in {sheet}" in capsys.readouterr().out
+    height, width = plt.imread(sheet).shape[:2]
+    assert height > 1.5 * width  # two clips of two slices, two rows each
+    assert cli.main([*words, "--experiment", str(experiment)]) == 2
+    assert "give --preview PNG too" in capsys.readouterr().err
+    experiment.write_text("def get_config():\n    return 1\n")
+    assert cli.main([*words, "--preview", str(sheet), "--experiment", str(experiment)]) == 2
+    assert "let it return an ExperimentConfig" in capsys.readouterr().err
