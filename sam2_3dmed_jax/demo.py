@@ -110,9 +110,9 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
             )
         dataset = read_dataset(data)
         prepare(dataset, prepared, workers=workers, progress=progress)
-        compiled.result()
+        setup = compiled.result()
     begin = _lap(seconds, "phantoms", begin)
-    final = train(config, root / "run", training_progress)
+    final = train(config, root / "run", training_progress, setup=setup)
     begin = _lap(seconds, "training", begin)
 
     held_out = set(choose_split([case.id for case in dataset.cases], config.data).test)

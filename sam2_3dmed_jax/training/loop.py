@@ -27,7 +27,7 @@ from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, training_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints
 from sam2_3dmed_jax.training.feed import to_devices
-from sam2_3dmed_jax.training.setup import set_up
+from sam2_3dmed_jax.training.setup import Setup, set_up
 
 DataProgress = Callable[[str, int, int, str], None]
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
@@ -42,6 +42,7 @@ def train(
     out: str | os.PathLike[str],
     progress: Progress | None = None,
     data_progress: DataProgress | None = None,
+    setup: Setup | None = None,
 ) -> Path:
     """Run or resume an experiment.
 
@@ -51,6 +52,7 @@ def train(
             when done.
         progress: called at each logged step.
         data_progress: called with (what, done, total, note) while a dataset is prepared first.
+        setup: what `compile_ahead` gave for this experiment; it cannot be used again.
 
     Returns:
         `out/final`, a native checkpoint.
@@ -59,7 +61,7 @@ def train(
         UserError: settings or data that do not fit, another experiment's folder, or a loss that is not finite.
     """
     run = Path(out)
-    setup = set_up(config)
+    setup = setup or set_up(config)
     config = setup.config
     check_data(config)
 

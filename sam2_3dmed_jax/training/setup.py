@@ -49,19 +49,23 @@ def set_up(config: ExperimentConfig) -> Setup:
     return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh))
 
 
-def compile_ahead(config: ExperimentConfig) -> None:
-    """Compile an experiment's train step into the persistent compilation cache, while data are still being made.
+def compile_ahead(config: ExperimentConfig) -> Setup:
+    """Set a run up and compile its train step, while data are still being made.
+
+    Returns:
+        For `train`, once: its state is donated to the first step.
 
     Raises:
         UserError: as `set_up`.
     """
     setup = set_up(config)
+    assert isinstance(setup.step, jax.stages.Wrapped)
     size = preset_config(config.model.preset, config.model.image_size).image_size
     batch = {
         name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=setup.sharding)
         for name, (shape, dtype) in clip_shapes(config.data, size).items()
     }
-    setup.step.lower(setup.state, setup.frozen, batch).compile()
+    return replace(setup, step=setup.step.lower(setup.state, setup.frozen, batch).compile())
 
 
 def initial(config: ExperimentConfig) -> Weights:

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32: batches consumed
 
 
-Step = jax.stages.Wrapped  # of (state, frozen weights, batch), gives (state, metrics)
+Step = jax.stages.Wrapped | jax.stages.Compiled  # (state, frozen weights, batch) -> (state, metrics)
 
 
 def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainState:
@@ -41,7 +41,7 @@ def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainS
     return TrainState(placed, state, step)
 
 
-def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights, mesh: Mesh) -> Step:
+def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights, mesh: Mesh) -> jax.stages.Wrapped:
     """Compile-ready train step of an experiment. Frozen weights are an argument without gradient or optimizer state."""
     optimizer = Optimizer(config.training, weights)
     state_shardings: Any = TrainState(  # of shardings, in the shape of a state

@@ -42,9 +42,12 @@ def test_a_run_compiles_nothing_that_was_compiled_ahead(config, tmp_path):
     try:
         jax.config.update(names[0], str(tmp_path / "cache"))
         jax.config.update(names[1], 0.0)
-        compile_ahead(config)
+        setup = compile_ahead(config)
         ahead = {file.name for file in (tmp_path / "cache").glob("jit_train_step-*-cache")}
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", setup=setup)
+        train(config, tmp_path / "again")
+        rows = [(tmp_path / name / "log.csv").read_text().rsplit(",", 1)[0] for name in ("run", "again")]
+        assert rows[0] == rows[1]  # but for the seconds, which come last
         assert {file.name for file in (tmp_path / "cache").glob("jit_train_step-*-cache")} == ahead
         assert len(ahead) == 1
     finally:

@@ -112,7 +112,9 @@ def _map(function: Callable[[tuple[str, int]], None], items: list[tuple[str, int
         yield from map(function, items)
         return
     # Spawned, since a forked child of a process that runs JAX's threads may deadlock.
-    with ProcessPoolExecutor(min(workers, len(items)), multiprocessing.get_context("spawn")) as pool:
+    # They give way to what the caller computes meanwhile: the demo compiles.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(items)), context, initializer=os.nice, initargs=(5,)) as pool:
         yield from pool.map(function, items)
 
 
