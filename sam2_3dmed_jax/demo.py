@@ -71,12 +71,12 @@ def demo_config(data: str) -> ExperimentConfig:
             preprocessing=PreprocessingConfig(window="60,200"),  # the organs' contrast, not lung or bone
         ),
         training=TrainingConfig(
-            steps=900,
+            steps=800,
             batch_size=4,
             learning_rate=2.5e-3,
             weight_decay=0.8,
             warmup_steps=30,
-            checkpoint_every=450,
+            checkpoint_every=400,
             log_every=10,
             loss=LossConfig(bce=10.0, bd=0.5),
         ),
