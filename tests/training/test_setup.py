@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
 from sam2_3dmed_jax.data.clips import clip_shapes, cut_clip
@@ -41,6 +42,7 @@ def test_a_run_compiles_nothing_that_was_compiled_ahead(config, tmp_path):
     before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update(names[0], str(tmp_path / "cache"))
+        compilation_cache.reset_cache()  # another test's command may have opened the user's own
         jax.config.update(names[1], 0.0)
         setup = compile_ahead(config)
         ahead = {file.name for file in (tmp_path / "cache").glob("jit_train_step-*-cache")}
@@ -53,3 +55,4 @@ def test_a_run_compiles_nothing_that_was_compiled_ahead(config, tmp_path):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+        compilation_cache.reset_cache()
