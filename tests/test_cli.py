@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import cli, new_model, save_model
+from sam2_3dmed_jax.training.cases import prepared_dataset
 from sam2_3dmed_jax.volume.io import write_nifti
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
@@ -122,30 +123,27 @@ def test_evaluate_takes_a_folder_without_a_description_if_it_is_told_the_labels(
     assert list(summary["classes"]) == ["pancreas", "2"]
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ([], "data.classes: {data} has no dataset.json that declares labels; give their values"),
-        (["--data.classes", "0"], "data.classes: {data} has no label 0; choose from 1 to 255"),
-    ],
-)
-def test_train_asks_for_the_labels_that_a_folder_does_not_declare(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str
+def test_train_finds_the_labels_that_a_folder_does_not_declare(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     data = plain_copy(files, tmp_path / "plain")
-    found = mistake(capsys, "train", files.experiment, "--data.path", str(data), "--out", str(tmp_path / "run"), *words)
-    assert named.format(data=data) in found
+    words = ["train", files.experiment, "--data.path", str(data), "--out", str(tmp_path / "run")]
+    found = mistake(capsys, *words, "--data.classes", "0")
+    assert f"data.classes: {data} has no label 0; choose from 1 to 255" in found
+    assert not (tmp_path / "run").exists()
+    assert prepared_dataset(str(data), tmp_path).labels == {1: "label 1", 2: "label 2"}
 
 
-def test_train_and_evaluate_ask_for_an_archive_to_be_unpacked(
+def test_train_takes_an_archive_and_evaluate_asks_for_it_to_be_unpacked(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "data.tar"
     with tarfile.open(file, "w") as tar:
         tar.add(files.data, "data")
     out = ["--out", str(tmp_path / "out")]
-    for words in (["evaluate", files.checkpoint, str(file)], ["train", files.experiment, "--data.path", str(file)]):
-        assert f"{file} is an archive, expected a folder here; unpack it" in mistake(capsys, *words, *out)
+    found = mistake(capsys, "evaluate", files.checkpoint, str(file), *out)
+    assert f"{file} is an archive, expected a folder here; unpack it" in found
+    assert prepared_dataset(str(file), tmp_path).ids
 
 
 def test_evaluate_scores_the_files_of_any_method(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -43,6 +43,7 @@ def interrupted(source, out, how):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     while not list((out / "cases").glob("[!.]*.json")):
         assert process.poll() is None, process.stderr.read()
