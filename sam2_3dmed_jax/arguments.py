@@ -54,7 +54,6 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
         metavar="N",
         help="processes, 0.6 GB each for 100 slices of 512 x 512; None: one a core, to 8",
     )
-
     p.add_argument("--preview", metavar="PNG", help="draw training clips as the model will see them")
     p.add_argument(
         "--experiment",

@@ -26,14 +26,14 @@ import numpy as np
 from scipy import ndimage
 
 from sam2_3dmed_jax.config import DataConfig
+from sam2_3dmed_jax.data.msd import read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.records import write_shard
-from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, read_prepared, write_index
+from sam2_3dmed_jax.data.prepare import prepare
+from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, read_prepared
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.volume.geometry import Grid, to_canonical
 
 STILL = {"rotation": 0.0, "scaling": 0.0, "shift": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0}
-SPACING = (2.5, 0.8, 0.8)
 MIB = 1 << 20
 
 
@@ -50,50 +50,25 @@ class NiftiDataset(PreparedDataset):
         return values[list(slices)].astype(np.float32), labels[list(slices)].astype(np.uint8)
 
 
-def generate(folder: Path, cases: int, depth: int) -> tuple[PreparedDataset, NiftiDataset]:
-    """CT-like cases of 512 x 512, as shards and as NIfTI: zstd and gzip both shrink them to a quarter to a third."""
+def generate(folder: Path, cases: int, depth: int) -> None:
+    """A dataset of CT-like cases of 512 x 512; zstd and gzip both shrink them to a quarter to a third."""
     side = 512
     rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
     body = (rows / 170) ** 2 + (columns / 220) ** 2 < 1
     outside = np.hypot(rows, columns) > side / 2
-    affine = ((0.0, 0.0, -SPACING[2], 0.0), (0.0, -SPACING[1], 0.0, 0.0), (SPACING[0], 0.0, 0.0, 0.0))
-    canonical = np.array([*affine, (0.0, 0.0, 0.0, 1.0)])
-    file_affine = canonical[:, [2, 1, 0, 3]]  # index (i, j, k) is (column, row, slice)
-    (folder / "shards").mkdir()
-    entries, files = [], {}
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
     for number in range(cases):
         rng = np.random.default_rng(number)
         coarse = rng.normal(size=(-(-depth // 8), 40, 40)).astype(np.float32)
         tissue = ndimage.zoom(coarse, (depth / len(coarse), side / 40, side / 40), order=1)
         hu = np.where(body, 40 + 60 * tissue, -1000) + 12 * rng.standard_normal(tissue.shape, np.float32)
         hu[:, outside] = -1024
-        values = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
         labels = ((tissue > 0.8) & body).astype(np.uint8)
         labels[: depth // 4] = labels[-depth // 4 :] = 0
-        name = f"case{number}"
-        size = write_shard(folder / "shards" / name, zip(values, labels, strict=True))
-        entries.append(
-            CaseEntry(
-                id=name,
-                shard=f"shards/{name}",
-                bytes=size,
-                shape=values.shape,
-                spacing=SPACING,
-                affine=tuple(map(tuple, canonical.tolist())),
-                orientation="LPS",
-                modality="CT",
-                slope=1.0,
-                intercept=0.0,
-                areas={1: tuple(labels.sum((1, 2)).tolist())},
-                source={},
-            )
-        )
-        files[name] = (str(folder / f"{name}.nii.gz"), str(folder / f"{name}_label.nii.gz"))
-        for file, array in zip(files[name], (values, labels), strict=True):
-            nib.save(nib.Nifti1Image(array.T, file_affine), file)
-    write_index(PreparedDataset(str(folder), "generated", {1: "organ"}, {}, {}, tuple(entries)))
-    prepared = read_prepared(folder)
-    return prepared, as_nifti(prepared, files)
+        values = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+        for part, array in (("imagesTr", values), ("labelsTr", labels)):
+            nib.save(nib.Nifti1Image(array.T, np.diag([-0.8, -0.8, 2.5, 1.0])), folder / part / f"case{number}.nii.gz")
 
 
 def as_nifti(prepared: PreparedDataset, files: dict[str, tuple[str, str]]) -> NiftiDataset:
@@ -105,8 +80,6 @@ def as_nifti(prepared: PreparedDataset, files: dict[str, tuple[str, str]]) -> Ni
 
 def given(prepared_folder: str, nifti_folder: str, cases: int) -> tuple[PreparedDataset, NiftiDataset]:
     """The first cases of a prepared dataset and of the MSD folder that it was made from."""
-    from sam2_3dmed_jax.data.msd import read_dataset
-
     prepared = read_prepared(prepared_folder)
     prepared = dataclasses.replace(prepared, cases=tuple(case for case in prepared.cases if case.areas)[:cases])
     return prepared, as_nifti(
@@ -196,7 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data:
             prepared, nifti = given(options.data, options.nifti, options.cases)
         else:
-            prepared, nifti = generate(Path(folder), options.cases, options.depth)
+            generate(Path(folder, "data"), options.cases, options.depth)
+            prepare(read_dataset(Path(folder, "data")), Path(folder, "prepared"), workers=1)
+            prepared, nifti = given(f"{folder}/prepared", f"{folder}/data", options.cases)
         for config in (still, augmented):
             check_equal(prepared, nifti, config, min(options.clips, 6))
         stored = augmented.slices * prepared.cases[0].shape[1] * prepared.cases[0].shape[2] * 3 / 1e6

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from sam2_3dmed_jax.data.prepare_folder import (
     sweep,
 )
 from sam2_3dmed_jax.data.prepare_report import PreparedReport, write_refused
-from sam2_3dmed_jax.data.prepare_source import source_record
+from sam2_3dmed_jax.data.prepare_source import Progress, source_record
 from sam2_3dmed_jax.data.processes import Died, in_processes
 from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, is_prepared, read_prepared, write_index
 from sam2_3dmed_jax.errors import UserError
@@ -41,7 +40,7 @@ def prepare(
     settings: PrepareConfig = KEEP,
     *,
     workers: int | None = None,
-    progress: Callable[[str, int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> PreparedReport:
     """Prepare the cases of a dataset that are not prepared yet.
 
@@ -65,9 +64,6 @@ def prepare(
     if "://" in os.fspath(out):
         raise UserError(f"{out} is no local folder, as `prepare` needs; give one, and copy it there afterwards")
     root, ids = Path(out), [case.id for case in dataset.cases]
-    if len(set(ids)) < len(ids):
-        twice = next(case_id for case_id in ids if ids.count(case_id) > 1)
-        raise UserError(f"{dataset.name} has two cases {twice}; rename one, as its shard is named by it")
     with claimed(root, dataset, settings):
         found = {case.id: standing(root, dataset, case) for case in dataset.cases}
         kept = {case_id: state.entry for case_id, state in found.items() if state.entry}

@@ -12,13 +12,12 @@ from sam2_3dmed_jax.data.archive import KNOWN_MD5, archive_md5
 from sam2_3dmed_jax.data.msd import Dataset, fingerprint
 from sam2_3dmed_jax.data.prepare_folder import write_whole
 
+Progress = Callable[[str, int, int, str], None]  # (what, done, total, note)
 ARCHIVE = "archive.json"
 _ORIGIN = ("description", "reference", "licence", "license", "release", "relase")  # MSD's Task07 spells it so
 
 
-def source_record(
-    dataset: Dataset, out: Path, progress: Callable[[str, int, int, str], None] | None = None
-) -> dict[str, Any]:
+def source_record(dataset: Dataset, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Ids, fingerprint, licence; of an archive its name, and its MD5 where the published one is known.
 
     The MD5 is kept in `out` with the archive's size and time, since reading 12 GB once is enough.

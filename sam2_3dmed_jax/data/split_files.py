@@ -19,6 +19,7 @@ from etils import epath
 
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.image_file import written_whole
 
 MAX_BYTES = 64 << 20  # of any of these files; more is another kind of file
 
@@ -175,15 +176,8 @@ def _bytes(path: Path) -> bytes:
 
 
 def _write(path: Path, text: str) -> None:
-    file = epath.Path(path)
-    temporary = file.parent / f".{file.name}.tmp"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(file)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}); give a folder with room and write access") from None
+    with written_whole(path, ".json") as part:
+        part.write_text(text)
 
 
 def _short(value: Any) -> str:

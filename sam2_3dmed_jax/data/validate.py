@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from sam2_3dmed_jax.data.description import MAX_LABEL
 from sam2_3dmed_jax.data.msd import Case
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import Volume
@@ -15,7 +16,6 @@ from sam2_3dmed_jax.volume.image_file import one_line
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
 HU_RANGE = (-1024, 3071)  # of a scanner with 12 bits: air to dense bone
-MAX_LABEL = 255  # labels are stored as uint8
 _LEAST_CONTRAST = 10  # HU between the darkest and the brightest voxel: any CT has over 1,000
 _BLOCK = 1 << 20  # bytes
 _MODALITIES = {"MRI": "MR", "COMPUTED TOMOGRAPHY": "CT", "CTA": "CT", "CT SCAN": "CT"}

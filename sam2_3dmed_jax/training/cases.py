@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.msd import read_dataset
 from sam2_3dmed_jax.data.prepare import prepare
+from sam2_3dmed_jax.data.prepare_source import Progress
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, is_prepared, read_prepared
@@ -34,9 +34,7 @@ def check_data(config: ExperimentConfig) -> None:
     choose_split([case.id for case in raw.cases], config.data)
 
 
-def prepared_dataset(
-    path: str, run: Path, progress: Callable[[str, int, int, str], None] | None = None
-) -> PreparedDataset:
+def prepared_dataset(path: str, run: Path, progress: Progress | None = None) -> PreparedDataset:
     """The dataset at `path` if it is prepared; any other is prepared first, into `run/data`.
 
     Raises:

@@ -20,6 +20,7 @@ from tensorboardX import SummaryWriter
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
+from sam2_3dmed_jax.data.prepare_source import Progress as DataProgress
 from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
 from sam2_3dmed_jax.errors import UserError
@@ -29,7 +30,6 @@ from sam2_3dmed_jax.training.checkpoint import Checkpoints
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.setup import Setup, set_up
 
-DataProgress = Callable[[str, int, int, str], None]
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
 COLUMNS = (
     *("step", "loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score"),

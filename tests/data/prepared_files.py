@@ -10,6 +10,8 @@ import numpy as np
 from sam2_3dmed_jax.data.records import write_shard
 from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, read_prepared, write_index
 
+NO_AUGMENTATION = {"rotation": 0.0, "scaling": 0.0, "shift": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0}
+
 
 def write_prepared(
     folder: Path,

@@ -15,20 +15,15 @@ from sam2_3dmed_jax.data.clips import cut_clip
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.data.warp import Warp
 from sam2_3dmed_jax.training.losses import boundary_target
-from tests.data.prepared_files import write_prepared
+from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
 
 SIZE, DEPTH = 64, 9
 STEP = 10  # HU a voxel
 STILL = DataConfig(
     slices=4,
-    rotation=0,
-    scaling=0,
-    shift=0,
-    intensity=0,
-    gamma=0,
-    noise=0,
     box=0,
     preprocessing=PreprocessingConfig(window="500,1000"),  # HU 0 to 1000 become 0 to 1
+    **NO_AUGMENTATION,
 )
 MOTIONS = {
     "flip": {"flip": 0.5},

@@ -10,18 +10,13 @@ from sam2_3dmed_jax.data.clips import cut_clip
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import intensity
-from tests.data.prepared_files import write_prepared
+from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
 
 STILL = DataConfig(
     slices=5,
     objects=2,
-    rotation=0,
-    scaling=0,
-    shift=0,
-    intensity=0,
-    gamma=0,
-    noise=0,
     preprocessing=PreprocessingConfig(window="50,100"),  # HU 0 to 100 become 0 to 1
+    **NO_AUGMENTATION,
 )
 LABELS = {1: "organ", 2: "tumour"}
 

@@ -22,12 +22,12 @@ from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.store import PreparedDataset, read_prepared
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
-from tests.data.prepared_files import write_prepared
+from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES, BATCH, SIZE = 7, 2, 32
 CONFIG = DataConfig(slices=3, preprocessing=PreprocessingConfig(window="50,100"))
-STILL = replace(CONFIG, rotation=0, scaling=0, shift=0, intensity=0, gamma=0, noise=0)
+STILL = replace(CONFIG, **NO_AUGMENTATION)
 
 # Prints the digest of each batch with its number; an endless reader that is killed from outside.
 CHILD = f"""

@@ -8,12 +8,13 @@ from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.volume import intensity
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
+from tests.data.prepared_files import NO_AUGMENTATION
 from tests.data.source_files import canonical, link_case, run
 
 NAMES = {"0": "background", **{str(value): f"organ {value}" for value in range(1, 7)}}
 # Every HU that is stored has its own grey, and nothing is augmented.
 EVERY_HU = PreprocessingConfig(window="1023.5,4095")
-STILL = {"rotation": 0.0, "scaling": 0.0, "shift": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0, "objects": 6}
+STILL = {**NO_AUGMENTATION, "objects": 6}
 
 
 def clips_of(dataset, config, size, count):
