@@ -30,8 +30,10 @@ CONFIG = DataConfig(slices=3, preprocessing=PreprocessingConfig(window="50,100")
 STILL = replace(CONFIG, **NO_AUGMENTATION)
 
 # Prints the digest of each batch with its number; an endless reader that is killed from outside.
+# A shell's background jobs ignore Ctrl-C, and so do their children.
 CHILD = f"""
-import hashlib, sys
+import hashlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.store import read_prepared
@@ -235,14 +237,7 @@ def open_shards(path):
 def test_ctrl_c_ends_a_reader_and_its_workers_at_once(dataset):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CHILD, dataset.path]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         for _ in range(3):
             child.stdout.readline()

@@ -19,6 +19,13 @@ from sam2_3dmed_jax.errors import UserError
 from tests.data.source_files import add_case, contents, run, snapshot, some_cases, stored, values_and_labels
 
 ROOT = Path(__file__).resolve().parents[2]
+# A shell's background jobs ignore Ctrl-C, and so do their children.
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from sam2_3dmed_jax.cli import main
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +45,11 @@ def whole(large, tmp_path_factory):
 def interrupted(source, out, how):
     """The command in a process of its own, stopped by a signal between its first case and its last."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sam2_3dmed_jax.cli", "prepare", str(source), str(out), "--workers", "2"],
+        [sys.executable, "-c", COMMAND, "prepare", str(source), str(out), "--workers", "2"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     while not list((out / "cases").glob("[!.]*.json")):
         assert process.poll() is None, process.stderr.read()
