@@ -124,7 +124,9 @@ def test_mirroring_moving_and_exchanging_masks_change_nothing(definition: str):
 
 
 @pytest.mark.parametrize("voxels", [False, True])
-def test_every_element_is_given_its_nearest_other(voxels: bool):
+@pytest.mark.parametrize("query", [0.0, 3e3, 1e12], ids=["by tree", "by either", "by passes"])
+def test_every_element_is_given_its_nearest_other(query: float, voxels: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nearest_element, "_QUERY", {"cpu": query})
     rng = np.random.default_rng(6)
     for share in (1e-3, 0.02, 0.3) * 10:
         masks = rng.random((2, *rng.integers(1, 40, 3))) < share
