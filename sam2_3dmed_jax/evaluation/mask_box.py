@@ -1,0 +1,39 @@
+"""The part of two masks that holds an object, as one array: all that surfaces need of a volume."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def union_box(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The smallest box around both masks, with a plane, a row and a column of zeros behind.
+
+    Args:
+        one: bool `[D, H, W]`.
+        other: bool `[D, H, W]`; one of the two is not empty.
+
+    Returns:
+        uint8 `[d + 1, h + 1, w + 1]`: bit 0 is `one`, bit 1 `other`.
+    """
+    extents = [extent for mask in (one, other) if (extent := _extent(mask)) is not None]
+    first, last = np.min([e[0] for e in extents], 0), np.max([e[1] for e in extents], 0)
+    around = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
+    box = np.zeros(last - first + 2, np.uint8)
+    inner = box[:-1, :-1, :-1]
+    np.left_shift(other[around].view(np.uint8), 1, out=inner)
+    inner |= one[around].view(np.uint8)
+    return box
+
+
+def _extent(mask: np.ndarray) -> tuple[list[int], list[int]] | None:
+    """The first and the last index of True on each axis; None if there is none."""
+    # A plane at a time: `any` leaves a plane at its first True, and the other axes need the object's planes only.
+    planes = np.flatnonzero([plane.any() for plane in mask])
+    if not planes.size:
+        return None
+    shadow = mask[planes[0]].copy()
+    for plane in mask[planes[0] + 1 : planes[-1] + 1]:
+        shadow |= plane
+    rows, columns = np.flatnonzero(shadow.any(1)), np.flatnonzero(shadow.any(0))
+    axes = (planes, rows, columns)
+    return [int(found[0]) for found in axes], [int(found[-1]) for found in axes]
