@@ -139,12 +139,20 @@ class LossConfig:
     bd: float | tuple[tuple[int, float], ...] = 0.1  # lambda_bd (paper)
 
 
+# What the backward pass computes again instead of keeping it: nothing, all but matrix products with weights, or all.
+Remat = Literal["none", "dots", "all"]
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """The training run."""
 
     steps: int = 1000
-    batch_size: int = 4  # B: clips a step, over all devices
+    batch_size: int = 4  # B: clips a step, over all devices and parts
+    accumulation: int = 1  # equal parts of a batch that are walked one after the other; gradients as of the whole batch
+    remat_trunk: Remat = "none"  # of each block of a trunk that trains; see `Remat`
+    remat_slices: Remat = "none"  # of each step of the walk over slices
+    ema: float = 0.0  # decay a step of averaged weights, which then become the result; 0: none
     learning_rate: float = 1e-4  # peak, of the parts that `part_learning_rates` does not name
     part_learning_rates: tuple[tuple[str, float], ...] = ()  # (regex on the parameter path, factor)
     frozen: tuple[str, ...] | None = (

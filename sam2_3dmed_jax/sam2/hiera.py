@@ -12,9 +12,10 @@ from flax import nnx
 from jax.image import ResizeMethod
 from jax.typing import DTypeLike
 
-from sam2_3dmed_jax.config import HieraConfig
+from sam2_3dmed_jax.config import HieraConfig, Remat
 from sam2_3dmed_jax.sam2.attention import attend
 from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, gelu, layer_norm, parameter
+from sam2_3dmed_jax.sam2.rematerialisation import rematerialised
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
@@ -113,13 +114,16 @@ class Hiera(nnx.Module):
         self.stage_ends = tuple(sum(config.stages[: i + 1]) - 1 for i in range(len(config.stages)))
         self.dtype = dtype
 
-    def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C1]` to `[B, S/32, S/32, C4]`."""
+    def __call__(self, images: jax.Array, remat: Remat = "none") -> list[jax.Array]:
+        """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C1]` to `[B, S/32, S/32, C4]`.
+
+        `remat` is of each block.
+        """
         x = self.patch_embed["proj"](images)
         x = x + self.position(*x.shape[1:3]).astype(self.dtype)
         features = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = rematerialised(block, remat)(x)
             if i in self.stage_ends:
                 features.append(x)
         return features

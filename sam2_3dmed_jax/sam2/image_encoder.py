@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from sam2_3dmed_jax.config import Sam2Config
+from sam2_3dmed_jax.config import Remat, Sam2Config
 from sam2_3dmed_jax.sam2.hiera import Hiera
 from sam2_3dmed_jax.sam2.layers import Linear
 
@@ -51,9 +51,11 @@ class ImageEncoder(nnx.Module):
         self.trunk = Hiera(config.trunk, dtype=dtype)
         self.neck = FpnNeck(config, dtype=dtype)
 
-    def __call__(self, images: jax.Array, after: tuple[Linear, Linear]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, images: jax.Array, after: tuple[Linear, Linear], remat: Remat = "none"
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C/8]`, `[B, S/8, S/8, C/4]`, `[B, S/16, S/16, C]`.
 
-        The first two have gone through the 1x1 convolutions `after`.
+        The first two have gone through the 1x1 convolutions `after`; `remat` is of each block of the trunk.
         """
-        return self.neck(self.trunk(images), after)
+        return self.neck(self.trunk(images, remat), after)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sam2_3dmed_jax.config import Sam2Config
+from sam2_3dmed_jax.config import Remat, Sam2Config
 from sam2_3dmed_jax.sam2.image_encoder import ImageEncoder
 from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, parameter, resize_masks
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates, MaskDecoder, Refine, select_mask
@@ -66,10 +66,10 @@ class SAM2(nnx.Module):
 
     # Step 1
 
-    def encode_image(self, images: jax.Array) -> SliceFeatures:
-        """Encode normalised slices `[B, S, S, 3]`."""
+    def encode_image(self, images: jax.Array, remat: Remat = "none") -> SliceFeatures:
+        """Encode normalised slices `[B, S, S, 3]`; `remat` is of each block of the trunk."""
         decoder = self.sam_mask_decoder
-        stride4, stride8, embedding = self.image_encoder(images, (decoder.conv_s0, decoder.conv_s1))
+        stride4, stride8, embedding = self.image_encoder(images, (decoder.conv_s0, decoder.conv_s1), remat)
         return SliceFeatures(embedding, stride8, stride4)
 
     # Step 2

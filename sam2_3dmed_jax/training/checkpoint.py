@@ -37,7 +37,7 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(state))
         stored = self._checkpointer.load(latest.step, abstract)
         optimizer = jax.tree.unflatten(jax.tree.structure(state.optimizer), stored["optimizer"])
-        return TrainState(stored["weights"], optimizer, stored["step"]), latest.step
+        return TrainState(stored["weights"], optimizer, stored["step"], stored["ema"]), latest.step
 
     def close(self) -> None:
         """Wait until all is written."""
@@ -46,4 +46,5 @@ class Checkpoints:
 
 def _tree(state: TrainState) -> dict:
     """A state as plain containers: optax's named tuples are not a stable format."""
-    return {"weights": state.weights, "optimizer": jax.tree.leaves(state.optimizer), "step": state.step}
+    optimizer = jax.tree.leaves(state.optimizer)
+    return {"weights": state.weights, "optimizer": optimizer, "step": state.step, "ema": state.ema}

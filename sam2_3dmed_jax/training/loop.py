@@ -29,6 +29,7 @@ from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_datase
 from sam2_3dmed_jax.training.checkpoint import Checkpoints
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.setup import Setup, set_up
+from sam2_3dmed_jax.training.step import result
 
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
 COLUMNS = (
@@ -104,7 +105,7 @@ def train(
     provenance = {"trained_by": "sam2-3dmed train", "steps": total, "data": config.data.path, "init": config.model.init}
     final = run / "final"
     info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
-    save_weights({**state.weights, **setup.frozen}, final, info)
+    save_weights({**result(state), **setup.frozen}, final, info)
     return final
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -30,8 +31,8 @@ class Setup:
     step: Step
 
 
-def set_up(config: ExperimentConfig) -> Setup:
-    """Make the mesh, the weights and the step of an experiment.
+def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Setup:
+    """Make the mesh (over all devices, or those given), the weights and the step of an experiment.
 
     Raises:
         UserError: settings that do not fit this machine or each other, or a checkpoint that does not fit them.
@@ -39,8 +40,8 @@ def set_up(config: ExperimentConfig) -> Setup:
     # The slice context sees at prediction as many slices at once as it was trained on.
     srpp = replace(config.model.slice_position, window=config.data.slices)
     config = config.replace(model=replace(config.model, slice_position=srpp))
-    mesh = make_mesh(config.mesh)
-    sharding = batch_sharding(mesh, config.training.batch_size)
+    mesh = make_mesh(config.mesh, devices)
+    sharding = batch_sharding(mesh, config.training.batch_size, config.training.accumulation)
     graphdef, _ = abstract_model(config.model)
     weights = initial(config)
     trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import MeshConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import Weights
+
+BATCH_AXES = ("data", "fsdp")
 
 # Path pattern to the axis that is split over "fsdp"; None replicates. The first match decides.
 RULES: tuple[tuple[str, int | None], ...] = (
@@ -19,13 +23,13 @@ RULES: tuple[tuple[str, int | None], ...] = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of this job.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices of this job, or over `devices`, which need not be there.
 
     Raises:
         UserError: axes whose product is not the number of devices.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     data, fsdp = config.data, config.fsdp
     if data == -1:
         data = count // fsdp if fsdp > 0 else 0
@@ -35,20 +39,35 @@ def make_mesh(config: MeshConfig) -> Mesh:
         raise UserError(
             f"mesh: {config.data} x {config.fsdp} does not cover {count} devices; let mesh.data x mesh.fsdp be {count}"
         )
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
-def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+def batch_sharding(mesh: Mesh, batch_size: int, accumulation: int = 1) -> NamedSharding:
     """Batches are split over both axes.
 
     Raises:
-        UserError: a batch that the devices do not divide.
+        UserError: a batch that the devices, times the parts of `training.accumulation`, do not divide.
     """
-    if batch_size % mesh.size:
+    if accumulation < 1:
+        raise UserError(f"training.accumulation: {accumulation} is no number of parts; use 1 or more")
+    if batch_size % (mesh.size * accumulation):
+        parts = f" x {accumulation} parts (training.accumulation)" if accumulation > 1 else ""
         raise UserError(
-            f"training.batch_size: {batch_size} is not divisible by {mesh.size} devices; use a multiple of {mesh.size}"
+            f"training.batch_size: {batch_size} is not divisible by {mesh.size} devices{parts}; use a multiple of "
+            f"{mesh.size * accumulation}"
         )
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def in_parts(batch: dict[str, jax.Array], count: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch `[B, ...]` as `[count, B / count, ...]`; each device keeps its clips."""
+    kept = NamedSharding(mesh, P(None, BATCH_AXES))
+
+    def cut(x: jax.Array) -> jax.Array:
+        parts = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+        return jax.lax.with_sharding_constraint(parts, kept)
+
+    return jax.tree.map(cut, batch)
 
 
 def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:

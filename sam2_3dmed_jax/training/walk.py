@@ -12,14 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sam2_3dmed_jax.config import Remat
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
-from sam2_3dmed_jax.sam2.model import SAM2
+from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.prompt_encoder import Prompts, no_prompts
+from sam2_3dmed_jax.sam2.rematerialisation import rematerialised
 
 MEAN = (0.485, 0.456, 0.406)
 SD = (0.229, 0.224, 0.225)
+# Slices larger than this, in pixels a side, are encoded one of each clip at a time: a trunk's first stages would hold
+# gigabytes of all D, and a larger product is no faster.
+ENCODED_AT_ONCE = 256
 
 
 class WalkOutput(NamedTuple):
@@ -28,7 +33,6 @@ class WalkOutput(NamedTuple):
     candidates: MaskCandidates  # each with leading axes [D, R]
     mask_logits: jax.Array  # float32 [D, R, S/4, S/4]: gated and chosen, as at inference
     multimask: jax.Array  # bool [D, R]
-    counts: jax.Array  # bool [D, R]: valid slices from the prompt on
     positions: jax.Array | None  # P_pos [B, D, D], with SRPP
 
 
@@ -37,14 +41,41 @@ def normalise(unit: jax.Array) -> jax.Array:
     return (unit[..., None] - jnp.array(MEAN)) / jnp.array(SD)
 
 
-def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
-    """Run a model over a batch of `data.clips.Clip` with a leading axis B."""
-    slices = batch["slices"]
-    b, d = slices.shape[:2]
-    k = batch["masks"].shape[2]
+def walked_slices(batch: dict[str, jax.Array]) -> jax.Array:
+    """Where a row is walked, bool `[D, R]`: on valid slices from its prompt on, if its object is in the clip."""
+    valid, start = batch["slice_valid"], batch["prompt_step"]
+    begun = jnp.arange(valid.shape[1])[None, :, None] >= start[:, None, :]  # [B, D, K]
+    walked = begun & valid[:, :, None] & batch["object_valid"][:, None, :]
+    return jnp.moveaxis(walked, 1, 0).reshape(valid.shape[1], -1)
+
+
+def clip_features(model: SAM2, slices: jax.Array, remat: Remat = "none") -> SliceFeatures:
+    """Encode clips `[B, D, S, S]` in [0, 1]; features get leading axes `[D, B]`. `remat` is of each trunk block."""
+    b, d, size, _ = slices.shape
+    if size <= ENCODED_AT_ONCE:
+        features = model.encode_image(normalise(slices.reshape(b * d, size, size)), remat)
+        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, d, *x.shape[1:]), 1, 0), features)
+    return lax.map(lambda slice_: model.encode_image(normalise(slice_), remat), jnp.moveaxis(slices, 1, 0))
+
+
+def walk_clips(
+    model: SAM2, batch: dict[str, jax.Array], remat_trunk: Remat = "none", remat_slices: Remat = "none"
+) -> WalkOutput:
+    """Run a model over a batch of `data.clips.Clip` with a leading axis B.
+
+    Args:
+        model: SAM 2, or SAM2-3dMed.
+        batch: it may hold the features of its slices (`SliceFeatures`' fields, `[B, D, ...]`) in place of `slices`.
+        remat_trunk: of each block of the trunk.
+        remat_slices: of each step of the walk.
+    """
+    b, d, k = batch["masks"].shape[:3]
     rows = b * k
-    features = model.encode_image(normalise(slices.reshape(b * d, *slices.shape[2:])))
-    features = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, d, *x.shape[1:]), 1, 0), features)  # [D, B, ...]
+    if "slices" in batch:
+        features = clip_features(model, batch["slices"], remat_trunk)
+    else:
+        dtype = jnp.dtype(model.config.compute_dtype)
+        features = SliceFeatures(*(jnp.moveaxis(batch[name], 1, 0).astype(dtype) for name in SliceFeatures._fields))
 
     context = jnp.zeros((d, b, model.config.d_model))
     positions = None
@@ -100,11 +131,11 @@ def walk_clips(model: SAM2, batch: dict[str, jax.Array]) -> WalkOutput:
         recent = bank.recent.write(index, walked, encoded, out.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
         multimask = given.multimask & model.config.multimask
-        return bank, (out.candidates, out.mask_logits, multimask, prompted | walked)
+        return bank, (out.candidates, out.mask_logits, multimask)
 
     # Between the prompted slice and the last one lie at most D - 2 slices to remember.
     bank = MemoryBank.empty(model.config, rows, 1, jnp.dtype(model.config.compute_dtype), room=max(d - 2, 1))
     valid = jnp.moveaxis(batch["slice_valid"], 1, 0)
-    _, outputs = lax.scan(step, bank, (jnp.arange(d), features, context, valid))
-    candidates, mask_logits, multimask, counts = outputs
-    return WalkOutput(candidates, mask_logits, multimask, counts, positions)
+    step = rematerialised(step, remat_slices)
+    _, (candidates, mask_logits, multimask) = lax.scan(step, bank, (jnp.arange(d), features, context, valid))
+    return WalkOutput(candidates, mask_logits, multimask, positions)

@@ -1,0 +1,34 @@
+"""Train the same run on several meshes of 8 fake devices; writes losses and weights, for `test_meshes`."""
+
+import sys
+
+import jax
+import numpy as np
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.training.setup import set_up
+from tests.training.random_clips import random_batch
+
+STEPS = 20
+CONFIG = ExperimentConfig(
+    model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
+    data=DataConfig(slices=2),
+    training=TrainingConfig(steps=STEPS, batch_size=8, warmup_steps=1),
+)
+
+
+def train(data: int, fsdp: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    devices = jax.devices()[: data * fsdp]
+    setup = set_up(CONFIG.replace(mesh=MeshConfig(data, fsdp)), devices)
+    state, losses = setup.state, []
+    for i in range(STEPS):
+        state, metrics = setup.step(state, setup.frozen, jax.device_put(random_batch(CONFIG, i % 4), setup.sharding))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), jax.device_get(state.weights)
+
+
+if __name__ == "__main__":
+    for words in sys.argv[2:]:
+        data, fsdp = (int(word) for word in words.split("x"))
+        losses, weights = train(data, fsdp)
+        np.savez(f"{sys.argv[1]}/{words}.npz", losses=losses, **weights)

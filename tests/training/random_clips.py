@@ -1,0 +1,35 @@
+"""Batches of clips that need no data: bright discs on noise, in the shapes of an experiment."""
+
+import numpy as np
+
+from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.data.clips import clip_shapes
+from sam2_3dmed_jax.sam2.presets import preset_config
+
+
+def random_batch(config: ExperimentConfig, seed: int) -> dict[str, np.ndarray]:
+    """One batch `[B, ...]`; clips differ in how many of their slices hold the object, and one is cut short."""
+    rng = np.random.default_rng(seed)
+    size = preset_config(config.model.preset, config.model.image_size).image_size
+    b, d, k = config.training.batch_size, config.data.slices, config.data.objects
+    shapes = clip_shapes(config.data, size)
+    batch = {name: np.zeros((b, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    rows, columns = np.mgrid[:size, :size]
+    batch["slices"][:] = rng.random(batch["slices"].shape) * 0.2
+    for i in range(b):
+        for j in range(k):
+            centre = rng.uniform(size / 4, size * 3 / 4, 2)
+            for t in range(d - (i % 2)):
+                radius = size / 5 - t
+                disc = (rows - centre[1]) ** 2 + (columns - centre[0]) ** 2 < radius**2
+                batch["masks"][i, t, j] = disc
+                batch["slices"][i, t] += 0.5 * disc
+            batch["coords"][i, j, 0] = centre
+    batch["slice_index"][:] = batch["position_mm"][:] = np.arange(d)
+    batch["slice_valid"][:] = True
+    batch["slice_valid"][0, -1] = False
+    batch["object_valid"][:] = True
+    batch["point_labels"][:] = (1, -1, -1, -1)
+    batch["token_valid"][..., :2] = True
+    batch["multimask"][:] = True
+    return batch

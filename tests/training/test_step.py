@@ -1,0 +1,64 @@
+"""The train step: parts of a batch, rematerialisation and averaged weights leave its numbers as they are."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training.setup import set_up
+from tests.training.random_clips import random_batch
+
+CONFIG = ExperimentConfig(
+    model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
+    data=DataConfig(slices=3),
+    training=TrainingConfig(steps=20, batch_size=4, warmup_steps=1, ema=0.5, learning_rate=1e-3),
+)
+
+
+def two_steps(**changes):
+    """The states before, between and after two steps, as NumPy's, and the metrics logged."""
+    setup = set_up(CONFIG.replace(training=replace(CONFIG.training, **changes)))
+    state, states, logged = setup.state, [jax.device_get(setup.state)], []
+    for i in range(2):
+        state, metrics = setup.step(state, setup.frozen, jax.device_put(random_batch(CONFIG, i), setup.sharding))
+        states.append(jax.device_get(state))
+        logged.append({name: float(value) for name, value in metrics.items()})
+    return states, logged
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return two_steps()
+
+
+def test_parts_and_rematerialisation_give_the_whole_batchs_losses_and_weights(plain):
+    states, logged = plain
+    others, again = two_steps(accumulation=2, remat_trunk="all", remat_slices="dots")
+    for one, two in zip(logged, again, strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    for path, value in states[-1].weights.items():
+        np.testing.assert_allclose(others[-1].weights[path], value, atol=2e-5, err_msg=path)
+
+
+def test_averaged_weights_follow_the_trained_ones_by_their_decay(plain):
+    (before, between, after), _ = plain
+    for path in ("no_mem_embed", "boundary.to_mask.kernel"):
+        first = 0.1 * before.weights[path] + 0.9 * between.weights[path]  # decay (1 + 0) / (10 + 0)
+        np.testing.assert_allclose(between.ema[path], first, atol=1e-7)
+        second = 2 / 11 * first + 9 / 11 * after.weights[path]
+        np.testing.assert_allclose(after.ema[path], second, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"accumulation": 3}, r"batch_size: 4 is not divisible by 1 devices x 3 parts .*; use a multiple of 3"),
+        ({"accumulation": 0}, r"training\.accumulation: 0 is no number of parts"),
+    ],
+)
+def test_parts_that_do_not_divide_the_batch_are_refused(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        set_up(CONFIG.replace(training=replace(CONFIG.training, **changes)))
