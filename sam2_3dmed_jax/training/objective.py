@@ -59,9 +59,12 @@ def objective(
     model: ModelConfig,
     weights: LossConfig,
     step: jax.Array,
+    total: Callable[[Numbers], Numbers] = lambda numbers: numbers,
     numbers: Numbers | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss and its parts: `loss`, `loss_seg`, `loss_srpp`, `loss_bd`, ..., and `dice`.
+
+    Of a part of a batch they are the part's shares, which add up to the whole's.
 
     Args:
         out: of the walk over `batch`.
@@ -69,21 +72,21 @@ def objective(
         model: which modules there are, and their targets.
         weights: of the terms.
         step: int32, where schedules are.
-        numbers: of the whole batch, if `batch` is a part of one: then losses of the parts add up to the whole's.
+        total: sums numbers over the devices that walk the other parts.
+        numbers: of the whole batch, if other parts are walked at another time.
     """
     found = terms(out, batch, model)
-    if numbers is not None:
-        found = {name: Term(term.total, numbers[name]) for name, term in found.items()}
-    parts = {name: term.mean() for name, term in found.items()}
-    total = jnp.zeros(())
+    numbers = numbers or total({name: term.number for name, term in found.items()})
+    parts = {name: Term(term.total, numbers[name]).mean() for name, term in found.items()}
+    loss = jnp.zeros(())
     for name in ("bce", "dice", "iou", "object_score"):
-        total = total + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
-    parts["loss_seg"] = total
+        loss = loss + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
+    parts["loss_seg"] = loss
     for name in ("srpp", "bd"):
         if f"loss_{name}" in parts:
-            total = total + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
-    parts["loss"] = total
-    return total, parts
+            loss = loss + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
+    parts["loss"] = loss
+    return loss, parts
 
 
 def _hard_dice(logits: jax.Array, target: jax.Array, counts: jax.Array) -> Term:

@@ -17,12 +17,11 @@ from jax.sharding import PartitionSpec as P
 from sam2_3dmed_jax.config import TrainingConfig
 from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.parts import rate_factors
-from sam2_3dmed_jax.training.sharding import weight_shardings
+from sam2_3dmed_jax.training.sharding import SMALL, weight_shardings
 
 # Far above rounding and far below gradients: a softmax does not see its keys' bias, whose gradient is rounding alone
 # (1e-10), and which an epsilon of 1e-8 would let walk apart on other meshes.
 EPSILON = 1e-7
-PACKED_SIZE = 1 << 16  # parameters with fewer elements are packed
 
 
 def learning_rate(config: TrainingConfig) -> optax.Schedule:
@@ -53,7 +52,7 @@ class Optimizer:
             weights.items()
         ):  # a checkpoint's packed moments must not depend on who made the dict
             kind = (factors[path], path.endswith("kernel"))  # vectors, embeddings and norms do not decay
-            if value.size < PACKED_SIZE:
+            if value.size < SMALL:
                 packed.setdefault(kind, []).append(path)
             else:
                 self.groups[path] = Group((path,), *kind)

@@ -1,4 +1,9 @@
-"""The mesh `("data", "fsdp")` and where arrays live on it. The same code runs on one device and on a pod."""
+"""The mesh `("data", "fsdp")` and where arrays live on it. The same code runs on one device and on a pod.
+
+Each device walks its own clips with whole weights: large ones are kept in parts over "fsdp", gathered at the start of
+a step, and their gradients are summed into the same parts. The collectives are written out (`shard_map`), since a
+partitioner that is left to choose splits activations by the weights' axes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,6 @@ import re
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,6 +19,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import Weights
 
 BATCH_AXES = ("data", "fsdp")
+
+SMALL = 1 << 16  # parameters with fewer elements are everywhere
 
 # Path pattern to the axis that is split over "fsdp"; None replicates. The first match decides.
 RULES: tuple[tuple[str, int | None], ...] = (
@@ -59,24 +65,29 @@ def batch_sharding(mesh: Mesh, batch_size: int, accumulation: int = 1) -> NamedS
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def in_parts(batch: dict[str, jax.Array], count: int, mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch `[B, ...]` as `[count, B / count, ...]`; each device keeps its clips."""
-    kept = NamedSharding(mesh, P(None, BATCH_AXES))
-
-    def cut(x: jax.Array) -> jax.Array:
-        parts = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
-        return jax.lax.with_sharding_constraint(parts, kept)
-
-    return jax.tree.map(cut, batch)
-
-
 def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:
-    """Where each weight lives, by `RULES`; an axis that "fsdp" does not divide is replicated."""
+    """Where each weight lives, by `RULES`; small ones, and an axis that "fsdp" does not divide, are replicated."""
     shardings = {}
     for path, value in weights.items():
         axis = next(axis for pattern, axis in RULES if re.search(pattern, path))
         spec = P()
-        if axis is not None and value.shape[axis] % mesh.shape["fsdp"] == 0:
+        if axis is not None and value.size >= SMALL and value.shape[axis] % mesh.shape["fsdp"] == 0:
             spec = P(*[None] * (value.ndim - 1), "fsdp")
         shardings[path] = NamedSharding(mesh, spec)
     return shardings
+
+
+def gathered(parts: Weights, specs: dict[str, P]) -> Weights:
+    """Inside `shard_map`: whole weights from this device's parts. Its gradient is the parts' sum over "fsdp"."""
+    return {
+        path: jax.lax.all_gather(part, "fsdp", axis=part.ndim - 1, tiled=True) if "fsdp" in specs[path] else part
+        for path, part in parts.items()
+    }
+
+
+def summed(gradients: Weights, specs: dict[str, P]) -> Weights:
+    """Inside `shard_map`: gradients over all devices, of `gathered`'s parts."""
+    return {
+        path: jax.lax.psum(gradient, "data" if "fsdp" in specs[path] else BATCH_AXES)
+        for path, gradient in gradients.items()
+    }

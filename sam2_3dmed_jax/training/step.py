@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.sam2.parameters import Weights, merge
-from sam2_3dmed_jax.training.objective import Batch, Numbers, objective, term_numbers
+from sam2_3dmed_jax.sam2.parameters import Weights
+from sam2_3dmed_jax.training.gradient import global_gradient
+from sam2_3dmed_jax.training.objective import Batch
 from sam2_3dmed_jax.training.optimizer import Optimizer, learning_rate
-from sam2_3dmed_jax.training.sharding import in_parts, weight_shardings
-from sam2_3dmed_jax.training.walk import WalkOutput, walk_clips
+from sam2_3dmed_jax.training.sharding import weight_shardings
 
 
 class TrainState(NamedTuple):
@@ -58,28 +58,7 @@ def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights
         NamedSharding(mesh, P()),  # type: ignore[arg-type]
         placed if training.ema else {},  # type: ignore[arg-type]
     )
-
-    def walk(weights: Weights, frozen: Weights, batch: Batch) -> WalkOutput:
-        model = merge(graphdef, {**frozen, **weights})
-        return walk_clips(model, batch, training.remat_trunk, training.remat_slices)
-
-    def loss(
-        weights: Weights, frozen: Weights, batch: Batch, step: jax.Array, numbers: Numbers | None = None
-    ) -> tuple[jax.Array, dict]:
-        return objective(walk(weights, frozen, batch), batch, config.model, training.loss, step, numbers)
-
-    def gradient(weights: Weights, frozen: Weights, batch: Batch, step: jax.Array) -> tuple[Weights, dict]:
-        of_part = jax.grad(loss, has_aux=True)
-        if training.accumulation == 1:
-            return of_part(weights, frozen, batch, step)
-        parts = in_parts(batch, training.accumulation, mesh)
-        numbers = term_numbers(lambda batch: walk(weights, frozen, batch), batch, config.model)
-
-        def add(sums: tuple, part: Batch) -> tuple[tuple, None]:
-            return jax.tree.map(jnp.add, sums, of_part(weights, frozen, part, step, numbers)), None
-
-        shapes = jax.eval_shape(of_part, weights, frozen, jax.tree.map(lambda x: x[0], parts), step, numbers)
-        return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)[0]
+    gradient = global_gradient(config, graphdef, mesh)
 
     def train_step(state: TrainState, frozen: Weights, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         gradients, metrics = gradient(state.weights, frozen, batch, state.step)
