@@ -1,24 +1,28 @@
 """Attention for all of SAM 2: one function `attend` that never holds `[N, M]` scores of a whole large slice.
 
-Large products are walked in blocks of queries, recomputed in the backward pass. `Attention` is the projected
-attention of the two-way transformer and of memory attention's self-attention (`sam/transformer.py`).
+Large products are one Pallas kernel where the program is lowered for TPU (`flash_attention.py`); elsewhere they are
+walked in blocks of queries, recomputed in the backward pass. `Attention` is the projected attention of the two-way
+transformer and of memory attention's self-attention (`sam/transformer.py`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from sam2_3dmed_jax.sam2 import flash_attention
+from sam2_3dmed_jax.sam2.flash_kernels import MASKED
 from sam2_3dmed_jax.sam2.layers import Linear, precision_of
 
 # Scores of one (batch, head) beyond this many are computed block by block; 2^20 float32 are 4 MiB.
 MAX_SCORES = 1 << 20
-MASKED = -1e30  # finite, so that a row with no valid key gives a mean and not NaN
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> jax.Array:
@@ -33,10 +37,60 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = N
     Returns:
         `[B, N, heads, dv]` in `v`'s dtype. Scores and softmax are float32.
     """
-    n, m = q.shape[1], k.shape[1]
-    blocks = _blocks(n, m)
-    if blocks == 1:
+    if _blocks(q.shape[1], k.shape[1]) == 1:
         return _attend_block(q, k, v, valid)
+    if not flash_attention.fits(q.shape[1], q.shape[3]):
+        return _attend_in_blocks(q, k, v, valid)
+    return _attend_by_platform(q, k, v, valid)
+
+
+@jax.custom_vjp
+def _attend_by_platform(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Flash attention on TPU, blocks elsewhere: decided when the program is lowered, since `plan` does so on a CPU."""
+    return _forward(q, k, v, valid)[0]
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, tuple]:
+    def blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        b, n, heads, _ = q.shape
+        return _attend_in_blocks(q, k, v, valid), jnp.zeros((b, heads, n))  # recomputes all: no logsumexp to keep
+
+    args = (q, k, v, valid)
+    out, logsumexp = lax.platform_dependent(*args, tpu=_each_device_its_rows(flash_attention.forward), default=blocks)
+    return out, (*args, out, logsumexp)
+
+
+def _backward(residuals: tuple, gradient: jax.Array) -> tuple:
+    def blocks(q, k, v, valid, out, logsumexp, gradient):
+        return jax.vjp(lambda q, k, v: _attend_in_blocks(q, k, v, valid), q, k, v)[1](gradient)
+
+    flash = _each_device_its_rows(flash_attention.backward)
+    return *lax.platform_dependent(*residuals, gradient, tpu=flash, default=blocks), None
+
+
+_attend_by_platform.defvjp(_forward, _backward)
+
+
+def _each_device_its_rows(kernel: Callable) -> Callable:
+    """Split a kernel's batch over the mesh that its arguments lie on: the compiler cannot partition a kernel itself.
+
+    The mesh is known from the arguments' types, so that no caller needs to hand it down. A batch that the devices do
+    not divide is computed on each of them.
+    """
+
+    def apply(q: jax.Array, *rest: jax.Array | None) -> tuple[jax.Array, ...]:
+        mesh = jax.typeof(q).sharding.mesh
+        if not mesh.auto_axes:  # no mesh, or inside of a shard_map
+            return kernel(q, *rest)
+        spec = P(mesh.auto_axes) if q.shape[0] % mesh.size == 0 else P()
+        return jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(q, *rest)
+
+    return apply
+
+
+def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+    n = q.shape[1]
+    blocks = _blocks(n, k.shape[1])
     q_blocks = jnp.moveaxis(q.reshape(q.shape[0], blocks, n // blocks, *q.shape[2:]), 1, 0)
     block = jax.checkpoint(lambda q_block: _attend_block(q_block, k, v, valid))
     out = jnp.moveaxis(lax.map(block, q_blocks), 0, 1)
