@@ -45,6 +45,7 @@ from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
 CASES = 64
+ABOUT = {"trained_on_these_cases": "no"}
 Progress = Callable[..., None]
 
 
@@ -126,7 +127,7 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
         assemble(random_weights(info.model, config.training.seed), CheckpointInfo(info.model, info.preprocessing))
     )
     classes = declared_classes(dataset.labels)
-    plans = {name: Plan(classes, "one-click", about={"method": name}) for name in ("trained", "untrained")}
+    plans = {name: Plan(classes, "one-click", about={"method": name, **ABOUT}) for name in ("trained", "untrained")}
     with ThreadPoolExecutor(1) as pool:  # SciPy's work, beside the models
         grown = pool.submit(lambda: [_grow(case, entry) for case in cases for entry in classes])
         rows = {
@@ -186,6 +187,6 @@ def _grow(case: Case, entry: LabelClass) -> Row:
     (prompt,) = prompts_of("one-click", entry.mask(reference), volume.spacing, entry.values[0])
     ((x, y),) = prompt.points
     grown = region_growing(volume.array, (prompt.slice, round(y), round(x)), spacing=volume.spacing)
-    plan = Plan([entry], "one-click", about={"method": "region growing"})
+    plan = Plan([entry], "one-click", about={"method": "region growing", **ABOUT})
     (row,) = score_labels(case.id, np.where(grown, entry.values[0], 0), reference, volume.grid, plan)
     return row

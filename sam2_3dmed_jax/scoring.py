@@ -100,7 +100,7 @@ def score_checkpoint(
     known = fingerprint(dataset)
     chosen = split_to_score([case.id for case in dataset.cases], known, checkpoint, split)
     cases = [case for case in dataset.cases if case.id in set(chosen.test)]
-    run = _run_of(checkpoint, known)
+    run = run_of(checkpoint, known)
     how = {"split": "kfold", "fold": 0, **run, **split}
     fold = how["fold"] if how["split"] == "kfold" else ""
     # That none of these cases was trained on, the split has checked, if the run trained on this dataset.
@@ -222,9 +222,9 @@ def _difference(entry: dict[str, Any], other: str) -> str:
     )
 
 
-def _run_of(checkpoint: str, known: str) -> dict[str, Any]:
+def run_of(checkpoint: str, known: str) -> dict[str, Any]:
     """How the run that trained a checkpoint split this very dataset, and its seed; {} if no such run is at hand."""
-    folder = epath.Path(os.path.realpath(checkpoint)).parent
+    folder = epath.Path(_real(checkpoint)).parent
     how = read_how(folder / SPLIT) if (folder / SPLIT).exists() else {}
     if how.get("fingerprint") != known:
         return {}
@@ -237,4 +237,8 @@ def _run_of(checkpoint: str, known: str) -> dict[str, Any]:
 def _stamp(checkpoint: str) -> list[Any]:
     """What changes when a checkpoint is replaced: its `config.json` is written last."""
     written = (epath.Path(checkpoint) / "config.json").stat()
-    return [os.path.realpath(checkpoint), written.length, written.mtime]
+    return [_real(checkpoint), written.length, written.mtime]
+
+
+def _real(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)

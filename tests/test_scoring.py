@@ -9,7 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import cli
+from sam2_3dmed_jax import cli, scoring
+from sam2_3dmed_jax.data.split_files import keep_split
+from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.volume.io import write_nifti
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -287,3 +289,14 @@ def test_an_abdomen_is_scored_against_its_eroded_self(realdata: Path, tmp_path: 
         assert float(organ["fp_ml_outside_extent"]) == 0
     assert (pancreas["dice"], pancreas["empty"]) == ("0", "prediction") and float(pancreas["hd95_mm"]) > 400
     assert float(pancreas["volume_ml_reference"]) == pytest.approx(818 * 0.027, rel=1e-5)
+
+
+def test_what_a_run_tells_of_its_checkpoint_is_taken_over_for_its_own_data_only(tmp_path: Path):
+    split = Split(("a", "b"), (), ("c",))
+    keep_split(tmp_path / "split.json", split, {"fingerprint": "f", "split": "kfold", "fold": 3})
+    (tmp_path / "config.json").write_text(json.dumps({"training": {"seed": 5}}))
+    found = scoring.run_of(str(tmp_path / "final"), "f")
+    assert (found["fold"], found["seed"]) == (3, 5)
+    assert scoring.run_of(str(tmp_path / "final"), "another") == {}
+    (tmp_path / "config.json").write_text("{")
+    assert "seed" not in scoring.run_of(str(tmp_path / "final"), "f")

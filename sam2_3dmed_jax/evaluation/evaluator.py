@@ -24,7 +24,7 @@ from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
 from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.volume.geometry import Grid
-from sam2_3dmed_jax.volume.io import read_labels, read_volume
+from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -76,6 +76,8 @@ def evaluate_model(
         UserError: no such protocol, or files that cannot be read or do not fit each other.
     """
     check_protocol(plan.protocol)
+    for case in cases:  # before hours are spent on others
+        check_grid(read_grid(case.image), plan.measure)
     rows: list[Row] = []
     for done, case in enumerate(cases, 1):
         found = finished.get(case.id) if finished else None
@@ -142,7 +144,6 @@ def score_labels(
 
 def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan) -> list[Row]:
     volume = read_volume(case.image)
-    check_grid(volume.grid, plan.measure)
     reference = read_labels(case.label, volume)
     prompts = _prompts(reference, volume.grid, plan)
     start = time.perf_counter()

@@ -63,6 +63,10 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     for column in UNIFORM:
         if len(found := {str(row.get(column, "")) for row in rows}) > 1:
             raise UserError(f"the results differ in {column} ({', '.join(sorted(found))}); summarise each by itself")
+    tolerances: dict[str, Any] = {}
+    for row in rows:
+        if str(tolerances.setdefault(row["class"], row.get("tolerance_mm"))) != str(row.get("tolerance_mm")):
+            raise UserError(f"the results differ in tolerance_mm of {row['class']}; summarise each by itself")
     metrics = [m for m in AVERAGED if m not in SURFACE or any(row.get("definition") for row in rows)]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["class"] for row in rows))
@@ -75,7 +79,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         classes[name] = {
             "labels": str(own[0].get("labels", "")),
             "cases": len({row["case"] for row in own}),
-            "tolerance_mm": own[0].get("tolerance_mm"),
+            "tolerance_mm": tolerances[name],
             "empty": {kind: sum(row["empty"] == kind for row in own) for kind in ("both", "prediction", "reference")},
             "missing": sum(row.get("missing") == "yes" for row in own),
         }

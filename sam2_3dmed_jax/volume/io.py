@@ -16,7 +16,7 @@ from sam2_3dmed_jax.volume.geometry import Grid, Volume, check_same_grid, to_can
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile
 from sam2_3dmed_jax.volume.nifti import write_labels, write_nifti
 
-__all__ = ["read_label_map", "read_labels", "read_volume", "write_labels", "write_nifti"]
+__all__ = ["read_grid", "read_label_map", "read_labels", "read_volume", "write_labels", "write_nifti"]
 
 
 def read_volume(
@@ -67,6 +67,15 @@ def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
     image = _open(path, None, False)
     check_same_grid(image.grid, like.grid)
     return _integers(path, image)
+
+
+def read_grid(path: str | os.PathLike[str]) -> Grid:
+    """The grid of a volume or label map, from its header.
+
+    Raises:
+        UserError: as `read_volume`.
+    """
+    return _open(path, None, False).grid
 
 
 def read_label_map(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid]:

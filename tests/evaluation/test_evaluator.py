@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -163,3 +164,13 @@ def test_cases_of_another_evaluation_or_of_a_damaged_file_are_not_taken_over(row
     assert FinishedCases(tmp_path, {"plan": 2}).get("a") is None
     (tmp_path / FILE).write_text((tmp_path / FILE).read_text()[:-30])
     assert FinishedCases(tmp_path, {"plan": 1}).get("a") is None
+
+
+def test_a_slanted_scan_is_refused_before_any_is_segmented(dataset: Dataset, plan: Plan, tmp_path: Path):
+    image = nib.load(dataset.cases[1].image)
+    affine = image.affine.copy()
+    affine[1, 2] += 1.0
+    write_nifti(tmp_path / "tilted.nii.gz", np.asarray(image.dataobj), affine)
+    cases = [dataset.cases[0], replace(dataset.cases[1], image=str(tmp_path / "tilted.nii.gz"))]
+    with pytest.raises(UserError, match=r"tilted\.nii\.gz has axes that are not orthogonal"):
+        evaluate_model(None, cases, plan)

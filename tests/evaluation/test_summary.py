@@ -63,6 +63,8 @@ def test_results_that_were_not_measured_or_told_alike_are_not_averaged():
     for column, values in (("block", ("automatic", "reference-prompted")), ("definition", ("monai", "medpy"))):
         with pytest.raises(UserError, match=f"differ in {column} \\({values[0]}|differ in {column} \\({values[1]}"):
             summarise([row(1.0, case=case, **{column: value}) for case, value in zip("ab", values, strict=True)])
+    with pytest.raises(UserError, match="differ in tolerance_mm of spleen"):
+        summarise([row(1.0), row(1.0, case="b", tolerance_mm=2.0)])
     with pytest.raises(UserError, match="case a has two results for class spleen and seed 0"):
         summarise([row(1.0, seed="0"), row(0.9, seed="0")])
 
