@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.results import table_text, write_texts
+from sam2_3dmed_jax.evaluation.results import COMPARISON, table_text, write_texts
 from sam2_3dmed_jax.evaluation.scores import LOWER_IS_BETTER, SCORES, SURFACE
 from sam2_3dmed_jax.evaluation.statistics import bootstrap_means, holm, interval, over_seeds, wilcoxon
 from sam2_3dmed_jax.evaluation.summary import Row, undefined, values_of
@@ -94,7 +94,7 @@ def write_comparison(found: dict[str, Any], out: str | Path) -> None:
     results = found["results"]
     rows = [{**row, **dict(zip(COLUMNS[7:9], row["ci95"] or ("", ""), strict=True))} for row in results]
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
-    write_texts({"comparison.csv": table_text(COLUMNS, rows), "comparison.json": text}, out)
+    write_texts(dict(zip(COMPARISON, (table_text(COLUMNS, rows), text), strict=True)), out)
 
 
 def _result(

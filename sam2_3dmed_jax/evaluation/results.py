@@ -22,6 +22,7 @@ from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.volume.image_file import written_whole
 
 CASES, LESIONS, SUMMARY = "cases.csv", "lesions.csv", "summary.json"
+COMPARISON = ("comparison.csv", "comparison.json")
 COLUMNS = (
     *("case", "class", *OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "empty", "missing"),
     *("block", "protocol", "prompt_source", "n_prompts", "prompt_slices"),
@@ -47,6 +48,8 @@ def write_results(rows: Sequence[Row], summary: Mapping[str, Any], out: str | os
         texts[LESIONS] = table_text(LESION_COLUMNS, lesions)
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_texts(texts, out)
+    for name in {LESIONS, *COMPARISON} - texts.keys():  # of an earlier evaluation
+        Path(out, name).unlink(missing_ok=True)
 
 
 def write_texts(texts: Mapping[str, str], out: str | os.PathLike[str]) -> None:
