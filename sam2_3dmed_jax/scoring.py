@@ -20,7 +20,8 @@ from sam2_3dmed_jax.evaluation.evaluator import AUTOMATIC, Plan, Progress, evalu
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass
 from sam2_3dmed_jax.evaluation.label_files import find_pairs, label_values
-from sam2_3dmed_jax.evaluation.results import read_results, write_results
+from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
+from sam2_3dmed_jax.evaluation.results import CASES, LESIONS, SUMMARY, read_results, write_results
 from sam2_3dmed_jax.evaluation.scores import Measure
 from sam2_3dmed_jax.evaluation.summary import Row, summarise
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
@@ -183,11 +184,12 @@ def _write(rows: list[Row], wanted: Wanted) -> list[str]:
     summary = summarise(rows)
     comparison = compare(rows, wanted.others) if wanted.others else None
     write_results(rows, summary, wanted.out)
-    lines = [_line(name, entry) for name, entry in summary["classes"].items()]
-    files = ["cases.csv", "summary.json"]
+    told = [f"protocol {name}: {PROTOCOLS[name]}" for name in summary["protocol"] if name in PROTOCOLS]
+    lines = [*told, *(_line(name, entry) for name, entry in summary["classes"].items())]
+    files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else []), SUMMARY]
     if comparison:
         write_comparison(comparison, wanted.out)
-        files.insert(1, "comparison.json")
+        files.insert(-1, "comparison.json")
         lines += [_difference(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]
     return [*lines, f"{', '.join(files[:-1])} and {files[-1]} in {wanted.out} (for research use only)"]
 

@@ -147,6 +147,7 @@ def test_a_method_that_was_prompted_is_told_apart_from_an_automatic_one(
     assert row["prompt_slices"] == "2" and row["trained_on_these_cases"] == "unknown"
     told = summary(tmp_path / "prompted")
     assert told["protocol_definition"] == "one box an object, on the slice with its largest area"
+    assert f"protocol box-mid: {told['protocol_definition']}" in capsys.readouterr().out
     words = [
         "--results",
         str(tmp_path / "out"),
