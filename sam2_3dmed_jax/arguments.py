@@ -109,12 +109,54 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
         "--splits", metavar="FILE", help="nnU-Net's splits_final.json, or a run's split.json (default: none)", **unset
     )
     p.add_argument("--patients", metavar="CSV", help="case,patient: a patient's cases stay together", **unset)
-    p.add_argument("--protocol", default="one-click", help="one-click or box-mid")
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
-    p.add_argument("--predictions", metavar="DIR", help="label maps of any method")
+    p.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     p.add_argument("--references", metavar="DIR", help="their references, of the same names")
-    p.add_argument("--classes", metavar="1=spleen,...", help="label values or names to score (default: all)")
+    p.add_argument("--results", action="append", default=[], metavar="DIR", help="finished results: folds, seeds")
+    p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")
+    _add_scoring(p)
     p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv and summary.json")
 
     verb("doctor", "devices, versions, caches, optional parts, and what is wrong")
     return parser
+
+
+def _add_scoring(p: argparse.ArgumentParser) -> None:
+    """How `evaluate` prompts and measures, and what it says of the method."""
+    unset: dict[str, Any] = {"default": argparse.SUPPRESS}  # left out, they are `scoring.Wanted`'s
+    p.add_argument(
+        "--protocol",
+        help="one-click (a checkpoint's default), box-mid, one-click-per-component or oracle-clip; with --predictions, "
+        "how their method was prompted from the references (default: not at all)",
+        **unset,
+    )
+    p.add_argument(
+        "--classes", metavar="1=spleen,...", help="labels to score, unions as 1+2=both (default: all)", **unset
+    )
+    p.add_argument(
+        "--targets", metavar="1+2,2", help="objects to prompt, later over earlier (default: by --classes)", **unset
+    )
+    p.add_argument(
+        "--tumours",
+        metavar="NAME,...",
+        help="classes counted by lesions, or none (default: by name, as cancer)",
+        **unset,
+    )
+    p.add_argument(
+        "--tolerance-mm",
+        metavar="MM",
+        help="of NSD; or cancer=2,... (default: of MSD's task: lung 2, pancreas 5; 3)",
+        **unset,
+    )
+    p.add_argument("--definition", help="of surface metrics: monai or medpy (default: surface-distance)", **unset)
+    p.add_argument("--empty", help="distances if one mask is empty: nan, or the image's (default: diagonal)", **unset)
+    p.add_argument("--metrics", choices=("all", "overlap"), default="all", help="overlap: no surface metrics")
+    p.add_argument(
+        "--resample", action="store_true", help="nearest neighbour: files on other grids, surfaces on slanted ones"
+    )
+    p.add_argument("--remap", metavar="2=1,3=1", help="label values of --predictions that become others")
+    p.add_argument("--method", metavar="NAME", help="stands in each row (default: the folder's name)", **unset)
+    p.add_argument(
+        "--trained-on-these-cases", choices=("yes", "no", "unknown"), help="(default: as far as is known)", **unset
+    )
+    p.add_argument("--seed", metavar="N", help="of the training run; stands in each row (default: the run's)", **unset)

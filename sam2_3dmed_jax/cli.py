@@ -172,46 +172,36 @@ def _predict_cases(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Score a checkpoint, or any method's files."""
-    files = options.predictions or options.references
-    if files and not (options.predictions and options.references):
+    """Score a checkpoint, any method's files, or finished results together."""
+    if bool(options.predictions) != bool(options.references):
         raise UserError("give both --predictions DIR and --references DIR")
-    if bool(files) == bool(options.checkpoint) or (options.checkpoint and not options.data):
-        raise UserError("give either CKPT and DATA, or --predictions DIR and --references DIR")
+    if bool(options.checkpoint) + bool(options.predictions) + bool(options.results) != 1 or (
+        options.checkpoint and not options.data
+    ):
+        raise UserError(
+            "give one of CKPT and DATA, --predictions DIR and --references DIR, or --results DIR (again for each)"
+        )
+    if options.remap and not options.predictions:
+        raise UserError("--remap is for --predictions; leave it out")
     _start()
+    from sam2_3dmed_jax import scoring
     from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.data.msd import fingerprint, on_disk, read_dataset
-    from sam2_3dmed_jax.data.split_choice import FIELDS, split_to_score
-    from sam2_3dmed_jax.evaluation import evaluator
-    from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.model.checkpoint import load_model
+    from sam2_3dmed_jax.data.split_choice import FIELDS
 
+    words = {f.name: getattr(options, f.name) for f in fields(scoring.Wanted) if f.name in options}
+    if options.results and (fixed := sorted(words.keys() - {"out", "resample", "metrics"})):
+        raise UserError(f"--{fixed[0].replace('_', '-')}: finished results cannot change; leave it out with --results")
+    wanted = scoring.Wanted(**words, others=scoring.read_all(options.compare))
+    split = {name: getattr(options, name) for name in FIELDS if name in options}
     with ConsoleProgress() as progress:
-        if files:
-            classes = _classes(options.classes, {})
-            rows = evaluator.evaluate_files(Path(options.predictions), Path(options.references), classes, progress)
+        if options.results:
+            lines = scoring.score_results(options.results, wanted)
+        elif options.predictions:
+            folders = options.predictions, options.references
+            lines = scoring.score_files(*folders, options.remap, split.get("fold", ""), wanted, progress)
         else:
-            dataset = on_disk(read_dataset(options.data))
-            classes = _classes(options.classes, dataset.labels)
-            if not classes:
-                raise UserError(
-                    f"--classes: {options.data} has no dataset.json that declares labels; give those to score, such as "
-                    "--classes 1=spleen"
-                )
-            for warning in dataset.warnings:
-                print(f"note: {warning}")
-            given = {name: getattr(options, name) for name in FIELDS if name in options}
-            ids = [case.id for case in dataset.cases]
-            held_out = set(split_to_score(ids, fingerprint(dataset), options.checkpoint, given).test)
-            cases = [case for case in dataset.cases if case.id in held_out]
-            predictor = VolumePredictor(load_model(options.checkpoint), options.order)
-            rows = evaluator.evaluate_model(predictor, cases, classes, options.protocol, progress)
-    summary = evaluator.summarise(rows)
-    evaluator.write_results(rows, summary, Path(options.out))
-    for name, entry in summary["classes"].items():
-        mean = entry["dice"]["mean"]
-        print(f"{name}: mean Dice {'none' if mean is None else f'{mean:.3f}'} over {entry['dice']['n']} cases")
-    print(f"cases.csv and summary.json in {options.out} (for research use only)")
+            lines = scoring.score_checkpoint(options.checkpoint, options.data, options.order, split, wanted, progress)
+    print("\n".join(lines))
 
 
 def doctor(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -243,24 +233,6 @@ def _start() -> None:
 
     host_memory.keep()
     compilation_cache.enable()
-
-
-def _classes(text: str | None, declared: dict[int, str]) -> dict[int, str]:
-    """`1=spleen,2,cancer` to value and name; with a dataset, they must be declared. None: all declared."""
-    if not text:
-        return declared
-    classes = {}
-    values = {name: str(value) for value, name in declared.items()}
-    for part in text.split(","):
-        value, _, name = part.partition("=")
-        value = values.get(value, value)
-        if not value.strip().isdigit() or int(value) == 0:
-            known = f"one of {', '.join(values)}" if values else "VALUE=NAME"
-            raise UserError(f"--classes: '{part}' is no label value, nor {known}; give some, such as 1=spleen")
-        if declared and int(value) not in declared:
-            raise UserError(f"--classes: the dataset has no label {value}; choose from {sorted(declared)}")
-        classes[int(value)] = name or declared.get(int(value), value)
-    return classes
 
 
 if __name__ == "__main__":

@@ -29,9 +29,12 @@ from sam2_3dmed_jax.data.prepare import prepare
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import figures
-from sam2_3dmed_jax.evaluation.evaluator import Row, evaluate_model, score, summarise, write_results
-from sam2_3dmed_jax.evaluation.protocol import prompt_of
+from sam2_3dmed_jax.evaluation.evaluator import Plan, evaluate_model, score_labels
+from sam2_3dmed_jax.evaluation.label_classes import LabelClass, declared_classes
+from sam2_3dmed_jax.evaluation.protocol import prompts_of
 from sam2_3dmed_jax.evaluation.region_growing import region_growing
+from sam2_3dmed_jax.evaluation.results import write_results
+from sam2_3dmed_jax.evaluation.summary import Row, summarise
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.segment import segment_volume
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_model
@@ -42,6 +45,7 @@ from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
 CASES = 64
+ABOUT = {"trained_on_these_cases": "no"}
 Progress = Callable[..., None]
 
 
@@ -122,11 +126,13 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
     untrained = VolumePredictor(
         assemble(random_weights(info.model, config.training.seed), CheckpointInfo(info.model, info.preprocessing))
     )
+    classes = declared_classes(dataset.labels)
+    plans = {name: Plan(classes, "one-click", about={"method": name, **ABOUT}) for name in ("trained", "untrained")}
     with ThreadPoolExecutor(1) as pool:  # SciPy's work, beside the models
-        grown = pool.submit(lambda: [_grow(case, *label) for case in cases for label in dataset.labels.items()])
+        grown = pool.submit(lambda: [_grow(case, entry) for case in cases for entry in classes])
         rows = {
-            "trained": evaluate_model(trained, cases, dataset.labels, "one-click", progress),
-            "untrained": evaluate_model(untrained, cases, dataset.labels, "one-click"),
+            "trained": evaluate_model(trained, cases, plans["trained"], progress),
+            "untrained": evaluate_model(untrained, cases, plans["untrained"]),
             "region growing": grown.result(),
         }
     summaries = {name: summarise(found) for name, found in rows.items()}
@@ -140,7 +146,11 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
     case = next(case for case in cases if case.id == typical["case"])
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
-    prompts = [prompt_of("one-click", reference == value, volume.spacing, value) for value in dataset.labels]
+    prompts = [
+        prompt
+        for value in dataset.labels
+        for prompt in prompts_of("one-click", reference == value, volume.spacing, value)
+    ]
     labels = segment_volume(trained, volume, prompts).labels
     write_labels(root / "prediction.nii.gz", labels.astype(np.int32), volume)
     title = f"{case.id}: one click, Dice {typical['dice']:.2f} (a phantom; for research use only)"
@@ -170,12 +180,13 @@ def _lap(seconds: dict[str, float], name: str, begin: float) -> float:
     return now
 
 
-def _grow(case: Case, value: int, name: str) -> Row:
+def _grow(case: Case, entry: LabelClass) -> Row:
     """Region growing from the click that the model is given."""
     volume = read_volume(case.image)
-    reference = read_labels(case.label, volume) == value
-    prompt = prompt_of("one-click", reference, volume.spacing, value)
+    reference = read_labels(case.label, volume)
+    (prompt,) = prompts_of("one-click", entry.mask(reference), volume.spacing, entry.values[0])
     ((x, y),) = prompt.points
     grown = region_growing(volume.array, (prompt.slice, round(y), round(x)), spacing=volume.spacing)
-    found = score(grown, reference, volume, [prompt.slice])
-    return {"case": case.id, "class": name, **found, "protocol": "one-click", "prompt_source": "reference"}
+    plan = Plan([entry], "one-click", about={"method": "region growing", **ABOUT})
+    (row,) = score_labels(case.id, np.where(grown, entry.values[0], 0), reference, volume.grid, plan)
+    return row

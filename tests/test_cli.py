@@ -100,7 +100,11 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
     with (tmp_path / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["cancer", "pancreas"] and len({row["case"] for row in rows}) == 1
-    assert json.loads((tmp_path / "summary.json").read_text())["note"] == "for research use only"
+    assert {(row["block"], row["protocol"], row["fold"]) for row in rows} == {("reference-prompted", "one-click", "0")}
+    assert {row["trained_on_these_cases"] for row in rows} == {"unknown"}  # no run stands beside the checkpoint
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["note"] == "for research use only" and summary["protocol"] == ["one-click"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cases.csv", "lesions.csv", "summary.json"]
 
 
 def plain_copy(files: Files, folder: Path) -> Path:
@@ -299,6 +303,12 @@ def test_a_file_that_is_no_experiment_is_refused(
         (["--split", "60/40"], "60/40"),
         (["--split", "80/20", "--split-seed", "-1"], "data.split_seed: -1"),
         (["--predictions", "elsewhere"], "--references"),
+        (["--predictions", "here", "--references", "there"], "give one of CKPT and DATA"),
+        (["--remap", "2=1"], "--remap is for --predictions"),
+        (["--targets", "2,1+2"], "all labels of 2 belong to later objects"),
+        (["--tolerance-mm", "wide"], "--tolerance-mm: 'wide'"),
+        (["--definition", "plastimatch"], "surface-distance, monai, medpy"),
+        (["--compare", "absent"], "absent holds no cases.csv"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused(

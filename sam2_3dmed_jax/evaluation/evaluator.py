@@ -1,241 +1,198 @@
-"""One row a case and class: overlap, volumes, and what the method was told; then summaries and files.
+"""Cases become rows: a checkpoint segments and is scored, or the files of any method are.
 
-Means are over cases, then over classes. A class that a case lacks is not prompted and has no score; a file that
-claims it all the same scores 0. Surfaces and reports come later.
+One row a case and class. What the predictor is told is made from the reference by a protocol, and stands in the row.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.data.msd import Case
-from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.overlap import overlap_metrics
-from sam2_3dmed_jax.evaluation.protocol import check_protocol, prompt_of
+from sam2_3dmed_jax.evaluation.finished import FinishedCases
+from sam2_3dmed_jax.evaluation.label_classes import LabelClass, Target, painted_values, prompted_targets
+from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair
+from sam2_3dmed_jax.evaluation.lesions import count_lesions
+from sam2_3dmed_jax.evaluation.prompted import Prompts, deciding, prompts_of_objects, segment_clips, segment_objects
+from sam2_3dmed_jax.evaluation.protocol import check_protocol
+from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
+from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.segment import segment_volume
-from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
-from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.io import read_labels, read_volume
+from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
-Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
-METRICS = ("dice", "iou", "dice_without_prompted_slices")
-COLUMNS = (
-    *("case", "class", *METRICS, "volume_ml_prediction", "volume_ml_reference", "fp_ml_outside_extent"),
-    *("protocol", "prompt_source", "n_prompts", "prompt_slices", "seconds", "empty"),
-)
-_EMPTY = {(True, True): "", (True, False): "reference", (False, True): "prediction", (False, False): "both"}
-NO_PROTOCOL = "files"  # masks that another program wrote: nobody here knows what it was told
-DEFINITIONS = {
-    "dice": "2 |P n R| / (|P| + |R|) over all voxels of the case; both masks empty: NaN, one empty: 0",
-    "iou": "|P n R| / |P u R|, the same way",
-    "dice_without_prompted_slices": "dice over the slices without a prompt",
-    "fp_ml_outside_extent": "millilitres predicted on slices beyond the reference's first and last one",
-    "seconds": "wall time of a case, all its classes together, without reading files",
-    "empty": "'prediction' or 'reference' empty, 'both', or ''; a class that the reference lacks is not prompted",
-    "averaging": "mean, SD (n - 1) and median over cases with a score, a class at a time; macro: mean of the classes",
-}
+AUTOMATIC, PROMPTED = "automatic", "reference-prompted"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored, how, and what stands in each row about the method."""
+
+    classes: Sequence[LabelClass]
+    protocol: str = ""  # how prompts were made from the reference; "": there were none
+    targets: Sequence[Target] | None = None  # objects, later ones over earlier ones; None: as the classes tell
+    clip_slices: int = 6  # D of the protocol 'oracle-clip'
+    measure: Measure = field(default_factory=Measure)
+    about: dict[str, Any] = field(default_factory=dict)  # columns: method, trained_on_these_cases, fold, seed
+
+    def __post_init__(self) -> None:
+        if self.protocol:
+            check_protocol(self.protocol)
+        painted_values(self.objects)
+
+    @property
+    def objects(self) -> list[Target]:
+        """The label values of each object."""
+        return prompted_targets(self.classes) if self.targets is None else list(self.targets)
 
 
 def evaluate_model(
     predictor: VolumePredictor,
     cases: Sequence[Case],
-    classes: dict[int, str],
-    protocol: str,
+    plan: Plan,
     progress: Progress | None = None,
+    finished: FinishedCases | None = None,
 ) -> list[Row]:
-    """Segment and score cases; the classes of a case are objects of one session.
+    """Segment and score cases; the objects of a case are those of one session.
 
     Args:
         predictor: the model.
         cases: labelled scans.
-        classes: label value to name.
-        protocol: how prompts are made from the reference, see `protocol`.
+        plan: with a protocol.
         progress: called with (what, done, total) after each case.
+        finished: cases that are done already; those done here are added.
 
     Returns:
-        Rows with the keys `COLUMNS`, in the order of cases and classes.
+        Rows with the keys `results.COLUMNS` and, of tumours, "lesions", in the order of cases and classes.
 
     Raises:
         UserError: no such protocol, or files that cannot be read or do not fit each other.
     """
-    check_protocol(protocol)
-    rows = []
+    check_protocol(plan.protocol)
+    for case in cases:  # before hours are spent on others
+        check_grid(read_grid(case.image), plan.measure)
+    rows: list[Row] = []
     for done, case in enumerate(cases, 1):
-        volume = read_volume(case.image)
-        reference = read_labels(case.label, volume)
-        prompts = {
-            value: prompt_of(protocol, reference == value, volume.spacing, value)
-            for value in classes
-            if (reference == value).any()
-        }
-        start = time.perf_counter()
-        labels = np.zeros(reference.shape, np.uint16)
-        if prompts:
-            labels = segment_volume(predictor, volume, list(prompts.values())).labels
-        seconds = time.perf_counter() - start
-        for value, name in classes.items():
-            told = [prompts[value]] if value in prompts else []
-            found = score(labels == value, reference == value, volume, [prompt.slice for prompt in told])
-            if not told:
-                found["empty"] = "reference"
-            rows.append({"case": case.id, "class": name, **found, **_told(protocol, told), "seconds": seconds})
+        found = finished.get(case.id) if finished else None
+        if found is None:
+            found = _evaluate_case(predictor, case, plan)
+            if finished:
+                finished.add(case.id, found)
+        rows += found
         if progress:
             progress("evaluating cases", done, len(cases))
     return rows
 
 
 def evaluate_files(
-    predictions: str | os.PathLike[str],
-    references: str | os.PathLike[str],
-    classes: dict[int, str],
+    pairs: Sequence[Pair],
+    plan: Plan,
     progress: Progress | None = None,
+    remap: dict[int, int] | None = None,
+    resample: bool = False,
 ) -> list[Row]:
-    """Score label maps that any method wrote, against those of the same name in another folder.
+    """Score label maps that any method wrote.
 
     Args:
-        predictions: folder of NIfTI files, one for each file of `references`.
-        references: folder of NIfTI files.
-        classes: label value to name; {}: every value of the references, named by itself.
+        pairs: of files; a prediction that is missing counts as empty.
+        plan: a protocol declares that the method was prompted that way, for every object.
         progress: called with (what, done, total) after each case.
+        remap: label values of predictions, and what they become.
+        resample: move predictions to their reference's grid by nearest neighbour.
+
+    Returns:
+        As `evaluate_model`.
 
     Raises:
-        UserError: a folder or file is missing, or a prediction lies on another grid than its reference.
+        UserError: a file cannot be read, or a prediction lies on another grid than its reference.
     """
-    folders = [Path(predictions), Path(references)]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder; give the one with the NIfTI files")
-    names = sorted(
-        path.name for path in folders[1].iterdir() if path.name.endswith((".nii", ".nii.gz")) and path.name[0] != "."
-    )
-    if not names:
-        raise UserError(f"{folders[1]}: it holds no .nii or .nii.gz file; give the folder of reference label maps")
-    absent = [name for name in names if not (folders[0] / name).exists()]
-    if absent:
-        raise UserError(
-            f"{folders[0]}: {len(absent)} of {len(names)} predictions are missing, first {absent[0]}; "
-            "name each like its reference"
-        )
-    if not classes:
-        values: set[int] = set()
-        for name in names:
-            values.update(np.unique(read_volume(folders[1] / name).array).astype(int).tolist())
-        classes = {value: str(value) for value in sorted(values) if value > 0}
-        if not classes:
-            raise UserError(f"{folders[1]}: its label maps are all empty; give references that hold an object")
-    rows = []
-    for done, name in enumerate(names, 1):
-        volume = read_volume(folders[1] / name)
-        reference, labels = read_labels(folders[1] / name, volume), read_labels(folders[0] / name, volume)
-        for value, title in classes.items():
-            found = score(labels == value, reference == value, volume)
-            told = {"protocol": NO_PROTOCOL, "prompt_source": "unknown", "n_prompts": "", "prompt_slices": ""}
-            rows.append({"case": name.split(".nii")[0], "class": title, **found, **told, "seconds": math.nan})
+    rows: list[Row] = []
+    for done, pair in enumerate(pairs, 1):
+        labels, reference, grid = read_pair(pair, remap or {}, resample)
+        rows += score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
         if progress:
-            progress("evaluating files", done, len(names))
+            progress("evaluating files", done, len(pairs))
     return rows
 
 
-def score(prediction: np.ndarray, reference: np.ndarray, volume: Volume, prompted: Sequence[int] = ()) -> Row:
-    """The columns of a row that two masks of a volume settle.
+def score_labels(
+    case: str, labels: np.ndarray, reference: np.ndarray, grid: Grid, plan: Plan, missing: bool = False
+) -> list[Row]:
+    """Rows of a label map that is there already.
 
     Args:
-        prediction: bool `[D, H, W]`.
-        reference: bool `[D, H, W]`.
-        volume: gives the size of a voxel.
-        prompted: canonical slices on which a prompt was given.
-    """
-    other = np.setdiff1d(np.arange(len(reference)), prompted)
-    slices = np.flatnonzero(reference.any((1, 2)))
-    beyond = prediction.copy()
-    if len(slices):
-        beyond[slices[0] : slices[-1] + 1] = False
-    voxel = volume.voxel_volume_ml
-    return {
-        **overlap_metrics(prediction, reference),
-        "dice_without_prompted_slices": overlap_metrics(prediction[other], reference[other])["dice"],
-        "volume_ml_prediction": np.count_nonzero(prediction) * voxel,
-        "volume_ml_reference": np.count_nonzero(reference) * voxel,
-        "fp_ml_outside_extent": np.count_nonzero(beyond) * voxel,
-        "empty": _EMPTY[bool(prediction.any()), bool(reference.any())],
-    }
-
-
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means over cases for each class, and their plain mean over classes; what could not be averaged is None.
-
-    Returns:
-        {"classes": {name: {"cases", "empty": {kind: count}, metric: {"mean", "sd", "median", "n"}}},
-        "macro_dice" and the like: mean or None, "protocol", "definitions", "note"}.
-    """
-    classes: dict[str, Any] = {}
-    for name in dict.fromkeys(row["class"] for row in rows):
-        own = [row for row in rows if row["class"] == name]
-        kinds = {kind: sum(row["empty"] == kind for row in own) for kind in ("both", "prediction", "reference")}
-        classes[name] = {"cases": len(own), "empty": kinds, **{m: _spread([r[m] for r in own]) for m in METRICS}}
-    means = {metric: [entry[metric]["mean"] for entry in classes.values()] for metric in METRICS}
-    scored = {metric: [value for value in values if value is not None] for metric, values in means.items()}
-    return {
-        "note": "for research use only",
-        "protocol": sorted({str(row["protocol"]) for row in rows}),
-        **{f"macro_{metric}": statistics.fmean(values) if values else None for metric, values in scored.items()},
-        "classes": classes,
-        "definitions": DEFINITIONS,
-    }
-
-
-def write_results(rows: Sequence[Row], summary: dict[str, Any], out: str | os.PathLike[str]) -> None:
-    """Write `cases.csv` and `summary.json` into a folder, each whole or not at all.
+        case: its id.
+        labels: integers `[D, H, W]`.
+        reference: integers `[D, H, W]`.
+        grid: of both.
+        plan: its protocol, if any, tells how the method was prompted.
+        missing: there is no file, and `labels` are empty.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: surfaces on a slanted grid, without resampling.
     """
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, COLUMNS)
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for name, content in (("cases.csv", table.getvalue()), ("summary.json", text)):
-            temporary = Path(out, f".{name}.{os.getpid()}.tmp")
-            temporary.write_text(content, encoding="utf-8", newline="")
-            os.replace(temporary, Path(out, name))
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}); give a folder with room and write access"
-        ) from None
+    prompts = _prompts(reference, grid, plan) if plan.protocol else {}
+    return _rows(case, labels, reference, grid, prompts, plan, missing=missing)
 
 
-def _told(protocol: str, prompts: Sequence[VoxelPrompt]) -> Row:
-    """The columns that say what the predictor was told; slices are canonical indices, with spaces between them."""
-    return {
-        "protocol": protocol,
-        "prompt_source": "reference" if prompts else "none",
-        "n_prompts": len(prompts),
-        "prompt_slices": " ".join(str(prompt.slice) for prompt in prompts),
-    }
+def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan) -> list[Row]:
+    volume = read_volume(case.image)
+    reference = read_labels(case.label, volume)
+    prompts = _prompts(reference, volume.grid, plan)
+    start = time.perf_counter()
+    if plan.protocol == "oracle-clip":
+        labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
+    else:
+        labels = segment_objects(predictor, volume, prompts)
+    seconds = time.perf_counter() - start
+    return _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    scored = [value for value in values if not math.isnan(value)]
-    return {
-        "mean": statistics.fmean(scored) if scored else None,
-        "sd": statistics.stdev(scored) if len(scored) > 1 else None,
-        "median": statistics.median(scored) if scored else None,
-        "n": len(scored),
-    }
+def _prompts(reference: np.ndarray, grid: Grid, plan: Plan) -> Prompts:
+    return prompts_of_objects(plan.protocol, reference, grid.spacing, plan.objects, plan.clip_slices)
+
+
+def _rows(
+    case: str,
+    labels: np.ndarray,
+    reference: np.ndarray,
+    grid: Grid,
+    prompts: Prompts,
+    plan: Plan,
+    seconds: float = math.nan,
+    missing: bool = False,
+) -> list[Row]:
+    rows = []
+    for entry in plan.classes:
+        told = deciding(entry.values, prompts)
+        prediction, actual = entry.mask(labels), entry.mask(reference)
+        slices = sorted({prompt.slice for prompt in told})
+        row = {
+            "case": case,
+            "class": entry.name,
+            **score(prediction, actual, grid, slices, entry.tolerance_mm, plan.measure),
+            "missing": "yes" if missing else "no",
+            "block": PROMPTED if plan.protocol else AUTOMATIC,
+            "protocol": plan.protocol or "none",
+            "prompt_source": "reference" if told else "none",
+            "n_prompts": len(told),
+            "prompt_slices": " ".join(map(str, slices)),
+            **plan.about,
+            "labels": "+".join(map(str, entry.values)),
+            "tolerance_mm": entry.tolerance_mm,
+            "definition": plan.measure.definition if plan.measure.surfaces else "",
+            "empty_policy": plan.measure.empty if plan.measure.surfaces else "",
+            "seconds": seconds,
+        }
+        if entry.tumour:
+            counts, lesions = count_lesions(prediction, actual, grid.voxel_volume_ml)
+            row |= {**counts, "lesions": lesions}
+        rows.append(row)
+    return rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from sam2_3dmed_jax.errors import UserError
+
 
 def overlap_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Dice `2 |P and R| / (|P| + |R|)` and IoU `|P and R| / |P or R|` of two bool masks `[D, H, W]`.
@@ -11,13 +13,15 @@ def overlap_metrics(prediction: np.ndarray, reference: np.ndarray) -> dict[str, 
     Both empty gives NaN (nnU-Net's convention: such a case is left out of means), one empty gives 0.
 
     Raises:
-        ValueError: the masks have different shapes.
+        UserError: the masks have different shapes.
     """
     if prediction.shape != reference.shape:
-        raise ValueError(f"the masks have different shapes: {prediction.shape} and {reference.shape}")
-    prediction, reference = prediction.astype(bool), reference.astype(bool)
-    sizes = int(prediction.sum()) + int(reference.sum())
+        raise UserError(
+            f"prediction is {prediction.shape} and reference {reference.shape} voxels; give masks on one grid"
+        )
+    prediction, reference = prediction.astype(bool, copy=False), reference.astype(bool, copy=False)
+    sizes = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
     if sizes == 0:
         return {"dice": float("nan"), "iou": float("nan")}
-    shared = int((prediction & reference).sum())
+    shared = int(np.count_nonzero(prediction & reference))
     return {"dice": 2 * shared / sizes, "iou": shared / (sizes - shared)}

@@ -1,18 +1,28 @@
 """How a reference becomes prompts: the evaluation protocols. Nothing else of the reference reaches the predictor.
 
-`one-click`: one positive click a class, on the slice with its largest area, at the in-plane maximum of the distance
-transform in mm. `box-mid`: the reference's box on that slice.
+A click lies at the in-plane maximum of the distance transform in mm. `oracle-clip` is our guess at the paper's
+protocol: it also tells where the object begins and ends, and is an oracle for that.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.prompts import box_of, centre_point, largest_slice
 
-PROTOCOLS = ("one-click", "box-mid")
+PROTOCOLS = {
+    "one-click": "one positive click an object, on the slice with its largest area",
+    "box-mid": "one box an object, on the slice with its largest area",
+    "one-click-per-component": "one positive click on each connected component, on the slice with its largest area",
+    "oracle-clip": (
+        "oracle: the reference's extent in z is cut into clips of D slices, each is segmented alone from one click on "
+        "its slice with the largest area, and nothing is predicted beyond the extent"
+    ),
+}
+CONNECTED = np.ones((3, 3, 3), bool)  # components are those of 26 neighbours
 
 
 def check_protocol(protocol: str) -> None:
@@ -21,14 +31,43 @@ def check_protocol(protocol: str) -> None:
         raise UserError(f"--protocol: there is no '{protocol}'; choose one of {', '.join(PROTOCOLS)}")
 
 
-def prompt_of(protocol: str, reference: np.ndarray, spacing: tuple[float, float, float], object_id: int) -> VoxelPrompt:
-    """The prompt of one class from its reference mask bool `[D, H, W]`; spacing (dz, dy, dx) in mm.
+def prompts_of(
+    protocol: str, reference: np.ndarray, spacing: tuple[float, float, float], object_id: int, clip_slices: int = 6
+) -> list[VoxelPrompt]:
+    """The prompts of one object from its reference mask bool `[D, H, W]`.
+
+    Args:
+        protocol: one of `PROTOCOLS`.
+        reference: not empty.
+        spacing: (dz, dy, dx) in mm.
+        object_id: of the prompts.
+        clip_slices: D of 'oracle-clip'.
 
     Raises:
         UserError: an unknown protocol, or an empty reference.
     """
     check_protocol(protocol)
-    index = largest_slice(reference)
+    if protocol == "box-mid":
+        index = largest_slice(reference)
+        return [VoxelPrompt(object_id, index, box=box_of(reference[index]))]
     if protocol == "one-click":
-        return VoxelPrompt(object_id, index, (centre_point(reference[index], spacing[1:]),), (1,))
-    return VoxelPrompt(object_id, index, box=box_of(reference[index]))
+        parts = [(0, reference)]
+    elif protocol == "one-click-per-component":
+        components, number = ndimage.label(reference, CONNECTED)
+        found = ndimage.find_objects(components)
+        parts = [(box[0].start, components[box[0]] == n) for n, box in zip(range(1, number + 1), found, strict=True)]
+    else:
+        parts = [(start, reference[start:stop]) for start, stop in clips_of(reference, clip_slices)]
+        parts = [(start, part) for start, part in parts if part.any()]
+    prompts = []
+    for start, part in parts:
+        index = largest_slice(part)
+        prompts.append(VoxelPrompt(object_id, start + index, (centre_point(part[index], spacing[1:]),), (1,)))
+    return prompts
+
+
+def clips_of(reference: np.ndarray, clip_slices: int) -> list[tuple[int, int]]:
+    """First and past-the-last slice of each clip of the reference's extent; the last clip may be shorter."""
+    present = np.flatnonzero(reference.any((1, 2)))
+    stop = int(present[-1]) + 1
+    return [(start, min(start + clip_slices, stop)) for start in range(int(present[0]), stop, clip_slices)]

@@ -12,11 +12,11 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import dicom, itk, nifti
-from sam2_3dmed_jax.volume.geometry import Volume, check_same_grid, to_canonical
+from sam2_3dmed_jax.volume.geometry import Grid, Volume, check_same_grid, to_canonical
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile
 from sam2_3dmed_jax.volume.nifti import write_labels, write_nifti
 
-__all__ = ["read_labels", "read_volume", "write_labels", "write_nifti"]
+__all__ = ["read_grid", "read_label_map", "read_labels", "read_volume", "write_labels", "write_nifti"]
 
 
 def read_volume(
@@ -66,6 +66,35 @@ def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
     """
     image = _open(path, None, False)
     check_same_grid(image.grid, like.grid)
+    return _integers(path, image)
+
+
+def read_grid(path: str | os.PathLike[str]) -> Grid:
+    """The grid of a volume or label map, from its header.
+
+    Raises:
+        UserError: as `read_volume`.
+    """
+    return _open(path, None, False).grid
+
+
+def read_label_map(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid]:
+    """Reads a label map by itself.
+
+    Args:
+        path: a NIfTI, NRRD or MHA file.
+
+    Returns:
+        `[D, H, W]` int32 in canonical order, and its grid.
+
+    Raises:
+        UserError: as `read_labels`, but for its grid.
+    """
+    image = _open(path, None, False)
+    return _integers(path, image), image.grid
+
+
+def _integers(path: str | os.PathLike[str], image: ImageFile) -> np.ndarray:
     data = image.read(None)
     if data.dtype.kind == "f":
         with np.errstate(invalid="ignore"):

@@ -1,8 +1,8 @@
-"""Rows, summaries and files of an evaluation, on two tiny phantoms and a model with random weights."""
+"""A model's rows on two tiny phantoms: what it was told, unions, protocols, and the same numbers from files."""
 
-import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,19 +12,20 @@ import pytest
 from sam2_3dmed_jax import VolumePredictor, new_model
 from sam2_3dmed_jax.data.msd import Dataset, read_dataset
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.evaluator import (
-    COLUMNS,
-    Row,
-    evaluate_files,
-    evaluate_model,
-    score,
-    summarise,
-    write_results,
-)
-from sam2_3dmed_jax.evaluation.protocol import prompt_of
-from sam2_3dmed_jax.volume.geometry import Grid, Volume
-from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_nifti
+from sam2_3dmed_jax.evaluation import evaluator
+from sam2_3dmed_jax.evaluation.evaluator import Plan, evaluate_files, evaluate_model
+from sam2_3dmed_jax.evaluation.finished import FILE, FinishedCases
+from sam2_3dmed_jax.evaluation.label_classes import declared_classes, parse_classes
+from sam2_3dmed_jax.evaluation.label_files import find_pairs
+from sam2_3dmed_jax.evaluation.lesions import COUNTS
+from sam2_3dmed_jax.evaluation.prompted import prompts_of_objects, segment_objects
+from sam2_3dmed_jax.evaluation.results import COLUMNS
+from sam2_3dmed_jax.evaluation.scores import SCORES
+from sam2_3dmed_jax.evaluation.summary import Row
+from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels, write_nifti
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
+
+ABOUT = {"method": "ours", "trained_on_these_cases": "no", "fold": 0, "seed": ""}
 
 
 @pytest.fixture(scope="module")
@@ -44,114 +45,132 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def rows(dataset: Dataset) -> list[Row]:
-    predictor = VolumePredictor(new_model("nano", 64, with_3dmed=True))
-    return evaluate_model(predictor, dataset.cases, dataset.labels, "one-click")
+def predictor() -> VolumePredictor:
+    return VolumePredictor(new_model("nano", 64, with_3dmed=True))
 
 
-def row(dice: float, name: str = "spleen", empty: str = "") -> Row:
-    return {**dict.fromkeys(COLUMNS, 0.0), "case": "a", "class": name, "dice": dice, "empty": empty, "protocol": "p"}
+@pytest.fixture(scope="module")
+def plan(dataset: Dataset) -> Plan:
+    return Plan(declared_classes(dataset.labels), "one-click", about=ABOUT)
 
 
-def volume_of(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Volume:
-    depth, height, width = shape
-    dz, dy, dx = spacing
-    return Volume(np.zeros(shape, np.float32), Grid((width, height, depth), np.diag([-dx, -dy, dz, 1.0])))
+@pytest.fixture(scope="module")
+def rows(predictor: VolumePredictor, dataset: Dataset, plan: Plan) -> list[Row]:
+    return evaluate_model(predictor, dataset.cases, plan)
 
 
 def test_there_is_one_row_a_case_and_class_that_says_what_the_method_was_told(dataset: Dataset, rows: list[Row]):
     assert [(r["case"], r["class"]) for r in rows] == [
         (case.id, name) for case in dataset.cases for name in ("pancreas", "cancer", "tail")
     ]
-    assert all(set(r) == set(COLUMNS) for r in rows)
+    assert all({*COLUMNS} - {*COUNTS} <= {*r} for r in rows)
     first = rows[0]
     volume = read_volume(dataset.cases[0].image)
     reference = read_labels(dataset.cases[0].label, volume) == 1
     assert first["prompt_slices"] == str(int(reference.sum((1, 2)).argmax()))
     assert (first["protocol"], first["prompt_source"], first["n_prompts"]) == ("one-click", "reference", 1)
+    assert (first["block"], first["method"], first["missing"]) == ("reference-prompted", "ours", "no")
     assert first["volume_ml_reference"] == pytest.approx(reference.sum() * volume.voxel_volume_ml)
+    assert first["volume_error_ml"] == first["volume_ml_prediction"] - first["volume_ml_reference"]
     assert 0 <= first["dice"] < 1 and first["seconds"] > 0
+    assert first["hd_mm"] >= first["hd95_mm"] >= 0 and first["definition"] == "surface-distance"
+
+
+def test_only_tumours_are_counted_by_lesions(rows: list[Row]):
+    assert [COUNTS[0] in row for row in rows] == [False, True, False] * 2
+    assert rows[1]["lesions_reference"] == len(rows[1]["lesions"]) >= 1 and not rows[4]["lesions"]
 
 
 def test_a_class_that_a_case_lacks_is_not_prompted_and_has_no_score(rows: list[Row]):
     absent = rows[4]
-    assert math.isnan(absent["dice"]) and absent["empty"] == "reference"
+    assert all(math.isnan(absent[metric]) for metric in SCORES) and absent["empty"] == "both"
     assert (absent["n_prompts"], absent["prompt_slices"], absent["prompt_source"]) == (0, "", "none")
     assert absent["volume_ml_prediction"] == 0
 
 
 def test_a_protocol_that_does_not_exist_is_refused_with_the_choices(dataset: Dataset):
-    predictor = VolumePredictor(new_model("nano", 64))
     with pytest.raises(UserError, match="one-click, box-mid"):
-        evaluate_model(predictor, dataset.cases, dataset.labels, "oracle")
+        Plan(declared_classes(dataset.labels), "oracle")
 
 
-def test_protocols_prompt_the_largest_slice_inside_the_object():
-    reference = np.zeros((4, 20, 20), bool)
-    reference[1, 2:6, 2:6] = True
-    reference[2, 5:16, 8:13] = True
-    click, box = (prompt_of(name, reference, (5.0, 0.8, 0.8), 3) for name in ("one-click", "box-mid"))
-    assert click.slice == box.slice == 2 and click.object_id == box.object_id == 3
-    ((x, y),) = click.points
-    assert reference[2, int(y), int(x)] and click.box is None and click.labels == (1,)
-    assert box.box == (8.0, 5.0, 12.0, 15.0) and not box.points
+def test_written_predictions_scored_as_files_give_the_rows_of_the_direct_path(
+    predictor: VolumePredictor, dataset: Dataset, rows: list[Row], plan: Plan, tmp_path: Path
+):
+    for case in dataset.cases:
+        volume = read_volume(case.image)
+        reference = read_labels(case.label, volume)
+        objects = prompts_of_objects("one-click", reference, volume.spacing, plan.objects)
+        labels = segment_objects(predictor, volume, objects)
+        write_labels(tmp_path / Path(case.label).name, labels, volume)
+    pairs, unused = find_pairs(tmp_path, Path(dataset.cases[0].label).parent)
+    found = evaluate_files(pairs, plan)
+    assert not unused
+    for one, other in zip(found, rows, strict=True):
+        assert repr({**one, "seconds": 0}) == repr({**other, "seconds": 0})
 
 
-def test_slices_with_a_prompt_and_voxels_beyond_the_extent_are_counted_apart():
-    reference, prediction = np.zeros((2, 6, 4, 4), bool)
-    reference[2:4, 1:3, 1:3] = True
-    prediction[2, 1:3, 1:3] = True
-    prediction[5, :, :] = True
-    found = score(prediction, reference, volume_of((6, 4, 4), (5.0, 2.0, 1.0)), [2])
-    assert found["dice"] == 2 * 4 / (8 + 20)
-    assert found["dice_without_prompted_slices"] == 0
-    assert found["volume_ml_prediction"] == pytest.approx(20 * 0.01)
-    assert found["fp_ml_outside_extent"] == pytest.approx(16 * 0.01)
+def test_an_organ_is_prompted_together_with_its_tumour_which_is_written_over_it(
+    predictor: VolumePredictor, dataset: Dataset
+):
+    classes = parse_classes("1=pancreas,2=cancer,1+2=both", {})
+    plan = Plan(classes, "one-click")
+    assert plan.objects == [(1, 2), (2,)]
+    organ, tumour, both = evaluate_model(predictor, dataset.cases[:1], plan)
+    volume = read_volume(dataset.cases[0].image)
+    reference = read_labels(dataset.cases[0].label, volume)
+    whole = np.isin(reference, (1, 2)).sum((1, 2)).argmax()
+    assert str(whole) in organ["prompt_slices"].split() and organ["n_prompts"] == both["n_prompts"] == 2
+    assert tumour["prompt_slices"] == str((reference == 2).sum((1, 2)).argmax())
+    assert both["volume_ml_reference"] == pytest.approx(organ["volume_ml_reference"] + tumour["volume_ml_reference"])
+    assert both["volume_ml_prediction"] == pytest.approx(organ["volume_ml_prediction"] + tumour["volume_ml_prediction"])
+    assert both["labels"] == "1+2" and organ["labels"] == "1"
 
 
-def test_a_missed_organ_counts_and_an_absent_one_does_not():
-    summary = summarise([row(1.0), row(0.0, empty="prediction"), row(math.nan, empty="both")])
-    spleen = summary["classes"]["spleen"]
-    assert spleen["dice"] == {"mean": 0.5, "sd": pytest.approx(math.sqrt(0.5)), "median": 0.5, "n": 2}
-    assert spleen["cases"] == 3 and spleen["empty"] == {"both": 1, "prediction": 1, "reference": 0}
+def test_the_oracle_of_clips_sees_only_the_extent_and_clicks_once_a_clip(predictor: VolumePredictor, dataset: Dataset):
+    plan = Plan(parse_classes("3=tail", {}), "oracle-clip", clip_slices=2)
+    (row,) = evaluate_model(predictor, dataset.cases[1:], plan)
+    volume = read_volume(dataset.cases[1].image)
+    extent = np.flatnonzero((read_labels(dataset.cases[1].label, volume) == 3).any((1, 2)))
+    slices = list(map(int, row["prompt_slices"].split()))
+    assert row["n_prompts"] == len(slices) == math.ceil((extent[-1] - extent[0] + 1) / 2)
+    assert all(0 <= slice_ - extent[0] - 2 * clip < 2 for clip, slice_ in enumerate(slices))
+    assert row["fp_ml_outside_extent"] == 0 and row["protocol"] == "oracle-clip"
 
 
-def test_the_macro_mean_is_over_classes_and_not_over_cases():
-    rows = [row(1.0), row(1.0), row(1.0), row(0.0, "cancer"), row(math.nan, "nodule")]
-    assert summarise(rows)["macro_dice"] == 0.5
+def test_an_interrupted_evaluation_goes_on_with_the_next_case(
+    predictor: VolumePredictor, dataset: Dataset, rows: list[Row], plan: Plan, tmp_path: Path, monkeypatch
+):
+    done = FinishedCases(tmp_path, {"plan": repr(plan)})
+    done.add(dataset.cases[0].id, rows[:3])
+    segmented = []
+    segment = evaluator.segment_objects
+
+    def counted(predictor, volume, prompts):
+        segmented.append(volume.grid.source)
+        return segment(predictor, volume, prompts)
+
+    monkeypatch.setattr(evaluator, "segment_objects", counted)
+    again = FinishedCases(tmp_path, {"plan": repr(plan)})
+    found = evaluate_model(predictor, dataset.cases, plan, finished=again)
+    assert segmented == [dataset.cases[1].image]
+    assert [repr({**r, "seconds": 0}) for r in found] == [repr({**r, "seconds": 0}) for r in rows]
+    again.remove()
+    assert not list(tmp_path.iterdir())
 
 
-def test_results_are_written_whole_with_their_definitions(rows: list[Row], tmp_path: Path):
-    write_results(rows, summarise(rows), tmp_path / "scores")
-    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["cases.csv", "summary.json"]
-    with (tmp_path / "scores" / "cases.csv").open(newline="") as file:
-        written = list(csv.DictReader(file))
-    assert [r["case"] for r in written] == [r["case"] for r in rows] and written[4]["dice"] == "nan"
-    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
-    assert summary["note"] == "for research use only" and "macro" in summary["definitions"]["averaging"]
+def test_cases_of_another_evaluation_or_of_a_damaged_file_are_not_taken_over(rows: list[Row], tmp_path: Path):
+    FinishedCases(tmp_path, {"plan": 1}).add("a", rows[:1])
+    assert FinishedCases(tmp_path, {"plan": 1}).get("a") is not None
+    assert FinishedCases(tmp_path, {"plan": 2}).get("a") is None
+    (tmp_path / FILE).write_text((tmp_path / FILE).read_text()[:-30])
+    assert FinishedCases(tmp_path, {"plan": 1}).get("a") is None
 
 
-def test_files_of_any_method_are_scored_by_name(dataset: Dataset, tmp_path: Path):
-    references = Path(dataset.cases[0].label).parent
-    found = evaluate_files(references, references, {1: "pancreas", 2: "cancer"})
-    assert [r["dice"] for r in found[:3]] == [1.0, 1.0, 1.0] and math.isnan(found[3]["dice"])
-    assert found[3]["empty"] == "both"
-    assert {r["class"] for r in evaluate_files(references, references, {})} == {"1", "2", "3"}
-    with pytest.raises(UserError, match=r"2 of 2 predictions are missing.*pancreas_0001"):
-        evaluate_files(tmp_path, references, {})
-
-
-def test_a_prediction_on_another_grid_is_refused(dataset: Dataset, tmp_path: Path):
-    case = dataset.cases[0]
-    image = nib.load(case.label)
-    write_nifti(tmp_path / Path(case.label).name, np.asarray(image.dataobj)[:-1], image.affine)
-    other = dataset.cases[1]
-    image = nib.load(other.label)
-    write_nifti(tmp_path / Path(other.label).name, np.asarray(image.dataobj), image.affine)
-    with pytest.raises(UserError, match="does not lie on the grid"):
-        evaluate_files(tmp_path, Path(case.label).parent, {})
-
-
-def test_a_dataset_may_be_evaluated_on_some_of_its_classes(dataset: Dataset):
-    predictor = VolumePredictor(new_model("nano", 64, with_3dmed=True))
-    assert evaluate_model(predictor, dataset.cases[1:], {2: "cancer"}, "box-mid")[0]["empty"] == "reference"
+def test_a_slanted_scan_is_refused_before_any_is_segmented(dataset: Dataset, plan: Plan, tmp_path: Path):
+    image = nib.load(dataset.cases[1].image)
+    affine = image.affine.copy()
+    affine[1, 2] += 1.0
+    write_nifti(tmp_path / "tilted.nii.gz", np.asarray(image.dataobj), affine)
+    cases = [dataset.cases[0], replace(dataset.cases[1], image=str(tmp_path / "tilted.nii.gz"))]
+    with pytest.raises(UserError, match=r"tilted\.nii\.gz has axes that are not orthogonal"):
+        evaluate_model(None, cases, plan)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import overlap_metrics
 
 
@@ -43,5 +44,5 @@ def test_two_empty_masks_have_no_score():
 
 
 def test_masks_of_different_shapes_are_refused():
-    with pytest.raises(ValueError, match="shapes"):
+    with pytest.raises(UserError, match="one grid"):
         overlap_metrics(np.zeros((3, 4, 5), bool), np.zeros((1, 4, 5), bool))

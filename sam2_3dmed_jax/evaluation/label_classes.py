@@ -1,0 +1,187 @@
+"""What is scored: classes of label values, which may be unions, with their tolerance; and the words users name them by.
+
+`1=pancreas,2=cancer,1+2=both` are three classes of two values. Nothing here looks at a mask's shape.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sam2_3dmed_jax.errors import UserError
+
+# METHOD: attributed to Antonelli et al. 2022 by two public presets; by the task's name, in mm.
+TASK_TOLERANCES = {"lung": 2.0, "pancreas": 5.0, "spleen": 3.0}
+TOLERANCE = 3.0  # mm, where the task is none of these
+Target = tuple[int, ...]  # the label values of an object that is prompted
+
+_TUMOUR = re.compile(r"cancer|tumou?r|lesion", re.IGNORECASE)
+_HOST = re.compile(r"pancreas|liver|kidney", re.IGNORECASE)  # organs whose tumours lie inside of them
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One structure that is scored."""
+
+    name: str
+    values: tuple[int, ...]  # of the label map; several are a union
+    tolerance_mm: float = TOLERANCE  # of NSD
+    tumour: bool = False  # counted by lesions too
+
+    def mask(self, labels: np.ndarray) -> np.ndarray:
+        """Bool, of the shape of a label map."""
+        if len(self.values) == 1:
+            return np.asarray(labels == self.values[0])
+        return np.isin(labels, self.values)
+
+
+def declared_classes(labels: Mapping[int, str]) -> list[LabelClass]:
+    """The classes of a dataset: each label, and the union of an organ with the tumours inside it.
+
+    The union comes last. It is there where one label is a pancreas, liver or kidney and all others are tumours.
+    """
+    classes = [LabelClass(name, (value,), tumour=is_tumour(name)) for value, name in labels.items()]
+    organs = [entry for entry in classes if not entry.tumour]
+    if len(organs) == 1 and len(classes) > 1 and _HOST.search(organs[0].name):
+        classes.append(LabelClass("+".join(entry.name for entry in classes), tuple(labels)))
+    return classes
+
+
+def parse_classes(text: str, declared: Mapping[int, str]) -> list[LabelClass]:
+    """Read `1=spleen,2,cancer,1+2=both`: label values or declared names, unions with a plus, names after `=`.
+
+    Args:
+        text: as above.
+        declared: value to name, of the dataset; {}: any value will do.
+
+    Raises:
+        UserError: what is no label, a label that the dataset lacks, or a name that two classes have.
+    """
+    values_of = {name: value for value, name in declared.items()}
+    classes: list[LabelClass] = []
+    for part in text.split(","):
+        key, _, name = (word.strip() for word in part.partition("="))
+        values = []
+        for word in [key] if key in values_of else key.split("+"):
+            value = values_of.get(word.strip(), word.strip())
+            if not re.fullmatch("[0-9]{1,9}", str(value)) or int(value) == 0:
+                known = f"one of {', '.join(values_of)}" if values_of else "VALUE=NAME"
+                raise UserError(f"--classes: '{part}' is no label value, nor {known}; give some, such as 1=spleen")
+            if declared and int(value) not in declared:
+                raise UserError(f"--classes: the dataset has no label {value}; choose from {sorted(declared)}")
+            values.append(int(value))
+        name = name or "+".join(declared.get(value, str(value)) for value in values)
+        if len(set(values)) < len(values) or name in {entry.name for entry in classes}:
+            raise UserError(f"--classes: '{part}' stands for a label or name that was given before; give each once")
+        classes.append(LabelClass(name, tuple(values), tumour=len(values) == 1 and is_tumour(name)))
+    return classes
+
+
+def parse_targets(text: str) -> list[Target]:
+    """Read `1+2,2`: the label values of each object to prompt.
+
+    Raises:
+        UserError: what is no label value, or an object all of whose labels later ones have.
+    """
+    if not re.fullmatch(r"\s*\d{1,9}(\s*[+,]\s*\d{1,9})*\s*", text):
+        raise UserError(f"--targets: '{text}' is no list of label values; give some, such as 1+2,2")
+    targets = [tuple(int(value) for value in part.split("+")) for part in text.split(",")]
+    painted_values(targets)
+    return targets
+
+
+def prompted_targets(classes: Sequence[LabelClass]) -> list[Target]:
+    """The objects to prompt, unless the user says otherwise; later ones are written over earlier ones.
+
+    A class of one value is an object. Of a union of an organ with its tumours, the first value is prompted together
+    with the rest; so is a union that holds a value which is not scored alone. Other unions are only scored.
+    """
+    alone = {entry.values[0]: entry.tumour for entry in classes if len(entry.values) == 1}
+    unions = {
+        entry.values[0]: entry.values
+        for entry in classes
+        if len(entry.values) > 1 and all(alone.get(value, True) for value in entry.values[1:])
+    }
+    inner = [value for values in unions.values() if set(values) & set(alone) for value in values[1:]]
+    singles = [(value,) for value in dict.fromkeys([*alone, *inner]) if value not in unions]
+    return [*sorted(unions.values(), key=len, reverse=True), *singles]
+
+
+def painted_values(targets: Sequence[Target]) -> list[int]:
+    """The label value that each object writes: its first one that no later object has.
+
+    Raises:
+        UserError: there is none.
+    """
+    painted = []
+    for at, target in enumerate(targets):
+        own = [value for value in target if value > 0 and not any(value in later for later in targets[at + 1 :])]
+        if not own:
+            words = "+".join(map(str, target))
+            raise UserError(f"--targets: all labels of {words} belong to later objects; name larger ones first")
+        painted.append(own[0])
+    return painted
+
+
+def with_tolerances(classes: Iterable[LabelClass], text: str | None, task: str = "") -> list[LabelClass]:
+    """Classes with the tolerance of their task, or with the one that the user gives: `3.0`, or `liver=3,cancer=2`.
+
+    Raises:
+        UserError: what is no length, or a class that is not scored.
+    """
+    default = next((mm for name, mm in TASK_TOLERANCES.items() if name in task.lower()), TOLERANCE)
+    found = [replace(entry, tolerance_mm=default) for entry in classes]
+    for part in text.split(",") if text else ():
+        name, _, number = part.rpartition("=")
+        try:
+            tolerance = float(number)
+        except ValueError:
+            tolerance = math.nan
+        if not 0 <= tolerance < math.inf:
+            raise UserError(f"--tolerance-mm: '{part}' is no length; give millimetres, such as 3.0 or cancer=2,liver=3")
+        if name.strip() not in {"", *(entry.name for entry in found)}:
+            raise UserError(f"--tolerance-mm: there is no class '{name}'; choose from {_names(found)}")
+        named = name.strip() or None
+        found = [replace(entry, tolerance_mm=tolerance) if named in (None, entry.name) else entry for entry in found]
+    return found
+
+
+def with_tumours(classes: Sequence[LabelClass], text: str | None) -> list[LabelClass]:
+    """Classes with those marked as tumours that the user names; None leaves them as their names tell, `none` is none.
+
+    Raises:
+        UserError: a class that is not scored.
+    """
+    if text is None:
+        return list(classes)
+    named = [] if text.strip() == "none" else [name.strip() for name in text.split(",")]
+    if unknown := set(named) - {entry.name for entry in classes}:
+        raise UserError(f"--tumours: there is no class '{min(unknown)}'; choose from {_names(classes)}")
+    return [replace(entry, tumour=entry.name in named) for entry in classes]
+
+
+def parse_remap(text: str | None) -> dict[int, int]:
+    """Read `2=1,3=1`: values of a prediction and what they become; 0 is the background.
+
+    Raises:
+        UserError: another form, or a value twice.
+    """
+    remap: dict[int, int] = {}
+    for part in text.split(",") if text else ():
+        if not (found := re.fullmatch(r"\s*(\d{1,9})\s*=\s*(\d{1,9})\s*", part)) or int(found[1]) in remap:
+            raise UserError(f"--remap: '{part}' is no pair of label values, each once; give some, such as 2=1,3=1")
+        remap[int(found[1])] = int(found[2])
+    return remap
+
+
+def is_tumour(name: str) -> bool:
+    """Whether a label's name tells of tumours."""
+    return bool(_TUMOUR.search(name))
+
+
+def _names(classes: Iterable[LabelClass]) -> str:
+    return ", ".join(entry.name for entry in classes)

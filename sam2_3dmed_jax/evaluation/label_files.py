@@ -1,0 +1,111 @@
+"""Pairs of label maps that lie in two folders: a prediction of any method beside its reference.
+
+Files belong together by name without suffix. A prediction that is not there counts as empty; it lies on its
+reference's grid, or is moved there by nearest neighbour if the user asks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation.nearest_grid import onto_grid
+from sam2_3dmed_jax.volume.geometry import Grid, check_same_grid
+from sam2_3dmed_jax.volume.io import read_label_map
+
+_SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of a case."""
+
+    case: str
+    reference: Path
+    prediction: Path | None  # None: missing
+
+
+def find_pairs(predictions: str | os.PathLike[str], references: str | os.PathLike[str]) -> tuple[list[Pair], list[str]]:
+    """The cases of a folder of references, and the predictions that belong to none of them.
+
+    Raises:
+        UserError: a folder is missing, there are no references, or not one prediction for them.
+    """
+    found, wanted = _by_name(predictions), _by_name(references)
+    if not wanted:
+        raise UserError(f"{references}: it holds no .nii or .nii.gz file; give the folder of reference label maps")
+    if not found.keys() & wanted.keys():
+        first = next(iter(wanted.values())).name
+        raise UserError(
+            f"{predictions}: {len(wanted)} of {len(wanted)} predictions are missing, first {first}; name each like its "
+            "reference"
+        )
+    return [Pair(case, path, found.get(case)) for case, path in wanted.items()], sorted(found.keys() - wanted.keys())
+
+
+def read_pair(pair: Pair, remap: Mapping[int, int], resample: bool) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Prediction and reference, int32 `[D, H, W]` each, and the reference's grid.
+
+    Args:
+        pair: of files.
+        remap: values of the prediction, and what they become.
+        resample: move the prediction to the reference's grid where it lies on another.
+
+    Raises:
+        UserError: a file cannot be read, or lies on another grid.
+    """
+    reference, grid = read_label_map(pair.reference)
+    if pair.prediction is None:
+        return np.zeros_like(reference), reference, grid
+    prediction, own = read_label_map(pair.prediction)
+    try:
+        check_same_grid(own, grid)
+    except UserError as error:
+        if not resample:
+            raise UserError(f"{error}, or give --resample to have it done by nearest neighbour") from None
+        prediction = onto_grid(prediction, own, grid)
+    return remapped(prediction, remap), reference, grid
+
+
+def remapped(labels: np.ndarray, remap: Mapping[int, int]) -> np.ndarray:
+    """Labels with values exchanged, all at once: `{1: 2, 2: 1}` swaps."""
+    found = labels.copy() if remap else labels
+    for old, new in remap.items():
+        found[labels == old] = new
+    return found
+
+
+def label_values(pairs: list[Pair]) -> list[int]:
+    """All values but 0 that the references hold.
+
+    Raises:
+        UserError: a file cannot be read, or there are none.
+    """
+    values: set[int] = set()
+    for pair in pairs:
+        values.update(np.unique(read_label_map(pair.reference)[0]).tolist())
+    if not (positive := sorted(value for value in values if value > 0)):
+        raise UserError(
+            f"{pairs[0].reference.parent}: its label maps are all empty; give references that hold an object"
+        )
+    return positive
+
+
+def _by_name(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """NIfTI files by their name without suffix, sorted."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: there is no such folder; give the one with the NIfTI files")
+    files: dict[str, Path] = {}
+    for path in sorted(Path(folder).iterdir()):
+        suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
+        if suffix and not path.name.startswith("."):
+            case = path.name.removesuffix(suffix)
+            if case in files:
+                raise UserError(f"{folder}: {files[case].name} and {path.name} are both of case {case}; keep one")
+            files[case] = path
+    return files

@@ -1,0 +1,86 @@
+"""Objects prompted from a reference, and the label map that a model makes of them.
+
+An object may be a union of labels, such as a pancreas with its tumour; a smaller one nested in it is written over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sam2_3dmed_jax.evaluation.label_classes import Target, painted_values
+from sam2_3dmed_jax.evaluation.protocol import clips_of, prompts_of
+from sam2_3dmed_jax.inference.predictor import VolumePredictor
+from sam2_3dmed_jax.inference.segment import segment_volume
+from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.volume.geometry import Grid, Volume
+
+Prompts = dict[Target, list[VoxelPrompt]]  # of each object; the prompts' object id is the label that it writes
+
+
+def prompts_of_objects(
+    protocol: str,
+    reference: np.ndarray,
+    spacing: tuple[float, float, float],
+    objects: Sequence[Target],
+    clip_slices: int = 6,
+) -> Prompts:
+    """The prompts of each object that a reference label map `[D, H, W]` holds; see `protocol.prompts_of`."""
+    prompts = {}
+    for target, value in zip(objects, painted_values(objects), strict=True):
+        mask = np.isin(reference, target)
+        if mask.any():
+            prompts[target] = prompts_of(protocol, mask, spacing, value, clip_slices)
+    return prompts
+
+
+def deciding(values: Sequence[int], prompts: Prompts) -> list[VoxelPrompt]:
+    """The prompts that decide where label values go: of the objects that write them, and of those nested in these."""
+    writers = [target for target, own in prompts.items() if own[0].object_id in values]
+    nested = {target for target in prompts for writer in writers if set(target) <= set(writer)}
+    return [prompt for target in prompts if target in nested for prompt in prompts[target]]
+
+
+def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts) -> np.ndarray:
+    """A label map uint16 `[D, H, W]`, all objects in one session.
+
+    Where objects overlap, the larger logit counts; but nested ones are written over those around them.
+    """
+    if not prompts:
+        return np.zeros(volume.array.shape, np.uint16)
+    found = segment_volume(predictor, volume, [prompt for own in prompts.values() for prompt in own])
+    labels = found.labels
+    around = {
+        own[0].object_id: [other[0].object_id for outer, other in prompts.items() if set(target) < set(outer)]
+        for target, own in prompts.items()
+    }
+    if any(around.values()):
+        masks = {value: mask for value, mask in found.object_masks() if around[value]}
+        for value in (value for value in around if value in masks):  # the innermost last
+            labels[masks[value] & np.isin(labels, around[value])] = value
+    return labels
+
+
+def segment_clips(
+    predictor: VolumePredictor, volume: Volume, reference: np.ndarray, prompts: Prompts, clip_slices: int
+) -> np.ndarray:
+    """A label map uint16 `[D, H, W]`: each object by itself, a clip of its extent at a time, later over earlier."""
+    labels = np.zeros(volume.array.shape, np.uint16)
+    for target, own in prompts.items():
+        for start, stop in clips_of(np.isin(reference, target), clip_slices):
+            inside = [prompt for prompt in own if start <= prompt.slice < stop]
+            if inside:
+                moved = [VoxelPrompt(p.object_id, p.slice - start, p.points, p.labels) for p in inside]
+                clip = segment_volume(predictor, _slices(volume, start, stop), moved).labels
+                labels[start:stop][clip > 0] = clip[clip > 0]
+    return labels
+
+
+def _slices(volume: Volume, start: int, stop: int) -> Volume:
+    """Some slices as a volume of their own."""
+    shift = np.eye(4)
+    shift[0, 3] = start
+    _, H, W = volume.array.shape
+    grid = Grid((stop - start, H, W), volume.canonical_affine @ shift, volume.grid.source)
+    return Volume(volume.array[start:stop], grid, volume.modality)
