@@ -1,0 +1,39 @@
+"""The forward pass without gradients, for validation and pictures: one function, compiled when it is first called."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+from sam2_3dmed_jax.sam2.parameters import Weights, merge
+from sam2_3dmed_jax.training.losses import Term
+from sam2_3dmed_jax.training.objective import Batch, terms
+from sam2_3dmed_jax.training.setup import Setup
+from sam2_3dmed_jax.training.walk import walk_clips
+
+
+class Seen(NamedTuple):
+    """What the model makes of a batch, on every process; R = B x K rows."""
+
+    dice: Term  # of the gated, chosen masks, over clips and objects
+    mask_logits: jax.Array  # float32 [D, R, S/4, S/4]
+    boundary_logits: jax.Array | None  # [D, R, S/4, S/4], with BD
+    positions: jax.Array | None  # P_pos [B, D, D], with SRPP
+
+
+def make_forward(setup: Setup) -> jax.stages.Wrapped:
+    """The function `(weights, frozen weights, batch) -> Seen` of an experiment."""
+    config: ExperimentConfig = setup.config
+    graphdef, _ = abstract_model(config.model)
+
+    def forward(weights: Weights, frozen: Weights, batch: Batch) -> Seen:
+        out = walk_clips(merge(graphdef, {**frozen, **weights}), batch)
+        dice = terms(out, batch, config.model)["dice"]
+        return Seen(dice, out.mask_logits, out.candidates.boundary_logits, out.positions)
+
+    return jax.jit(forward, out_shardings=NamedSharding(setup.sharding.mesh, P()))
