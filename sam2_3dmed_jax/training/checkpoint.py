@@ -54,7 +54,9 @@ class Checkpoints:
         self.wait()
         with writing(self._folder / str(step)):
             # A copy: on CPU the writer would share memory with buffers that the next step overwrites.
-            response = self._checkpointer.save_async(step, jax.tree.map(jnp.copy, _tree(state)), overwrite=True)
+            response = self._checkpointer.save_async(
+                step, jax.tree.map(jnp.copy, _tree(state)), force=True, overwrite=True
+            )
         assert response is not None  # it is of no step that is there
 
         def finish() -> None:
@@ -99,7 +101,7 @@ def restore(folder: str | os.PathLike[str], state: TrainState) -> tuple[TrainSta
         damaged checkpoints with what is wrong with each.
 
     Raises:
-        UserError: all checkpoints are damaged.
+        UserError: all checkpoints are damaged, or one was written by another version.
     """
     folder = Path(os.path.abspath(folder))
     there = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
@@ -109,7 +111,12 @@ def restore(folder: str | os.PathLike[str], state: TrainState) -> tuple[TrainSta
         if not reason:
             try:
                 return _load(folder / str(step), state), step, damaged
-            except Exception as error:  # without sums, Orbax's own checks, which raise many kinds
+            except Exception as error:  # Orbax raises many kinds
+                if (folder / str(step) / SUMS).exists():  # it is as it was written
+                    raise UserError(
+                        f"{folder / str(step)} is whole, but not of this version ({type(error).__name__}); resume with "
+                        "the version that wrote it, or choose another --out"
+                    ) from error
                 reason = f"it cannot be read ({type(error).__name__})"
         damaged[step] = reason
     if damaged:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.training.losses import Term
 from sam2_3dmed_jax.training.objective import Batch, terms
-from sam2_3dmed_jax.training.setup import Setup
 from sam2_3dmed_jax.training.walk import walk_clips
 
 
@@ -26,14 +26,14 @@ class Seen(NamedTuple):
     positions: jax.Array | None  # P_pos [B, D, D], with SRPP
 
 
-def make_forward(setup: Setup) -> jax.stages.Wrapped:
-    """The function `(weights, frozen weights, batch) -> Seen` of an experiment."""
-    config: ExperimentConfig = setup.config
-    graphdef, _ = abstract_model(config.model)
+@functools.cache
+def make_forward(model: ModelConfig, mesh: Mesh) -> jax.stages.Wrapped:
+    """The function `(weights, frozen weights, batch) -> Seen` of a model, the same one for runs that share it."""
+    graphdef, _ = abstract_model(model)
 
     def forward(weights: Weights, frozen: Weights, batch: Batch) -> Seen:
         out = walk_clips(merge(graphdef, {**frozen, **weights}), batch)
-        dice = terms(out, batch, config.model)["dice"]
+        dice = terms(out, batch, model)["dice"]
         return Seen(dice, out.mask_logits, out.candidates.boundary_logits, out.positions)
 
-    return jax.jit(forward, out_shardings=NamedSharding(setup.sharding.mesh, P()))
+    return jax.jit(forward, out_shardings=NamedSharding(mesh, P()))

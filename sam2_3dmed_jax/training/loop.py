@@ -84,7 +84,7 @@ def train(
     host, hosts = jax.process_index(), jax.process_count()
     batches = clip_batches(view, cases, config.data, training.batch_size // hosts, training.seed, host, hosts)[:total]
     fixed = fixed_batches(view, inner or cases, config.data, training, host, hosts)
-    forward = make_forward(setup)
+    forward = make_forward(config.model, setup.sharding.mesh)
 
     guard, clock, logged = LossGuard(run, batches, training.loss_limit), time.monotonic(), start
     with (
