@@ -22,6 +22,12 @@ def config(small):
     return small.config
 
 
+@pytest.fixture
+def start(small):
+    """`train` of an experiment that the small run's step fits, or that is refused before its first step."""
+    return lambda config, run: train(config, run, setup=replace(small.setup(), config=config))
+
+
 def test_a_run_leaves_log_config_checkpoints_events_and_native_checkpoints(config, whole):
     names = {path.name for path in whole.iterdir()}
     assert {"log.csv", "config.json", "split.json", "checkpoints", "final", "best"} <= names
@@ -93,7 +99,7 @@ def test_a_run_that_failed_after_a_checkpoint_resumes_to_the_same_weights_and_lo
     assert_same_result(run, whole)
 
 
-def test_a_run_says_which_cases_it_trains_on_and_does_not_resume_with_others(config, whole, tmp_path):
+def test_a_run_says_which_cases_it_trains_on_and_does_not_resume_with_others(config, start, whole, tmp_path):
     (split,) = read_splits(whole / "split.json")
     assert (len(split.train), len(split.val), len(split.test)) == (1, 1, 2)
     assert json.loads((whole / "split.json").read_text())["how"]["data"] == config.data.path
@@ -102,20 +108,20 @@ def test_a_run_says_which_cases_it_trains_on_and_does_not_resume_with_others(con
     shutil.copy(whole / "config.json", run)
     keep_split(run / "split.json", Split(split.test, (), split.train), {})
     with pytest.raises(UserError, match="holds another split"):
-        train(config, run)
+        start(config, run)
     assert not (run / "checkpoints").exists()
 
 
-def test_another_experiment_in_the_same_folder_is_refused_with_the_fields_that_differ(config, whole):
+def test_another_experiment_in_the_same_folder_is_refused_with_the_fields_that_differ(config, start, whole):
     other = config.replace(training=replace(config.training, learning_rate=0.5, seed=3, log_every=7))
     with pytest.raises(UserError, match=r"\(training\.learning_rate, training\.seed\)"):
-        train(other, whole)
+        start(other, whole)
 
 
-def test_a_folder_with_other_files_is_refused_and_left_alone(config, tmp_path):
+def test_a_folder_with_other_files_is_refused_and_left_alone(config, start, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        train(config, tmp_path)
+        start(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -134,21 +140,21 @@ def test_a_checkpoint_of_another_preset_is_refused_as_a_start(config, whole, tmp
         ({"path": "/nowhere"}, r"/nowhere: there is no such dataset"),
     ],
 )
-def test_data_that_does_not_fit_is_refused_before_the_runs_folder_is_made(config, tmp_path, changes, sentence):
+def test_data_that_does_not_fit_is_refused_before_the_runs_folder_is_made(config, start, tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        train(config.replace(data=replace(config.data, **changes)), tmp_path / "run")
+        start(config.replace(data=replace(config.data, **changes)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dataset_without_the_classes_is_refused(config, tmp_path):
+def test_a_dataset_without_the_classes_is_refused(config, start, tmp_path):
     hu, labels, _ = make_case(0, "spleen", 48)
     write_prepared(tmp_path / "data", dict.fromkeys("ab", (hu, labels * 0)), {1: "spleen"})
     other = config.replace(data=replace(config.data, path=str(tmp_path / "data")))
     with pytest.raises(UserError, match=r"no training case holds a class to segment; check data\.classes"):
-        train(other, tmp_path / "run")
+        start(other, tmp_path / "run")
 
 
-def test_a_damaged_shard_stops_the_run_with_one_sentence(config, tmp_path):
+def test_a_damaged_shard_stops_the_run_with_one_sentence(config, start, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(config.data.path, data)
     for shard in data.glob("shards/*"):
@@ -157,4 +163,4 @@ def test_a_damaged_shard_stops_the_run_with_one_sentence(config, tmp_path):
             content[at] ^= 0x40
         shard.write_bytes(content)
     with pytest.raises(UserError, match=r"arrayrecord is damaged .* delete it and run `sam2-3dmed prepare` again"):
-        train(config.replace(data=replace(config.data, path=str(data))), tmp_path / "run")
+        start(config.replace(data=replace(config.data, path=str(data))), tmp_path / "run")
