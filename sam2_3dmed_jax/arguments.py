@@ -66,6 +66,7 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     )
     p.add_argument("experiment", metavar="EXPERIMENT.py", help="file with get_config(); then --any.field value")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
+    p.add_argument("--profile", type=int, default=0, metavar="STEPS", help="write an xprof trace of so many steps")
     p.add_argument("-h", "--help", nargs=0, action=TrainHelp, help="show this and every field, with units and defaults")
 
     p = verb("predict", "segment a volume, or many, from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")

@@ -82,6 +82,8 @@ def prepare(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Train an experiment."""
+    if options.profile < 0:
+        raise UserError(f"--profile: {options.profile} is no number of steps; give 0 or more")
     from sam2_3dmed_jax.experiment import read_experiment
 
     config = read_experiment(options.experiment, rest)
@@ -89,8 +91,8 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.training import loop
 
-    with ConsoleProgress() as progress:
-        final = loop.train(config, options.out, progress.training, progress)
+    with terminated_as_interrupted(), ConsoleProgress() as progress:
+        final = loop.train(config, options.out, progress.training, progress, profile=options.profile)
     print(f"trained model in {final}")
 
 

@@ -1,6 +1,7 @@
 """What every command line of this project does alike: mistakes are one line, and exit codes say whose they are.
 
-Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 interrupted.
+Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 interrupted, and 143 where SIGTERM has
+ended a training run in order.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import Stopped, UserError
 
 _COORDINATES = re.compile(r"-([\d.][\d.eE+-]*)?(,[\d.eE+-]+)+")
 
@@ -66,6 +67,9 @@ def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:
             traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"{stop}; {interrupted}", file=sys.stderr)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         return 130

@@ -55,6 +55,7 @@ class SrppConfig:
     unit: Literal["slice", "mm"] = "slice"  # of the targets: slice indices (paper) or millimetres (ours)
     scale: float = 6.0  # targets are divided by this many units, so that the loss is of order one
     window: int = 6  # D: slices the context attends over at inference; training sets it to `data.slices`
+    to_mask: bool = True  # the context also enters the mask path (ours); False: a head for training alone (paper)
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,10 @@ class TrainingConfig:
     checkpoint_every: int = 500  # steps
     keep_checkpoints: int = 2
     log_every: int = 10  # steps
+    validate_every: int = 500  # steps between Dice on the inner cases, where `data.inner_fraction` holds some back
+    validation_clips: int = 64  # that it is taken over, rounded up to whole batches
+    images_every: int = 500  # steps between TensorBoard images; 0: none, and nothing compiled for them
+    loss_limit: float = 100.0  # a loss this many times the median of the last 100 steps stops the run; 0: none does
     seed: int = 0
     loss: LossConfig = LossConfig()
 

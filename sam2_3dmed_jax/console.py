@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -50,5 +51,12 @@ class ConsoleProgress:
 
     def training(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """The progress of `training.loop.train`."""
-        note = f"loss {metrics['loss']:.3f}  Dice {metrics['dice']:.2f}  {metrics['seconds']:.2f} s/step"
+        seconds = metrics["seconds"]
+        note = f"loss {metrics['loss']:.3f}  Dice {metrics['dice']:.2f}  {seconds:.2f} s/step"
+        if seconds > 0:
+            note += f"  {metrics['batch_size'] / seconds:.1f} clips/s"
+        if "dice_inner" in metrics:
+            note += f"  inner Dice {metrics['dice_inner']:.3f}"
+        if not self._bar:  # which shows it by itself
+            note += f"  {timedelta(seconds=round(seconds * (total - done)))} left"
         self("training", done, total, note)

@@ -82,6 +82,7 @@ def demo_config(data: str) -> ExperimentConfig:
             warmup_steps=30,
             checkpoint_every=400,
             log_every=10,
+            images_every=0,  # which would compile another function
             loss=LossConfig(bce=10.0, bd=0.5),
         ),
     )

@@ -8,6 +8,14 @@ class UserError(Exception):
     """A mistake in the user's files, flags or data: one sentence that names the file or field and the mend."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Work that a signal ended in order: what it left, and the signal's number."""
+
+    def __init__(self, left: str, signal: int):
+        super().__init__(left)
+        self.signal = signal
+
+
 @contextmanager
 def naming(field: str) -> Iterator[None]:
     """Put the name of a flag or field before the mistakes found inside the block."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tyro
@@ -16,7 +18,7 @@ from sam2_3dmed_jax.errors import UserError
 
 
 def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
-    """Run an experiment file's `get_config()` and apply flags.
+    """Run an experiment file's `get_config()` and apply flags. The file may import others of its folder.
 
     Raises:
         UserError: no such file, a file without `get_config`, or a flag that no field takes.
@@ -28,8 +30,9 @@ def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        with _beside(file):
+            spec.loader.exec_module(module)
+            config = module.get_config()
     except Exception as error:  # the user's code
         raise UserError(f"{path}: it fails with {type(error).__name__}: {error}; correct the experiment") from error
     if not isinstance(config, ExperimentConfig):
@@ -44,6 +47,20 @@ def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
         words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", printed.getvalue()).split()
         told = re.split(r"Argument helptext|For full helptext", " ".join(words))[0].strip()
         raise UserError(f"a flag does not fit the experiment: {told} (config.py lists the fields)") from stop
+
+
+@contextlib.contextmanager
+def _beside(file: Path) -> Iterator[None]:
+    """Let imports find the files of a folder, and forget them afterwards: another may have the same names."""
+    folder, before = str(file.resolve().parent), set(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - before:
+            if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") == folder:
+                del sys.modules[name]
 
 
 def fields_help() -> str:

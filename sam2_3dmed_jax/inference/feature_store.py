@@ -16,6 +16,7 @@ from flax import nnx
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.prompt import power_of_two
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
+from sam2_3dmed_jax.model.slice_position import SlicePosition
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
@@ -45,7 +46,7 @@ class FeatureStore:
         self.embedding = arrays.zeros((self.depth, side, side, c), dtype)
         self.stride8 = arrays.zeros((self.depth, 2 * side, 2 * side, c // 4), dtype)
         self.stride4 = arrays.zeros((self.depth, 4 * side, 4 * side, c // 8), dtype)
-        position = model.slice_position if isinstance(model, SAM2With3DMed) else None
+        position = _slice_position(model)
         embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim if position else 0), np.float32)
         for start in range(0, self.depth, BLOCK):
             stop = min(start + BLOCK, self.depth)
@@ -58,7 +59,7 @@ class FeatureStore:
             embeddings[start:stop] = embedded[: stop - start]
             if progress:
                 progress("encoding slices", stop, self.depth)
-        self.context: np.ndarray | None = None  # [D, C], or None without SRPP
+        self.context: np.ndarray | None = None  # [D, C], or None without SRPP or its path to the mask
         if position:
             # Padded to a power of two, so that volumes of similar depth share a compilation.
             padded = np.zeros((power_of_two(len(embeddings)), embeddings.shape[1]), np.float32)
@@ -78,13 +79,18 @@ class FeatureStore:
 def _encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) -> tuple[SliceFeatures, jax.Array]:
     model = merge(graphdef, weights)
     features = model.encode_image(images)
-    if isinstance(model, SAM2With3DMed) and model.slice_position is not None:
-        return features, model.slice_position.embed(features.embedding).astype(jnp.float32)
+    if position := _slice_position(model):
+        return features, position.embed(features.embedding).astype(jnp.float32)
     return features, jnp.zeros((len(images), 0))
 
 
 @partial(jax.jit, static_argnums=0)
 def _slice_context(graphdef: nnx.GraphDef, weights: Weights, slices: jax.Array, depth: jax.Array) -> jax.Array:
     position = merge(graphdef, weights).slice_position
-    context = position.volume_context(slices, depth)
-    return position.to_features(context).astype(jnp.float32)
+    return position.to_mask(position.volume_context(slices, depth)).astype(jnp.float32)
+
+
+def _slice_position(model: SAM2) -> SlicePosition | None:
+    """The module whose context the masks see, if there is one."""
+    position = model.slice_position if isinstance(model, SAM2With3DMed) else None
+    return position if position is not None and position.config.to_mask else None

@@ -75,18 +75,22 @@ def save_weights(weights: Weights, path: str | os.PathLike[str], info: Checkpoin
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     if temporary.exists():
         shutil.rmtree(temporary)
-    temporary.mkdir(parents=True)
-    ocp.save(os.path.abspath(temporary / "weights"), weights)
     provenance = {
         "tool_version": metadata.version("sam2-3dmed-jax"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **info.provenance,
     }
     record = {"format": FORMAT, **dataclasses.asdict(dataclasses.replace(info, provenance=provenance))}
-    (temporary / "config.json").write_text(json.dumps(record, indent=2))
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    temporary.mkdir(parents=True)
+    try:
+        ocp.save(os.path.abspath(temporary / "weights"), weights)
+        (temporary / "config.json").write_text(json.dumps(record, indent=2))
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:  # such as of a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:

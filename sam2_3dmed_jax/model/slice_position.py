@@ -2,8 +2,8 @@
 
 Paper: one embedding a slice, a small Transformer encoder over the slices of the clip, an MLP on each ordered pair.
 Ours: the Transformer's output is shared with the mask path through a zero-initialised projection, since a frozen
-encoder gives a training-only head nothing to teach. No slice index or position encoding enters: order must be read
-from anatomy.
+encoder gives a training-only head nothing to teach (`SrppConfig.to_mask` false leaves the projection out: the paper's).
+No slice index or position encoding enters: order must be read from anatomy.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SlicePosition(nnx.Module):
         self.layers = nnx.List([ContextLayer(config, dtype=dtype) for _ in range(config.layers)])
         self.norm = layer_norm(dim, eps=1e-5, dtype=dtype)
         self.pair = MLP((2 * dim, dim, 1), activation=gelu, dtype=jnp.float32)
-        self.to_features = Linear(dim, channels, dtype=dtype)
+        self.to_features = Linear(dim, channels, dtype=dtype) if config.to_mask else None
         self.config = config
 
     def embed(self, embedding: jax.Array) -> jax.Array:
@@ -64,6 +64,10 @@ class SlicePosition(nnx.Module):
         first = jnp.broadcast_to(context[:, :, None], (b, d, d, dim))
         second = jnp.broadcast_to(context[:, None], (b, d, d, dim))
         return self.pair(jnp.concatenate([first, second], axis=-1))[..., 0]
+
+    def to_mask(self, context: jax.Array) -> jax.Array | None:
+        """What is added to the features that segment, `[..., dim]` to `[..., C]`; None without a path to the mask."""
+        return None if self.to_features is None else self.to_features(context)
 
     def volume_context(self, slices: jax.Array, depth: jax.Array) -> jax.Array:
         """`s'_i` over a volume of any depth, by windows of the trained D.

@@ -27,7 +27,7 @@ def check_data(config: ExperimentConfig) -> None:
     """
     path = config.data.path
     if is_prepared(path):
-        training_cases(open_view(read_prepared(path), config), config)
+        split_cases(open_view(read_prepared(path), config), config)
         return
     raw = read_dataset(path)
     classes_of(config.data, raw.labels, path)
@@ -56,17 +56,17 @@ def open_view(dataset: PreparedDataset, config: ExperimentConfig) -> ModelView:
     return ModelView(dataset, config.data, preset_config(config.model.preset, config.model.image_size).image_size)
 
 
-def training_cases(view: ModelView, config: ExperimentConfig) -> tuple[list[CaseEntry], Split]:
-    """The training cases of the split that hold a class to segment, and the split.
+def split_cases(view: ModelView, config: ExperimentConfig) -> tuple[list[CaseEntry], list[CaseEntry], Split]:
+    """The training and the inner validation cases of the split that hold a class to segment, and the split.
 
     The split is of all cases of the source, refused ones too, so that it is that of other tools and of `evaluate`.
 
     Raises:
-        UserError: there are none, or no such split.
+        UserError: there are none to train on, or no such split.
     """
     split = choose_split(view.dataset.ids, config.data)
-    chosen = set(split.train)
-    cases = [case for case in view.dataset.cases if case.id in chosen and view.areas(case)]
+    there = {case.id: case for case in view.dataset.cases if view.areas(case)}
+    cases, inner = ([there[name] for name in part if name in there] for part in (split.train, split.val))
     if not cases:
         raise UserError(f"{config.data.path}: no training case holds a class to segment; check data.classes")
-    return cases, split
+    return cases, inner, split

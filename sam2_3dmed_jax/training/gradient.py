@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.training.objective import Batch, Numbers, objective, term_numbers
-from sam2_3dmed_jax.training.sharding import BATCH_AXES, gathered, summed, weight_shardings
+from sam2_3dmed_jax.training.sharding import BATCH_AXES, gathered, summed, weight_specs
 from sam2_3dmed_jax.training.walk import WalkOutput, walk_clips
 
 Gradient = Callable[[Weights, Weights, Batch, jax.Array], tuple[Weights, dict[str, jax.Array]]]
@@ -61,7 +61,7 @@ def global_gradient(config: ExperimentConfig, graphdef: nnx.GraphDef, mesh: Mesh
     def gradient(
         weights: Weights, frozen: Weights, batch: Batch, step: jax.Array
     ) -> tuple[Weights, dict[str, jax.Array]]:
-        specs = {path: sharding.spec for path, sharding in weight_shardings(mesh, {**frozen, **weights}).items()}
+        specs = weight_specs(mesh, {**frozen, **weights})
         of = {path: specs[path] for path in weights}
         return jax.shard_map(
             functools.partial(on_device, specs=specs),

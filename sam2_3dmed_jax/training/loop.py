@@ -1,41 +1,45 @@
 """The training run as one straight script: data, model, mesh, state, step, loop.
 
-A folder that holds a run is resumed: from its newest checkpoint, with the batches and the log as if never stopped.
+A folder that holds a run is resumed: from its newest undamaged checkpoint, with the batches and the log as if never
+stopped. Ctrl-C and SIGTERM stop it at a step boundary, saved.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import json
-import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.prepare_source import Progress as DataProgress
 from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
-from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, training_cases
-from sam2_3dmed_jax.training.checkpoint import Checkpoints
+from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, split_cases
+from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
+from sam2_3dmed_jax.training.disk import writing
 from sam2_3dmed_jax.training.feed import to_devices
+from sam2_3dmed_jax.training.forward import make_forward
+from sam2_3dmed_jax.training.guard import LossGuard
+from sam2_3dmed_jax.training.interruption import stop_requests
+from sam2_3dmed_jax.training.log import Log
+from sam2_3dmed_jax.training.parts import by_part
+from sam2_3dmed_jax.training.pictures import pictures
+from sam2_3dmed_jax.training.profile import Profile
+from sam2_3dmed_jax.training.run_folder import claim_folder, record
 from sam2_3dmed_jax.training.setup import Setup, set_up
-from sam2_3dmed_jax.training.step import result
+from sam2_3dmed_jax.training.step import TrainState, result
+from sam2_3dmed_jax.training.validation import fixed_batches, inner_dice
 
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
-COLUMNS = (
-    *("step", "loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score"),
-    *("dice", "gradient_norm", "learning_rate", "seconds"),
-)
 
 
 def train(
@@ -44,128 +48,101 @@ def train(
     progress: Progress | None = None,
     data_progress: DataProgress | None = None,
     setup: Setup | None = None,
+    profile: int = 0,
 ) -> Path:
     """Run or resume an experiment.
 
     Args:
         config: the experiment.
         out: the run's folder: `config.json`, `split.json`, `log.csv`, TensorBoard events, `checkpoints/`, and `final/`
-            when done.
+            when done; with inner cases `best/`, the weights of the highest `dice_inner` so far.
         progress: called at each logged step.
         data_progress: called with (what, done, total, note) while a dataset is prepared first.
         setup: what `compile_ahead` gave for this experiment; it cannot be used again.
+        profile: number of steps to write an xprof trace of.
 
     Returns:
         `out/final`, a native checkpoint.
 
     Raises:
-        UserError: settings or data that do not fit, another experiment's folder, or a loss that is not finite.
+        UserError: settings or data that do not fit, another experiment's folder, a loss that is not finite or explodes,
+            only damaged checkpoints, or a disk that is full.
+        Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     run = Path(out)
     setup = setup or set_up(config)
     config = setup.config
+    training, total = config.training, config.training.steps
     check_data(config)
 
     claim_folder(run, config)
     view = open_view(prepared_dataset(config.data.path, run, data_progress), config)
-    cases, split = training_cases(view, config)
+    cases, inner, split = split_cases(view, config)
     keep_split(run / SPLIT, split, how_made(config.data, view.dataset.fingerprint))
-    checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
-    state, start = checkpoints.restore(setup.state)
+    state, start, damaged = restore(run / "checkpoints", setup.state)
+    set_aside(run / "checkpoints", damaged, start)
     host, hosts = jax.process_index(), jax.process_count()
-    here = config.training.batch_size // hosts
-    batches = clip_batches(view, cases, config.data, here, config.training.seed, host, hosts)
+    batches = clip_batches(view, cases, config.data, training.batch_size // hosts, training.seed, host, hosts)[:total]
+    fixed = fixed_batches(view, inner or cases, config.data, training, host, hosts)
+    forward = make_forward(config.model, setup.sharding.mesh)
 
-    log = Log(run, start)
-    total, every = config.training.steps, config.training.log_every
-    clips = iterate(batches[:total], start, config.data.workers)
-    clock = time.monotonic()
-    try:
-        for step, batch in enumerate(to_devices(clips, setup.sharding), start):
+    guard, clock, logged = LossGuard(run, batches, training.loss_limit), time.monotonic(), start
+    with (
+        Log(run, start, by_part(state.weights), record(config)) as log,
+        Checkpoints(run / "checkpoints", training.keep_checkpoints) as checkpoints,
+        Profile(run, start, profile) as trace,
+        stop_requests() as stop,
+        closing(iterate(batches, start, config.data.workers)) as clips,
+    ):
+        best = log.best("dice_inner")
+        for done, batch in enumerate(to_devices(clips, setup.sharding), start + 1):
             state, metrics = setup.step(state, setup.frozen, batch)
-            done = step + 1
-            if done % every == 0 or done == total:
+            trace.after(done, state)
+            guard.add(done, metrics)
+            last, stopping = done == total, bool(stop.signal)
+            validates = bool(inner) and (last or _due(done, training.validate_every))
+            saves = last or stopping or _due(done, training.checkpoint_every)
+            logs = last or validates or _due(done, training.log_every)
+            if logs or saves:
+                guard.check()
+            if validates:
+                metrics["dice_inner"] = inner_dice(setup, forward, state, fixed, config.data.workers)
+            if logs:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                if not math.isfinite(values["loss"]):
-                    raise UserError(
-                        f"{run}: the loss is {values['loss']} at step {done}; lower training.learning_rate or raise "
-                        "training.warmup_steps, and start in another folder"
-                    )
-                values["seconds"], clock = (time.monotonic() - clock) / every, time.monotonic()
-                log.write(done, values)
+                values["seconds"] = (time.monotonic() - clock) / (done - logged)
+                log.write(done, {**values, "clips_per_second": training.batch_size / values["seconds"]})
                 if progress:
-                    progress(done, total, values)
-            if done % config.training.checkpoint_every == 0 or done == total:
+                    progress(done, total, {**values, "batch_size": training.batch_size})
+                clock, logged = time.monotonic(), done
+            if validates and values["dice_inner"] > best:
+                best = values["dice_inner"]
+                write_native(run / "best", setup, state, {"steps": done, "dice_inner": best})
+            if _due(done, training.images_every):
+                drawn = fixed[0]
+                (on_devices,) = to_devices([drawn], setup.sharding)
+                log.images(done, pictures(drawn, forward(result(state), setup.frozen, on_devices), config.model))
+            if saves:
                 checkpoints.save(state, done)
-    finally:
-        clips.close()
-        checkpoints.close()
-        log.close()
+            if stopping and not last:
+                checkpoints.wait()
+                raise Stopped(f"stopped; {run} holds step {done} of {total}", stop.signal)
 
-    provenance = {"trained_by": "sam2-3dmed train", "steps": total, "data": config.data.path, "init": config.model.init}
-    final = run / "final"
-    info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
-    save_weights({**result(state), **setup.frozen}, final, info)
-    return final
+    write_native(run / "final", setup, state, {"steps": total})
+    return run / "final"
 
 
-def claim_folder(run: Path, config: ExperimentConfig) -> None:
-    """Write `config.json`, or check that the folder's run is of the same experiment.
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def write_native(path: Path, setup: Setup, state: TrainState, provenance: dict[str, Any]) -> None:
+    """Write the weights to use as a native checkpoint.
 
     Raises:
-        UserError: the folder holds another experiment, or other files.
+        UserError: it cannot be written.
     """
-    record = json.loads(json.dumps(dataclasses.asdict(config)))
-    file = run / "config.json"
-    if file.exists():
-        different = sorted(_differences(json.loads(file.read_text()), record))
-        if different:
-            raise UserError(
-                f"{run} holds a run with other settings ({', '.join(different)}); choose another --out or set them back"
-            )
-        return
-    if run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty and holds no run; choose another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    temporary = run / ".config.json.tmp"
-    temporary.write_text(json.dumps(record, indent=2))
-    temporary.rename(file)
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    found = []
-    for name in {*old, *new}:
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(prefix + name)
-    return found
-
-
-class Log:
-    """`log.csv` and TensorBoard scalars; rows past the checkpoint that a run resumes from are dropped."""
-
-    def __init__(self, run: Path, start: int):
-        file = run / "log.csv"
-        rows = []
-        if file.exists():
-            with file.open(newline="") as old:
-                rows = [row for row in csv.DictReader(old) if int(row["step"]) <= start]
-        self._file = file.open("w", newline="")
-        self._csv = csv.DictWriter(self._file, COLUMNS)
-        self._csv.writeheader()
-        self._csv.writerows(rows)
-        self._board = SummaryWriter(str(run), purge_step=start + 1 if start else None)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Add one row."""
-        self._csv.writerow({"step": step, **{name: repr(value) for name, value in values.items()}})
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
-        self._board.close()
+    config = setup.config
+    told = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
+    info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, told)
+    with writing(path):
+        save_weights({**result(state), **setup.frozen}, path, info)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import Weights
@@ -34,6 +34,14 @@ def partition(weights: Weights, frozen: Sequence[str]) -> tuple[Weights, Weights
         raise UserError("training.frozen: it leaves nothing to train; name fewer parts")
     trained = {path: value for path, value in weights.items() if path not in still}
     return trained, {path: weights[path] for path in sorted(still)}
+
+
+def by_part(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Parameter paths by the top-level module that they belong to: `memory_attention`, `boundary`, ..."""
+    parts: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        parts.setdefault(path.split(".")[0], []).append(path)
+    return parts
 
 
 def rate_factors(weights: Weights, rules: Sequence[tuple[str, float]]) -> dict[str, float]:

@@ -77,6 +77,11 @@ def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:
     return shardings
 
 
+def weight_specs(mesh: Mesh, weights: Weights) -> dict[str, P]:
+    """The same for `shard_map`."""
+    return {path: sharding.spec for path, sharding in weight_shardings(mesh, weights).items()}
+
+
 def gathered(parts: Weights, specs: dict[str, P]) -> Weights:
     """Inside `shard_map`: whole weights from this device's parts. Its gradient is the parts' sum over "fsdp"."""
     return {

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.gradient import global_gradient
 from sam2_3dmed_jax.training.objective import Batch
 from sam2_3dmed_jax.training.optimizer import Optimizer, learning_rate
+from sam2_3dmed_jax.training.parts import by_part, rate_factors
 from sam2_3dmed_jax.training.sharding import weight_shardings
 
 
@@ -51,6 +52,7 @@ def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights
     """Compile-ready train step of an experiment. Frozen weights are an argument without gradient or optimizer state."""
     training = config.training
     optimizer = Optimizer(training, weights)
+    factors, modules = rate_factors(weights, training.part_learning_rates), by_part(weights)
     placed = weight_shardings(mesh, weights)
     state_shardings: Any = TrainState(  # of shardings, in the shape of a state
         placed,  # type: ignore[arg-type]
@@ -64,7 +66,10 @@ def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights
         gradients, metrics = gradient(state.weights, frozen, batch, state.step)
         new, optimizer_state = optimizer.apply(gradients, state.optimizer, state.weights)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        metrics["learning_rate"] = learning_rate(training)(state.step)
+        metrics["learning_rate"] = rate = learning_rate(training)(state.step)
+        for part, paths in modules.items():
+            metrics[f"gradient_norm/{part}"] = optax.tree.norm({path: gradients[path] for path in paths})
+            metrics[f"learning_rate/{part}"] = rate * max(factors[path] for path in paths)
         decay = jnp.minimum(training.ema, (1 + state.step) / (10 + state.step))  # early averages follow quickly
         ema = {path: decay * old + (1 - decay) * new[path] for path, old in state.ema.items()}
         return TrainState(new, optimizer_state, state.step + 1, ema), metrics

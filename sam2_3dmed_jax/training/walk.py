@@ -83,7 +83,8 @@ def walk_clips(
         srpp = model.slice_position
         shared = srpp.context(jnp.moveaxis(srpp.embed(features.embedding), 0, 1), batch["slice_valid"])
         positions = srpp.positions(shared)
-        context = jnp.moveaxis(srpp.to_features(shared), 1, 0)
+        if (to_mask := srpp.to_mask(shared)) is not None:
+            context = jnp.moveaxis(to_mask, 1, 0)
 
     prompts = Prompts(
         coords=batch["coords"].reshape(rows, -1, 2),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from sam2_3dmed_jax.config import LossConfig, ModelConfig
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
@@ -151,3 +152,25 @@ def test_training_walks_a_clip_as_inference_walks_a_volume(walk, weights):
     trained = np.asarray(walk(without, batch).mask_logits).reshape(D, B, K, SIZE // 4, SIZE // 4)[:, 1, 0]
     result = VolumePredictor(model, postprocessing=False).predict(normalise(slices), [Prompt(1, 0, [(30, 20)], [1])])
     np.testing.assert_allclose(result.mask_logits[0, :D], trained, atol=5e-4)
+
+
+@pytest.mark.parametrize("to_mask", [True, False])
+def test_masks_depend_on_the_slice_context_only_with_a_path_to_the_mask(to_mask):
+    model = replace(MODEL, slice_position=replace(MODEL.slice_position, to_mask=to_mask))
+    graphdef, shapes = abstract_model(model)
+
+    def walk(weights):
+        out = walk_clips(merge(graphdef, weights), jax.tree.map(jnp.asarray, clips()))
+        return out.mask_logits, out.positions
+
+    traced, (masks, positions) = jax.make_jaxpr(walk, return_shape=True)(shapes)
+    paths = sorted(shapes)  # as JAX flattens them
+
+    def read_by(output):
+        kept = [output == i for i in range(2)]
+        return {path for path, used in zip(paths, dce_jaxpr(traced.jaxpr, kept)[1], strict=True) if used}
+
+    context = {path for path in paths if path.startswith("slice_position.layers.")}
+    assert context <= read_by(1)
+    assert (context & read_by(0)) == (context if to_mask else set())
+    assert ("slice_position.to_features.kernel" in paths) == to_mask

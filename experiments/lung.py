@@ -1,0 +1,18 @@
+"""SAM2-3dMed on the Decathlon's lung tumours (Task06): 63 CTs, slices of 1.245 mm typically.
+
+The window is MedSAM's, which tells a tumour at the mediastinum from it.
+
+    sam2-3dmed prepare Task06_Lung.tar data/lung
+    sam2-3dmed convert sam2.1_hiera_large.pt checkpoints/sam2.1_hiera_large
+    sam2-3dmed train experiments/lung.py --out runs/lung
+
+`--data.path` and `--model.init` name other places.
+"""
+
+from decathlon import ours
+
+from sam2_3dmed_jax.config import ExperimentConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ours("data/lung", window="lung_medsam", slice_mm=1.245)

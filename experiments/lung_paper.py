@@ -1,0 +1,10 @@
+"""As `lung.py`, but SAM2-3dMed to the letter of the paper."""
+
+from decathlon import paper
+from lung import get_config as ours
+
+from sam2_3dmed_jax.config import ExperimentConfig
+
+
+def get_config() -> ExperimentConfig:
+    return paper(ours())

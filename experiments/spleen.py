@@ -1,0 +1,16 @@
+"""SAM2-3dMed on the Decathlon's spleens (Task09): 41 CTs, slices of 5 mm typically.
+
+    sam2-3dmed prepare Task09_Spleen.tar data/spleen
+    sam2-3dmed convert sam2.1_hiera_large.pt checkpoints/sam2.1_hiera_large
+    sam2-3dmed train experiments/spleen.py --out runs/spleen
+
+`--data.path` and `--model.init` name other places.
+"""
+
+from decathlon import ours
+
+from sam2_3dmed_jax.config import ExperimentConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ours("data/spleen", window="soft_tissue", slice_mm=5.0)

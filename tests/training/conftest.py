@@ -1,0 +1,64 @@
+"""One small run for all tests of a run's folder: its train step is compiled once, here and in other processes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.training.loop import train
+from sam2_3dmed_jax.training.setup import Setup, compile_ahead
+from sam2_3dmed_jax.volume.phantom import make_case
+from tests.data.prepared_files import write_prepared
+
+
+@dataclass(frozen=True)
+class Small:
+    """A run of twelve steps over one case, validated on another; two are held out."""
+
+    config: ExperimentConfig
+    compiled: Setup
+
+    def setup(self, step: Callable[..., Any] | None = None, **changes: Any) -> Setup:
+        """A setup to use once; `changes` are fields of `training` that the step does not depend on."""
+        config = self.config.replace(training=replace(self.config.training, **changes))
+        state = jax.tree.map(jnp.copy, self.compiled.state)
+        return replace(self.compiled, config=config, state=state, step=step or self.compiled.step)
+
+    def train(self, run: Path, progress: Callable[..., None] | None = None, profile: int = 0, **changes: Any) -> Path:
+        setup = self.setup(**changes)
+        return train(setup.config, run, progress, setup=setup, profile=profile)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    data = tmp_path_factory.mktemp("data") / "phantom"
+    write_prepared(data, {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(4)}, {1: "spleen"})
+    config = ExperimentConfig(
+        model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
+        data=DataConfig(path=str(data), slices=2, folds=2, inner_fraction=0.5),
+        training=TrainingConfig(
+            steps=12,
+            batch_size=2,
+            warmup_steps=1,
+            log_every=1,
+            checkpoint_every=3,
+            validate_every=5,
+            validation_clips=3,
+            images_every=5,
+        ),
+    )
+    compiled = compile_ahead(config)
+    return Small(compiled.config, compiled)
+
+
+@pytest.fixture(scope="session")
+def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run, never stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    small.train(run, profile=2)
+    return run

@@ -1,0 +1,158 @@
+"""A run goes on to the same end after signals, damaged checkpoints and a full disk."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training.checkpoint import SUMS, restore
+from sam2_3dmed_jax.training.run_folder import claim_folder
+from tests.training.run_files import assert_same_result, rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def signalled(experiment: Path, run: Path, step: int, number: int) -> tuple[int, str]:
+    """Start the command in a process, send it a signal once `step` is logged; its exit code and stderr."""
+    words = [sys.executable, "-m", "sam2_3dmed_jax.cli", "train", str(experiment), "--out", str(run)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    log = run / "log.csv"
+    while process.poll() is None and not (log.exists() and len(log.read_bytes().splitlines()) > step):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=600)
+    return process.returncode, told
+
+
+def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_never_was(small, whole, tmp_path):
+    experiment, run = tmp_path / "experiment.py", tmp_path / "run"
+    experiment.write_text(
+        f"from sam2_3dmed_jax.config import *\n\ndef get_config():\n    return {small.config!r}\n", encoding="utf-8"
+    )
+    rng = np.random.default_rng(6)
+
+    code, told = signalled(experiment, run, int(rng.integers(1, 4)), signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, told
+    (stopped,) = re.findall(rf"stopped; {run} holds step (\d+) of 12; the same command goes on", told)
+    assert stopped == rows(run)[-1]["step"] and (run / "checkpoints" / stopped / SUMS).exists()
+    assert not (run / "final").exists()
+
+    code, told = signalled(experiment, run, int(stopped) + int(rng.integers(1, 4)), signal.SIGKILL)
+    assert code == -signal.SIGKILL, told
+    assert rows(run)[: int(stopped)] == rows(whole)[: int(stopped)]
+
+    small.train(run)
+    assert_same_result(run, whole)
+
+
+def damaged_copy(whole: Path, run: Path) -> Path:
+    for name in ("checkpoints", "config.json", "split.json", "log.csv", "best"):
+        (shutil.copytree if (whole / name).is_dir() else shutil.copy)(whole / name, run / name)
+    return run / "checkpoints"
+
+
+def test_a_checkpoint_with_any_file_truncated_or_changed_is_passed_over(small, whole, tmp_path):
+    (tmp_path / "run").mkdir()
+    folder = damaged_copy(whole, tmp_path / "run")
+    files = [path for path in (folder / "12").rglob("*") if path.is_file()]
+    assert len(files) > 8
+    abstract = small.setup().state
+    _, step, damaged = restore(folder, abstract)
+    assert (step, damaged) == (12, {})
+    for file in files:
+        content = file.read_bytes()
+        other = content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]) if content else b"more"
+        for damage in other:
+            if damage == content:
+                continue
+            file.write_bytes(damage)
+            state, step, damaged = restore(folder, abstract)
+            assert step == int(state.step) == 9 and list(damaged) == [12], file
+        file.write_bytes(content)
+    (folder / "12" / "state" / "_METADATA").unlink()
+    assert restore(folder, abstract)[1:] == (9, {12: "state/_METADATA is missing"})
+    (folder / "12" / SUMS).unlink()  # the process died before it wrote them: Orbax's own checks
+    assert restore(folder, abstract)[1] == 9
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint_and_says_so(small, whole, tmp_path, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder = damaged_copy(whole, run)
+    largest = max((path for path in (folder / "12").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    seen = []
+    small.train(run, lambda done, total, metrics: seen.append(done))
+    assert seen == [10, 11, 12]
+    (warning,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert f"{folder / '12'} is damaged" in warning and "goes on from step 9" in warning
+    assert (run / "damaged" / "12").is_dir() and (folder / "12").is_dir()
+    assert_same_result(run, whole)
+
+
+def test_a_run_with_only_damaged_checkpoints_stops_with_one_sentence_and_leaves_them(small, whole, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder = damaged_copy(whole, run)
+    for step in ("9", "12"):
+        (folder / step / "state" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"every checkpoint is damaged \(12: state/manifest.ocdbt has 0 bytes of \d+, 9:"
+    ):
+        small.train(run)
+    assert {path.name for path in folder.iterdir()} == {"9", "12"} and len(rows(run)) == 12
+
+
+def test_a_disk_that_is_full_stops_the_run_with_one_sentence_and_it_goes_on_later(small, whole, tmp_path):
+    run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done: int, total: int, metrics: dict[str, float]) -> None:
+        if done == 6:  # the system refuses larger files from here on, as a full disk does
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+
+    try:
+        with pytest.raises(UserError, match=rf"{run}/checkpoints/6 cannot be written \(File too large\); make room"):
+            small.train(run, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert restore(run / "checkpoints", small.setup().state)[1] == 3
+    small.train(run)
+    assert_same_result(run, whole)
+
+
+def test_settings_that_an_older_version_did_not_know_have_their_defaults(tmp_path):
+    config = ExperimentConfig()
+    claim_folder(tmp_path / "run", config)
+    file = tmp_path / "run" / "config.json"
+    old = json.loads(file.read_text())
+    del old["training"]["loss_limit"], old["model"]["slice_position"]["to_mask"], old["mesh"]
+    file.write_text(json.dumps(old))
+    claim_folder(tmp_path / "run", config)
+    assert json.loads(file.read_text())["model"]["slice_position"]["to_mask"] is True
+    srpp = replace(config.model.slice_position, to_mask=False)
+    file.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"other settings \(model\.slice_position\.to_mask\)"):
+        claim_folder(tmp_path / "run", config.replace(model=replace(config.model, slice_position=srpp)))
+    file.write_text(file.read_text()[:-9])
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        claim_folder(tmp_path / "run", config)
+
+
+def test_restoring_without_checkpoints_gives_the_state_as_it_is(small, tmp_path):
+    state = small.setup().state
+    restored, step, damaged = restore(tmp_path / "checkpoints", state)
+    assert restored is state and (step, damaged) == (0, {}) and not jax.tree.leaves(state)[0].is_deleted()
