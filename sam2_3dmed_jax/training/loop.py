@@ -27,9 +27,9 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, training_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints
+from sam2_3dmed_jax.training.features.make import check_features, open_features
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.setup import Setup, set_up
-from sam2_3dmed_jax.training.step import result
 
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
 COLUMNS = (
@@ -65,16 +65,18 @@ def train(
     setup = setup or set_up(config)
     config = setup.config
     check_data(config)
+    check_features(config, setup.encoder)
 
     claim_folder(run, config)
     view = open_view(prepared_dataset(config.data.path, run, data_progress), config)
     cases, split = training_cases(view, config)
     keep_split(run / SPLIT, split, how_made(config.data, view.dataset.fingerprint))
+    features = open_features(config, setup.encoder, setup.devices, view, cases, data_progress)
     checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
     state, start = checkpoints.restore(setup.state)
     host, hosts = jax.process_index(), jax.process_count()
     here = config.training.batch_size // hosts
-    batches = clip_batches(view, cases, config.data, here, config.training.seed, host, hosts)
+    batches = clip_batches(view, cases, config.data, here, config.training.seed, host, hosts, features)
 
     log = Log(run, start)
     total, every = config.training.steps, config.training.log_every
@@ -105,7 +107,7 @@ def train(
     provenance = {"trained_by": "sam2-3dmed train", "steps": total, "data": config.data.path, "init": config.model.init}
     final = run / "final"
     info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
-    save_weights({**result(state), **setup.frozen}, final, info)
+    save_weights(setup.weights(state), final, info)
     return final
 
 

@@ -1,0 +1,44 @@
+"""A dataset of two small phantoms and an experiment on it whose encoder is frozen, for tests of the cache."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.training.cases import open_view, training_cases
+from sam2_3dmed_jax.training.features.cache import FeatureCache
+from sam2_3dmed_jax.training.features.make import open_features
+from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED
+from sam2_3dmed_jax.training.setup import Setup
+from sam2_3dmed_jax.data.store import read_prepared
+from sam2_3dmed_jax.volume.phantom import make_case
+from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+
+
+def experiment(folder: Path) -> ExperimentConfig:
+    """It trains on two of three cases, of which it makes features in `folder/features`."""
+    cases = {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(3)}
+    cases = {name: (values[4:-4:3], labels[4:-4:3]) for name, (values, labels) in cases.items()}
+    write_prepared(folder / "data", cases, {1: "spleen"})
+    return ExperimentConfig(
+        model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
+        data=DataConfig(
+            path=str(folder / "data"), slices=2, folds=3, features=str(folder / "features"), **NO_AUGMENTATION
+        ),
+        training=TrainingConfig(
+            steps=4, batch_size=2, checkpoint_every=2, log_every=1, warmup_steps=1, frozen=FROZEN_PRETRAINED
+        ),
+    )
+
+
+def without_features(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment that encodes at each step."""
+    return config.replace(data=replace(config.data, features=""))
+
+
+def made(config: ExperimentConfig, setup: Setup, progress=None) -> FeatureCache:
+    """The features of the experiment's cases."""
+    view = open_view(read_prepared(config.data.path), config)
+    cases, _ = training_cases(view, config)
+    features = open_features(config, setup.encoder, setup.devices, view, cases, progress)
+    assert features is not None
+    return features
