@@ -1,23 +1,30 @@
 """A dataset of two small phantoms and an experiment on it whose encoder is frozen, for tests of the cache."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.data.store import read_prepared
 from sam2_3dmed_jax.training.cases import open_view, training_cases
 from sam2_3dmed_jax.training.features.cache import FeatureCache
 from sam2_3dmed_jax.training.features.make import open_features
 from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED
 from sam2_3dmed_jax.training.setup import Setup
-from sam2_3dmed_jax.data.store import read_prepared
 from sam2_3dmed_jax.volume.phantom import make_case
 from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+
+DEPTH = 10  # slices of each phantom
 
 
 def experiment(folder: Path) -> ExperimentConfig:
     """It trains on two of three cases, of which it makes features in `folder/features`."""
     cases = {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(3)}
-    cases = {name: (values[4:-4:3], labels[4:-4:3]) for name, (values, labels) in cases.items()}
+    cases = {
+        name: tuple(x[np.linspace(0, len(x) - 1, DEPTH).astype(int)] for x in case) for name, case in cases.items()
+    }
     write_prepared(folder / "data", cases, {1: "spleen"})
     return ExperimentConfig(
         model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
@@ -42,3 +49,9 @@ def made(config: ExperimentConfig, setup: Setup, progress=None) -> FeatureCache:
     features = open_features(config, setup.encoder, setup.devices, view, cases, progress)
     assert features is not None
     return features
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's log, without what a clock says."""
+    with (run / "log.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
