@@ -21,10 +21,11 @@ DEPTH = 10  # slices of each phantom
 
 def experiment(folder: Path) -> ExperimentConfig:
     """It trains on two of three cases, of which it makes features in `folder/features`."""
-    cases = {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(3)}
-    cases = {
-        name: tuple(x[np.linspace(0, len(x) - 1, DEPTH).astype(int)] for x in case) for name, case in cases.items()
-    }
+    cases = {}
+    for seed in range(3):
+        values, labels, _ = make_case(seed, "spleen", 48)
+        at = np.linspace(0, len(values) - 1, DEPTH).astype(int)
+        cases[f"p{seed}"] = values[at], labels[at]
     write_prepared(folder / "data", cases, {1: "spleen"})
     return ExperimentConfig(
         model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
