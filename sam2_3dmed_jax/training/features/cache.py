@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,9 +24,8 @@ from sam2_3dmed_jax.training.features.shards import FeatureShard, Shapes
 
 FORMAT = 1
 INDEX, SHARDS, CASES = "features.json", "shards", "cases"
+NEW = "not made yet, or of a case that changed"
 ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,26 +61,24 @@ class FeatureCache:
 
     def shard(self, case: CaseEntry) -> Path:
         """The file of a case's features."""
-        return Path(self.path, SHARDS, f"{case.id}.arrayrecord")
+        return self._file(SHARDS, case, "arrayrecord")
 
-    def holds(self, case: CaseEntry) -> bool:
-        """Whether a case is done, and its shard whole in size; one that is not is named, and made anew."""
+    def lacks(self, case: CaseEntry) -> str:
+        """Why the features of a case are to be made: `NEW`, or what became of its shard; "" if they are there."""
         try:
-            record = json.loads(self._sidecar(case).read_text())
+            record = json.loads(self._file(CASES, case, "json").read_text())
             ours, size = record["case"] == _identity(case), int(record["bytes"])
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return NEW
         if not ours:
-            return False
+            return NEW
         shard = self.shard(case)
         found = shard.stat().st_size if shard.is_file() else 0
-        if found != size:
-            log.warning("%s has %d bytes of %d; its slices are encoded anew", shard, found, size)
-        return found == size
+        return "" if found == size else f"{shard} has {found} bytes of {size}"
 
     def finish(self, case: CaseEntry, size: int) -> None:
         """Say that a case is done, and its shard has `size` bytes."""
-        write_whole(self._sidecar(case), json.dumps({"case": _identity(case), "bytes": size}))
+        write_whole(self._file(CASES, case, "json"), json.dumps({"case": _identity(case), "bytes": size}))
 
     def check(self) -> None:
         """See that the folder may be filled: it is new or empty, or holds features of the same key.
@@ -90,6 +86,8 @@ class FeatureCache:
         Raises:
             UserError: it holds something else, or features of another encoder, preprocessing or dataset.
         """
+        if "://" in self.path:
+            raise UserError(f"data.features: {self.path} is no local folder, as shards need; give one")
         folder, file = Path(self.path), Path(self.path, INDEX)
         if not file.exists():
             if folder.exists() and not (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
@@ -122,8 +120,10 @@ class FeatureCache:
                     path.unlink(missing_ok=True)
         write_whole(Path(self.path, INDEX), json.dumps({"format": FORMAT, "key": asdict(self.key)}, indent=1) + "\n")
 
-    def _sidecar(self, case: CaseEntry) -> Path:
-        return Path(self.path, CASES, f"{case.id}.json")
+    def _file(self, folder: str, case: CaseEntry, suffix: str) -> Path:
+        if Path(case.id).name != case.id:
+            raise UserError(f"data.path: its index names a case '{case.id}', which is no file name; prepare it again")
+        return Path(self.path, folder, f"{case.id}.{suffix}")
 
 
 def _identity(case: CaseEntry) -> str:

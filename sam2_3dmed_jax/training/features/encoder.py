@@ -20,7 +20,7 @@ from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.walk import normalise
 
-SLICES_PER_DEVICE = 4  # encoded at once: the large trunk at 1024 pixels takes 0.7 GB a slice, in bfloat16
+SLICES_PER_DEVICE = 4  # encoded at once: by the large trunk at 1024 pixels they take 2 GB, in bfloat16
 
 
 def feature_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

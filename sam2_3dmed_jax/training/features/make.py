@@ -22,7 +22,7 @@ from sam2_3dmed_jax.data.store import CaseEntry, is_prepared, read_prepared
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.cases import open_view, training_cases
-from sam2_3dmed_jax.training.features.cache import FeatureCache, FeatureKey
+from sam2_3dmed_jax.training.features.cache import NEW, FeatureCache, FeatureKey
 from sam2_3dmed_jax.training.features.choice import why_not
 from sam2_3dmed_jax.training.features.encoder import FrozenEncoder
 from sam2_3dmed_jax.training.features.shards import slice_bytes, write_features
@@ -71,6 +71,9 @@ def open_features(
     cache = _cache(config, encoder, view)
     cache.check()
     lacking = _lacking(cache, cases)
+    for case in lacking:
+        if (why := cache.lacks(case)) != NEW:
+            log.warning("%s; its slices are encoded anew", why)
     multihost_utils.sync_global_devices("features: looked")  # before any process changes what the others look at
     cache.claim()
     mine = lacking[jax.process_index() :: jax.process_count()]
@@ -101,7 +104,7 @@ def _lacking(cache: FeatureCache, cases: Sequence[CaseEntry]) -> list[CaseEntry]
     Raises:
         UserError: the disk has no room for them.
     """
-    lacking = [case for case in cases if not cache.holds(case)]
+    lacking = [case for case in cases if cache.lacks(case)]
     count = sum(case.shape[0] for case in lacking)
     folder = Path(cache.path).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -143,7 +146,7 @@ def _make(
             tell(len(values))
 
     for case in cases:
-        if cache.holds(case):  # by another run meanwhile
+        if not cache.lacks(case):  # another run has made it meanwhile
             tell(case.shape[0])
             continue
         with writing(Path(cache.path)):

@@ -11,7 +11,7 @@ from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.model import SliceFeatures
-from sam2_3dmed_jax.training.features.cache import FeatureCache, FeatureKey
+from sam2_3dmed_jax.training.features.cache import NEW, FeatureCache, FeatureKey
 from sam2_3dmed_jax.training.features.encoder import feature_shapes
 from sam2_3dmed_jax.training.features.shards import slice_bytes, write_features
 
@@ -65,20 +65,18 @@ def test_a_pickled_cache_reads_the_same_and_carries_no_open_file(cache):
 
 
 def test_only_the_case_as_it_was_when_encoded_is_held(cache):
-    assert cache.holds(case())
-    assert not cache.holds(case("b"))
-    assert not cache.holds(replace(case(), source={"image": {"sha256": "other"}}))
+    assert not cache.lacks(case())
+    assert cache.lacks(case("b")) == NEW
+    assert cache.lacks(replace(case(), source={"image": {"sha256": "other"}})) == NEW
 
 
 @pytest.mark.parametrize("harm", ["truncated", "missing"])
-def test_a_shard_that_is_cut_or_gone_is_named_and_not_held(cache, harm, caplog):
+def test_a_shard_that_is_cut_or_gone_is_named_and_not_held(cache, harm):
     shard = cache.shard(case())
     content = shard.read_bytes()
     shard.unlink() if harm == "missing" else shard.write_bytes(content[:1000])
-    assert not cache.holds(case())
-    (message,) = caplog.messages
     size = 0 if harm == "missing" else 1000
-    assert message == f"{shard} has {size} bytes of {len(content)}; its slices are encoded anew"
+    assert cache.lacks(case()) == f"{shard} has {size} bytes of {len(content)}"
 
 
 def test_a_flipped_bit_is_found_when_it_is_read_and_named_with_the_mend(cache):
@@ -87,7 +85,7 @@ def test_a_flipped_bit_is_found_when_it_is_read_and_named_with_the_mend(cache):
     for at in range(1000, DEPTH * slice_bytes(SHAPES), slice_bytes(SHAPES) // 3):
         content[at] ^= 1
     shard.write_bytes(content)
-    assert cache.holds(case())  # its size is right
+    assert not cache.lacks(case())  # its size is right
     with pytest.raises(UserError) as caught:
         for d in range(DEPTH):
             cache.read(case(), [d], 1)
@@ -123,6 +121,13 @@ def test_a_record_that_cannot_be_read_is_refused(cache, tmp_path, text):
     (tmp_path / "features" / "features.json").write_text(text)
     with pytest.raises(UserError, match=r"features\.json (cannot be read|has format 2)"):
         cache.check()
+
+
+def test_a_case_whose_name_leads_elsewhere_and_a_folder_that_is_not_local_are_refused(cache):
+    with pytest.raises(UserError, match="is no file name"):
+        cache.finish(case("../../a"), 1)
+    with pytest.raises(UserError, match="gs://bucket/features is no local folder"):
+        FeatureCache("gs://bucket/features", KEY, SHAPES).check()
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
