@@ -124,6 +124,7 @@ class DataConfig:
     intensity: float = 0.05  # augmentation: brightness and contrast, fraction (uniform +-)
     gamma: float = 0.1  # augmentation: exponent of the windowed values, 1 / (1 + gamma) to 1 + gamma (log-uniform)
     noise: float = 0.03  # augmentation: SD of white noise, fraction of the window (uniform 0..)
+    features: str = ""  # folder of the frozen encoder's features, made where it lacks them; "": encode at each step
     workers: int = 2  # threads that cut and augment batches; 0: none beside the loop's own
     preprocessing: PreprocessingConfig = PreprocessingConfig()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed_jax.arguments import parser
+from sam2_3dmed_jax.experiment import read_experiment
+from sam2_3dmed_jax.training.features.choice import trains_from_features
 from weights_conversion.commands import add_verbs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +57,18 @@ def test_every_command_line_in_the_readme_has_arguments_that_the_command_takes()
     for line in lines:
         _, rest = parser(add_verbs).parse_known_args(shlex.split(line))
         assert not rest or line.startswith("train "), line  # an experiment's fields are read with it
+
+
+def test_every_training_line_in_the_readme_sets_fields_that_there_are_and_the_cached_one_is_cached():
+    lines = [shlex.split(line) for line in re.findall(r"^sam2-3dmed (train .+)$", README, re.MULTILINE)]
+    cached = []
+    for line in lines:
+        options, rest = parser(add_verbs).parse_known_args(line)
+        config = read_experiment(str(ROOT / options.experiment), rest)
+        assert config.data.path == "data/prepared"
+        if config.data.features:
+            cached.append(trains_from_features(config))
+    assert cached == [True] and len(lines) == 2
 
 
 def test_the_two_quick_start_commands_install_run_the_demo_and_run_the_tests():

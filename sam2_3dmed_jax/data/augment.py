@@ -17,6 +17,14 @@ _BYTES_SD = math.sqrt(4 * (256**2 - 1) / 12)  # of the sum of four uniform bytes
 _BYTES_MEAN = 4 * 255 / 2
 
 
+CHANGES = ("flip", "rotation", "scaling", "shift", "intensity", "gamma", "noise")  # settings that change pixels
+
+
+def changes(config: DataConfig) -> dict[str, float]:
+    """The settings that change pixels, of those that are on."""
+    return {name: value for name in CHANGES if (value := getattr(config, name))}
+
+
 class Motion(NamedTuple):
     """An in-plane motion: flips of the axes, then an affine."""
 

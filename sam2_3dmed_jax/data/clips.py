@@ -6,8 +6,10 @@ padding. Anatomy is never mirrored along z: a clip walked downwards keeps each s
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, Protocol, TypedDict
 
+import ml_dtypes
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
@@ -23,7 +25,10 @@ TOKENS = 4  # prompt tokens an object: two box corners, or a point, and one "not
 class Clip(TypedDict):
     """One clip; batches add a leading axis B."""
 
-    slices: np.ndarray  # float32 [D, S, S] in [0, 1]
+    slices: NotRequired[np.ndarray]  # float32 [D, S, S] in [0, 1], or in their place what an encoder made of them:
+    embedding: NotRequired[np.ndarray]  # bfloat16 [D, h, w, C], h = w = S/16
+    stride8: NotRequired[np.ndarray]  # bfloat16 [D, 2h, 2w, C/4]
+    stride4: NotRequired[np.ndarray]  # bfloat16 [D, 4h, 4w, C/8]
     masks: np.ndarray  # uint8 [D, K, S, S]
     slice_valid: np.ndarray  # bool [D]: False for padding
     slice_index: np.ndarray  # float32 [D]: index in the volume
@@ -36,11 +41,23 @@ class Clip(TypedDict):
     multimask: np.ndarray  # bool [K]
 
 
-def clip_shapes(config: DataConfig, size: int) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and dtype of each field of a clip of slices of `size` pixels."""
+class Features(Protocol):
+    """Slices encoded before, which clips take in place of the slices themselves."""
+
+    def read(self, case: CaseEntry, slices: Sequence[int], room: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`embedding`, `stride8` and `stride4`, bfloat16 `[room, ...]`: of the slices, then zeros."""
+
+
+def clip_shapes(
+    config: DataConfig, size: int, features: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of each field of a clip of slices of `size` pixels, or of their features of these shapes."""
     d, k = config.slices, config.objects
+    seen: dict[str, tuple[tuple[int, ...], type]] = {"slices": ((d, size, size), np.float32)}
+    if features is not None:
+        seen = {name: ((d, *shape), ml_dtypes.bfloat16) for name, shape in features.items()}
     return {
-        "slices": ((d, size, size), np.float32),
+        **seen,
         "masks": ((d, k, size, size), np.uint8),
         "slice_valid": ((d,), np.bool_),
         "slice_index": ((d,), np.float32),
@@ -54,8 +71,16 @@ def clip_shapes(config: DataConfig, size: int) -> dict[str, tuple[tuple[int, ...
     }
 
 
-def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.random.Generator) -> Clip:
+def cut_clip(
+    view: ModelView,
+    case: CaseEntry,
+    config: DataConfig,
+    rng: np.random.Generator,
+    features: Features | None = None,
+) -> Clip:
     """Cut and augment one random clip; everything random comes from `rng`.
+
+    With features, which no augmentation can change, the clip holds these in place of slices, and all else is the same.
 
     An object of a few voxels may vanish at S: then it is prompted on a later slice that shows it, or it is invalid.
 
@@ -69,7 +94,11 @@ def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.rando
     steps = _choose_slices(_visible(areas[main], case, view.image_size), config, rng)
     valid = (steps >= 0) & (steps < case.shape[0])
     size, shown = view.image_size, int(valid.sum())  # a walk that has left the volume does not return
-    values, labels = view.read(case, steps[:shown].tolist())
+    chosen = steps[:shown].tolist()
+    if features is None:
+        values, labels = view.read(case, chosen)
+    else:  # what follows draws as much for no slices at all
+        values, labels = np.zeros((0, size, size), np.float32), view.labels(case, chosen)
     motion = draw_motion(size, view.pixel_mm(case), config, rng)
     moved = motion.labels(labels)
     if (moved[0] == main).any() or not (labels[0] == main).any():  # else it has left the prompted slice
@@ -77,7 +106,6 @@ def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.rando
     shade(values, config, rng)
 
     objects = [main, *(value for value in sorted(areas) if value != main)][: config.objects]
-    padding = np.zeros((len(steps) - shown, size, size), np.float32)
     masks = np.zeros((len(steps), config.objects, size, size), np.uint8)
     for k, value in enumerate(objects):
         np.equal(labels, value, out=masks[:shown, k].view(bool))
@@ -99,8 +127,7 @@ def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.rando
             coords[k, 0], point_labels[k, 0] = prompts.random_point(mask, rng), 1
         else:
             coords[k, 0], point_labels[k, 0] = prompts.centre_point(mask, view.pixel_mm(case)), 1
-    return Clip(
-        slices=np.concatenate([values, padding]) if len(padding) else values,
+    clip = Clip(
         masks=masks,
         slice_valid=valid,
         slice_index=steps.astype(np.float32),
@@ -112,6 +139,12 @@ def cut_clip(view: ModelView, case: CaseEntry, config: DataConfig, rng: np.rando
         token_valid=token_valid,
         multimask=multimask,
     )
+    if features is None:
+        padding = np.zeros((len(steps) - shown, size, size), np.float32)
+        clip["slices"] = np.concatenate([values, padding]) if len(padding) else values
+    else:
+        clip["embedding"], clip["stride8"], clip["stride4"] = features.read(case, chosen, len(steps))
+    return clip
 
 
 def _visible(areas: np.ndarray, case: CaseEntry, size: int) -> np.ndarray:

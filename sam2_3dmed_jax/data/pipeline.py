@@ -15,7 +15,8 @@ import grain
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.clips import Clip, cut_clip
+from sam2_3dmed_jax.data.augment import changes
+from sam2_3dmed_jax.data.clips import Clip, Features, cut_clip
 from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
@@ -41,6 +42,7 @@ def clip_batches(
     seed: int,
     host: int = 0,
     hosts: int = 1,
+    features: Features | None = None,
 ) -> grain.MapDataset:
     """An endless random-access dataset of batches: `Clip` with a leading axis of `batch_size`.
 
@@ -54,17 +56,20 @@ def clip_batches(
         seed: of everything random.
         host: number of this host; each draws apart from the others.
         hosts: how many there are.
+        features: to cut from in place of slices, by the same random draws; `config` must leave pixels as they are.
 
     Raises:
         UserError: fewer cases than hosts.
     """
+    if features is not None and changes(config):
+        raise ValueError(f"features cannot be augmented: {changes(config)}")
     mine = host_cases(cases, seed, host, hosts)
     return (
         grain.MapDataset.range(len(mine))
         .seed(int(np.random.SeedSequence([seed, host]).generate_state(1)[0]))
         .shuffle()
         .repeat()
-        .random_map(functools.partial(_cut, view, mine, config))
+        .random_map(functools.partial(_cut, view, mine, config, features))
         .batch(batch_size, drop_remainder=True)
     )
 
@@ -85,5 +90,12 @@ def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[Cl
         batches.close()
 
 
-def _cut(view: ModelView, cases: Sequence[CaseEntry], config: DataConfig, index: int, rng: np.random.Generator) -> Clip:
-    return cut_clip(view, cases[index], config, rng)
+def _cut(
+    view: ModelView,
+    cases: Sequence[CaseEntry],
+    config: DataConfig,
+    features: Features | None,
+    index: int,
+    rng: np.random.Generator,
+) -> Clip:
+    return cut_clip(view, cases[index], config, rng, features)

@@ -135,7 +135,7 @@ def writing(out: Path) -> Iterator[None]:
     """Around writing: UserError if it fails."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # ArrayRecord's are of the second kind
+    except OSError as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{out} cannot be written ({reason}); give a folder with room and write access") from error
 

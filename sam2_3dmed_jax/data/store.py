@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,11 +16,11 @@ import numpy as np
 from etils import epath
 
 from sam2_3dmed_jax.data.msd import PREPARED as INDEX
-from sam2_3dmed_jax.data.records import Shard, damaged
+from sam2_3dmed_jax.data.record_files import OpenFiles, damaged
+from sam2_3dmed_jax.data.records import MEND, Shard
 from sam2_3dmed_jax.errors import UserError
 
 FORMAT = 1
-OPEN = 64  # shards that a process keeps open, at most: opening one takes 0.1 ms, and systems allow some hundred files
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class PreparedDataset:
     settings: dict[str, Any]  # of `prepare`
     source: dict[str, Any]  # the dataset it was made from: `ids`, `fingerprint`, licence and the like
     cases: tuple[CaseEntry, ...]
-    _shards: dict[str, Shard] = field(default_factory=dict, repr=False, compare=False)  # the latest read is last
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _shards: OpenFiles[Shard] = field(default_factory=OpenFiles, repr=False, compare=False)
 
     @property
     def ids(self) -> list[str]:
@@ -75,28 +73,12 @@ class PreparedDataset:
         Raises:
             UserError: the shard is damaged.
         """
-        stored, labels = self._shard(case).read(slices)
+        shard = self._shards.get(case.id, lambda: Shard(os.path.join(self.path, case.shard), case.shape))
+        stored, labels = shard.read(slices)
         values = stored.astype(np.float32)
         if (case.slope, case.intercept) != (1.0, 0.0):
             values = values * np.float32(case.slope) + np.float32(case.intercept)
         return values, labels
-
-    def _shard(self, case: CaseEntry) -> Shard:
-        with self._lock:
-            shard = self._shards.pop(case.id, None)
-            if shard is None:
-                shard = Shard(os.path.join(self.path, case.shard), case.shape)
-            self._shards[case.id] = shard
-            if len(self._shards) > OPEN:  # a reader closes when the last thread that reads lets go of it
-                del self._shards[next(iter(self._shards))]
-        return shard
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the open files."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _shards={}, _lock=threading.Lock())
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
@@ -150,7 +132,7 @@ def read_prepared(path: str | os.PathLike[str]) -> PreparedDataset:
         if not shard.exists():
             raise UserError(f"{shard} is missing; run `sam2-3dmed prepare` again, which writes it anew")
         if (size := shard.stat().length) != case.bytes:
-            raise UserError(damaged(shard, f"it has {size} bytes of {case.bytes}"))
+            raise UserError(damaged(shard, f"it has {size} bytes of {case.bytes}", MEND))
     return dataset
 
 

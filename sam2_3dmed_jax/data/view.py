@@ -48,18 +48,34 @@ class ModelView:
         Raises:
             UserError: the shard is damaged.
         """
-        window, size = self.window(case), self.image_size
         values, labels = self.dataset.read(case, slices)
+        return self._shown(case, values), self._chosen(case, labels)
+
+    def values(self, case: CaseEntry, slices: Sequence[int]) -> np.ndarray:
+        """The values of `read` alone."""
+        return self._shown(case, self.dataset.read(case, slices)[0])
+
+    def labels(self, case: CaseEntry, slices: Sequence[int]) -> np.ndarray:
+        """The labels of `read` alone."""
+        return self._chosen(case, self.dataset.read(case, slices)[1])
+
+    def _shown(self, case: CaseEntry, values: np.ndarray) -> np.ndarray:
+        if values.shape[1:] == (self.image_size, self.image_size):
+            return intensity.apply_window(values, *self.window(case))
+        return intensity.prepare_slices(values, self.window(case), self.image_size)
+
+    def _chosen(self, case: CaseEntry, labels: np.ndarray) -> np.ndarray:
+        size = self.image_size
         if labels.shape[1:] == (size, size):
             if len(self.classes) < len(self.dataset.labels):
                 kept = np.zeros(256, np.uint8)
                 kept[list(self.classes)] = self.classes
                 labels = np.take(kept, labels)
-            return intensity.apply_window(values, *window), labels
+            return labels
         small = np.zeros((len(labels), size, size), np.uint8)
         for value in self.areas(case):
             small[intensity.resize_slices(labels == value, size) >= 0.5] = value
-        return intensity.prepare_slices(values, window, size), small
+        return small
 
     def window(self, case: CaseEntry) -> tuple[float, float]:
         """(level, width) of a case; percentiles are taken over its whole volume, once a process."""

@@ -49,9 +49,16 @@ def build_model(config: ModelConfig) -> SAM2:
     return SAM2(sam2)
 
 
-def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """A model's structure and the shapes of its weights by path, without computing any."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_model(config)))
+def abstract_model(config: ModelConfig, encoder: bool = True) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """A model's structure and the shapes of its weights by path, without computing any.
+
+    Without `encoder` it is the structure that takes features in place of slices: `encode_image` and its weights
+    (`image_encoder`, `conv_s0`, `conv_s1`) are not there.
+    """
+    model = nnx.eval_shape(lambda: build_model(config))
+    if not encoder:
+        del model.image_encoder, model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1
+    graphdef, state = nnx.split(model)
     return graphdef, {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 

@@ -28,9 +28,9 @@ class Seen(NamedTuple):
 
 
 @functools.cache
-def make_forward(model: ModelConfig, mesh: Mesh) -> jax.stages.Wrapped:
+def make_forward(model: ModelConfig, mesh: Mesh, encoder: bool = True) -> jax.stages.Wrapped:
     """The function `(weights, frozen weights, batch) -> Seen` of a model, the same one for runs that share it."""
-    graphdef, _ = abstract_model(model)
+    graphdef, _ = abstract_model(model, encoder)
 
     def forward(weights: Weights, frozen: Weights, batch: Batch) -> Seen:
         every = {**frozen, **weights}

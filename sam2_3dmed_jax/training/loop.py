@@ -26,6 +26,7 @@ from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, split_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
 from sam2_3dmed_jax.training.disk import writing
+from sam2_3dmed_jax.training.features.make import check_features, open_features
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.forward import make_forward
 from sam2_3dmed_jax.training.guard import LossGuard
@@ -74,17 +75,22 @@ def train(
     config = setup.config
     training, total = config.training, config.training.steps
     check_data(config)
+    check_features(config, setup.encoder)
 
     claim_folder(run, config)
     view = open_view(prepared_dataset(config.data.path, run, data_progress), config)
     cases, inner, split = split_cases(view, config)
     keep_split(run / SPLIT, split, how_made(config.data, view.dataset.fingerprint))
+    features = open_features(config, setup.encoder, setup.devices, view, [*cases, *inner], data_progress)
     state, start, damaged = restore(run / "checkpoints", setup.state)
     set_aside(run / "checkpoints", damaged, start)
     host, hosts = jax.process_index(), jax.process_count()
-    batches = clip_batches(view, cases, config.data, training.batch_size // hosts, training.seed, host, hosts)[:total]
-    fixed = fixed_batches(view, inner or cases, config.data, training, host, hosts)
-    forward = make_forward(config.model, setup.sharding.mesh)
+    here = training.batch_size // hosts
+    batches = clip_batches(view, cases, config.data, here, training.seed, host, hosts, features)[:total]
+    fixed, drawn = (
+        fixed_batches(view, inner or cases, config.data, training, host, hosts, source) for source in (features, None)
+    )
+    forward = make_forward(config.model, setup.sharding.mesh, features is None)
 
     guard, clock, logged = LossGuard(run, batches, training.loss_limit), time.monotonic(), start
     with (
@@ -118,9 +124,8 @@ def train(
                 best = values["dice_inner"]
                 write_native(run / "best", setup, state, {"steps": done, "dice_inner": best})
             if _due(done, training.images_every):
-                drawn = fixed[0]
-                (on_devices,) = to_devices([drawn], setup.sharding)
-                log.images(done, pictures(drawn, forward(result(state), setup.frozen, on_devices), config.model))
+                (on_devices,) = to_devices([fixed[0]], setup.sharding)
+                log.images(done, pictures(drawn[0], forward(result(state), setup.frozen, on_devices), config.model))
             if saves:
                 checkpoints.save(state, done)
             if stopping and not last:
@@ -145,4 +150,4 @@ def write_native(path: Path, setup: Setup, state: TrainState, provenance: dict[s
     told = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
     info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, told)
     with writing(path):
-        save_weights({**result(state), **setup.frozen}, path, info)
+        save_weights(setup.weights(state), path, info)

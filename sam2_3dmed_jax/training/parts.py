@@ -10,7 +10,8 @@ from sam2_3dmed_jax.sam2.parameters import Weights
 
 # With loaded weights the encoders keep what they learned; the random Fourier matrix is a constant, always.
 FROZEN_ALWAYS = (r"positional_encoding_gaussian_matrix$",)
-FROZEN_PRETRAINED = (r"^image_encoder\.", r"^sam_prompt_encoder\.", r"^sam_mask_decoder\.conv_s[01]\.")
+ENCODER = (r"^image_encoder\.", r"^sam_mask_decoder\.conv_s[01]\.")  # what makes features of a slice
+FROZEN_PRETRAINED = (*ENCODER, r"^sam_prompt_encoder\.")
 
 
 def frozen_patterns(chosen: Sequence[str] | None, pretrained: bool) -> tuple[str, ...]:

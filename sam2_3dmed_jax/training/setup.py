@@ -15,9 +15,11 @@ from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.sam2.presets import preset_config
+from sam2_3dmed_jax.training.features.choice import trains_from_features, without_encoder
+from sam2_3dmed_jax.training.features.encoder import FrozenEncoder, feature_shapes
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
-from sam2_3dmed_jax.training.step import Step, TrainState, init_state, make_step
+from sam2_3dmed_jax.training.step import Step, TrainState, init_state, make_step, result
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +29,18 @@ class Setup:
     config: ExperimentConfig  # complete
     sharding: NamedSharding  # of batches
     state: TrainState
-    frozen: Weights
+    frozen: Weights  # on the devices
     step: Step
+    encoder: FrozenEncoder | None = None  # on the host, of a run that trains from cached features
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        """Of the mesh, those of all processes."""
+        return list(self.sharding.mesh.devices.flat)
+
+    def weights(self, state: TrainState) -> Weights:
+        """All weights of the model at a state, averaged ones if there are; the encoder's may lie on the host."""
+        return {**(self.encoder.weights if self.encoder else {}), **self.frozen, **result(state)}
 
 
 def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Setup:
@@ -42,12 +54,17 @@ def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None
     config = config.replace(model=replace(config.model, slice_position=srpp))
     mesh = make_mesh(config.mesh, devices)
     sharding = batch_sharding(mesh, config.training.batch_size, config.training.accumulation)
-    graphdef, _ = abstract_model(config.model)
-    weights = initial(config)
-    trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
+    from_features = trains_from_features(config)
+    graphdef, _ = abstract_model(config.model, encoder=not from_features)
+    trained, frozen = partition(initial(config), frozen_patterns(config.training.frozen, bool(config.model.init)))
+    encoder = None
+    if config.data.features:
+        rest, of_encoder = without_encoder(trained, frozen)
+        if from_features:
+            frozen, encoder = rest, FrozenEncoder(config.model, of_encoder)
     state = init_state(config, trained, mesh)
     placed = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
-    return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh))
+    return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh), encoder)
 
 
 def compile_ahead(config: ExperimentConfig) -> Setup:
@@ -62,9 +79,10 @@ def compile_ahead(config: ExperimentConfig) -> Setup:
     setup = set_up(config)
     assert isinstance(setup.step, jax.stages.Wrapped)
     size = preset_config(config.model.preset, config.model.image_size).image_size
+    features = feature_shapes(config.model) if trains_from_features(config) else None
     batch = {
         name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=setup.sharding)
-        for name, (shape, dtype) in clip_shapes(config.data, size).items()
+        for name, (shape, dtype) in clip_shapes(config.data, size, features).items()
     }
     return replace(setup, step=setup.step.lower(setup.state, setup.frozen, batch).compile())
 

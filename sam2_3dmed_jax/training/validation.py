@@ -18,6 +18,8 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig, TrainingConfig
+from sam2_3dmed_jax.data.augment import CHANGES
+from sam2_3dmed_jax.data.clips import Features
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
@@ -30,19 +32,25 @@ SEED = 0  # of the clips: runs of other seeds are compared on the same ones
 
 def plain(data: DataConfig) -> DataConfig:
     """Settings of the same clips without augmentation, each prompted by a click at the object's centre."""
-    still: dict[str, Any] = dict.fromkeys(("flip", "rotation", "scaling", "shift", "intensity", "gamma", "noise"), 0.0)
+    still: dict[str, Any] = dict.fromkeys(CHANGES, 0.0)
     return replace(data, **still, box=0.0, point_noise=0.0)
 
 
 def fixed_batches(
-    view: ModelView, cases: Sequence[CaseEntry], data: DataConfig, training: TrainingConfig, host: int, hosts: int
+    view: ModelView,
+    cases: Sequence[CaseEntry],
+    data: DataConfig,
+    training: TrainingConfig,
+    host: int,
+    hosts: int,
+    features: Features | None = None,
 ) -> grain.MapDataset:
     """The batches that a run is validated on, `[B / hosts, ...]` each; the first is the one that is drawn.
 
     Raises:
         UserError: fewer cases than hosts.
     """
-    batches = clip_batches(view, cases, plain(data), training.batch_size // hosts, SEED, host, hosts)
+    batches = clip_batches(view, cases, plain(data), training.batch_size // hosts, SEED, host, hosts, features)
     return batches[: max(-(-training.validation_clips // training.batch_size), 1)]
 
 

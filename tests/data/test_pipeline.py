@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 
 from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
-from sam2_3dmed_jax.data import pipeline, store
+from sam2_3dmed_jax.data import pipeline, record_files
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.store import PreparedDataset, read_prepared
 from sam2_3dmed_jax.data.view import ModelView
@@ -208,7 +208,7 @@ def test_batches_are_cut_a_bounded_number_ahead_and_none_is_kept(dataset, monkey
 def test_a_process_keeps_a_bounded_number_of_shards_open_and_none_in_a_pickle(dataset, monkeypatch):
     import pickle
 
-    monkeypatch.setattr(store, "OPEN", 3)
+    monkeypatch.setattr(record_files, "OPEN", 3)
     mine = read_prepared(dataset.path)
     view = ModelView(mine, CONFIG, SIZE)
     before = open_shards(dataset.path)
@@ -219,7 +219,7 @@ def test_a_process_keeps_a_bounded_number_of_shards_open_and_none_in_a_pickle(da
         assert open_shards(dataset.path) - before <= 3 + 2  # two that threads may still read
     stream.close()
     copy = pickle.loads(pickle.dumps(view))
-    assert copy.dataset._shards == {} and copy.dataset == mine
+    assert len(copy.dataset._shards) == 0 and copy.dataset == mine
     np.testing.assert_array_equal(copy.read(mine.cases[0], [3])[0], view.read(mine.cases[0], [3])[0])
 
 

@@ -1,0 +1,58 @@
+"""A dataset of two small phantoms and an experiment on it whose encoder is frozen, for tests of the cache."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.data.store import read_prepared
+from sam2_3dmed_jax.training.cases import open_view, split_cases
+from sam2_3dmed_jax.training.features.cache import FeatureCache
+from sam2_3dmed_jax.training.features.make import open_features
+from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED
+from sam2_3dmed_jax.training.setup import Setup
+from sam2_3dmed_jax.volume.phantom import make_case
+from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+
+DEPTH = 10  # slices of each phantom
+
+
+def experiment(folder: Path) -> ExperimentConfig:
+    """It trains on two of three cases, of which it makes features in `folder/features`."""
+    cases = {}
+    for seed in range(3):
+        values, labels, _ = make_case(seed, "spleen", 48)
+        at = np.linspace(0, len(values) - 1, DEPTH).astype(int)
+        cases[f"p{seed}"] = values[at], labels[at]
+    write_prepared(folder / "data", cases, {1: "spleen"})
+    return ExperimentConfig(
+        model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
+        data=DataConfig(
+            path=str(folder / "data"), slices=2, folds=3, features=str(folder / "features"), **NO_AUGMENTATION
+        ),
+        training=TrainingConfig(
+            steps=4, batch_size=2, checkpoint_every=2, log_every=1, warmup_steps=1, frozen=FROZEN_PRETRAINED
+        ),
+    )
+
+
+def without_features(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment that encodes at each step."""
+    return config.replace(data=replace(config.data, features=""))
+
+
+def made(config: ExperimentConfig, setup: Setup, progress=None) -> FeatureCache:
+    """The features of the experiment's cases."""
+    view = open_view(read_prepared(config.data.path), config)
+    cases, _, _ = split_cases(view, config)
+    features = open_features(config, setup.encoder, setup.devices, view, cases, progress)
+    assert features is not None
+    return features
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's log, without what a clock says."""
+    with (run / "log.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]

@@ -1,0 +1,158 @@
+"""Making features: the encoder's own, of the training cases alone, resumed case by case, and refused without room."""
+
+import json
+import os
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax.data.store import read_prepared
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+from sam2_3dmed_jax.sam2.parameters import merge
+from sam2_3dmed_jax.training.cases import open_view
+from sam2_3dmed_jax.training.features.make import check_features
+from sam2_3dmed_jax.training.setup import set_up
+from sam2_3dmed_jax.training.walk import clip_features
+from tests.training.features.runs import DEPTH, experiment, made
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return experiment(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def setup(config):
+    return set_up(config)
+
+
+@pytest.fixture(scope="module")
+def cache(config, setup):
+    return made(config, setup)
+
+
+@pytest.fixture
+def copied(config, cache, tmp_path):
+    """The experiment with a cache of its own, which a test may harm."""
+    folder = tmp_path / "features"
+    shutil.copytree(cache.path, folder)
+    return config.replace(data=replace(config.data, features=str(folder)))
+
+
+def files(folder) -> dict[str, tuple[int, int]]:
+    """Each file with its size and inode: one that is written again has another."""
+    found = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {path.name: (path.stat().st_size, path.stat().st_ino) for path in found}
+
+
+def training_cases(config):
+    """By `folds=3, fold=0`, two of the three."""
+    names = sorted(path.stem for path in Path(config.data.features, "cases").iterdir())
+    return [case for case in read_prepared(config.data.path).cases if case.id in names]
+
+
+def test_features_are_the_encoders_own_to_the_rounding_of_bfloat16_and_of_training_cases_alone(config, setup, cache):
+    cases = training_cases(config)
+    assert len(cases) == 2 and not list(Path(cache.path).rglob(".*"))
+    graphdef, _ = abstract_model(config.model)
+    model = merge(graphdef, {**setup.weights(setup.state)})
+    encode = jax.jit(lambda slices: clip_features(model, slices))
+    view = open_view(read_prepared(config.data.path), config)
+    for case in cases:
+        last = case.shape[0] - 1  # of a block that is not full
+        alone = encode(jnp.asarray(view.values(case, [0, last]))[None])
+        for found, field in zip(cache.read(case, [0, last], 2), alone, strict=True):
+            scale = float(jnp.abs(field).max())
+            # Half a step of bfloat16's 8 bits, and float32 sums in another order.
+            np.testing.assert_allclose(found.astype(np.float32), field[:, 0], rtol=2**-8, atol=1e-5 * scale)
+
+
+def test_it_tells_slices_and_room_before_it_starts_and_an_interrupted_run_goes_on_with_the_next_case(copied, setup):
+    whole = {name: size for name, (size, _) in files(copied.data.features).items()}
+    shutil.rmtree(copied.data.features)
+    told = []
+
+    class StopError(Exception):
+        pass
+
+    def stop(what, done, total, note):
+        told.append((what, done, total, note))
+        if done > DEPTH:
+            raise StopError
+
+    with pytest.raises(StopError):
+        made(copied, setup, stop)
+    room = 2 * DEPTH * 2 * 4 * 4 * 64 * 4 / 1e6  # embedding, stride8, and twice as large stride4, bfloat16
+    assert told[0] == ("encoding slices", 0, 2 * DEPTH, f"{room:.1f} MB in {copied.data.features}")
+    first = files(copied.data.features)
+    assert len(first) == 3 and not any(name.endswith(".tmp") for name in first)
+    told.clear()
+    made(copied, setup, lambda *words: told.append(words))
+    assert told[0][1:3] == (0, DEPTH) and told[-1][1:3] == (DEPTH, DEPTH)
+    after = files(copied.data.features)
+    assert {name: after[name] for name in first} == first  # what was done is not done again
+    assert {name: size for name, (size, _) in after.items()} == whole
+    told.clear()
+    made(copied, setup, lambda *words: told.append(words))
+    assert not told and files(copied.data.features) == after
+
+
+def test_a_shard_cut_short_is_made_anew_and_the_others_are_kept(copied, setup, cache, caplog):
+    before = files(copied.data.features)
+    case = training_cases(copied)[1]
+    shard = Path(copied.data.features, "shards", f"{case.id}.arrayrecord")
+    os.truncate(shard, 1000)
+    mended = made(copied, setup)
+    (told,) = caplog.messages
+    assert told.startswith(f"{shard} has 1000 bytes of ") and told.endswith("; its slices are encoded anew")
+    after = files(copied.data.features)
+    assert {name for name in after if after[name] != before[name]} == {shard.name}
+    for found, field in zip(mended.read(case, [1], 1), cache.read(case, [1], 1), strict=True):
+        np.testing.assert_array_equal(found.view(np.uint16), field.view(np.uint16))
+
+
+def test_a_disk_without_room_is_refused_with_both_numbers_before_anything_is_written(
+    config, setup, tmp_path, monkeypatch
+):
+    elsewhere = config.replace(data=replace(config.data, features=str(tmp_path / "a" / "features")))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 100_000) if Path(path).exists() else None)
+    for look in (lambda: check_features(elsewhere, setup.encoder), lambda: made(elsewhere, setup)):
+        with pytest.raises(UserError, match=r"20 slices take 0\.2 MB, and the disk of .*features has 0\.1 MB free"):
+            look()
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_weights_and_another_window_are_refused_and_named(copied, setup):
+    other = copied.replace(training=replace(copied.training, seed=5))
+    with pytest.raises(UserError, match=r"other settings \(encoder is [0-9a-f]{12} there and [0-9a-f]{12} here\)"):
+        check_features(other, set_up(other).encoder)
+    lung = copied.replace(data=replace(copied.data, preprocessing=replace(copied.data.preprocessing, window="lung")))
+    with pytest.raises(UserError, match=r'other settings \(window is "soft_tissue" there and "lung" here\)'):
+        check_features(lung, setup.encoder)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(copied, setup):
+    folder = Path(copied.data.features)
+    shutil.rmtree(folder)
+    folder.parent.joinpath("file").write_text("")
+    inside = copied.replace(data=replace(copied.data, features=str(folder.parent / "file" / "features")))
+    with pytest.raises(UserError, match=r"file/features cannot be written \(Not a directory\)"):
+        made(inside, setup)
+
+
+def test_what_cases_were_is_kept_so_that_a_changed_case_is_made_anew(copied, setup):
+    case = training_cases(copied)[0]
+    sidecar = Path(copied.data.features, "cases", f"{case.id}.json")
+    sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), "case": "another"}))
+    before = files(copied.data.features)
+    made(copied, setup)
+    after = files(copied.data.features)
+    assert {name for name in after if after[name] != before[name]} == {sidecar.name, f"{case.id}.arrayrecord"}
