@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import sys
@@ -13,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan import toolchain
 from sam2_3dmed_jax.plan.hlo_cost import cost
 from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse
+from sam2_3dmed_jax.plan.jaxpr_cost import flops
 from sam2_3dmed_jax.plan.programs import Program, What, programs
 from sam2_3dmed_jax.plan.topologies import Topology
 
@@ -31,7 +35,7 @@ ARGUMENTS = (
     (r".", "batch"),
 )
 LARGEST = 8  # buffers that are named
-_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def compile_all(config: ExperimentConfig, what: What, topology: Topology, stage: Callable[[str], None]) -> list[dict]:
@@ -45,23 +49,23 @@ def compile_all(config: ExperimentConfig, what: What, topology: Topology, stage:
 
 
 def _compile(program: Program, topology: Topology, stage: Callable[[str], None]) -> dict[str, Any]:
-    from sam2_3dmed_jax.plan.jaxpr_cost import flops
-
     stage(f"{program.name}: tracing")
-    traced = program.trace()
+    traced = program.trace(*program.arguments.values())
     total = flops(traced.jaxpr)
     record: dict[str, Any] = {"name": program.name, "chips": program.chips, "flops": total}
     stage(f"{program.name}: lowering")
     lowered = traced.lower()
     stage(f"{program.name}: compiling")
-    # Which of Triton's tilings is best is found on a GPU, and untried ones can fail: products go to cuBLAS here.
-    options = {"xla_gpu_enable_triton_gemm": False} if topology.chip.platform == "cuda" else None
+    # Triton tilings are chosen by trying them on a GPU, and untried ones can fail: products go to cuBLAS. How well a
+    # kernel is optimised changes neither memory nor collectives.
+    gpu = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0}
+    options = gpu if topology.chip.platform == "cuda" else None
     try:
         compiled = lowered.compile(compiler_options=options)
     except Exception as error:  # XLA raises one kind for all
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return record | _too_large(str(error), lowered.args_info)
+        return record | _too_large(str(error), program.arguments)
     stage(f"{program.name}: reading")
     module = parse(compiled.as_text())
     moved = cost(module)
@@ -113,21 +117,21 @@ def _largest(module: Module) -> list[dict[str, Any]]:
     return [{"bytes": size, "shape": shape, "made by": source} for (shape, source), size in largest]
 
 
-def _too_large(message: str, arguments: Any) -> dict[str, Any]:
-    """What XLA says of a program that does not fit: total and largest buffers, but no traffic and no time."""
-    import jax
-
-    def of(pattern: str) -> int:
-        found = re.search(pattern, message)
-        return round(float(found[1]) * _UNITS[found[2]]) if found else 0
-
-    given: dict[str, int] = {}
-    for path, argument in jax.tree_util.tree_leaves_with_path(arguments):
-        kind = _kind(jax.tree_util.keystr(path))
-        given[kind] = given.get(kind, 0) + argument.size
-    used = of(r"Used ([\d.]+)([KMG]?) of")
-    record = {"compiles": False, "message": message[:4000], "memory": {"arguments and temporaries": used}}
-    return record
+def _too_large(message: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What XLA says of a program that does not fit: how much it needs, but neither traffic nor time."""
+    memory: dict[str, int] = {}
+    for name, tree in arguments.items():
+        for path, argument in jax.tree_util.tree_leaves_with_path(tree):
+            kind = _kind(name + jax.tree_util.keystr(path))
+            size = math.prod(argument.sharding.shard_shape(argument.shape)) * argument.dtype.itemsize
+            memory[kind] = memory.get(kind, 0) + size
+    temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)", message)
+    used = temporaries or re.search(r"[Uu]sed ([\d.]+)([KMGT]?)", message)
+    if used:
+        size = round(float(used[1]) * _UNITS[used[2]])
+        # What is "used" in all includes the arguments.
+        memory["temporaries"] = size if temporaries else max(size - sum(memory.values()), 0)
+    return {"compiles": False, "message": message.splitlines()[0][:400], "memory": memory}
 
 
 def main(folder: Path) -> None:

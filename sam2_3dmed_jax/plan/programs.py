@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -27,7 +28,8 @@ class Program:
     """One jitted function with abstract arguments."""
 
     name: str
-    trace: Callable[[], jax.stages.Traced]
+    trace: Callable[..., jax.stages.Traced]  # of the arguments
+    arguments: dict[str, Any]  # trees of `ShapeDtypeStruct` by name
     chips: int  # that it runs on
 
 
@@ -40,7 +42,8 @@ def programs(config: ExperimentConfig, what: What, devices: list[Any]) -> list[P
     if what == "predict":
         return _prediction(config, devices[0])
     run = abstract_run(config, make_mesh(config.mesh, devices))
-    return [Program("train step", lambda: run.step.trace(run.state, run.frozen, run.batch), len(devices))]
+    arguments = {"state": run.state, "frozen": run.frozen, "batch": run.batch}
+    return [Program("train step", run.step.trace, arguments, len(devices))]
 
 
 def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
@@ -54,7 +57,7 @@ def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
     def placed(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
 
-    def block() -> tuple[MemoryBank, Steps, jax.Array, jax.Array]:
+    def block() -> dict[str, Any]:
         features, _ = encode_block(graphdef, weights, jnp.zeros((BLOCK, size, size, 3)))
         steps = Steps(
             features=jax.tree.map(lambda x: x[:, None], features),
@@ -62,15 +65,13 @@ def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
             on=jnp.zeros((BLOCK, rows), jnp.int32),
             active=jnp.zeros((BLOCK, rows), bool),
         )
-        return MemoryBank.empty(sam2, rows, 1, dtype), steps, jnp.zeros(rows, jnp.int32), jnp.int32(0)
+        bank = MemoryBank.empty(sam2, rows, 1, dtype)
+        return {"bank": bank, "steps": steps, "direction": jnp.zeros(rows, jnp.int32), "depth": jnp.int32(0)}
 
     weights = placed(weights)
     images = jax.ShapeDtypeStruct((BLOCK, size, size, 3), jnp.float32, sharding=here)
+    encode, walk = partial(encode_block.trace, graphdef), partial(walk_block.trace, graphdef)
     return [
-        Program(f"encode {BLOCK} slices", lambda: encode_block.trace(graphdef, weights, images), 1),
-        Program(
-            f"walk {BLOCK} slices",
-            lambda: walk_block.trace(graphdef, weights, *placed(jax.eval_shape(block))),
-            1,
-        ),
+        Program(f"encode {BLOCK} slices", encode, {"weights": weights, "images": images}, 1),
+        Program(f"walk {BLOCK} slices", walk, {"weights": weights, **placed(jax.eval_shape(block))}, 1),
     ]

@@ -38,6 +38,7 @@ class ProgramPlan:
     memory: dict[str, int]  # HBM bytes a chip by kind
     capacity: int  # HBM bytes of a chip
     compiles: bool
+    message: str  # the compiler's, when it does not compile
     flops: int  # of all chips together
     bytes: int | None  # to and from HBM, a chip
     collective_bytes: dict[str, int] | None  # over the network, a chip
@@ -62,6 +63,7 @@ class ProgramPlan:
             "hbm_bytes_per_chip": {"total": self.total, **{_key(kind): size for kind, size in self.memory.items()}},
             "hbm_capacity_bytes": self.capacity,
             "fits": self.fits,
+            "message": self.message,
             "flops": self.flops,
             "flops_per_chip": self.flops / self.chips,
             "hbm_traffic_bytes_per_chip": self.bytes,
@@ -85,7 +87,7 @@ class ProgramPlan:
             lines += [f"    {_bytes(b['bytes']):>10}  {b['shape']}  {b['made by'][-90:]}" for b in self.largest]
         lines.append(f"  FLOPs: {_si(self.flops)}, {_si(self.flops / self.chips)} a chip")
         if self.times is None or self.bytes is None or self.collective_bytes is None:
-            return [*lines, "  traffic and time: none, since the compiler gives up what does not fit"]
+            return [*lines, f"  the compiler gives up, so there are neither traffic nor times: {self.message}"]
         network = ", ".join(f"{kind} {_bytes(size)}" for kind, size in self.collective_bytes.items()) or "none"
         lines += [f"  HBM traffic a chip: {_bytes(self.bytes)}", f"  network a chip: {network}"]
         parts = ", ".join(f"{name} {_seconds(getattr(self.times, name))}" for name in ("compute", "memory", "network"))
@@ -152,6 +154,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, what: str, records: 
                 record["memory"],
                 chip.hbm_bytes,
                 record["compiles"],
+                record.get("message", ""),
                 record["flops"],
                 record.get("bytes"),
                 record.get("collective_bytes"),
@@ -160,7 +163,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, what: str, records: 
                 record.get("unknown_loops", 0),
             )
         )
-    start = "random weights, and everything trains"
+    start = "random weights"
     if config.model.init:
         start = f"loaded weights ({config.model.init}, which is not read)"
     if config.training.frozen is not None:
