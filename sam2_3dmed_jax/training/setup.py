@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -70,7 +70,7 @@ class AbstractRun(NamedTuple):
     step: jax.stages.Wrapped
     state: TrainState
     frozen: Weights
-    batch: Weights
+    batch: dict[str, jax.ShapeDtypeStruct]
 
 
 def abstract_run(config: ExperimentConfig, mesh: Mesh) -> AbstractRun:
@@ -83,9 +83,10 @@ def abstract_run(config: ExperimentConfig, mesh: Mesh) -> AbstractRun:
     """
     config = complete(config)
     batch = abstract_batch(config, batch_sharding(mesh, config.training.batch_size, config.training.accumulation))
-    graphdef, weights = abstract_model(config.model)
+    graphdef, shapes = abstract_model(config.model)
+    weights: Any = shapes  # in the place of arrays
     trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
-    placed = {
+    placed: Any = {
         path: jax.ShapeDtypeStruct(frozen[path].shape, frozen[path].dtype, sharding=where)
         for path, where in weight_shardings(mesh, frozen).items()
     }
