@@ -103,7 +103,8 @@ def array_bytes(shape: str, hbm_only: bool = False) -> list[int]:
 def parse(text: str) -> Module:
     """Read the text of a compiled module."""
     computations: dict[str, Computation] = {}
-    entry, name, lines = "", "", []
+    entry, name = "", ""
+    lines: list[Instruction] = []
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:

@@ -26,10 +26,10 @@ def _equation(equation: JaxprEqn, inside: Jaxpr) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         ((contracted, _), _) = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
+        left = _shape(equation.invars[0])
         return 2 * _size(equation.outvars[0]) * math.prod(left[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * _size(equation.outvars[0]) * math.prod(kernel) // outputs
     if name == "scan":
@@ -49,8 +49,12 @@ def _equation(equation: JaxprEqn, inside: Jaxpr) -> int:
     return sum(flops(jaxpr) for jaxpr in _inner(params))
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _size(variable: Any) -> int:
-    return math.prod(variable.aval.shape)
+    return math.prod(_shape(variable))
 
 
 def _inner(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:

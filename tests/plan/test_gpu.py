@@ -1,4 +1,4 @@
-"""The real train step compiled for GPUs that are not there; runs where `[plan-gpu]` is installed, as at the end of CI."""
+"""The real train step compiled for GPUs that are not there; where `[plan-gpu]` is installed, as at CI's end."""
 
 import os
 
