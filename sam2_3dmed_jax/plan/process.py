@@ -43,7 +43,7 @@ def plan(config: ExperimentConfig, topology: str, what: str = "train", stage: St
         code = _run(folder, stage or (lambda _: None))
         answer = folder / "answer.json"
         if not answer.exists():
-            said = (folder / "log").read_text(errors="replace").strip().splitlines()[-12:]
+            said = (folder / "log").read_text(errors="replace").strip().splitlines()[-8:]
             how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
             if code == -9:
                 raise UserError(

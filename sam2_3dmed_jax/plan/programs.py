@@ -57,7 +57,7 @@ def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
     def placed(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
 
-    def block() -> dict[str, Any]:
+    def block() -> tuple:
         features, _ = encode_block(graphdef, weights, jnp.zeros((BLOCK, size, size, 3)))
         steps = Steps(
             features=jax.tree.map(lambda x: x[:, None], features),
@@ -66,12 +66,13 @@ def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
             active=jnp.zeros((BLOCK, rows), bool),
         )
         bank = MemoryBank.empty(sam2, rows, 1, dtype)
-        return {"bank": bank, "steps": steps, "direction": jnp.zeros(rows, jnp.int32), "depth": jnp.int32(0)}
+        return bank, steps, jnp.zeros(rows, jnp.int32), jnp.int32(0)
 
     weights = placed(weights)
+    walked = dict(zip(("bank", "steps", "direction", "depth"), placed(jax.eval_shape(block)), strict=True))
     images = jax.ShapeDtypeStruct((BLOCK, size, size, 3), jnp.float32, sharding=here)
     encode, walk = partial(encode_block.trace, graphdef), partial(walk_block.trace, graphdef)
     return [
         Program(f"encode {BLOCK} slices", encode, {"weights": weights, "images": images}, 1),
-        Program(f"walk {BLOCK} slices", walk, {"weights": weights, **placed(jax.eval_shape(block))}, 1),
+        Program(f"walk {BLOCK} slices", walk, {"weights": weights, **walked}, 1),
     ]
