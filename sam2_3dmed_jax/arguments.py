@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from sam2_3dmed_jax.command import Parser
 
 
-class TrainHelp(argparse.Action):
-    """`train --help`: its own arguments, then every field of an experiment."""
+class FieldsHelp(argparse.Action):
+    """`--help` of a verb that takes an experiment: its own arguments, then every field of an experiment."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print and exit with 0."""
@@ -67,7 +67,9 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("experiment", metavar="EXPERIMENT.py", help="file with get_config(); then --any.field value")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     p.add_argument("--profile", type=int, default=0, metavar="STEPS", help="write an xprof trace of so many steps")
-    p.add_argument("-h", "--help", nargs=0, action=TrainHelp, help="show this and every field, with units and defaults")
+    p.add_argument(
+        "-h", "--help", nargs=0, action=FieldsHelp, help="show this and every field, with units and defaults"
+    )
 
     p = verb("predict", "segment a volume, or many, from prompts; x,y,z are 0-based voxel indices of IMAGE as stored")
     p.add_argument("checkpoint", metavar="CKPT", help="folder of a native checkpoint")
@@ -117,6 +119,24 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")
     _add_scoring(p)
     p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv and summary.json")
+
+    p = verb("plan", "memory and time of the train step on TPUs or GPUs that need not be there", add_help=False)
+    p.add_argument("experiment", metavar="EXPERIMENT.py", help="as of train; its data and weights are not read")
+    p.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x4, h100:8, a100:8, ...")
+    p.add_argument(
+        "--model",
+        metavar="NAME",
+        help="model.preset; an official one starts from its checkpoint, which need not be here (model.init)",
+    )
+    p.add_argument("--image-size", metavar="N", help="model.image_size, pixels")
+    p.add_argument("--slices", metavar="D", help="data.slices, of a clip")
+    p.add_argument(
+        "--what", choices=("train", "predict"), default="train", help="the train step, or propagation on one chip"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument(
+        "-h", "--help", nargs=0, action=FieldsHelp, help="show this and every field, with units and defaults"
+    )
 
     verb("doctor", "devices, versions, caches, optional parts, and what is wrong")
     return parser

@@ -21,7 +21,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = arguments.parser(checkpoints.add_verbs)
     options, rest = parser.parse_known_args(joined_coordinates(sys.argv[1:] if words is None else words))
-    if rest and options.verb != "train":
+    if rest and options.verb not in ("train", "plan"):
         parser.error(f"unknown argument '{rest[0]}'")
     return exit_code(lambda: VERBS[options.verb](options, rest), options.debug, "the same command goes on where it can")
 
@@ -206,6 +206,20 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print("\n".join(lines))
 
 
+def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Say what an experiment takes on chips that need not be there."""
+    import json
+
+    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.plan.process import plan as make_plan
+    from sam2_3dmed_jax.plan.request import read_request
+
+    config = read_request(options.experiment, rest, options.model, options.image_size, options.slices)
+    with terminated_as_interrupted(), ConsoleProgress() as progress:
+        made = make_plan(config, options.topology, options.what, lambda stage: progress("plan", 0, 1, stage))
+    print(json.dumps(made.record(), indent=2) if options.json else "\n".join(made.lines()))
+
+
 def doctor(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Say what this machine has and what is wrong."""
     from sam2_3dmed_jax.doctor import report
@@ -225,6 +239,7 @@ VERBS = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "plan": plan,
     "doctor": doctor,
 }
 

@@ -12,7 +12,13 @@ from pathlib import Path
 from sam2_3dmed_jax import compilation_cache
 
 REQUIRED = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "nibabel", "numpy", "scipy", "safetensors", "tyro")
-OPTIONAL = {"torch": "torch", "SimpleITK": "dicom", "highdicom": "dicom", "libtpu": "plan"}  # module to extra
+OPTIONAL = {
+    "torch": "torch",
+    "SimpleITK": "dicom",
+    "highdicom": "dicom",
+    "libtpu": "plan",
+    "jax_cuda12_plugin": "plan-gpu",
+}  # module to extra
 
 
 def report() -> tuple[list[str], list[str]]:

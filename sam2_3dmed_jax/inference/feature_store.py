@@ -52,7 +52,7 @@ class FeatureStore:
             stop = min(start + BLOCK, self.depth)
             block = np.zeros((BLOCK, *slices.shape[1:]), np.float32)
             block[: stop - start] = slices[start:stop]
-            features, embedded = jax.device_get(_encode_block(graphdef, weights, block))
+            features, embedded = jax.device_get(encode_block(graphdef, weights, block))
             self.embedding[start:stop] = features.embedding[: stop - start]
             self.stride8[start:stop] = features.stride8[: stop - start]
             self.stride4[start:stop] = features.stride4[: stop - start]
@@ -76,7 +76,8 @@ class FeatureStore:
 
 
 @partial(jax.jit, static_argnums=0)
-def _encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) -> tuple[SliceFeatures, jax.Array]:
+def encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) -> tuple[SliceFeatures, jax.Array]:
+    """Features of a block of normalised slices `[T, S, S, 3]`, and their SRPP embedding (no channels without)."""
     model = merge(graphdef, weights)
     features = model.encode_image(images)
     if position := _slice_position(model):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.clips import clip_shapes
@@ -19,7 +21,7 @@ from sam2_3dmed_jax.training.features.choice import trains_from_features, withou
 from sam2_3dmed_jax.training.features.encoder import FrozenEncoder, feature_shapes
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
-from sam2_3dmed_jax.training.step import Step, TrainState, init_state, make_step, result
+from sam2_3dmed_jax.training.step import Step, TrainState, abstract_state, init_state, make_step, result
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +51,11 @@ def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None
     Raises:
         UserError: settings that do not fit this machine or each other, or a checkpoint that does not fit them.
     """
-    # The slice context sees at prediction as many slices at once as it was trained on.
-    srpp = replace(config.model.slice_position, window=config.data.slices)
-    config = config.replace(model=replace(config.model, slice_position=srpp))
+    config = complete(config)
     mesh = make_mesh(config.mesh, devices)
     sharding = batch_sharding(mesh, config.training.batch_size, config.training.accumulation)
-    from_features = trains_from_features(config)
-    graphdef, _ = abstract_model(config.model, encoder=not from_features)
-    trained, frozen = partition(initial(config), frozen_patterns(config.training.frozen, bool(config.model.init)))
-    encoder = None
-    if config.data.features:
-        rest, of_encoder = without_encoder(trained, frozen)
-        if from_features:
-            frozen, encoder = rest, FrozenEncoder(config.model, of_encoder)
+    graphdef, trained, frozen, of_encoder = divided(config, initial(config))
+    encoder = FrozenEncoder(config.model, of_encoder) if of_encoder else None
     state = init_state(config, trained, mesh)
     placed = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
     return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh), encoder)
@@ -78,13 +72,67 @@ def compile_ahead(config: ExperimentConfig) -> Setup:
     """
     setup = set_up(config)
     assert isinstance(setup.step, jax.stages.Wrapped)
+    batch = abstract_batch(setup.config, setup.sharding)
+    return replace(setup, step=setup.step.lower(setup.state, setup.frozen, batch).compile())
+
+
+class AbstractRun(NamedTuple):
+    """A run's step and the shapes, dtypes and shardings of its arguments."""
+
+    step: jax.stages.Wrapped
+    state: TrainState
+    frozen: Weights
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def abstract_run(config: ExperimentConfig, mesh: Mesh) -> AbstractRun:
+    """The same step as `set_up`'s with abstract arguments, over a mesh whose devices need not be there.
+
+    Nothing is computed or read: `model.init` only says that the run starts from loaded weights, and need not exist.
+
+    Raises:
+        UserError: settings that do not fit the mesh or each other.
+    """
+    config = complete(config)
+    batch = abstract_batch(config, batch_sharding(mesh, config.training.batch_size, config.training.accumulation))
+    weights: Any = abstract_model(config.model)[1]  # in the place of arrays
+    graphdef, trained, frozen, _ = divided(config, weights)
+    placed: Any = {
+        path: jax.ShapeDtypeStruct(frozen[path].shape, frozen[path].dtype, sharding=where)
+        for path, where in weight_shardings(mesh, frozen).items()
+    }
+    return AbstractRun(make_step(config, graphdef, trained, mesh), abstract_state(config, trained, mesh), placed, batch)
+
+
+def complete(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment with the fields set that follow from others."""
+    # The slice context sees at prediction as many slices at once as it was trained on.
+    srpp = replace(config.model.slice_position, window=config.data.slices)
+    return config.replace(model=replace(config.model, slice_position=srpp))
+
+
+def divided(config: ExperimentConfig, weights: Weights) -> tuple[nnx.GraphDef, Weights, Weights, Weights]:
+    """The structure that the step walks, and weights that train, that are frozen, and that made cached features.
+
+    Raises:
+        UserError: patterns that fit no parameter, or features of an encoder that trains.
+    """
+    graphdef, _ = abstract_model(config.model, encoder=not trains_from_features(config))
+    trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
+    if not config.data.features:
+        return graphdef, trained, frozen, {}
+    rest, encoder = without_encoder(trained, frozen)
+    return (graphdef, trained, rest, encoder) if trains_from_features(config) else (graphdef, trained, frozen, {})
+
+
+def abstract_batch(config: ExperimentConfig, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and sharding of a batch."""
     size = preset_config(config.model.preset, config.model.image_size).image_size
     features = feature_shapes(config.model) if trains_from_features(config) else None
-    batch = {
-        name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=setup.sharding)
+    return {
+        name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in clip_shapes(config.data, size, features).items()
     }
-    return replace(setup, step=setup.step.lower(setup.state, setup.frozen, batch).compile())
 
 
 def initial(config: ExperimentConfig) -> Weights:

@@ -43,6 +43,26 @@ def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainS
     return TrainState(placed, state, step, jax.tree.map(jnp.copy, placed) if config.training.ema else {})
 
 
+def state_shardings(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> Any:
+    """Where a state lives: shardings, in the shape of a state."""
+    placed: Any = weight_shardings(mesh, weights)
+    everywhere: Any = NamedSharding(mesh, P())
+    moments = Optimizer(config.training, weights).shardings(weights, mesh)
+    return TrainState(placed, moments, everywhere, placed if config.training.ema else {})
+
+
+def abstract_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`'s, from those of the weights."""
+    moments = jax.eval_shape(Optimizer(config.training, weights).init, weights)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = TrainState(weights, moments, step, weights if config.training.ema else {})
+    return jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        shapes,
+        state_shardings(config, weights, mesh),
+    )
+
+
 def result(state: TrainState) -> Weights:
     """The trained weights to use: averaged ones, if there are."""
     return state.ema or state.weights
@@ -53,13 +73,6 @@ def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights
     training = config.training
     optimizer = Optimizer(training, weights)
     factors, modules = rate_factors(weights, training.part_learning_rates), by_part(weights)
-    placed = weight_shardings(mesh, weights)
-    state_shardings: Any = TrainState(  # of shardings, in the shape of a state
-        placed,  # type: ignore[arg-type]
-        optimizer.shardings(weights, mesh),
-        NamedSharding(mesh, P()),  # type: ignore[arg-type]
-        placed if training.ema else {},  # type: ignore[arg-type]
-    )
     gradient = global_gradient(config, graphdef, mesh)
 
     def train_step(state: TrainState, frozen: Weights, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -74,4 +87,4 @@ def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights
         ema = {path: decay * old + (1 - decay) * new[path] for path, old in state.ema.items()}
         return TrainState(new, optimizer_state, state.step + 1, ema), metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings(config, weights, mesh), None))

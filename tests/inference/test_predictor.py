@@ -103,7 +103,7 @@ def test_a_correction_encodes_no_slice_again_and_changes_the_masks(model, monkey
     session = VolumePredictor(model).start(volume(12))
     session.add([click(4)])
     before = session.result().mask_logits.copy()
-    monkeypatch.setattr(feature_store, "_encode_block", lambda *_: pytest.fail("a slice was encoded again"))
+    monkeypatch.setattr(feature_store, "encode_block", lambda *_: pytest.fail("a slice was encoded again"))
     session.add([click(9, 12, 50, label=0)])
     after = session.result().mask_logits
     assert np.abs(after[0, 9] - before[0, 9]).max() > 1e-3
@@ -143,7 +143,7 @@ def test_a_session_starts_again_on_the_same_features(model, monkeypatch):
     session.reset()
     with pytest.raises(UserError, match="there are none"):
         session.result()
-    monkeypatch.setattr(feature_store, "_encode_block", lambda *_: pytest.fail("a slice was encoded again"))
+    monkeypatch.setattr(feature_store, "encode_block", lambda *_: pytest.fail("a slice was encoded again"))
     session.add([click(4)])
     np.testing.assert_array_equal(session.result().mask_logits, before)
 
@@ -151,10 +151,10 @@ def test_a_session_starts_again_on_the_same_features(model, monkeypatch):
 def test_volumes_of_different_depth_share_their_compiled_functions(model):
     predictor = VolumePredictor(model)
     predictor.predict(volume(18), [click(3)])
-    sizes = [f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store._encode_block)]
+    sizes = [f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store.encode_block)]
     predictor.predict(volume(27), [click(22)])
     assert sizes == [
-        f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store._encode_block)
+        f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store.encode_block)
     ]
 
 

@@ -11,7 +11,8 @@ from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, Srp
 from sam2_3dmed_jax.data.clips import clip_shapes, cut_clip
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.training.loop import train
-from sam2_3dmed_jax.training.setup import compile_ahead
+from sam2_3dmed_jax.training.setup import abstract_run, compile_ahead, set_up
+from sam2_3dmed_jax.training.sharding import make_mesh
 from sam2_3dmed_jax.volume.phantom import make_case
 from tests.data.prepared_files import write_prepared
 
@@ -56,3 +57,15 @@ def test_a_run_compiles_nothing_that_was_compiled_ahead(config, tmp_path):
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def test_an_abstract_run_has_the_shapes_dtypes_and_places_of_the_real_one_and_reads_no_weights(config):
+    config = replace(config, training=replace(config.training, ema=0.9))
+    real = set_up(config)
+    run = abstract_run(config, make_mesh(config.mesh))
+    told, made = ((tree.state, tree.frozen) for tree in (run, real))
+    for abstract, array in zip(jax.tree.leaves(told), jax.tree.leaves(made), strict=True):
+        assert (abstract.shape, abstract.dtype, abstract.sharding) == (array.shape, array.dtype, array.sharding)
+    assert jax.tree.structure(told) == jax.tree.structure(made)
+    pretrained = replace(config, model=replace(config.model, init="not/here"))
+    assert any(path.startswith("image_encoder.") for path in abstract_run(pretrained, make_mesh(config.mesh)).frozen)

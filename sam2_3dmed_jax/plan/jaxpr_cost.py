@@ -1,0 +1,80 @@
+"""FLOPs of a traced program: its matrix products and convolutions, each as often as it runs.
+
+XLA's own count (`cost_analysis`) takes the body of a loop once and is empty on GPUs; a jaxpr knows how often its
+scans run. Products with weights are nearly all of a model's arithmetic, as in "model FLOPs"; the rest is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+
+def flops(program: ClosedJaxpr | Jaxpr) -> int:
+    """Floating-point operations of one call, over all devices; a multiply-add is two.
+
+    Of a conditional the dearest branch counts. A loop whose number of turns is not in the program counts once.
+    """
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    return sum(_equation(equation, jaxpr) for equation in jaxpr.eqns)
+
+
+def _equation(equation: JaxprEqn, inside: Jaxpr) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        ((contracted, _), _) = params["dimension_numbers"]
+        left = _shape(equation.invars[0])
+        return 2 * _size(equation.outvars[0]) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = _shape(equation.invars[1])
+        outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * _size(equation.outvars[0]) * math.prod(kernel) // outputs
+    if name == "scan":
+        return params["length"] * flops(params["jaxpr"])
+    if name == "cond":
+        return max(flops(branch) for branch in params["branches"])
+    if name == "while":
+        return _turns(equation, inside) * flops(params["body_jaxpr"])
+    if name == "shard_map":  # its body is what one shard does
+        axes = params.get("manual_axes") or params["mesh"].axis_names
+        return math.prod(params["mesh"].shape[axis] for axis in axes) * flops(params["jaxpr"])
+    if name == "pallas_call":
+        estimate = params.get("cost_estimate")
+        if estimate is not None:
+            return estimate.flops
+        return math.prod(params["grid_mapping"].grid) * flops(params["jaxpr"])
+    return sum(flops(jaxpr) for jaxpr in _inner(params))
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _size(variable: Any) -> int:
+    return math.prod(_shape(variable))
+
+
+def _inner(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The programs that an equation calls, once each (`jit`, `remat`, `custom_vjp_call`, ...)."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr | Jaxpr):
+                yield item
+
+
+def _turns(equation: JaxprEqn, inside: Jaxpr) -> int:
+    """Turns of a `while` that counts an integer up by one to a constant, as `fori_loop` makes it; else 1."""
+    condition, counts = equation.params["cond_jaxpr"].jaxpr, equation.params["cond_nconsts"]
+    if len(condition.eqns) != 1 or condition.eqns[0].primitive.name != "lt":
+        return 1
+    carried = equation.invars[counts + equation.params["body_nconsts"] :]
+    given = dict(zip(condition.invars, [*equation.invars[:counts], *carried], strict=True))
+    start, end = (_constant(v if isinstance(v, Literal) else given.get(v)) for v in condition.eqns[0].invars)
+    return max(end - start, 0) if start is not None and end is not None else 1
+
+
+def _constant(value: Any) -> int | None:
+    return int(value.val) if isinstance(value, Literal) else None

@@ -1,0 +1,52 @@
+"""The real train step compiled for TPUs that are not there: work and traffic grow with the slices as they run."""
+
+import pytest
+
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from sam2_3dmed_jax.plan.process import plan
+
+
+def experiment(slices: int) -> ExperimentConfig:
+    """A nano model of which little trains: compiling takes less."""
+    return ExperimentConfig(
+        model=ModelConfig("nano", 64, srpp=False, bd=False, compute_dtype="bfloat16"),
+        data=DataConfig(slices=slices),
+        training=TrainingConfig(batch_size=4, frozen=(r"^(image_encoder|sam_prompt_encoder|memory_|mask_down)",)),
+    )
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {slices: plan(experiment(slices), "v5e:2x2").record() for slices in (2, 12)}
+
+
+def test_memory_is_told_by_kind_and_sums_to_the_total(records):
+    for record in records.values():
+        memory = dict(record["hbm_bytes_per_chip"])
+        assert memory.pop("total") == sum(memory.values())
+        assert {"trained_weights", "frozen_weights", "optimizer_state", "batch", "temporaries"} <= set(memory)
+        assert min(memory.values()) >= 0
+        # Two float32 moments a trained parameter, and two step counts.
+        assert 0 <= memory["optimizer_state"] - 2 * memory["trained_weights"] <= 64
+        assert record["fits"] and record["hbm_capacity_bytes"] == 16 << 30
+
+
+def test_work_and_traffic_of_twelve_slices_are_near_six_times_those_of_two(records):
+    two, twelve = records[2], records[12]
+    assert two["loops_of_unknown_length"] == twelve["loops_of_unknown_length"] == 0
+    # Encoding and decoding are per slice; memory attention also grows with the memories that there are.
+    assert 5 < twelve["flops"] / two["flops"] < 8
+    # The optimizer's part does not grow.
+    assert 2 < twelve["hbm_traffic_bytes_per_chip"] / two["hbm_traffic_bytes_per_chip"] < 8
+    assert 2 < twelve["seconds"]["compiler"] / two["seconds"]["compiler"] < 8
+    # Gradients are summed once a step, whatever the slices.
+    sums = [record["collective_bytes_per_chip"]["all-reduce"] for record in (two, twelve)]
+    assert sums[0] <= sums[1] < 4 * sums[0]
+
+
+def test_times_follow_from_the_chips_rates_and_name_what_binds(records):
+    times = dict(records[2]["seconds"])
+    assert times["compute"] == pytest.approx(records[2]["flops"] / 4 / 197e12)
+    assert times["estimate"] == max(times.values())
+    parts = {name: times[name] for name in ("compute", "memory", "network")}
+    assert parts[records[2]["bound"]] == max(parts.values())
