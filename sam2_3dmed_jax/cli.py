@@ -12,6 +12,7 @@ from typing import Any
 from sam2_3dmed_jax import arguments
 from sam2_3dmed_jax.command import exit_code, joined_coordinates, terminated_as_interrupted
 from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.training import processes
 from weights_conversion import commands as checkpoints
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".dcm")
@@ -23,7 +24,10 @@ def main(words: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(joined_coordinates(sys.argv[1:] if words is None else words))
     if rest and options.verb != "train":
         parser.error(f"unknown argument '{rest[0]}'")
-    return exit_code(lambda: VERBS[options.verb](options, rest), options.debug, "the same command goes on where it can")
+    again = "the same command goes on where it can"
+    code = exit_code(lambda: VERBS[options.verb](options, rest), options.debug, again)
+    processes.leave(code)
+    return code
 
 
 def demo(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -84,14 +88,17 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Train an experiment."""
     from sam2_3dmed_jax.experiment import read_experiment
 
-    config = read_experiment(options.experiment, rest)
-    _start()
-    from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.training import loop
+    processes.join()
+    with processes.ending_together():
+        config = read_experiment(options.experiment, rest)
+        _start()
+        from sam2_3dmed_jax.console import ConsoleProgress
+        from sam2_3dmed_jax.training import loop
 
-    with ConsoleProgress() as progress:
-        final = loop.train(config, options.out, progress.training, progress)
-    print(f"trained model in {final}")
+        with ConsoleProgress() as progress:
+            final = loop.train(config, options.out, progress.training, progress)
+    if processes.is_first():
+        print(f"trained model in {final}")
 
 
 def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:

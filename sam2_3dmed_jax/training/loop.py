@@ -25,10 +25,12 @@ from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
+from sam2_3dmed_jax.training import processes
 from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, training_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.setup import Setup, set_up
+from sam2_3dmed_jax.training.sharding import gathered
 from sam2_3dmed_jax.training.step import result
 
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
@@ -66,17 +68,18 @@ def train(
     config = setup.config
     check_data(config)
 
-    claim_folder(run, config)
+    processes.first(lambda: claim_folder(run, config))
     view = open_view(prepared_dataset(config.data.path, run, data_progress), config)
     cases, split = training_cases(view, config)
-    keep_split(run / SPLIT, split, how_made(config.data, view.dataset.fingerprint))
+    how = how_made(config.data, view.dataset.fingerprint)
+    processes.first(lambda: keep_split(run / SPLIT, split, how))
     checkpoints = Checkpoints(run / "checkpoints", config.training.keep_checkpoints)
     state, start = checkpoints.restore(setup.state)
     host, hosts = jax.process_index(), jax.process_count()
     here = config.training.batch_size // hosts
     batches = clip_batches(view, cases, config.data, here, config.training.seed, host, hosts)
 
-    log = Log(run, start)
+    log = Log(run, start) if processes.is_first() else None
     total, every = config.training.steps, config.training.log_every
     clips = iterate(batches[:total], start, config.data.workers)
     clock = time.monotonic()
@@ -92,20 +95,29 @@ def train(
                         "training.warmup_steps, and start in another folder"
                     )
                 values["seconds"], clock = (time.monotonic() - clock) / every, time.monotonic()
-                log.write(done, values)
-                if progress:
+                if log:
+                    log.write(done, values)
+                if log and progress:
                     progress(done, total, values)
             if done % config.training.checkpoint_every == 0 or done == total:
                 checkpoints.save(state, done)
+            if processes.should_stop(done):
+                checkpoints.save(state, done)
+                raise KeyboardInterrupt
+    except Exception as error:
+        processes.end_if_lost(error)
+        raise
     finally:
         clips.close()
         checkpoints.close()
-        log.close()
+        if log:
+            log.close()
 
     provenance = {"trained_by": "sam2-3dmed train", "steps": total, "data": config.data.path, "init": config.model.init}
     final = run / "final"
     info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
-    save_weights({**result(state), **setup.frozen}, final, info)
+    weights = gathered({**result(state), **setup.frozen})
+    processes.first(lambda: save_weights(weights, final, info))
     return final
 
 

@@ -16,7 +16,7 @@ from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
-from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
+from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, place, weight_shardings
 from sam2_3dmed_jax.training.step import Step, TrainState, init_state, make_step
 
 
@@ -46,7 +46,7 @@ def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None
     weights = initial(config)
     trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
     state = init_state(config, trained, mesh)
-    placed = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
+    placed = {path: place(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
     return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -80,3 +81,20 @@ def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:
             spec = P(*[None] * (value.ndim - 1), "fsdp")
         shardings[path] = NamedSharding(mesh, spec)
     return shardings
+
+
+def place(value: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """An array that each process holds whole, on the devices of all."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    whole = np.asarray(value)
+    # `device_put` would compare the array between processes, one program and one collective an array.
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index].copy())
+
+
+def gathered(weights: Weights) -> dict[str, np.ndarray]:
+    """Weights whole in the memory of each process, which all must call."""
+    if not all(value.is_fully_addressable for value in weights.values()):
+        mesh = next(value.sharding.mesh for value in weights.values() if isinstance(value.sharding, NamedSharding))
+        weights = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(weights)
+    return {path: np.asarray(value) for path, value in weights.items()}

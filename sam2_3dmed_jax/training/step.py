@@ -15,7 +15,7 @@ from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.training.objective import Batch, Numbers, objective, term_numbers
 from sam2_3dmed_jax.training.optimizer import Optimizer, learning_rate
-from sam2_3dmed_jax.training.sharding import in_parts, weight_shardings
+from sam2_3dmed_jax.training.sharding import in_parts, place, weight_shardings
 from sam2_3dmed_jax.training.walk import WalkOutput, walk_clips
 
 
@@ -35,10 +35,10 @@ def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainS
     """Trained weights on the mesh, and an optimizer state sharded like them."""
     shardings = weight_shardings(mesh, weights)
     # A copy, since the step donates its state.
-    placed = {path: jax.device_put(jnp.array(value), shardings[path]) for path, value in weights.items()}
+    placed = {path: place(jnp.array(value), shardings[path]) for path, value in weights.items()}
     optimizer = Optimizer(config.training, placed)
     state = jax.jit(optimizer.init, out_shardings=optimizer.shardings(placed, mesh))(placed)
-    step = jax.device_put(jnp.zeros((), jnp.int32), NamedSharding(mesh, P()))
+    step = place(jnp.zeros((), jnp.int32), NamedSharding(mesh, P()))
     return TrainState(placed, state, step, jax.tree.map(jnp.copy, placed) if config.training.ema else {})
 
 
