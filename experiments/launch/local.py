@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+COMMAND = [sys.executable, "-u", "-m", "sam2_3dmed_jax.cli"]
 GRACE_SECONDS = 10.0  # for the others to end by themselves after a death
 STOP_SECONDS = 120.0  # to save a checkpoint after Ctrl-C, once the first process has stopped
 
@@ -46,7 +47,7 @@ class Group:
         for index in range(count):
             self._children.append(
                 subprocess.Popen(
-                    [sys.executable, "-u", "-m", "sam2_3dmed_jax.cli", *command],
+                    [*COMMAND, *command],
                     env=_environment(address, count, index, devices),
                     stdout=subprocess.PIPE if index else None,
                     stderr=subprocess.STDOUT if index else None,
@@ -126,6 +127,7 @@ def _environment(address: str, count: int, index: int, devices: int) -> dict[str
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(index),
+        "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",  # else each process looks for programs under a key of its own
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
     }
 

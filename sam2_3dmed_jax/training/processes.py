@@ -188,8 +188,10 @@ def first(work: Callable[[], object]) -> None:
     if _group.index == 0:
         import orbax.checkpoint.experimental.v1 as ocp
 
-        alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix=f"first_{_group.waits}")
-        with ocp.Context(multiprocessing_options=alone):
+        context = ocp.Context()
+        context.multiprocessing.active_processes = {0}
+        context.multiprocessing.barrier_sync_key_prefix = f"first_{_group.waits}"
+        with context:
             work()
         _group.client.key_value_set(key, "done")
     else:

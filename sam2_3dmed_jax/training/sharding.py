@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +93,8 @@ def place(value: jax.Array, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index].copy())
 
 
-def gathered(weights: Weights) -> dict[str, np.ndarray]:
-    """Weights whole in the memory of each process, which all must call."""
+def gathered(weights: Weights) -> dict[str, Any]:
+    """Weights whole in the memory of each process, as NumPy arrays; all processes must call it."""
     if not all(value.is_fully_addressable for value in weights.values()):
         mesh = next(value.sharding.mesh for value in weights.values() if isinstance(value.sharding, NamedSharding))
         weights = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(weights)
