@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 COMMAND = [sys.executable, "-u", "-m", "sam2_3dmed_jax.cli"]
 GRACE_SECONDS = 10.0  # for the others to end by themselves after a death
+STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit codes of processes that stopped as they were asked
 STOP_SECONDS = 120.0  # to save a checkpoint after Ctrl-C, once the first process has stopped
 
 
@@ -39,7 +40,7 @@ class Group:
     """The processes, from their start to their end."""
 
     def __init__(self, command: Sequence[str], count: int, devices: int):
-        self._asked = 0  # how often the user asked to stop
+        self._asked: list[int] = []  # the signals that asked to stop
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         address = f"127.0.0.1:{_free_port()}"
@@ -74,7 +75,7 @@ class Group:
                 deadline = time.monotonic() + (STOP_SECONDS if self._asked else GRACE_SECONDS)
                 if not self._asked:
                     _tell(failed, len(self._children))
-            if time.monotonic() > deadline or self._asked > 1:
+            if time.monotonic() > deadline or len(self._asked) > 1:
                 for i, child in enumerate(self._children):
                     if child.poll() is None:
                         killed.add(i)
@@ -87,11 +88,13 @@ class Group:
         for reader in self._readers:
             reader.join()
         codes = [_exit_code(child.returncode) for i, child in enumerate(self._children) if i not in killed]
-        return max(codes, default=130)
+        if self._asked and all(code in STOPPED for code in codes):
+            return 128 + self._asked[0]
+        return max(codes)
 
-    def _stop(self, *_: object) -> None:
-        self._asked += 1
-        if self._asked == 1:
+    def _stop(self, number: int, frame: object) -> None:
+        self._asked.append(number)
+        if len(self._asked) == 1:
             print("stopping: all processes save a checkpoint first (again: at once)", file=sys.stderr, flush=True)
         for child in self._children:
             if child.poll() is None:
@@ -127,6 +130,7 @@ def _environment(address: str, count: int, index: int, devices: int) -> dict[str
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(index),
+        "SAM2_3DMED_HEARTBEAT_SECONDS": "300",  # deaths are seen here; compiling twice on few cores stalls a machine
         "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",  # else each process looks for programs under a key of its own
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
     }

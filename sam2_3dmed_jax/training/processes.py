@@ -21,8 +21,10 @@ from typing import Any, NoReturn
 
 from sam2_3dmed_jax.errors import UserError
 
-# A silent process counts as dead after this; a death is told within 30 s.
+# A process that is silent for so long counts as dead, and a death is to be told within 30 s. A launcher that sees
+# deaths itself sets more, for a machine so busy that it stalls.
 HEARTBEAT_SECONDS = 20
+HEARTBEAT = "SAM2_3DMED_HEARTBEAT_SECONDS"
 GRACE_SECONDS = 3.0  # for a process to end by itself when another has failed, and to hear of it before the first goes
 POLL_SECONDS = 10
 FAILED = "sam2_3dmed/failed"  # code and sentence of the process that failed first
@@ -106,9 +108,10 @@ def join() -> None:
         if not 0 <= given["process_id"] < given["num_processes"]:
             raise UserError(f"JAX_PROCESS_ID: {given['process_id']} is none of {count} processes; count from 0")
         given["cluster_detection_method"] = "deactivate"
+    silence = _number(HEARTBEAT) if HEARTBEAT in os.environ else HEARTBEAT_SECONDS
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=silence)
     except (ValueError, RuntimeError) as error:
         # JAX's ways to say that there is no cluster, and that this process has computed, so it is a script's or test's.
         if not given and re.search("coordinator_address should be defined|must be called before", str(error)):

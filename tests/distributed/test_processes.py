@@ -1,196 +1,162 @@
-"""Several processes train as one: what they end with, how they stop, and what becomes of them when one dies.
+"""How processes that wait for one another end: a mistake in one, a death, a stop. Their work is a collective a step."""
 
-One chain of real runs in two processes, since each costs its start: stopped by Ctrl-C, gone on with and process 1
-killed, gone on with and process 0 killed, gone on with to the end; and beside it a run that nobody disturbed.
-"""
-
-import csv
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from sam2_3dmed_jax import load_model
-from sam2_3dmed_jax.sam2.parameters import split
-from sam2_3dmed_jax.volume.phantom import make_case
-from tests.data.prepared_files import write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "experiments" / "launch" / "local.py"
-STEPS = 12
 DEATH_SECONDS = 30  # within which the others are to end
-EXPERIMENT = """
-from sam2_3dmed_jax.config import *
+# As the launcher starts `sam2-3dmed`, but another program.
+START = f"""
+import sys
+sys.path.insert(0, {str(LAUNCHER.parent)!r})
+import local
+local.COMMAND[:] = [sys.executable, "-u", "-c", sys.argv[1]]
+sys.exit(local.main(["--processes", "2", "--", "none"]))
+"""
+PROGRAM = """
+import sys, time
+from sam2_3dmed_jax.command import exit_code
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training import processes
 
-def get_config():
-    return ExperimentConfig(
-        model=ModelConfig("nano", 64, srpp=False, bd=False),
-        data=DataConfig(path={path!r}, slices=2, folds=2),
-        # The mask decoder alone trains: a third of the time to compile.
-        training=TrainingConfig(
-            steps={steps}, batch_size=2, checkpoint_every=2, log_every=1, warmup_steps=1,
-            frozen=(r"^(?!sam_mask_decoder)",),
-        ),
-    )
+def work():
+    processes.join()
+    with processes.ending_together():
+        from jax.experimental import multihost_utils
+        WORK
+
+def steps():
+    from jax.experimental import multihost_utils
+    for step in range(100_000):
+        multihost_utils.sync_global_devices("a step")
+        if step == 3 and processes.is_first():
+            print("under way", flush=True)
+        if processes.should_stop(step):
+            raise KeyboardInterrupt
+        time.sleep(0.02)
+
+processes.leave(exit_code(work, False, "saved"))
 """
 
 
-@dataclass
-class Launched:
-    """The launcher and its run."""
-
-    process: subprocess.Popen
-    run: Path
-    output: Path
-
-    def children(self) -> list[int]:
-        """Process ids in the order of the processes' numbers."""
-        return [
-            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        ]
-
-    def wait_for_step(self, step: int) -> None:
-        """Until `log.csv` has this step."""
-        while not any(row["step"] == str(step) for row in rows(self.run)):
-            assert self.process.poll() is None, self.output.read_text()
-            time.sleep(0.05)
-
-    def end(self, timeout: float | None = None) -> tuple[int, str]:
-        """Exit code and all that was printed; fails when it takes longer."""
-        return self.process.wait(timeout), self.output.read_text()
+def launch(work: str) -> subprocess.Popen:
+    program = PROGRAM.replace("WORK", textwrap.indent(textwrap.dedent(work), " " * 8).strip())
+    return subprocess.Popen(
+        [sys.executable, "-c", START, program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    if not (run / "log.csv").exists():
-        return []
-    with (run / "log.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+@pytest.fixture
+def under_way() -> Iterator[subprocess.Popen]:
+    """Two processes in the middle of their steps."""
+    process = launch("steps()")
+    assert process.stdout
+    for line in process.stdout:
+        if "under way" in line:
+            break
+    yield process
+    process.kill()
+    process.communicate()
 
 
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("processes")
-    cases = {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(4)}
-    write_prepared(folder / "data", cases, {1: "spleen"})
-    experiment = folder / "experiment.py"
-    experiment.write_text(EXPERIMENT.format(path=str(folder / "data"), steps=STEPS))
-    started: list[subprocess.Popen] = []
-
-    def start(name: str, *flags: str) -> Launched:
-        words = [sys.executable, str(LAUNCHER), "--processes", "2", "--", "train", str(experiment)]
-        output = folder / f"output{len(started)}.txt"
-        with output.open("w") as file:
-            process = subprocess.Popen(
-                [*words, "--out", str(folder / name), *flags],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started.append(process)
-        return Launched(process, folder / name, output)
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()  # its children die with it
+def kill(launcher: subprocess.Popen, index: int) -> None:
+    """The process of this number dies at once."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[index]), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def chain(launch) -> dict[str, tuple[int, str]]:
-    """What the launcher ended with and printed, of each link."""
-    ends, draw = {}, random.Random(0)
-    job = launch("disturbed")
-    job.wait_for_step(1)
-    job.process.send_signal(signal.SIGINT)
-    ends["Ctrl-C"] = job.end(DEATH_SECONDS * 4)
-    ends["logged at Ctrl-C"] = (len(rows(job.run)), "")
-    for index in (1, 0):
-        job = launch("disturbed")
-        job.wait_for_step(len(rows(job.run)) + draw.randrange(1, 4))
-        os.kill(job.children()[index], signal.SIGKILL)
-        ends[f"killed {index}"] = job.end(DEATH_SECONDS)
-    ends["resumed"] = launch("disturbed").end()
-    return ends
-
-
-@pytest.mark.long
-def test_ctrl_c_lets_all_processes_save_a_checkpoint_and_stop(chain):
-    code, output = chain["Ctrl-C"]
-    assert code == 130, output
-    assert output.count("interrupted; the same command goes on") == 2
-    assert chain["logged at Ctrl-C"][0] < STEPS
-
-
-@pytest.mark.long
-def test_killing_the_second_process_ends_the_first_in_time_with_a_sentence_of_each(chain):
-    code, output = chain["killed 1"]
-    assert code == 128 + signal.SIGKILL, output
+def test_killing_the_second_process_ends_the_first_in_time_with_a_sentence_of_each(under_way):
+    kill(under_way, 1)
+    output, _ = under_way.communicate(timeout=DEATH_SECONDS)
+    assert under_way.returncode == 128 + signal.SIGKILL
     assert "error: another process of this run ended or cannot be reached" in output
     assert "error: process 1 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
 
 
-@pytest.mark.long
-def test_killing_the_first_process_ends_the_second_in_time_with_the_launchers_sentence(chain):
-    code, output = chain["killed 0"]
-    assert code >= 128, output
+def test_killing_the_first_process_ends_the_second_in_time_with_the_launchers_sentence(under_way):
+    kill(under_way, 0)
+    output, _ = under_way.communicate(timeout=DEATH_SECONDS)
+    assert under_way.returncode >= 128
     assert "error: process 0 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
 
 
-@pytest.mark.long
-def test_a_run_that_was_stopped_and_killed_ends_as_one_that_nobody_disturbed(chain, launch):
-    assert chain["resumed"][0] == 0, chain["resumed"][1]
-    calm, disturbed = launch("calm"), launch("disturbed").run
-    code, output = calm.end()
-    assert code == 0, output
-    assert rows(disturbed) == rows(calm.run)
-    assert len(rows(calm.run)) == STEPS
-    straight, resumed = (split(load_model(run / "final"))[1] for run in (calm.run, disturbed))
-    for path, value in straight.items():
-        np.testing.assert_array_equal(resumed[path], value, err_msg=path)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_stops_all_processes_after_the_same_step(under_way, number):
+    under_way.send_signal(number)
+    output, _ = under_way.communicate(timeout=60)
+    assert under_way.returncode == 128 + number, output
+    assert output.count("interrupted; saved") == 2
 
 
-def test_a_mistake_ends_all_processes_with_2_and_its_sentence(launch):
-    code, output = launch("refused", "--training.batch_size", "3").end(300)
-    assert code == 2
-    assert output.count("error: training.batch_size: 3 is not divisible by 2 devices") == 2
-
-
-def test_a_mistake_that_one_process_makes_ends_the_others_with_the_same_sentence(tmp_path):
-    lines = """
-        import sys
-        from sam2_3dmed_jax.command import exit_code
-        from sam2_3dmed_jax.errors import UserError
-        from sam2_3dmed_jax.training import processes
-
-        def work():
-            processes.join()
-            with processes.ending_together():
-                if not processes.is_first():
-                    raise UserError("shard 7 is damaged")
-                processes.first(lambda: None)
-                from jax.experimental import multihost_utils
-                multihost_utils.sync_global_devices("waits for the other")
-
-        processes.leave(exit_code(work, False, ""))
+def test_a_mistake_that_one_process_makes_ends_the_others_with_the_same_sentence():
+    mistake = """
+        if not processes.is_first():
+            raise UserError("shard 7 is damaged")
+        multihost_utils.sync_global_devices("waits for the other")
     """
-    program = "\n".join(line[8:] for line in lines.splitlines())
-    # As the launcher starts them, but of another program.
-    start = f"import sys; sys.path.insert(0, {str(LAUNCHER.parent)!r}); import local; "
-    start += "local.COMMAND[:] = [sys.executable, '-c', sys.argv[1]]; sys.exit(local.main(['--', 'none']))"
-    done = subprocess.run(
-        [sys.executable, "-c", start, program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("error: shard 7 is damaged") == 2
+    process = launch(mistake)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("error: shard 7 is damaged") == 2
+
+
+def test_a_mistake_of_the_first_process_reaches_those_that_wait_for_its_work():
+    mistake = """
+        def prepare():
+            raise UserError("no case can be prepared")
+        processes.first(prepare)
+    """
+    process = launch(mistake)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("error: no case can be prepared") == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            "JAX_COORDINATOR_ADDRESS: JAX_NUM_PROCESSES is set without",
+        ),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "JAX_PROCESS_ID: '' is no number"),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID: 2 is none of 2 processes",
+        ),
+    ],
+)
+def test_variables_that_name_no_process_are_one_line(monkeypatch, variables, sentence):
+    from sam2_3dmed_jax.errors import UserError
+    from sam2_3dmed_jax.training import processes
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=sentence):
+        processes.join()
+
+
+def test_one_process_alone_joins_nobody_and_waits_for_nobody(monkeypatch):
+    from sam2_3dmed_jax.training import processes
+
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    processes.join()
+    done = []
+    processes.first(lambda: done.append(1))
+    assert done
+    assert processes.is_first()
+    assert not processes.should_stop(1)
+    processes.leave(2)  # returns: there are no others
