@@ -68,15 +68,19 @@ def save_model(model: SAM2, path: str | os.PathLike[str], info: CheckpointInfo |
 
 
 def save_weights(weights: Weights, path: str | os.PathLike[str], info: CheckpointInfo) -> None:
-    """Write weights by path as a native checkpoint."""
+    """Write weights by path as a native checkpoint. In several processes all call it, with all of the weights."""
     target = epath.Path(path)
+    first = jax.process_index() == 0
     if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
         raise UserError(f"{path} is not empty and no checkpoint; choose another folder")
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    temporary.mkdir(parents=True)
-    ocp.save(os.path.abspath(temporary / "weights"), weights)
+    temporary = target.parent / f".{target.name}.{os.getpid() if jax.process_count() == 1 else 'all'}.tmp"
+    if first:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+    ocp.save(os.path.abspath(temporary / "weights"), weights)  # the first process writes, and Orbax waits for all
+    if not first:
+        return
     provenance = {
         "tool_version": metadata.version("sam2-3dmed-jax"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

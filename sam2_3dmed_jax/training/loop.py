@@ -116,8 +116,7 @@ def train(
     provenance = {"trained_by": "sam2-3dmed train", "steps": total, "data": config.data.path, "init": config.model.init}
     final = run / "final"
     info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
-    weights = gathered({**result(state), **setup.frozen})
-    processes.first(lambda: save_weights(weights, final, info))
+    save_weights(gathered({**result(state), **setup.frozen}), final, info)
     return final
 
 

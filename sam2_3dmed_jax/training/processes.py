@@ -182,20 +182,17 @@ def is_first() -> bool:
 
 
 def first(work: Callable[[], object]) -> None:
-    """Let the first process do some work, which may use Orbax, while the others wait, however long it takes."""
+    """Let the first process do some work while the others wait, however long it takes.
+
+    Nothing in which all take part: no collective, and nothing of Orbax.
+    """
     if _group is None:
         work()
         return
     _group.waits += 1
     key = f"sam2_3dmed/first/{_group.waits}"
     if _group.index == 0:
-        import orbax.checkpoint.experimental.v1 as ocp
-
-        context = ocp.Context()
-        context.multiprocessing.active_processes = {0}
-        context.multiprocessing.barrier_sync_key_prefix = f"first_{_group.waits}"
-        with context:
-            work()
+        work()
         _group.client.key_value_set(key, "done")
     else:
         while _group.get(key) is None:
