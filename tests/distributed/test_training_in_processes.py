@@ -24,7 +24,7 @@ from tests.data.prepared_files import write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "experiments" / "launch" / "local.py"
-STEPS = 12
+STEPS = 20
 DEATH_SECONDS = 30  # within which the others are to end
 EXPERIMENT = """
 from sam2_3dmed_jax.config import *
