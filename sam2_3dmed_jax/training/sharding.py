@@ -95,7 +95,9 @@ def place(value: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 def gathered(weights: Weights) -> dict[str, Any]:
     """Weights whole in the memory of each process, as NumPy arrays; all processes must call it."""
-    if not all(value.is_fully_addressable for value in weights.values()):
-        mesh = next(value.sharding.mesh for value in weights.values() if isinstance(value.sharding, NamedSharding))
-        weights = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(weights)
+    spread = {p: x for p, x in weights.items() if isinstance(x, jax.Array) and not x.is_fully_addressable}
+    if spread:
+        mesh = next(x.sharding.mesh for x in spread.values() if isinstance(x.sharding, NamedSharding))
+        whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(spread)
+        weights = {**weights, **whole}
     return {path: np.asarray(value) for path, value in weights.items()}
