@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from sam2_3dmed_jax import arguments
 from sam2_3dmed_jax.command import exit_code, joined_coordinates, terminated_as_interrupted
 from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.training import processes
 from weights_conversion import commands as checkpoints
 
 SEGMENTATIONS = (".nii", ".nii.gz", ".dcm")
@@ -23,7 +25,10 @@ def main(words: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(joined_coordinates(sys.argv[1:] if words is None else words))
     if rest and options.verb not in ("train", "plan"):
         parser.error(f"unknown argument '{rest[0]}'")
-    return exit_code(lambda: VERBS[options.verb](options, rest), options.debug, "the same command goes on where it can")
+    again = "the same command goes on where it can"
+    code = exit_code(lambda: VERBS[options.verb](options, rest), options.debug, again)
+    processes.leave(code)
+    return code
 
 
 def demo(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -86,14 +91,19 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"--profile: {options.profile} is no number of steps; give 0 or more")
     from sam2_3dmed_jax.experiment import read_experiment
 
-    config = read_experiment(options.experiment, rest)
-    _start()
-    from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.training import loop
+    processes.join()
+    with processes.ending_together():
+        config = read_experiment(options.experiment, rest)
+        _start()
+        from sam2_3dmed_jax.console import ConsoleProgress
+        from sam2_3dmed_jax.training import loop
 
-    with terminated_as_interrupted(), ConsoleProgress() as progress:
-        final = loop.train(config, options.out, progress.training, progress, profile=options.profile)
-    print(f"trained model in {final}")
+        # In several processes, JAX notices SIGTERM for all of them.
+        interrupted = nullcontext() if processes.several() else terminated_as_interrupted()
+        with interrupted, ConsoleProgress() as progress:
+            final = loop.train(config, options.out, progress.training, progress, profile=options.profile)
+    if processes.is_first():
+        print(f"trained model in {final}")
 
 
 def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -68,28 +68,32 @@ def save_model(model: SAM2, path: str | os.PathLike[str], info: CheckpointInfo |
 
 
 def save_weights(weights: Weights, path: str | os.PathLike[str], info: CheckpointInfo) -> None:
-    """Write weights by path as a native checkpoint."""
+    """Write weights by path as a native checkpoint. In several processes all call it, with all of the weights."""
     target = epath.Path(path)
+    first = jax.process_index() == 0
     if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
         raise UserError(f"{path} is not empty and no checkpoint; choose another folder")
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    if temporary.exists():
-        shutil.rmtree(temporary)
+    temporary = target.parent / f".{target.name}.{os.getpid() if jax.process_count() == 1 else 'all'}.tmp"
     provenance = {
         "tool_version": metadata.version("sam2-3dmed-jax"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **info.provenance,
     }
     record = {"format": FORMAT, **dataclasses.asdict(dataclasses.replace(info, provenance=provenance))}
-    temporary.mkdir(parents=True)
     try:
-        ocp.save(os.path.abspath(temporary / "weights"), weights)
-        (temporary / "config.json").write_text(json.dumps(record, indent=2))
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        if first:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+            temporary.mkdir(parents=True)
+        ocp.save(os.path.abspath(temporary / "weights"), weights)  # the first process writes, and Orbax waits for all
+        if first:
+            (temporary / "config.json").write_text(json.dumps(record, indent=2))
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
     except BaseException:  # such as of a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -15,6 +15,7 @@ from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, is_prepared, r
 from sam2_3dmed_jax.data.view import ModelView, classes_of
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.presets import preset_config
+from sam2_3dmed_jax.training import processes
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,17 @@ def prepared_dataset(path: str, run: Path, progress: Progress | None = None) -> 
     """
     if is_prepared(path):
         return read_prepared(path)
+    processes.first(lambda: _prepare(path, run, progress))
+    return read_prepared(str(run / "data"))
+
+
+def _prepare(path: str, run: Path, progress: Progress | None) -> None:
     # In this process: a script that calls `train` may have no main module that others can import.
     report = prepare(read_dataset(path), run / "data", workers=1, progress=progress)
     for case_id, reason in report.refused.items():
         log.warning("%s is left out: %s", case_id, reason)
     if not report.dataset.cases:
         raise UserError(f"data.path: no case of {path} can be prepared; see {run / 'data' / 'refused.csv'}")
-    return report.dataset
 
 
 def open_view(dataset: PreparedDataset, config: ExperimentConfig) -> ModelView:

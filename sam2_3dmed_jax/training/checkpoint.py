@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training import processes
 from sam2_3dmed_jax.training.disk import write_whole, writing
 from sam2_3dmed_jax.training.step import TrainState
 
@@ -61,7 +62,8 @@ class Checkpoints:
 
         def finish() -> None:
             response.result()
-            _write_sums(self._folder / str(step))
+            if processes.is_first():
+                _write_sums(self._folder / str(step))
 
         self._writing = step, self._pool.submit(finish)
 

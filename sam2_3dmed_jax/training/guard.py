@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training import processes
 from sam2_3dmed_jax.training.checkpoint import restore
 from sam2_3dmed_jax.training.disk import writing
 from sam2_3dmed_jax.training.setup import Setup
@@ -64,7 +65,8 @@ class LossGuard:
             self._recent.append(float(loss))
 
     def _stop(self, step: int, what: str, mend: str) -> None:
-        file = self._run / FAILED / f"step_{step}.npz"
+        part = f"_process_{jax.process_index()}" if processes.several() else ""
+        file = self._run / FAILED / f"step_{step}{part}.npz"
         temporary = file.with_name(f".{file.stem}.tmp.npz")
         with writing(file):
             file.parent.mkdir(exist_ok=True)

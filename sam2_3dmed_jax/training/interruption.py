@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from sam2_3dmed_jax.training import processes
+
 log = logging.getLogger(__name__)
 
 
@@ -26,10 +28,11 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Take the two signals as requests, inside the block. A second Ctrl-C interrupts at once.
 
-    Elsewhere than on the main thread, which alone gets signals, no request ever comes.
+    Elsewhere than on the main thread, which alone gets signals, no request ever comes. Nor in several processes, which
+    JAX lets stop at one step: its own handler must stay (`processes.should_stop`).
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or processes.several():
         yield request
         return
 

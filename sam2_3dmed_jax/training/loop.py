@@ -7,9 +7,10 @@ stopped. Ctrl-C and SIGTERM stop it at a step boundary, saved.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
+from sam2_3dmed_jax.training import processes
 from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, split_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
 from sam2_3dmed_jax.training.disk import writing
@@ -37,6 +39,7 @@ from sam2_3dmed_jax.training.pictures import pictures
 from sam2_3dmed_jax.training.profile import Profile
 from sam2_3dmed_jax.training.run_folder import claim_folder, record
 from sam2_3dmed_jax.training.setup import Setup, set_up
+from sam2_3dmed_jax.training.sharding import whole
 from sam2_3dmed_jax.training.step import TrainState, result
 from sam2_3dmed_jax.training.validation import fixed_batches, inner_dice
 
@@ -77,13 +80,15 @@ def train(
     check_data(config)
     check_features(config, setup.encoder)
 
-    claim_folder(run, config)
+    processes.first(lambda: claim_folder(run, config))
     view = open_view(prepared_dataset(config.data.path, run, data_progress), config)
     cases, inner, split = split_cases(view, config)
-    keep_split(run / SPLIT, split, how_made(config.data, view.dataset.fingerprint))
+    how = how_made(config.data, view.dataset.fingerprint)
+    processes.first(lambda: keep_split(run / SPLIT, split, how))
     features = open_features(config, setup.encoder, setup.devices, view, [*cases, *inner], data_progress)
     state, start, damaged = restore(run / "checkpoints", setup.state)
-    set_aside(run / "checkpoints", damaged, start)
+    processes.all_here("checkpoints: read")
+    processes.first(lambda: set_aside(run / "checkpoints", damaged, start))
     host, hosts = jax.process_index(), jax.process_count()
     here = training.batch_size // hosts
     batches = clip_batches(view, cases, config.data, here, training.seed, host, hosts, features)[:total]
@@ -93,19 +98,21 @@ def train(
     forward = make_forward(config.model, setup.sharding.mesh, features is None)
 
     guard, clock, logged = LossGuard(run, batches, training.loss_limit), time.monotonic(), start
+    speaks = processes.is_first()
     with (
-        Log(run, start, by_part(state.weights), record(config)) as log,
+        Log(run, start, by_part(state.weights), record(config)) if speaks else nullcontext() as log,
         Checkpoints(run / "checkpoints", training.keep_checkpoints) as checkpoints,
-        Profile(run, start, profile) as trace,
+        Profile(run, start, profile if speaks else 0) as trace,
         stop_requests() as stop,
         closing(iterate(batches, start, config.data.workers)) as clips,
+        processes.ending_together(),  # innermost: what tidies up would wait for a process that is lost
     ):
-        best = log.best("dice_inner")
+        best = processes.agreed(log.best("dice_inner") if log else 0.0)
         for done, batch in enumerate(to_devices(clips, setup.sharding), start + 1):
             state, metrics = setup.step(state, setup.frozen, batch)
             trace.after(done, state)
             guard.add(done, metrics)
-            last, stopping = done == total, bool(stop.signal)
+            last, stopping = done == total, bool(stop.signal) or processes.should_stop(done)
             validates = bool(inner) and (last or _due(done, training.validate_every))
             saves = last or stopping or _due(done, training.checkpoint_every)
             logs = last or validates or _due(done, training.log_every)
@@ -116,8 +123,9 @@ def train(
             if logs:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 values["seconds"] = (time.monotonic() - clock) / (done - logged)
-                log.write(done, {**values, "clips_per_second": training.batch_size / values["seconds"]})
-                if progress:
+                if log:
+                    log.write(done, {**values, "clips_per_second": training.batch_size / values["seconds"]})
+                if progress and speaks:
                     progress(done, total, {**values, "batch_size": training.batch_size})
                 clock, logged = time.monotonic(), done
             if validates and values["dice_inner"] > best:
@@ -125,12 +133,14 @@ def train(
                 write_native(run / "best", setup, state, {"steps": done, "dice_inner": best})
             if _due(done, training.images_every):
                 (on_devices,) = to_devices([fixed[0]], setup.sharding)
-                log.images(done, pictures(drawn[0], forward(result(state), setup.frozen, on_devices), config.model))
+                seen = forward(result(state), setup.frozen, on_devices)
+                if log:
+                    log.images(done, pictures(drawn[0], seen, config.model))
             if saves:
                 checkpoints.save(state, done)
             if stopping and not last:
                 checkpoints.wait()
-                raise Stopped(f"stopped; {run} holds step {done} of {total}", stop.signal)
+                raise Stopped(f"stopped; {run} holds step {done} of {total}", stop.signal or signal.SIGTERM)
 
     write_native(run / "final", setup, state, {"steps": total})
     return run / "final"
@@ -150,4 +160,4 @@ def write_native(path: Path, setup: Setup, state: TrainState, provenance: dict[s
     told = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
     info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, told)
     with writing(path):
-        save_weights(setup.weights(state), path, info)
+        save_weights(whole(setup.weights(state)), path, info)

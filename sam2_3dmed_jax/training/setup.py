@@ -20,7 +20,7 @@ from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.features.choice import trains_from_features, without_encoder
 from sam2_3dmed_jax.training.features.encoder import FrozenEncoder, feature_shapes
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
-from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, weight_shardings
+from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, place, weight_shardings
 from sam2_3dmed_jax.training.step import Step, TrainState, abstract_state, init_state, make_step, result
 
 
@@ -57,7 +57,7 @@ def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None
     graphdef, trained, frozen, of_encoder = divided(config, initial(config))
     encoder = FrozenEncoder(config.model, of_encoder) if of_encoder else None
     state = init_state(config, trained, mesh)
-    placed = {path: jax.device_put(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
+    placed = {path: place(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
     return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh), encoder)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -96,3 +98,22 @@ def summed(gradients: Weights, specs: dict[str, P]) -> Weights:
         path: jax.lax.psum(gradient, "data" if "fsdp" in specs[path] else BATCH_AXES)
         for path, gradient in gradients.items()
     }
+
+
+def place(value: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """An array that each process holds whole, on the devices of all."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    whole = np.asarray(value)
+    # `device_put` would compare the array between processes, one program and one collective an array.
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index].copy())
+
+
+def whole(weights: Weights) -> dict[str, Any]:
+    """Weights whole in the memory of each process, as NumPy arrays; all processes must call it."""
+    spread = {p: x for p, x in weights.items() if isinstance(x, jax.Array) and not x.is_fully_addressable}
+    if spread:
+        mesh = next(x.sharding.mesh for x in spread.values() if isinstance(x.sharding, NamedSharding))
+        everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(spread)
+        weights = {**weights, **everywhere}
+    return {path: np.asarray(value) for path, value in weights.items()}

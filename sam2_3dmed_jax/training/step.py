@@ -17,7 +17,7 @@ from sam2_3dmed_jax.training.gradient import global_gradient
 from sam2_3dmed_jax.training.objective import Batch
 from sam2_3dmed_jax.training.optimizer import Optimizer, learning_rate
 from sam2_3dmed_jax.training.parts import by_part, rate_factors
-from sam2_3dmed_jax.training.sharding import weight_shardings
+from sam2_3dmed_jax.training.sharding import place, weight_shardings
 
 
 class TrainState(NamedTuple):
@@ -36,10 +36,10 @@ def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainS
     """Trained weights on the mesh, and an optimizer state sharded like them."""
     shardings = weight_shardings(mesh, weights)
     # A copy, since the step donates its state.
-    placed = {path: jax.device_put(jnp.array(value), shardings[path]) for path, value in weights.items()}
+    placed = {path: place(jnp.array(value), shardings[path]) for path, value in weights.items()}
     optimizer = Optimizer(config.training, placed)
     state = jax.jit(optimizer.init, out_shardings=optimizer.shardings(placed, mesh))(placed)
-    step = jax.device_put(jnp.zeros((), jnp.int32), NamedSharding(mesh, P()))
+    step = place(jnp.zeros((), jnp.int32), NamedSharding(mesh, P()))
     return TrainState(placed, state, step, jax.tree.map(jnp.copy, placed) if config.training.ema else {})
 
 

@@ -1,0 +1,162 @@
+"""How processes that wait for one another end: a mistake in one, a death, a stop. Their work is a collective a step."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "experiments" / "launch" / "local.py"
+DEATH_SECONDS = 30  # within which the others are to end
+# As the launcher starts `sam2-3dmed`, but another program.
+START = f"""
+import sys
+sys.path.insert(0, {str(LAUNCHER.parent)!r})
+import local
+local.COMMAND[:] = [sys.executable, "-u", "-c", sys.argv[1]]
+sys.exit(local.main(["--processes", "2", "--", "none"]))
+"""
+PROGRAM = """
+import sys, time
+from sam2_3dmed_jax.command import exit_code
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training import processes
+
+def work():
+    processes.join()
+    with processes.ending_together():
+        from jax.experimental import multihost_utils
+        WORK
+
+def steps():
+    from jax.experimental import multihost_utils
+    for step in range(100_000):
+        multihost_utils.sync_global_devices("a step")
+        if step == 3 and processes.is_first():
+            print("under way", flush=True)
+        if processes.should_stop(step):
+            raise KeyboardInterrupt
+        time.sleep(0.02)
+
+processes.leave(exit_code(work, False, "saved"))
+"""
+
+
+def launch(work: str) -> subprocess.Popen:
+    program = PROGRAM.replace("WORK", textwrap.indent(textwrap.dedent(work), " " * 8).strip())
+    return subprocess.Popen(
+        [sys.executable, "-c", START, program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def under_way() -> Iterator[subprocess.Popen]:
+    """Two processes in the middle of their steps."""
+    process = launch("steps()")
+    assert process.stdout
+    for line in process.stdout:
+        if "under way" in line:
+            break
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def kill(launcher: subprocess.Popen, index: int) -> None:
+    """The process of this number dies at once."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[index]), signal.SIGKILL)
+
+
+def test_killing_the_second_process_ends_the_first_in_time_with_a_sentence_of_each(under_way):
+    kill(under_way, 1)
+    output, _ = under_way.communicate(timeout=DEATH_SECONDS)
+    assert under_way.returncode == 128 + signal.SIGKILL
+    assert "error: another process of this run ended or cannot be reached" in output
+    assert "error: process 1 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
+
+
+def test_killing_the_first_process_ends_the_second_in_time_with_the_launchers_sentence(under_way):
+    kill(under_way, 0)
+    output, _ = under_way.communicate(timeout=DEATH_SECONDS)
+    assert under_way.returncode >= 128
+    assert "error: process 0 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_launcher_stops_all_processes_after_the_same_step(under_way, number):
+    under_way.send_signal(number)
+    output, _ = under_way.communicate(timeout=60)
+    assert under_way.returncode == 128 + number, output
+    assert output.count("interrupted; saved") == 2
+
+
+def test_a_mistake_that_one_process_makes_ends_the_others_with_the_same_sentence():
+    mistake = """
+        if not processes.is_first():
+            raise UserError("shard 7 is damaged")
+        multihost_utils.sync_global_devices("waits for the other")
+    """
+    process = launch(mistake)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("error: shard 7 is damaged") == 2
+
+
+def test_a_mistake_of_the_first_process_reaches_those_that_wait_for_its_work():
+    mistake = """
+        def prepare():
+            raise UserError("no case can be prepared")
+        processes.first(prepare)
+    """
+    process = launch(mistake)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.count("error: no case can be prepared") == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            "JAX_COORDINATOR_ADDRESS: JAX_NUM_PROCESSES is set without",
+        ),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "JAX_PROCESS_ID: '' is no number"),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID: 2 is none of 2 processes",
+        ),
+    ],
+)
+def test_variables_that_name_no_process_are_one_line(monkeypatch, variables, sentence):
+    from sam2_3dmed_jax.errors import UserError
+    from sam2_3dmed_jax.training import processes
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=sentence):
+        processes.join()
+
+
+def test_one_process_alone_joins_nobody_and_waits_for_nobody(monkeypatch):
+    from sam2_3dmed_jax.training import processes
+
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    processes.join()
+    done = []
+    processes.first(lambda: done.append(1))
+    assert done
+    assert processes.is_first()
+    assert not processes.should_stop(1)
+    processes.leave(2)  # returns: there are no others
