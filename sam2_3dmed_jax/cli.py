@@ -256,8 +256,11 @@ VERBS = {
 
 def _start() -> None:
     """What every command that computes begins with."""
+    from absl import logging
+
     from sam2_3dmed_jax import compilation_cache, host_memory
 
+    logging.set_verbosity(logging.FATAL)  # Orbax logs, with pages of tracebacks, what it also raises
     host_memory.keep()
     compilation_cache.enable()
 
