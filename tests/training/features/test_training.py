@@ -68,12 +68,12 @@ def test_clips_are_drawn_alike_with_features_and_without(config, whole):
 
 
 def nudged(batch, seed):
-    """The features, a quarter of their numbers moved to bfloat16's next, up or down: 1.7 times rounding's SD."""
+    """The features, half of their numbers moved to bfloat16's next, up or down: 2.4 times rounding's SD."""
     rng = np.random.default_rng(seed)
 
     def nudge(x):
         bits = x.view(np.uint16)
-        moved = (bits + rng.choice(np.array([1, 65535, *[0] * 6], np.uint16), bits.shape)).astype(np.uint16)
+        moved = (bits + rng.choice(np.array([1, 65535, 0, 0], np.uint16), bits.shape)).astype(np.uint16)
         return np.where(bits & 0x7FFF, moved, bits).view(x.dtype)
 
     return {name: nudge(x) if name in SliceFeatures._fields else x for name, x in batch.items()}
@@ -93,13 +93,11 @@ def test_losses_and_gradients_from_features_are_those_without_to_bfloat16s_error
     names = ("loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score")
     for name in (*names, "gradient_norm"):
         most = max(abs(metrics[name] - from_features[name]) for metrics, _ in others)
-        print(name, from_slices[name], from_features[name] - from_slices[name], most)
         assert abs(from_features[name] - from_slices[name]) <= most, name
         assert most < (0.3 if name == "gradient_norm" else 0.1) * abs(from_slices[name]), name  # else it says little
     assert set(moments) == set(expected)
     most = max(distance(other, moments) for _, other in others)
     size = np.sqrt(sum(np.square(value).sum() for value in expected.values()))
-    print(distance(moments, expected) / size, most / size)
     assert distance(moments, expected) <= most < 0.5 * size
     scale = max(np.abs(value).max() for value in expected.values())
     reached = {path for path, value in expected.items() if np.abs(value).max() > 1e-5 * scale}
