@@ -4,15 +4,19 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.data.clips import clip_shapes
 from sam2_3dmed_jax.data.store import read_prepared
 from sam2_3dmed_jax.training.cases import open_view, split_cases
 from sam2_3dmed_jax.training.features.cache import FeatureCache
+from sam2_3dmed_jax.training.features.encoder import feature_shapes
 from sam2_3dmed_jax.training.features.make import open_features
 from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED
-from sam2_3dmed_jax.training.setup import Setup
+from sam2_3dmed_jax.training.setup import Setup, set_up
+from sam2_3dmed_jax.training.step import Step
 from sam2_3dmed_jax.volume.phantom import make_case
 from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
 
@@ -50,6 +54,17 @@ def made(config: ExperimentConfig, setup: Setup, progress=None) -> FeatureCache:
     features = open_features(config, setup.encoder, setup.devices, view, cases, progress)
     assert features is not None
     return features
+
+
+def quick_step(config: ExperimentConfig) -> Step:
+    """The experiment's step, compiled without optimisation: that takes half the time, and tests take few steps."""
+    setup = set_up(config)
+    features = feature_shapes(config.model) if config.data.features else None
+    batch = {
+        name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=setup.sharding)
+        for name, (shape, dtype) in clip_shapes(config.data, 64, features).items()
+    }
+    return setup.step.lower(setup.state, setup.frozen, batch).compile({"xla_backend_optimization_level": 0})
 
 
 def rows(run: Path) -> list[dict[str, str]]:

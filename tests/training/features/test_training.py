@@ -11,12 +11,13 @@ from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.store import read_prepared
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import split
 from sam2_3dmed_jax.training.cases import open_view, split_cases
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.optimizer import Optimizer
 from sam2_3dmed_jax.training.setup import set_up
-from tests.training.features.runs import experiment, made, rows, without_features
+from tests.training.features.runs import experiment, made, quick_step, rows, without_features
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,15 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config, tmp_path_factory) -> Path:
+def step(config):
+    return quick_step(config)
+
+
+@pytest.fixture(scope="module")
+def whole(config, step, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     told: list[tuple] = []
-    train(config, run, data_progress=lambda *words: told.append(words))
+    train(config, run, data_progress=lambda *words: told.append(words), setup=replace(set_up(config), step=step))
     assert {words[0] for words in told} == {"encoding slices"}
     return run
 
@@ -43,10 +49,10 @@ def first_batches(config, features, count=3):
     return batches
 
 
-def one_step(config, batch):
+def one_step(config, step, batch):
     """The logged metrics of a first step, and the moments of each trained parameter after it."""
     setup = set_up(config)
-    state, metrics = setup.step(setup.state, setup.frozen, jax.device_put(batch, setup.sharding))
+    state, metrics = step(setup.state, setup.frozen, jax.device_put(batch, setup.sharding))
     optimizer = Optimizer(config.training, state.weights)
     moments = next(part.mu for part in state.optimizer if hasattr(part, "mu"))
     return {name: float(x) for name, x in metrics.items()}, jax.device_get(optimizer._unpack(moments, state.weights))
@@ -61,25 +67,44 @@ def test_clips_are_drawn_alike_with_features_and_without(config, whole):
             np.testing.assert_array_equal(cached[name], plain[name], err_msg=name)
 
 
-def test_losses_and_gradients_from_features_are_those_without_to_bfloat16s_error(config, whole):
+def nudged(batch, seed):
+    """The features, half of their numbers moved to bfloat16's next, up or down: 2.4 times rounding's SD."""
+    rng = np.random.default_rng(seed)
+
+    def nudge(x):
+        bits = x.view(np.uint16)
+        moved = (bits + rng.choice(np.array([1, 65535, 0, 0], np.uint16), bits.shape)).astype(np.uint16)
+        return np.where(bits & 0x7FFF, moved, bits).view(x.dtype)
+
+    return {name: nudge(x) if name in SliceFeatures._fields else x for name, x in batch.items()}
+
+
+def distance(one, two):
+    return np.sqrt(sum(np.square(one[path] - two[path]).sum() for path in two))
+
+
+def test_losses_and_gradients_from_features_are_those_without_to_bfloat16s_error(config, whole, step):
     (cached,) = first_batches(config, made(config, set_up(config)), 1)
     (plain,) = first_batches(config, None, 1)
-    from_features, moments = one_step(config, cached)
-    from_slices, expected = one_step(without_features(config), plain)
-    # Features are rounded to 8 bits: 0.4 % each, at random; of a loss over thousands of them a tenth of that is left.
-    for name in ("loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score"):
-        assert from_features[name] == pytest.approx(from_slices[name], rel=4e-3), name
-    assert from_features["gradient_norm"] == pytest.approx(from_slices["gradient_norm"], rel=2e-2)
+    encoding = without_features(config)
+    from_features, moments = one_step(config, step, cached)
+    from_slices, expected = one_step(encoding, quick_step(encoding), plain)
+    others = [one_step(config, step, nudged(cached, seed)) for seed in range(8)]
+    names = ("loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score")
+    for name in (*names, "gradient_norm"):
+        most = max(abs(metrics[name] - from_features[name]) for metrics, _ in others)
+        assert abs(from_features[name] - from_slices[name]) <= most, name
+        assert most < (0.3 if name == "gradient_norm" else 0.1) * abs(from_slices[name]), name  # else it says little
     assert set(moments) == set(expected)
+    most = max(distance(other, moments) for _, other in others)
+    size = np.sqrt(sum(np.square(value).sum() for value in expected.values()))
+    assert distance(moments, expected) <= most < 0.5 * size
     scale = max(np.abs(value).max() for value in expected.values())
     reached = {path for path, value in expected.items() if np.abs(value).max() > 1e-5 * scale}
     assert {"memory_attention", "memory_encoder", "sam_mask_decoder", "slice_position", "boundary"} <= {
         path.split(".")[0] for path in reached
     }
-    for path in sorted(reached):
-        one, two = moments[path].ravel(), expected[path].ravel()
-        assert np.abs(one).max() > 0, path
-        assert one @ two > 0.98 * np.linalg.norm(one) * np.linalg.norm(two), path
+    assert reached <= {path for path, value in moments.items() if np.abs(value).max() > 0}
 
 
 def test_a_run_from_features_leaves_a_whole_model_with_the_encoder_it_began_with(config, whole):
@@ -91,7 +116,7 @@ def test_a_run_from_features_leaves_a_whole_model_with_the_encoder_it_began_with
     assert np.abs(trained["no_mem_embed"] - first.state.weights["no_mem_embed"]).max() > 0
 
 
-def test_a_run_from_features_that_stopped_resumes_to_the_same_weights_and_log(config, whole, tmp_path):
+def test_a_run_from_features_that_stopped_resumes_to_the_same_weights_and_log(config, whole, step, tmp_path):
     run = tmp_path / "run"
 
     class StopError(Exception):
@@ -102,8 +127,8 @@ def test_a_run_from_features_that_stopped_resumes_to_the_same_weights_and_log(co
             raise StopError
 
     with pytest.raises(StopError):
-        train(config, run, stop)
-    train(config, run)
+        train(config, run, stop, setup=replace(set_up(config), step=step))
+    train(config, run, setup=replace(set_up(config), step=step))
     assert rows(run) == rows(whole)
     resumed, straight = (split(load_model(folder / "final"))[1] for folder in (run, whole))
     for path, value in straight.items():
