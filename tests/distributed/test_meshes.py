@@ -3,27 +3,32 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.distributed import train_on_meshes
 
-MESHES = ("8x1", "4x2", "1x8")
+
+def train(mesh: str, out: Path) -> dict[str, np.ndarray]:
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    words = [sys.executable, "-m", train_on_meshes.__name__, str(out), mesh]
+    subprocess.run(words, env={**os.environ, **flags}, check=True, timeout=900)
+    return dict(np.load(out / f"{mesh}.npz"))
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    out = tmp_path_factory.mktemp("meshes")
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    words = [sys.executable, "-m", train_on_meshes.__name__, str(out), "1x1", *MESHES]
-    subprocess.run(words, env={**os.environ, **flags}, check=True, timeout=900)
-    return {name: dict(np.load(out / f"{name}.npz")) for name in ("1x1", *MESHES)}
+def one(tmp_path_factory):
+    return train("1x1", tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_twenty_steps_give_one_devices_losses_and_weights(runs, mesh):
-    one, many = runs["1x1"], runs[mesh]
+# On 4 x 2 batches are split over both axes and large weights over one, so it is the one that is always run.
+@pytest.mark.parametrize(
+    "mesh", ["4x2", pytest.param("8x1", marks=pytest.mark.long), pytest.param("1x8", marks=pytest.mark.long)]
+)
+def test_twenty_steps_give_one_devices_losses_and_weights(one, mesh, tmp_path):
+    many = train(mesh, tmp_path)
     np.testing.assert_allclose(many["losses"], one["losses"], atol=1e-5)
     assert one["losses"][-1] < one["losses"][0]
     for path in sorted(one):

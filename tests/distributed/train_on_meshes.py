@@ -1,4 +1,4 @@
-"""Train the same run on several meshes of 8 fake devices; writes losses and weights, for `test_meshes`."""
+"""Train a run on a mesh of fake devices; writes losses and weights, for `test_meshes`."""
 
 import sys
 
@@ -28,7 +28,7 @@ def train(data: int, fsdp: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 if __name__ == "__main__":
-    for words in sys.argv[2:]:
-        data, fsdp = (int(word) for word in words.split("x"))
-        losses, weights = train(data, fsdp)
-        np.savez(f"{sys.argv[1]}/{words}.npz", losses=losses, **weights)
+    out, mesh = sys.argv[1:]
+    data, fsdp = (int(word) for word in mesh.split("x"))
+    losses, weights = train(data, fsdp)
+    np.savez(f"{out}/{mesh}.npz", losses=losses, **weights)
