@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,13 +57,19 @@ def made(config: ExperimentConfig, setup: Setup, progress=None) -> FeatureCache:
     return features
 
 
-def quick_step(config: ExperimentConfig) -> Step:
-    """The experiment's step, compiled without optimisation: that takes half the time, and tests take few steps."""
+def quick_step(config: ExperimentConfig, dtype: Any = None) -> Step:
+    """The experiment's step, compiled without optimisation: that takes half the time, and tests take few steps.
+
+    `dtype` is of the features, if not the cache's.
+    """
     setup = set_up(config)
     features = feature_shapes(config.model) if config.data.features else None
+    shapes = clip_shapes(config.data, 64, features)
+    if dtype:
+        shapes |= {name: (shapes[name][0], dtype) for name in features or ()}
     batch = {
-        name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=setup.sharding)
-        for name, (shape, dtype) in clip_shapes(config.data, 64, features).items()
+        name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), own, sharding=setup.sharding)
+        for name, (shape, own) in shapes.items()
     }
     return setup.step.lower(setup.state, setup.frozen, batch).compile({"xla_backend_optimization_level": 0})
 

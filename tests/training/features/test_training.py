@@ -11,12 +11,14 @@ from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.store import read_prepared
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.model import SliceFeatures
-from sam2_3dmed_jax.sam2.parameters import split
+from sam2_3dmed_jax.sam2.parameters import merge, split
 from sam2_3dmed_jax.training.cases import open_view, split_cases
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.optimizer import Optimizer
 from sam2_3dmed_jax.training.setup import set_up
+from sam2_3dmed_jax.training.walk import clip_features
 from tests.training.features.runs import experiment, made, quick_step, rows, without_features
 
 
@@ -65,6 +67,24 @@ def test_clips_are_drawn_alike_with_features_and_without(config, whole):
         assert set(cached) - set(plain) == {"embedding", "stride8", "stride4"}
         for name in set(plain) & set(cached):
             np.testing.assert_array_equal(cached[name], plain[name], err_msg=name)
+
+
+@pytest.mark.long
+def test_features_that_are_not_rounded_give_the_losses_and_gradients_of_slices(config, whole):
+    (cached,) = first_batches(config, made(config, set_up(config)), 1)
+    (plain,) = first_batches(config, None, 1)
+    encoding = without_features(config)
+    model = merge(abstract_model(config.model)[0], set_up(config).weights(set_up(config).state))
+    exact = jax.device_get(jax.jit(lambda slices: clip_features(model, slices))(plain["slices"]))
+    features = {name: np.moveaxis(x, 0, 1) for name, x in exact._asdict().items()}
+    for name, x in features.items():
+        valid = plain["slice_valid"]
+        np.testing.assert_allclose(cached[name][valid].astype(np.float32), x[valid], rtol=2**-8, atol=1e-4)
+    from_features, moments = one_step(config, quick_step(config, np.float32), {**cached, **features})
+    from_slices, expected = one_step(encoding, quick_step(encoding), plain)
+    assert from_features == pytest.approx({name: from_slices[name] for name in from_features}, rel=1e-4, abs=1e-6)
+    size = np.sqrt(sum(np.square(value).sum() for value in expected.values()))
+    assert distance(moments, expected) < 1e-4 * size
 
 
 def nudged(batch, seed):
