@@ -47,16 +47,16 @@ def test_a_pattern_that_matches_nothing_is_refused():
         partition(WEIGHTS, (".",))
 
 
-@pytest.mark.parametrize("packed_size", [0, 100, 1 << 16])
-def test_the_packed_optimizer_equals_adamw_on_each_parameter(monkeypatch, packed_size):
-    monkeypatch.setattr(packed, "PACKED_SIZE", packed_size)
+@pytest.mark.parametrize("small", [0, 100, 1 << 16])
+def test_the_packed_optimizer_equals_adamw_on_each_parameter(monkeypatch, small):
+    monkeypatch.setattr(packed, "SMALL", small)
     config = TrainingConfig(steps=10, warmup_steps=2, part_learning_rates=(("neck", 0.1),), learning_rate=0.01)
     ours = packed.Optimizer(config, WEIGHTS)
     weights, state = WEIGHTS, ours.init(WEIGHTS)
     rng = np.random.default_rng(0)
     reference = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.scale_by_adam(0.9, 0.95),
+        optax.scale_by_adam(0.9, 0.95, packed.EPSILON),
         optax.add_decayed_weights(0.01, mask={path: path.endswith("kernel") for path in WEIGHTS}),
         optax.scale_by_learning_rate(packed.learning_rate(config)),
     )
