@@ -7,6 +7,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, SrppConfig, TrainingConfig
 from sam2_3dmed_jax.training.setup import set_up
+from tests.quick import QUICK
 from tests.training.random_clips import random_batch
 
 STEPS = 20
@@ -20,9 +21,11 @@ CONFIG = ExperimentConfig(
 def train(data: int, fsdp: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     devices = jax.devices()[: data * fsdp]
     setup = set_up(CONFIG.replace(mesh=MeshConfig(data, fsdp)), devices)
+    batches = [jax.device_put(random_batch(CONFIG, i), setup.sharding) for i in range(4)]
+    step = setup.step.lower(setup.state, setup.frozen, batches[0]).compile(QUICK)
     state, losses = setup.state, []
     for i in range(STEPS):
-        state, metrics = setup.step(state, setup.frozen, jax.device_put(random_batch(CONFIG, i % 4), setup.sharding))
+        state, metrics = step(state, setup.frozen, batches[i % 4])
         losses.append(float(metrics["loss"]))
     return np.array(losses), jax.device_get(state.weights)
 

@@ -9,6 +9,7 @@ import pytest
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.setup import set_up
+from tests.quick import QUICK
 from tests.training.random_clips import random_batch
 
 CONFIG = ExperimentConfig(
@@ -21,9 +22,11 @@ CONFIG = ExperimentConfig(
 def two_steps(**changes):
     """The states before, between and after two steps, as NumPy's, and the metrics logged."""
     setup = set_up(CONFIG.replace(training=replace(CONFIG.training, **changes)))
+    batches = [jax.device_put(random_batch(CONFIG, i), setup.sharding) for i in range(2)]
+    step = setup.step.lower(setup.state, setup.frozen, batches[0]).compile(QUICK)
     state, states, logged = setup.state, [jax.device_get(setup.state)], []
-    for i in range(2):
-        state, metrics = setup.step(state, setup.frozen, jax.device_put(random_batch(CONFIG, i), setup.sharding))
+    for batch in batches:
+        state, metrics = step(state, setup.frozen, batch)
         states.append(jax.device_get(state))
         logged.append({name: float(value) for name, value in metrics.items()})
     return states, logged

@@ -14,6 +14,7 @@ from sam2_3dmed_jax.sam2.parameters import merge
 from sam2_3dmed_jax.training.objective import objective
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
 from sam2_3dmed_jax.training.walk import walk_clips, walked_slices
+from tests.quick import QUICK
 
 SIZE, B, D, K = 64, 2, 4, 2
 MODEL = ModelConfig("nano", SIZE)
@@ -64,7 +65,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def walk(graphdef):
-    return jax.jit(lambda weights, batch: walk_clips(merge(graphdef, weights), batch))
+    return jax.jit(lambda weights, batch: walk_clips(merge(graphdef, weights), batch), compiler_options=QUICK)
 
 
 def test_the_srpp_loss_reaches_parameters_that_the_mask_depends_on_and_not_the_frozen_encoder(graphdef, weights):
@@ -79,8 +80,8 @@ def test_the_srpp_loss_reaches_parameters_that_the_mask_depends_on_and_not_the_f
     def mask(trained):
         return jnp.square(walk_clips(merge(graphdef, {**frozen, **trained}), batch).mask_logits).mean()
 
-    into_srpp = jax.jit(jax.grad(srpp))(trained, frozen)
-    into_mask = jax.jit(jax.grad(mask))(trained)
+    into_srpp = jax.jit(jax.grad(srpp), compiler_options=QUICK)(trained, frozen)
+    into_mask = jax.jit(jax.grad(mask), compiler_options=QUICK)(trained)
     reached = {path for path, gradient in into_srpp.items() if float(jnp.abs(gradient).max()) > 0}
     shared = {path for path in reached if float(jnp.abs(into_mask[path]).max()) > 0}
     assert "slice_position.cell.kernel" in shared and any("slice_position.layers." in path for path in shared)
@@ -130,7 +131,7 @@ def test_mask_losses_have_a_gradient_where_the_object_score_says_absent(graphdef
         out = walk_clips(merge(graphdef, weights), batch)
         return objective(out, batch, MODEL, LossConfig(object_score=0.0, iou=0.0, srpp=0.0, bd=0.0), jnp.asarray(0))[0]
 
-    gradient = jax.jit(jax.grad(loss))(absent)
+    gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(absent)
     assert float(jnp.abs(gradient["sam_mask_decoder.output_upscaling.3.kernel"]).max()) > 1e-4
 
 

@@ -20,6 +20,7 @@ from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.training.step import Step
 from sam2_3dmed_jax.volume.phantom import make_case
 from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.quick import QUICK
 
 DEPTH = 10  # slices of each phantom
 
@@ -71,7 +72,7 @@ def quick_step(config: ExperimentConfig, dtype: Any = None) -> Step:
         name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), own, sharding=setup.sharding)
         for name, (shape, own) in shapes.items()
     }
-    return setup.step.lower(setup.state, setup.frozen, batch).compile({"xla_backend_optimization_level": 0})
+    return setup.step.lower(setup.state, setup.frozen, batch).compile(QUICK)
 
 
 def rows(run: Path) -> list[dict[str, str]]:
