@@ -116,7 +116,7 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--results", action="append", default=[], metavar="DIR", help="finished results: folds, seeds")
     p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")
     _add_scoring(p)
-    p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv and summary.json")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv, summary.json and report.html")
 
     verb("doctor", "devices, versions, caches, optional parts, and what is wrong")
     return parser

@@ -236,7 +236,11 @@ def test_a_run_is_compared_with_finished_results(tmp_path: Path, capsys: pytest.
     assert dice["p_holm"] >= dice["p_wilcoxon"] > 0
     assert "1: dice +0.667" in capsys.readouterr().out
     evaluate(tmp_path, references, references)  # again, without: what is there is of one evaluation
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["cases.csv", "summary.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "cases.csv",
+        "report.html",
+        "summary.json",
+    ]
     words = ["--predictions", references, "--references", references, "--out", str(tmp_path / "new")]
     words += ["--compare", str(tmp_path / "theirs")]
     assert "block of 1 is reference-prompted and automatic" in mistake(capsys, *words, "--protocol", "one-click")

@@ -20,10 +20,11 @@ from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair
 from sam2_3dmed_jax.evaluation.lesions import count_lesions
 from sam2_3dmed_jax.evaluation.prompted import Prompts, deciding, prompts_of_objects, segment_clips, segment_objects
 from sam2_3dmed_jax.evaluation.protocol import check_protocol
+from sam2_3dmed_jax.evaluation.report.pictures import illustrate
 from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
 from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -41,6 +42,7 @@ class Plan:
     clip_slices: int = 6  # D of the protocol 'oracle-clip'
     measure: Measure = field(default_factory=Measure)
     about: dict[str, Any] = field(default_factory=dict)  # columns: method, trained_on_these_cases, fold, seed
+    pictures: int = 0  # of the worst rows, for a report
 
     def __post_init__(self) -> None:
         if self.protocol:
@@ -70,7 +72,8 @@ def evaluate_model(
         finished: cases that are done already; those done here are added.
 
     Returns:
-        Rows with the keys `results.COLUMNS` and, of tumours, "lesions", in the order of cases and classes.
+        Rows with the keys `results.COLUMNS`, of tumours "lesions", and of the worst ones `report.pictures.PICTURE`, in
+        the order of cases and classes.
 
     Raises:
         UserError: no such protocol, or files that cannot be read or do not fit each other.
@@ -82,7 +85,7 @@ def evaluate_model(
     for done, case in enumerate(cases, 1):
         found = finished.get(case.id) if finished else None
         if found is None:
-            found = _evaluate_case(predictor, case, plan)
+            found = _evaluate_case(predictor, case, plan, rows)
             if finished:
                 finished.add(case.id, found)
         rows += found
@@ -116,7 +119,9 @@ def evaluate_files(
     rows: list[Row] = []
     for done, pair in enumerate(pairs, 1):
         labels, reference, grid = read_pair(pair, remap or {}, resample)
-        rows += score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
+        found = score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
+        _illustrate(rows, found, plan, labels, reference, grid)
+        rows += found
         if progress:
             progress("evaluating files", done, len(pairs))
     return rows
@@ -142,7 +147,7 @@ def score_labels(
     return _rows(case, labels, reference, grid, prompts, plan, missing=missing)
 
 
-def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan) -> list[Row]:
+def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan, before: Sequence[Row]) -> list[Row]:
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
     prompts = _prompts(reference, volume.grid, plan)
@@ -152,7 +157,27 @@ def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan) -> list[R
     else:
         labels = segment_objects(predictor, volume, prompts)
     seconds = time.perf_counter() - start
-    return _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
+    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
+    window = predictor.model.info.preprocessing.window
+    _illustrate(before, rows, plan, labels, reference, volume.grid, volume, window)
+    return rows
+
+
+def _illustrate(
+    before: Sequence[Row],
+    rows: Sequence[Row],
+    plan: Plan,
+    labels: np.ndarray,
+    reference: np.ndarray,
+    grid: Grid,
+    volume: Volume | None = None,
+    window: str = "soft_tissue",
+) -> None:
+    def masks(place: int) -> tuple[np.ndarray, np.ndarray]:
+        entry = plan.classes[place]
+        return entry.mask(labels), entry.mask(reference)
+
+    illustrate(before, rows, plan.pictures, masks, grid.spacing, volume, window)
 
 
 def _prompts(reference: np.ndarray, grid: Grid, plan: Plan) -> Prompts:
