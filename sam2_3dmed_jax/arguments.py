@@ -113,6 +113,7 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
     p.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     p.add_argument("--references", metavar="DIR", help="their references, of the same names")
+    p.add_argument("--images", metavar="DIR", help="scans of the references, drawn in the report (default: none)")
     p.add_argument("--results", action="append", default=[], metavar="DIR", help="finished results: folds, seeds")
     p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")
     _add_scoring(p)

@@ -120,13 +120,20 @@ def score_checkpoint(
 
 
 def score_files(
-    predictions: str, references: str, remap: str | None, fold: Any, wanted: Wanted, progress: Progress
+    predictions: str,
+    references: str,
+    images: str | None,
+    remap: str | None,
+    fold: Any,
+    wanted: Wanted,
+    progress: Progress,
 ) -> list[str]:
     """Score the files of any method.
 
     Args:
         predictions: folder of NIfTI files.
         references: folder of NIfTI files of the same names.
+        images: folder of their scans, for the pictures of the report, or None.
         remap: label values of predictions that become others, `2=1,3=1`.
         fold: of these cases.
         wanted: the rest.
@@ -138,7 +145,7 @@ def score_files(
     Raises:
         UserError: whatever does not fit.
     """
-    pairs, unused = find_pairs(predictions, references)
+    pairs, unused = find_pairs(predictions, references, images)
     values = label_classes.parse_remap(remap)
     if wanted.classes:
         classes = label_classes.parse_classes(wanted.classes, {})

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from sam2_3dmed_jax.data.msd import Case
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, Target, painted_values, prompted_targets
-from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair
+from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair, read_scan
 from sam2_3dmed_jax.evaluation.lesions import count_lesions
 from sam2_3dmed_jax.evaluation.prompted import Prompts, deciding, prompts_of_objects, segment_clips, segment_objects
 from sam2_3dmed_jax.evaluation.protocol import check_protocol
@@ -120,7 +121,7 @@ def evaluate_files(
     for done, pair in enumerate(pairs, 1):
         labels, reference, grid = read_pair(pair, remap or {}, resample)
         found = score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
-        _illustrate(rows, found, plan, labels, reference, grid)
+        _illustrate(rows, found, plan, labels, reference, grid, partial(read_scan, pair, grid))
         rows += found
         if progress:
             progress("evaluating files", done, len(pairs))
@@ -159,7 +160,7 @@ def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan, before: S
     seconds = time.perf_counter() - start
     rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
     window = predictor.model.info.preprocessing.window
-    _illustrate(before, rows, plan, labels, reference, volume.grid, volume, window)
+    _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
     return rows
 
 
@@ -170,14 +171,14 @@ def _illustrate(
     labels: np.ndarray,
     reference: np.ndarray,
     grid: Grid,
-    volume: Volume | None = None,
+    scan: Callable[[], Volume | None],
     window: str = "soft_tissue",
 ) -> None:
     def masks(place: int) -> tuple[np.ndarray, np.ndarray]:
         entry = plan.classes[place]
         return entry.mask(labels), entry.mask(reference)
 
-    illustrate(before, rows, plan.pictures, masks, grid.spacing, volume, window)
+    illustrate(before, rows, plan.pictures, masks, grid.spacing, scan, window)
 
 
 def _prompts(reference: np.ndarray, grid: Grid, plan: Plan) -> Prompts:

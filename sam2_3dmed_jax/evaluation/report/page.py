@@ -142,13 +142,14 @@ def _agreement(rows: Sequence[Row], summary: dict[str, Any]) -> str:
 def _worst(rows: Sequence[Row], summary: dict[str, Any]) -> str:
     found = worst(rows)
     if not found:
-        return "<p>No case has a score.</p>"
+        return "<p>No prediction that is there has a score.</p>"
     columns = ["case", "class", "seed", "dice", "nsd", "hd95_mm", "volume_ml_prediction", "volume_ml_reference"]
-    columns = [column for column in (*columns, "empty", "missing") if tables.told(found, column)]
+    columns = [column for column in (*columns, "empty") if tables.told(found, column)]
     body = [[row_cell(row, column) for column in columns] for row in found]
     caption = (
         "Worst cases. The rows with the lowest Dice, each class having its share; of equal ones, those with the "
-        f"larger reference first. Tolerance of NSD {tolerances(summary)}."
+        "larger reference first. Missing files, which count as empty, are listed above and not here. "
+        f"Tolerance of NSD {tolerances(summary)}."
     )
     listed = table(caption, [name_of(column) for column in columns], body, heads=2)
     pictures = "".join(_picture(row) for row in found if row.get(PICTURE))

@@ -28,13 +28,15 @@ _UPWARDS = (False, True, True)  # axial rows run from anterior; coronal and sagi
 def worst(rows: Sequence[Row], number: int = WORST) -> list[Row]:
     """The rows with the lowest Dice, each class having its share of them; of equal ones, the larger reference first.
 
+    Files that are missing are not among them: they are listed elsewhere, and there is nothing to see.
+
     A row that is not among these now will never be when more rows have come: `illustrate` relies on it.
     """
     if not rows or not number:
         return []
     classes = dict.fromkeys(row["class"] for row in rows)
     share = max(1, number // len(classes))
-    scored = sorted((row for row in rows if not math.isnan(row["dice"])), key=_badness)
+    scored = sorted((row for row in rows if not math.isnan(row["dice"]) and row.get("missing") != "yes"), key=_badness)
     kept = {name: [row for row in scored if row["class"] == name][:share] for name in classes}
     return sorted((row for own in kept.values() for row in own), key=_badness)[:number]
 
@@ -45,7 +47,7 @@ def illustrate(
     number: int,
     masks: Callable[[int], tuple[np.ndarray, np.ndarray]],
     spacing: tuple[float, float, float],
-    volume: Volume | None = None,
+    scan: Callable[[], Volume | None] = lambda: None,
     window: str = "soft_tissue",
 ) -> None:
     """Give those rows of a case a picture that are among the worst so far, and take it from those no longer among them.
@@ -56,7 +58,7 @@ def illustrate(
         number: of pictures.
         masks: prediction and reference of a row of this case, bool `[D, H, W]`, by its place.
         spacing: (dz, dy, dx) in mm.
-        volume: the scan, or None.
+        scan: reads the volume, or None: asked for once, and only if there is a picture to draw.
         window: as `data.preprocessing.window`.
     """
     if not number:
@@ -65,14 +67,11 @@ def illustrate(
     for row in before:
         if id(row) not in kept:
             row.pop(PICTURE, None)
-    shown = None
-    for place, row in enumerate(rows):
-        if id(row) in kept:
-            if volume is not None and shown is None:
-                shown = window_of(volume, window)
-            image = None if volume is None else volume.array
-            picture = draw(*masks(place), spacing, image, shown or (0.5, 1.0))
-            row[PICTURE] = base64.b64encode(picture).decode("ascii")
+    drawn = [place for place, row in enumerate(rows) if id(row) in kept]
+    volume = scan() if drawn else None
+    ground = () if volume is None else (volume.array, window_of(volume, window))
+    for place in drawn:
+        rows[place][PICTURE] = base64.b64encode(draw(*masks(place), spacing, *ground)).decode("ascii")
 
 
 def draw(
@@ -149,7 +148,7 @@ def _plane(
     for mask, colour, dashed in ((reference, REFERENCE, True), (prediction, PREDICTION, False)):
         inside = np.pad(mask[place], 2)
         outline = (inside & ~ndimage.binary_erosion(inside, iterations=2))[2:-2, 2:-2]
-        picture[outline & ((x + y) % 12 < 7) if dashed else outline] = colour
+        picture[outline & ((2 * x + y) % 16 < 10) if dashed else outline] = colour
     canvas = np.zeros((_HEIGHT, _WIDTH, 3), np.uint8)
     top, left = ((whole - part) // 2 for whole, part in zip(canvas.shape, grey.shape, strict=False))
     canvas[top : top + grey.shape[0], left : left + grey.shape[1]] = picture
