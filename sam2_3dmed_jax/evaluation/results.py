@@ -116,6 +116,10 @@ def read_results(folder: str | os.PathLike[str]) -> list[Row]:
                 raise UserError(f"{path}, line {line}: {column} is '{row[column][:40]}', expected a number") from None
         if math.isnan(row[COUNTS[0]]):
             row.update(dict.fromkeys(COUNTS, ""))
+        elif not all(math.isfinite(row[column]) for column in COUNTS[:3]):
+            raise UserError(f"{path}, line {line}: lesions are counted in part; give a table that `evaluate` wrote")
+        else:
+            row.update({column: int(row[column]) for column in COUNTS[:3]})
         rows.append(row)
     if not rows:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")
