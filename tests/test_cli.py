@@ -107,6 +107,7 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         *("cases.csv", "lesions.csv", "report.html", "summary.json")
     ]
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == 2  # both rows, over the scan
 
 
 def plain_copy(files: Files, folder: Path) -> Path:
