@@ -71,6 +71,9 @@ def boxes(metric: str, values: Mapping[str, np.ndarray], summary: Mapping[str, A
             axis.set_xlim(-0.03, 1.03)
         elif is_logarithmic(metric, values):
             axis.set_xscale("symlog", linthresh=10)
+            found = np.concatenate(list(values.values()))
+            # From 0 on, so that there are ticks: values that are alike may have no power of ten among them.
+            axis.set_xlim(min(0.0, 1.2 * float(np.nanmin(found))), max(0.0, 1.2 * float(np.nanmax(found))))
             _plain(axis.xaxis)
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)

@@ -27,6 +27,8 @@ def test_boxes_name_their_classes_and_bend_the_axis_only_for_misses():
     found = texts(plots.boxes("hd95_mm", values, summary))
     assert plots.is_logarithmic("hd95_mm", values) and {"10", "100"} <= set(found)
     assert not any("math" in text for text in found)
+    alike = {"a": np.array([205.0, 225.0])}
+    assert {"0", "10", "100"} <= set(texts(plots.boxes("hd95_mm", alike, {"a": entry("hd95_mm", alike["a"])})))
 
 
 def test_the_same_numbers_give_the_same_bytes():
