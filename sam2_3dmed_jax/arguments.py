@@ -115,10 +115,11 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
     p.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     p.add_argument("--references", metavar="DIR", help="their references, of the same names")
+    p.add_argument("--images", metavar="DIR", help="scans of the references, drawn in the report (default: none)")
     p.add_argument("--results", action="append", default=[], metavar="DIR", help="finished results: folds, seeds")
     p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")
     _add_scoring(p)
-    p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv and summary.json")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv, summary.json and report.html")
 
     p = verb("plan", "memory and time of the train step on TPUs or GPUs that need not be there", add_help=False)
     p.add_argument("experiment", metavar="EXPERIMENT.py", help="as of train; its data and weights are not read")

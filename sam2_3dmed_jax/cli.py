@@ -193,8 +193,9 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(
             "give one of CKPT and DATA, --predictions DIR and --references DIR, or --results DIR (again for each)"
         )
-    if options.remap and not options.predictions:
-        raise UserError("--remap is for --predictions; leave it out")
+    for name in ("remap", "images"):
+        if getattr(options, name) and not options.predictions:
+            raise UserError(f"--{name} is for --predictions; leave it out")
     _start()
     from sam2_3dmed_jax import scoring
     from sam2_3dmed_jax.console import ConsoleProgress
@@ -209,7 +210,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         if options.results:
             lines = scoring.score_results(options.results, wanted)
         elif options.predictions:
-            folders = options.predictions, options.references
+            folders = options.predictions, options.references, options.images
             lines = scoring.score_files(*folders, options.remap, split.get("fold", ""), wanted, progress)
         else:
             lines = scoring.score_checkpoint(options.checkpoint, options.data, options.order, split, wanted, progress)

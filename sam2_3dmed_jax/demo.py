@@ -33,7 +33,9 @@ from sam2_3dmed_jax.evaluation.evaluator import Plan, evaluate_model, score_labe
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, declared_classes
 from sam2_3dmed_jax.evaluation.protocol import prompts_of
 from sam2_3dmed_jax.evaluation.region_growing import region_growing
-from sam2_3dmed_jax.evaluation.results import write_results
+from sam2_3dmed_jax.evaluation.report import report_page
+from sam2_3dmed_jax.evaluation.report.pictures import WORST
+from sam2_3dmed_jax.evaluation.results import REPORT, write_results
 from sam2_3dmed_jax.evaluation.summary import Row, summarise
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.segment import segment_volume
@@ -128,7 +130,10 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
         assemble(random_weights(info.model, config.training.seed), CheckpointInfo(info.model, info.preprocessing))
     )
     classes = declared_classes(dataset.labels)
-    plans = {name: Plan(classes, "one-click", about={"method": name, **ABOUT}) for name in ("trained", "untrained")}
+    plans = {
+        name: Plan(classes, "one-click", about={"method": name, **ABOUT}, pictures=WORST)
+        for name in ("trained", "untrained")
+    }
     with ThreadPoolExecutor(1) as pool:  # SciPy's work, beside the models
         grown = pool.submit(lambda: [_grow(case, entry) for case in cases for entry in classes])
         rows = {
@@ -138,7 +143,8 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
         }
     summaries = {name: summarise(found) for name, found in rows.items()}
     for name, found in rows.items():
-        write_results(found, summaries[name], root / "evaluation" / name.replace(" ", "_"))
+        page = {REPORT: report_page(found, summaries[name])}
+        write_results(found, summaries[name], root / "evaluation" / name.replace(" ", "_"), page)
     begin = _lap(seconds, "evaluation", begin)
 
     # The case nearest the mean, neither the best nor the worst.
@@ -169,6 +175,7 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
         ("overlay", "overlay.png"),
         ("loss curve", "loss_curve.png"),
         ("scores", "evaluation/trained/cases.csv"),
+        ("report", "evaluation/trained/report.html"),
         ("checkpoint", "run/final"),
     ):
         lines.append(f"  {what:13} {root / file}")

@@ -15,13 +15,15 @@ from sam2_3dmed_jax.data.split_choice import SPLIT, split_to_score
 from sam2_3dmed_jax.data.split_files import listed, read_how
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import label_classes
-from sam2_3dmed_jax.evaluation.comparison import compare, write_comparison
+from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
 from sam2_3dmed_jax.evaluation.evaluator import AUTOMATIC, Plan, Progress, evaluate_files, evaluate_model
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass
 from sam2_3dmed_jax.evaluation.label_files import find_pairs, label_values
 from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
-from sam2_3dmed_jax.evaluation.results import CASES, LESIONS, SUMMARY, read_results, write_results
+from sam2_3dmed_jax.evaluation.report import report_page
+from sam2_3dmed_jax.evaluation.report.pictures import WORST
+from sam2_3dmed_jax.evaluation.results import CASES, LESIONS, REPORT, SUMMARY, read_results, write_results
 from sam2_3dmed_jax.evaluation.scores import Measure
 from sam2_3dmed_jax.evaluation.summary import Row, summarise
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
@@ -107,7 +109,7 @@ def score_checkpoint(
     # That none of these cases was trained on, the split has checked, if the run trained on this dataset.
     about = wanted.about(os.path.basename(os.path.normpath(checkpoint)), "no" if run else "unknown", fold)
     about["seed"] = about["seed"] or run.get("seed", "")
-    plan = Plan(classes, wanted.protocol or "one-click", targets, measure=wanted.measure, about=about)
+    plan = Plan(classes, wanted.protocol or "one-click", targets, measure=wanted.measure, about=about, pictures=WORST)
     predictor = VolumePredictor(load_model(checkpoint), order)
     plan = replace(plan, clip_slices=predictor.model.info.model.slice_position.window)
     finished = FinishedCases(wanted.out, {"plan": repr(plan), "order": order, "files": [known, _stamp(checkpoint)]})
@@ -118,13 +120,20 @@ def score_checkpoint(
 
 
 def score_files(
-    predictions: str, references: str, remap: str | None, fold: Any, wanted: Wanted, progress: Progress
+    predictions: str,
+    references: str,
+    images: str | None,
+    remap: str | None,
+    fold: Any,
+    wanted: Wanted,
+    progress: Progress,
 ) -> list[str]:
     """Score the files of any method.
 
     Args:
         predictions: folder of NIfTI files.
         references: folder of NIfTI files of the same names.
+        images: folder of their scans, for the pictures of the report, or None.
         remap: label values of predictions that become others, `2=1,3=1`.
         fold: of these cases.
         wanted: the rest.
@@ -136,7 +145,7 @@ def score_files(
     Raises:
         UserError: whatever does not fit.
     """
-    pairs, unused = find_pairs(predictions, references)
+    pairs, unused = find_pairs(predictions, references, images)
     values = label_classes.parse_remap(remap)
     if wanted.classes:
         classes = label_classes.parse_classes(wanted.classes, {})
@@ -144,7 +153,9 @@ def score_files(
         classes = [LabelClass(str(value), (value,)) for value in label_values(pairs)]
     targets = label_classes.parse_targets(wanted.targets) if wanted.targets else None
     about = wanted.about(os.path.basename(os.path.normpath(predictions)), "unknown", fold)
-    plan = Plan(wanted.chosen(classes), wanted.protocol or "", targets, measure=wanted.measure, about=about)
+    plan = Plan(
+        wanted.chosen(classes), wanted.protocol or "", targets, measure=wanted.measure, about=about, pictures=WORST
+    )
     rows = evaluate_files(pairs, plan, progress, values, wanted.resample)
     notes = []
     if missing := [pair.case for pair in pairs if pair.prediction is None]:
@@ -183,13 +194,13 @@ def _write(rows: list[Row], wanted: Wanted) -> list[str]:
     """Summarise, compare, write, and tell."""
     summary = summarise(rows)
     comparison = compare(rows, wanted.others) if wanted.others else None
-    write_results(rows, summary, wanted.out)
+    beside = comparison_texts(comparison) if comparison else {}
+    write_results(rows, summary, wanted.out, {**beside, REPORT: report_page(rows, summary, comparison)})
     told = [f"protocol {name}: {PROTOCOLS[name]}" for name in summary["protocol"] if name in PROTOCOLS]
     lines = [*told, *(_line(name, entry) for name, entry in summary["classes"].items())]
-    files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else []), SUMMARY]
+    files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else []), SUMMARY, REPORT]
     if comparison:
-        write_comparison(comparison, wanted.out)
-        files.insert(-1, "comparison.json")
+        files.insert(-2, "comparison.json")
         lines += [_difference(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]
     return [*lines, f"{', '.join(files[:-1])} and {files[-1]} in {wanted.out} (for research use only)"]
 

@@ -104,7 +104,10 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
     assert {row["trained_on_these_cases"] for row in rows} == {"unknown"}  # no run stands beside the checkpoint
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["note"] == "for research use only" and summary["protocol"] == ["one-click"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["cases.csv", "lesions.csv", "summary.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("cases.csv", "lesions.csv", "report.html", "summary.json")
+    ]
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == 2  # both rows, over the scan
 
 
 def plain_copy(files: Files, folder: Path) -> Path:

@@ -236,7 +236,11 @@ def test_a_run_is_compared_with_finished_results(tmp_path: Path, capsys: pytest.
     assert dice["p_holm"] >= dice["p_wilcoxon"] > 0
     assert "1: dice +0.667" in capsys.readouterr().out
     evaluate(tmp_path, references, references)  # again, without: what is there is of one evaluation
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["cases.csv", "summary.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "cases.csv",
+        "report.html",
+        "summary.json",
+    ]
     words = ["--predictions", references, "--references", references, "--out", str(tmp_path / "new")]
     words += ["--compare", str(tmp_path / "theirs")]
     assert "block of 1 is reference-prompted and automatic" in mistake(capsys, *words, "--protocol", "one-click")
@@ -251,6 +255,11 @@ def test_a_table_that_is_none_is_refused_by_line(tmp_path: Path, capsys: pytest.
     whole = file.read_text()
     file.write_text(whole.replace("a,1,1,", "a,1,much,"))
     assert "line 2: dice is 'much', expected a number" in mistake(capsys, *words)
+    header, first, *_ = whole.splitlines()
+    cells = first.split(",")
+    cells[header.split(",").index("lesions_reference")] = "1"
+    file.write_text(f"{header}\n{','.join(cells)}\n")
+    assert "line 2: lesions are counted in part" in mistake(capsys, *words)
     file.write_text(whole.replace("hd95_mm", "hd95"))
     assert "has no column hd95_mm" in mistake(capsys, *words)
     file.write_text(whole.splitlines()[0] + "\n")

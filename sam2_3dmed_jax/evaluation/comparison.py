@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.results import COMPARISON, table_text, write_texts
+from sam2_3dmed_jax.evaluation.results import COMPARISON, table_text
 from sam2_3dmed_jax.evaluation.scores import LOWER_IS_BETTER, SCORES, SURFACE
 from sam2_3dmed_jax.evaluation.statistics import bootstrap_means, holm, interval, over_seeds, wilcoxon
 from sam2_3dmed_jax.evaluation.summary import Row, undefined, values_of
@@ -85,16 +84,12 @@ def compare(rows: Sequence[Row], others: Sequence[Row], seed: int = 0) -> dict[s
     }
 
 
-def write_comparison(found: dict[str, Any], out: str | Path) -> None:
-    """Write `comparison.json` and `comparison.csv` into a folder.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+def comparison_texts(found: dict[str, Any]) -> dict[str, str]:
+    """What `comparison.csv` and `comparison.json` hold, by their names."""
     results = found["results"]
     rows = [{**row, **dict(zip(COLUMNS[7:9], row["ci95"] or ("", ""), strict=True))} for row in results]
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
-    write_texts(dict(zip(COMPARISON, (table_text(COLUMNS, rows), text), strict=True)), out)
+    return dict(zip(COMPARISON, (table_text(COLUMNS, rows), text), strict=True))
 
 
 def _result(

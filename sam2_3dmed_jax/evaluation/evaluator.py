@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,15 @@ import numpy as np
 from sam2_3dmed_jax.data.msd import Case
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, Target, painted_values, prompted_targets
-from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair
+from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair, read_scan
 from sam2_3dmed_jax.evaluation.lesions import count_lesions
 from sam2_3dmed_jax.evaluation.prompted import Prompts, deciding, prompts_of_objects, segment_clips, segment_objects
 from sam2_3dmed_jax.evaluation.protocol import check_protocol
+from sam2_3dmed_jax.evaluation.report.pictures import illustrate
 from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
 from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -41,6 +43,7 @@ class Plan:
     clip_slices: int = 6  # D of the protocol 'oracle-clip'
     measure: Measure = field(default_factory=Measure)
     about: dict[str, Any] = field(default_factory=dict)  # columns: method, trained_on_these_cases, fold, seed
+    pictures: int = 0  # of the worst rows, for a report
 
     def __post_init__(self) -> None:
         if self.protocol:
@@ -70,7 +73,8 @@ def evaluate_model(
         finished: cases that are done already; those done here are added.
 
     Returns:
-        Rows with the keys `results.COLUMNS` and, of tumours, "lesions", in the order of cases and classes.
+        Rows with the keys `results.COLUMNS`, of tumours "lesions", and of the worst ones `report.pictures.PICTURE`, in
+        the order of cases and classes.
 
     Raises:
         UserError: no such protocol, or files that cannot be read or do not fit each other.
@@ -82,7 +86,7 @@ def evaluate_model(
     for done, case in enumerate(cases, 1):
         found = finished.get(case.id) if finished else None
         if found is None:
-            found = _evaluate_case(predictor, case, plan)
+            found = _evaluate_case(predictor, case, plan, rows)
             if finished:
                 finished.add(case.id, found)
         rows += found
@@ -116,7 +120,9 @@ def evaluate_files(
     rows: list[Row] = []
     for done, pair in enumerate(pairs, 1):
         labels, reference, grid = read_pair(pair, remap or {}, resample)
-        rows += score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
+        found = score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
+        _illustrate(rows, found, plan, labels, reference, grid, partial(read_scan, pair, grid))
+        rows += found
         if progress:
             progress("evaluating files", done, len(pairs))
     return rows
@@ -142,7 +148,7 @@ def score_labels(
     return _rows(case, labels, reference, grid, prompts, plan, missing=missing)
 
 
-def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan) -> list[Row]:
+def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan, before: Sequence[Row]) -> list[Row]:
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
     prompts = _prompts(reference, volume.grid, plan)
@@ -152,7 +158,27 @@ def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan) -> list[R
     else:
         labels = segment_objects(predictor, volume, prompts)
     seconds = time.perf_counter() - start
-    return _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
+    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
+    window = predictor.model.info.preprocessing.window
+    _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
+    return rows
+
+
+def _illustrate(
+    before: Sequence[Row],
+    rows: Sequence[Row],
+    plan: Plan,
+    labels: np.ndarray,
+    reference: np.ndarray,
+    grid: Grid,
+    scan: Callable[[], Volume | None],
+    window: str = "soft_tissue",
+) -> None:
+    def masks(place: int) -> tuple[np.ndarray, np.ndarray]:
+        entry = plan.classes[place]
+        return entry.mask(labels), entry.mask(reference)
+
+    illustrate(before, rows, plan.pictures, masks, grid.spacing, scan, window)
 
 
 def _prompts(reference: np.ndarray, grid: Grid, plan: Plan) -> Prompts:

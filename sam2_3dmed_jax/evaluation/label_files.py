@@ -15,8 +15,8 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.nearest_grid import onto_grid
-from sam2_3dmed_jax.volume.geometry import Grid, check_same_grid
-from sam2_3dmed_jax.volume.io import read_label_map
+from sam2_3dmed_jax.volume.geometry import Grid, Volume, check_same_grid
+from sam2_3dmed_jax.volume.io import read_label_map, read_volume
 
 _SUFFIXES = (".nii.gz", ".nii")
 
@@ -28,13 +28,23 @@ class Pair:
     case: str
     reference: Path
     prediction: Path | None  # None: missing
+    image: Path | None = None  # the scan, for pictures
 
 
-def find_pairs(predictions: str | os.PathLike[str], references: str | os.PathLike[str]) -> tuple[list[Pair], list[str]]:
+def find_pairs(
+    predictions: str | os.PathLike[str],
+    references: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+) -> tuple[list[Pair], list[str]]:
     """The cases of a folder of references, and the predictions that belong to none of them.
 
+    Args:
+        predictions: folder of label maps.
+        references: folder of label maps.
+        images: folder of the scans, named like the references or, as nnU-Net has it, with `_0000` behind; or None.
+
     Raises:
-        UserError: a folder is missing, there are no references, or not one prediction for them.
+        UserError: a folder is missing, there are no references, or not one prediction, or image, for them.
     """
     found, wanted = _by_name(predictions), _by_name(references)
     if not wanted:
@@ -45,7 +55,14 @@ def find_pairs(predictions: str | os.PathLike[str], references: str | os.PathLik
             f"{predictions}: {len(wanted)} of {len(wanted)} predictions are missing, first {first}; name each like its "
             "reference"
         )
-    return [Pair(case, path, found.get(case)) for case, path in wanted.items()], sorted(found.keys() - wanted.keys())
+    scans = {case.removesuffix("_0000"): path for case, path in _by_name(images).items()} if images else {}
+    if images and not scans.keys() & wanted.keys():
+        first = next(iter(wanted.values())).name
+        raise UserError(
+            f"--images: {images} holds no image of a reference, first {first}; name each like its reference"
+        )
+    pairs = [Pair(case, path, found.get(case), scans.get(case)) for case, path in wanted.items()]
+    return pairs, sorted(found.keys() - wanted.keys())
 
 
 def read_pair(pair: Pair, remap: Mapping[int, int], resample: bool) -> tuple[np.ndarray, np.ndarray, Grid]:
@@ -70,6 +87,19 @@ def read_pair(pair: Pair, remap: Mapping[int, int], resample: bool) -> tuple[np.
             raise UserError(f"{error}, or give --resample to have it done by nearest neighbour") from None
         prediction = onto_grid(prediction, own, grid)
     return remapped(prediction, remap), reference, grid
+
+
+def read_scan(pair: Pair, grid: Grid) -> Volume | None:
+    """The image of a case, or None if there is none.
+
+    Raises:
+        UserError: it cannot be read, or lies on another grid than the reference.
+    """
+    if pair.image is None:
+        return None
+    volume = read_volume(pair.image)
+    check_same_grid(volume.grid, grid)
+    return volume
 
 
 def remapped(labels: np.ndarray, remap: Mapping[int, int]) -> np.ndarray:

@@ -21,7 +21,7 @@ from sam2_3dmed_jax.evaluation.scores import BEYOND, OVERLAP, SURFACE, UNPROMPTE
 from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.volume.image_file import written_whole
 
-CASES, LESIONS, SUMMARY = "cases.csv", "lesions.csv", "summary.json"
+CASES, LESIONS, SUMMARY, REPORT = "cases.csv", "lesions.csv", "summary.json", "report.html"
 COMPARISON = ("comparison.csv", "comparison.json")
 COLUMNS = (
     *("case", "class", *OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "empty", "missing"),
@@ -34,10 +34,21 @@ _NUMBERS = (*OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "toleran
 _MAX_BYTES = 256 << 20  # of a table; more is another kind of file
 
 
-def write_results(rows: Sequence[Row], summary: Mapping[str, Any], out: str | os.PathLike[str]) -> None:
+def write_results(
+    rows: Sequence[Row],
+    summary: Mapping[str, Any],
+    out: str | os.PathLike[str],
+    beside: Mapping[str, str] | None = None,
+) -> None:
     """Write the files of an evaluation into a folder; all appear, each whole, or none does.
 
     `lesions.csv` is there where a tumour was scored.
+
+    Args:
+        rows: of all cases and classes.
+        summary: of these.
+        out: the folder.
+        beside: further texts by the name of their file, such as the report.
 
     Raises:
         UserError: the folder cannot be written.
@@ -47,8 +58,9 @@ def write_results(rows: Sequence[Row], summary: Mapping[str, Any], out: str | os
         lesions = [{**row, **lesion} for row in rows for lesion in row.get("lesions", ())]
         texts[LESIONS] = table_text(LESION_COLUMNS, lesions)
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    texts |= beside or {}
     write_texts(texts, out)
-    for name in {LESIONS, *COMPARISON} - texts.keys():  # of an earlier evaluation
+    for name in {LESIONS, REPORT, *COMPARISON} - texts.keys():  # of an earlier evaluation
         Path(out, name).unlink(missing_ok=True)
 
 
@@ -104,6 +116,10 @@ def read_results(folder: str | os.PathLike[str]) -> list[Row]:
                 raise UserError(f"{path}, line {line}: {column} is '{row[column][:40]}', expected a number") from None
         if math.isnan(row[COUNTS[0]]):
             row.update(dict.fromkeys(COUNTS, ""))
+        elif not all(math.isfinite(row[column]) for column in COUNTS[:3]):
+            raise UserError(f"{path}, line {line}: lesions are counted in part; give a table that `evaluate` wrote")
+        else:
+            row.update({column: int(row[column]) for column in COUNTS[:3]})
         rows.append(row)
     if not rows:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")

@@ -1,0 +1,308 @@
+"""The report: its numbers are those of the files beside it, nothing in it runs or is fetched, and all can be read."""
+
+import base64
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax import cli
+from sam2_3dmed_jax.volume.io import write_nifti
+
+AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
+HOSTILE_FILE = "<script>document.title=1<_script> \"'&amp; $x_"
+HOSTILE_CLASS = '"><svg onload=alert(1)>$\\frac{'
+HOSTILE_METHOD = "</title><img src=https://example.org/x onerror=alert(1)>"
+
+
+@dataclass
+class Table:
+    caption: str = ""
+    header: list[str] = field(default_factory=list)
+    rows: list[list[tuple[str, list[str]]]] = field(default_factory=list)  # of a cell: its text, its whole numbers
+
+
+class Page(HTMLParser):
+    """What a browser makes of the page: tags with attributes, tables, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[Table] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+        if tag == "table":
+            self.tables.append(Table())
+        elif tag == "tr" and "tbody" in self._open:
+            self.tables[-1].rows.append([])
+        elif tag in ("td", "th") and "tbody" in self._open:
+            self.tables[-1].rows[-1].append(("", []))
+        elif tag == "th":
+            self.tables[-1].header.append("")
+        elif tag == "data":
+            self.tables[-1].rows[-1][-1][1].append(dict(attrs)["value"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag  # well nested
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data
+        if "caption" in self._open:
+            self.tables[-1].caption += data
+        elif "tbody" in self._open and ("td" in self._open or "th" in self._open):
+            text, numbers = self.tables[-1].rows[-1][-1]
+            self.tables[-1].rows[-1][-1] = (text + data, numbers)
+        elif "thead" in self._open and "th" in self._open:
+            self.tables[-1].header[-1] += data
+
+    def table(self, named: str) -> Table:
+        (found,) = [table for table in self.tables if table.caption.startswith(named)]
+        return found
+
+
+def box(shift: int = 0, tumour: bool = True) -> np.ndarray:
+    labels = np.zeros((14, 12, 8), np.uint8)
+    labels[3 + shift : 9 + shift, 4:8, 2:6] = 1
+    labels[4 + shift : 6 + shift, 5:7, 3:4] = 2 if tumour else 1
+    return labels
+
+
+def folder(root: Path, name: str, cases: dict[str, np.ndarray]) -> str:
+    for case, labels in cases.items():
+        write_nifti(root / name / f"{case}.nii.gz", labels, AFFINE)
+    return str(root / name)
+
+
+def evaluate(*words: str) -> None:
+    assert cli.main(["evaluate", *words]) == 0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of two methods on five cases, one of them missing, one without a tumour, one of them named to harm."""
+    root = tmp_path_factory.mktemp("report")
+    cases = {"a": box(), "b": box(), "none": box(tumour=False), HOSTILE_FILE: box(), "missing": box()}
+    references = folder(root, "references", cases)
+    found = {"a": box(1), "b": box(0), "none": box(2, tumour=False), HOSTILE_FILE: box(3)}
+    predictions = folder(root, "found", found)
+    images = folder(root, "images", {f"{case}_0000": labels * 50 for case, labels in cases.items()})
+    words = ["--references", references, "--classes", f"1=organ,2=tumour,1+2={HOSTILE_CLASS}"]
+    words += ["--tolerance-mm", "3,tumour=1", "--tumours", "tumour"]
+    evaluate("--predictions", references, "--out", str(root / "theirs"), *words)
+    words += ["--images", images, "--compare", str(root / "theirs"), "--method", HOSTILE_METHOD]
+    evaluate("--predictions", predictions, "--out", str(root / "out"), *words)
+    return root
+
+
+@pytest.fixture(scope="module")
+def text(root: Path) -> str:
+    return (root / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def check(cell: tuple[str, Sequence[str]], value: float | None, digits: int) -> None:
+    """A cell shows a number rounded, and has it whole."""
+    shown, (whole,) = cell
+    if value is None or math.isnan(value):
+        assert shown == "–" and whole in ("", "nan")
+    else:
+        assert float(whole) == value and shown.lstrip("+") == f"{value:.{digits}f}"
+
+
+def test_the_table_of_cases_has_the_numbers_of_the_csv(root: Path, page: Page):
+    with (root / "out" / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = page.table("Cases. Each row")
+    assert len(table.rows) == len(rows) == 15
+    names = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95 (mm)", "volume_error_ml": "volume error (mL)"}
+    for cells, row in zip(table.rows, rows, strict=True):
+        of = dict(zip(table.header, cells, strict=True))
+        assert (of["case"][0], of["class"][0], of["missing"][0]) == (row["case"], row["class"], row["missing"])
+        for column, name in names.items():
+            assert of[name][1] == [row[column]]
+            check(of[name], float(row[column]), 4 if column in ("dice", "nsd") else 2)
+        assert of["lesions"][0] == row["lesions_reference"]
+
+
+def test_scores_and_counts_are_those_of_the_summary(root: Path, page: Page):
+    summary = json.loads((root / "out" / "summary.json").read_text())
+    table = page.table("Scores.")
+    of = {(cells[0][0], cells[1][0]): dict(zip(table.header, cells, strict=True)) for cells in table.rows}
+    for name, entry in summary["classes"].items():
+        for metric, shown in (
+            ("dice", "Dice"),
+            ("nsd", f"NSD at {entry['tolerance_mm']:g} mm"),
+            ("assd_mm", "ASSD (mm)"),
+        ):
+            cells, digits = of[name, shown], 2 if metric == "assd_mm" else 4
+            for column, key in (("mean", "mean"), ("SD", "sd"), ("q1", "q1"), ("median", "median"), ("q3", "q3")):
+                check(cells[column], entry[metric][key], digits)
+            assert [float(end) for end in cells["95 % interval"][1]] == (entry[metric]["ci95"] or [])
+            assert cells["n"][0] == str(entry[metric]["n"])
+    check(of["macro", "Dice"]["mean"], summary["macro_dice"], 4)
+    counts = {cells[0][0]: [text for text, _ in cells[1:]] for cells in page.table("Cases of each kind").rows}
+    assert counts["tumour"] == ["2", "5", "1", "0", "1", "1"] and counts["organ"] == ["1", "5", "1", "0", "0", "1"]
+    bias = {cells[0][0]: cells for cells in page.table("Agreement").rows}["organ"]
+    found = summary["classes"]["organ"]["volume_error_ml"]
+    check(bias[1], found["mean"], 2)
+    assert float(bias[2][1][0]) == pytest.approx(found["mean"] - 1.96 * found["sd"])
+
+
+def test_the_comparison_has_the_numbers_of_its_json(root: Path, page: Page):
+    results = json.loads((root / "out" / "comparison.json").read_text())["results"]
+    table = page.table("Comparison.")
+    for cells, entry in zip(table.rows, results, strict=True):
+        of = dict(zip(table.header, cells, strict=True))
+        assert of["class"][0] == entry["class"] and of["cases"][0] == str(entry["cases"])
+        check(of["difference"], entry["difference"], 4 if "_mm" not in entry["metric"] else 2)
+        if entry["primary"]:
+            check(of["p (Holm)"], entry["p_holm"], 4)
+        assert of["kind"][0] == ("primary" if entry["primary"] else "exploratory")
+
+
+def test_lesions_are_counted_by_diameter(root: Path, page: Page):
+    found = json.loads((root / "out" / "summary.json").read_text())["classes"]["tumour"]["lesions"]
+    first = page.table("Lesions.").rows[0]
+    assert [cell[0] for cell in first[:4]] == ["tumour", "all", str(found["lesions"]), str(found["found"])]
+    check(first[4], found["recall"], 4)
+
+
+def test_captions_say_how_it_was_measured_and_the_page_what_it_is_for(page: Page):
+    assert "For research use only" in page.text
+    facts = {cells[0][0]: cells[1][0] for cells in page.table("What was measured").rows}
+    assert facts["method"] == HOSTILE_METHOD and facts["trained on these cases"] == "unknown"
+    assert facts["block"].startswith("automatic") and facts["prompt source"] == "none"
+    assert (
+        facts["predictions that are missing"] == "1: missing" and facts["definition of surfaces"] == "surface-distance"
+    )
+    caption = page.table("Scores.").caption
+    for words in (
+        "'surface-distance'",
+        "tumour 1 mm",
+        "organ 3 mm",
+        "'diagonal'",
+        "protocol none",
+        "Macro: plain mean",
+    ):
+        assert words in caption
+
+
+def test_names_that_are_markup_stay_text(page: Page):
+    known = (
+        "html head meta title style body main h1 h2 p section div table caption thead tbody tr th td data figure img"
+    )
+    assert {tag for tag, _ in page.tags} <= {*known.split(), "figcaption", "details", "summary"}
+    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count(HOSTILE_FILE) >= 3 and HOSTILE_CLASS in page.text
+    assert HOSTILE_METHOD in page.text
+
+
+def test_the_page_fetches_nothing(text: str, page: Page):
+    policy = [
+        a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy and policy[0].startswith("default-src 'none'; img-src data:;")
+    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert sources and all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"https?://|url\(|@import|srcset", text.replace("https://example.org/x", ""))
+    for source in sources:
+        if source.startswith("data:image/svg"):
+            svg = base64.b64decode(source.partition(",")[2]).decode()
+            assert "<script" not in svg and "<image" not in svg
+            assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', svg))
+
+
+def test_every_picture_has_words_and_every_table_heads(page: Page):
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) > 10 and all(len(image["alt"] or "") > 30 for image in images)
+    assert any("organ: median" in image["alt"] for image in images)
+    assert all(table.caption and all(table.header) for table in page.tables)
+    assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.tags if tag == "th")
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_the_worst_cases_are_drawn_and_the_missing_file_is_not(page: Page):
+    pictures = [a for tag, a in page.tags if tag == "img" and (a["src"] or "").startswith("data:image/png")]
+    listed = [(cells[0][0], cells[1][0]) for cells in page.table("Worst cases").rows]
+    assert len(pictures) == len(listed) == 6
+    assert listed[0] == (HOSTILE_FILE, "tumour") and "missing" not in {case for case, _ in listed}
+    for (case, name), picture in zip(listed, pictures, strict=True):
+        assert f"{name} of {case}: Dice" in picture["alt"]
+
+
+def test_pooled_results_have_a_report_that_says_where_the_pictures_are(
+    root: Path, page: Page, capsys: pytest.CaptureFixture[str]
+):
+    evaluate("--results", str(root / "out"), "--out", str(root / "pooled"))
+    assert "2 of 4 lesions found, 1 false" in capsys.readouterr().out
+    pooled = Page((root / "pooled" / "report.html").read_text(encoding="utf-8"))
+    assert pooled.table("Cases. Each row").rows == page.table("Cases. Each row").rows
+    assert "Pictures are in the reports of the evaluations that read the masks" in pooled.text
+    assert not [table for table in pooled.tables if table.caption.startswith("Comparison")]
+
+
+def test_overlap_alone_gives_a_report_without_surfaces(root: Path):
+    out = root / "overlap"
+    references = str(root / "references")
+    evaluate("--predictions", references, "--references", references, "--metrics", "overlap", "--out", str(out))
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
+    assert "none: overlap alone was measured" in page.text
+    assert "NSD at" not in page.text and "HD95 (mm)" not in page.table("Scores.").caption
+
+
+def test_images_of_no_reference_are_a_mistake(root: Path, capsys: pytest.CaptureFixture[str]):
+    references = str(root / "references")
+    words = ["evaluate", "--predictions", references, "--references", references, "--out", str(root / "x")]
+    strange = folder(root, "strange", {"z": box()})
+    assert cli.main([*words, "--images", strange]) == 2
+    assert "holds no image of a reference" in capsys.readouterr().err
+    assert cli.main(["evaluate", "--results", str(root / "out"), "--images", strange, "--out", str(root / "x")]) == 2
+    assert "--images is for --predictions" in capsys.readouterr().err
+
+
+def test_a_browser_shows_every_picture_and_loads_nothing_else(text: str, tmp_path: Path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        assert not os.environ.get("SAM2_3DMED_REQUIRE_BROWSER"), "there is no chromium on PATH"
+        pytest.skip("needs a browser: there is no chromium on PATH")
+    # The page's own policy forbids scripts: a copy without it tells by its title what was loaded.
+    probe = (
+        "<script>onload = () => { document.title = 'shown ' + [...document.images].filter(i => i.naturalWidth).length"
+        " + ' fetched ' + performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length }"
+        "</script>"
+    )
+    policy = re.search(r"<meta http-equiv[^>]*>", text)
+    assert policy
+    images = sum(tag == "img" for tag, _ in Page(text).tags)
+    for name, content in {"own": text, "probed": text.replace(policy[0], "") + probe}.items():
+        (tmp_path / f"{name}.html").write_text(content, encoding="utf-8")
+        words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+        command = [browser, *words, (tmp_path / f"{name}.html").as_uri()]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        title = re.search("<title>(.*?)</title>", shown, re.DOTALL)
+        assert title
+        told = "Evaluation of &lt;/title&gt;" if name == "own" else f"shown {images} fetched 0"
+        assert title[1].startswith(told)
