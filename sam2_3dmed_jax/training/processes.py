@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import numpy as np
-
 from sam2_3dmed_jax.errors import Stopped, UserError
 
 # A process that is silent for so long counts as dead, and a death is to be told within 30 s. A launcher that sees
@@ -202,6 +200,7 @@ def agreed(value: float) -> float:
     """The first process's value, in all of them."""
     if _group is None:
         return value
+    import numpy as np
     from jax.experimental import multihost_utils
 
     return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
