@@ -26,6 +26,7 @@ SCORES = (*OVERLAP, *SURFACE, *UNPROMPTED)
 VOLUMES = ("volume_ml_prediction", "volume_ml_reference", "volume_error_ml", "volume_error_percent")
 BEYOND = "fp_ml_outside_extent"
 LOWER_IS_BETTER = ("hd95_mm", "hd_mm", "assd_mm")
+_NOTHING = dict.fromkeys(OVERLAP, math.nan)
 _EMPTY = {(True, True): "", (True, False): "reference", (False, True): "prediction", (False, False): "both"}
 
 
@@ -81,10 +82,11 @@ def score(
     surfaces = dict.fromkeys(SURFACE, math.nan)
     if measure.surfaces:
         surfaces = _surfaces(prediction, reference, grid, tolerance_mm, measure)
+    overlap = overlap_metrics(prediction, reference)
     return {
-        **overlap_metrics(prediction, reference),
+        **overlap,
         **surfaces,
-        **_unprompted(prediction, reference, prompted),
+        **dict(zip(UNPROMPTED, _unprompted(prediction, reference, prompted, overlap).values(), strict=True)),
         "volume_ml_prediction": predicted,
         "volume_ml_reference": actual,
         "volume_error_ml": predicted - actual,
@@ -106,17 +108,18 @@ def _surfaces(
     return surface_metrics(prediction, reference, spacing, tolerance_mm, measure.definition, measure.empty)
 
 
-def _unprompted(prediction: np.ndarray, reference: np.ndarray, prompted: Sequence[int]) -> dict[str, float]:
-    """Without the prompted slices. A reference that lies on those alone leaves nothing to score, whatever is predicted.
+def _unprompted(
+    prediction: np.ndarray, reference: np.ndarray, prompted: Sequence[int], overlap: dict[str, float]
+) -> dict[str, float]:
+    """Overlap without the prompted slices; `overlap` is that of all slices.
 
-    Without that rule a method that finds nothing would have a case less that counts.
+    A reference that lies on prompted slices alone leaves nothing to score, whatever is predicted. Without that rule a
+    method that finds nothing would have a case less that counts.
     """
     if not len(prompted):
-        return dict(zip(UNPROMPTED, overlap_metrics(prediction, reference).values(), strict=True))
+        return overlap
     other = np.setdiff1d(np.arange(len(reference)), prompted)
-    if not reference[other].any():
-        return dict.fromkeys(UNPROMPTED, math.nan)
-    return dict(zip(UNPROMPTED, overlap_metrics(prediction[other], reference[other]).values(), strict=True))
+    return overlap_metrics(prediction[other], reference[other]) if reference[other].any() else _NOTHING
 
 
 def _beyond(prediction: np.ndarray, reference: np.ndarray) -> int:
