@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from sam2_3dmed_jax.data.msd import fingerprint, on_disk, read_dataset
-from sam2_3dmed_jax.data.split_choice import SPLIT, split_to_score
+from sam2_3dmed_jax.data.split_choice import SPLIT, absolute, split_to_score
 from sam2_3dmed_jax.data.split_files import listed, read_how
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import label_classes
@@ -237,7 +237,7 @@ def _difference(entry: dict[str, Any], other: str) -> str:
 
 def run_of(checkpoint: str, known: str) -> dict[str, Any]:
     """How the run that trained a checkpoint split this very dataset, and its seed; {} if no such run is at hand."""
-    folder = epath.Path(_real(checkpoint)).parent
+    folder = epath.Path(absolute(checkpoint)).parent
     how = read_how(folder / SPLIT) if (folder / SPLIT).exists() else {}
     if how.get("fingerprint") != known:
         return {}
@@ -250,8 +250,4 @@ def run_of(checkpoint: str, known: str) -> dict[str, Any]:
 def _stamp(checkpoint: str) -> list[Any]:
     """What changes when a checkpoint is replaced: its `config.json` is written last."""
     written = (epath.Path(checkpoint) / "config.json").stat()
-    return [_real(checkpoint), written.length, written.mtime]
-
-
-def _real(path: str) -> str:
-    return path if "://" in path else os.path.realpath(path)
+    return [absolute(checkpoint), written.length, written.mtime]

@@ -62,14 +62,14 @@ def how_made(data: DataConfig, fingerprint: str) -> dict[str, Any]:
         UserError: a file that cannot be read.
     """
     how: dict[str, Any] = {
-        "data": _absolute(data.path),
+        "data": absolute(data.path),
         "fingerprint": fingerprint,
         **{name: getattr(data, name) for name in FIELDS},
     }
     for name in ("splits", "patients"):
         if how[name]:
             how[f"{name}_sha256"] = sha256(how[name])
-            how[name] = _absolute(how[name])
+            how[name] = absolute(how[name])
     return {**how, "random_state": RANDOM_STATE}
 
 
@@ -86,7 +86,7 @@ def split_to_score(ids: Sequence[str], fingerprint: str, checkpoint: str, given:
     Raises:
         UserError: as `choose_split`; or the run has trained on a case that would be scored, or chosen settings by it.
     """
-    record = epath.Path(_absolute(checkpoint)).parent / SPLIT
+    record = epath.Path(absolute(checkpoint)).parent / SPLIT
     how = read_how(record) if record.exists() else {}
     if how.get("fingerprint") != fingerprint:  # cases of other data may share their ids
         return choose_split(ids, DataConfig(**given))
@@ -130,5 +130,6 @@ def _fields(how: Mapping[str, Any], record: os.PathLike[str]) -> dict[str, Any]:
     return fields
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """A path that other working directories understand; addresses such as `gs://` and no path stay as they are."""
     return path if not path or "://" in path else os.path.realpath(path)

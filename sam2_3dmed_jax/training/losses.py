@@ -7,14 +7,15 @@ has one on every slice (`SEMANTICS`: what SAM 2 gates would get no gradient).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sam2_3dmed_jax.config import BdConfig
+from sam2_3dmed_jax.config import BdConfig, SrppConfig
 
 Weight = float | tuple[tuple[int, float], ...]
 
@@ -99,6 +100,11 @@ def object_score_bce(score_logits: jax.Array, holds: jax.Array, counts: jax.Arra
     """BCE of "the object is on this slice", on every slice that `counts`; all `[D, R]`."""
     loss = optax.sigmoid_binary_cross_entropy(score_logits, holds.astype(jnp.float32))
     return Term((loss * counts).sum(), counts.sum(dtype=jnp.float32))
+
+
+def positions_of(batch: Mapping[str, Any], config: SrppConfig) -> Any:
+    """The positions `[B, D]` that a batch's targets are made of: volume slice indices or mm."""
+    return batch["position_mm"] if config.unit == "mm" else batch["slice_index"]
 
 
 def srpp_targets(positions: jax.Array, scale: float) -> jax.Array:

@@ -39,7 +39,7 @@ def terms(out: WalkOutput, batch: Batch, model: ModelConfig) -> dict[str, Term]:
     }
     if out.positions is not None:
         srpp = model.slice_position
-        positions = batch["position_mm"] if srpp.unit == "mm" else batch["slice_index"]
+        positions = losses.positions_of(batch, srpp)
         found["loss_srpp"] = losses.srpp_loss(out.positions, positions, batch["slice_valid"], srpp.scale)
     if out.candidates.boundary_logits is not None:
         boundary = resize_masks(out.candidates.boundary_logits, size)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.training.forward import Seen
-from sam2_3dmed_jax.training.losses import boundary_target, srpp_targets
+from sam2_3dmed_jax.training.losses import boundary_target, positions_of, srpp_targets
 
 CLIPS = 4  # that are drawn, at most; of each its first object
 CELL = 16  # pixels of a pair of slices
@@ -44,8 +44,7 @@ def pictures(batch: Mapping[str, np.ndarray], seen: Seen, model: ModelConfig) ->
         )
     if seen.positions is not None:
         srpp = model.slice_position
-        where = batch["position_mm"] if srpp.unit == "mm" else batch["slice_index"]
-        targets = np.asarray(srpp_targets(jnp.asarray(where), srpp.scale))
+        targets = np.asarray(srpp_targets(jnp.asarray(positions_of(batch, srpp)), srpp.scale))
         drawn["positions"] = np.concatenate([_matrices(found["positions"][b], targets[b]) for b in chosen])
     return drawn
 
