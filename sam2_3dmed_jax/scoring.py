@@ -16,7 +16,7 @@ from sam2_3dmed_jax.data.split_files import listed, read_how
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import label_classes
 from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
-from sam2_3dmed_jax.evaluation.evaluator import AUTOMATIC, Plan, Progress, evaluate_files, evaluate_model
+from sam2_3dmed_jax.evaluation.evaluator import Plan, Progress, evaluate_files, evaluate_model
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass
 from sam2_3dmed_jax.evaluation.label_files import find_pairs, label_values
@@ -25,7 +25,7 @@ from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.report.pictures import WORST
 from sam2_3dmed_jax.evaluation.results import CASES, LESIONS, REPORT, SUMMARY, read_results, write_results
 from sam2_3dmed_jax.evaluation.scores import Measure
-from sam2_3dmed_jax.evaluation.summary import Row, summarise
+from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, Row, summarise
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.model.checkpoint import load_model
 

@@ -124,10 +124,15 @@ def write_whole(file: Path, text: str) -> None:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if file.read_bytes() == text.encode():
             return
-    temporary = _unfinished(file)
     with writing(file.parent):
-        temporary.write_bytes(text.encode())
-        temporary.replace(file)
+        replace_text(file, text)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a text under a temporary name, then rename, so that it is there whole or not at all; raises OSError."""
+    temporary = _unfinished(file)
+    temporary.write_bytes(text.encode())
+    temporary.replace(file)
 
 
 @contextlib.contextmanager

@@ -23,14 +23,12 @@ from sam2_3dmed_jax.evaluation.prompted import Prompts, deciding, prompts_of_obj
 from sam2_3dmed_jax.evaluation.protocol import check_protocol
 from sam2_3dmed_jax.evaluation.report.pictures import illustrate
 from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
-from sam2_3dmed_jax.evaluation.summary import Row
+from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, PROMPTED, Row
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
-
-AUTOMATIC, PROMPTED = "automatic", "reference-prompted"
 
 
 @dataclass(frozen=True)

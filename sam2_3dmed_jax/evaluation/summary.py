@@ -19,6 +19,7 @@ from sam2_3dmed_jax.evaluation.statistics import DRAWS, bootstrap_means, interva
 
 Row = dict[str, Any]
 
+AUTOMATIC, PROMPTED = "automatic", "reference-prompted"  # the column "block"
 AVERAGED = (*SCORES, *VOLUMES, BEYOND)
 # One value in all rows of a summary: a table mixes neither blocks nor definitions.
 UNIFORM = ("method", "trained_on_these_cases", "block", "protocol", "definition", "empty_policy")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sam2_3dmed_jax.data.prepare_folder import replace_text
 from sam2_3dmed_jax.errors import UserError
 
 _KNOWN = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
@@ -31,15 +32,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file through a temporary name, so that it is there whole or not at all.
+    """Write a file whole or not at all.
 
     Raises:
         UserError: as `writing`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
-        temporary.write_text(text)
-        temporary.rename(path)
+        replace_text(path, text)
 
 
 def _reason(error: BaseException | None) -> str:

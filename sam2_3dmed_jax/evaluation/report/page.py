@@ -13,7 +13,7 @@ from sam2_3dmed_jax.evaluation.report.pictures import PICTURE, worst
 from sam2_3dmed_jax.evaluation.report.wording import name_of, row_cell, tolerances
 from sam2_3dmed_jax.evaluation.scores import SCORES
 from sam2_3dmed_jax.evaluation.statistics import over_seeds
-from sam2_3dmed_jax.evaluation.summary import Row, values_of
+from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, Row, values_of
 
 _PLOTTED = (*(m for m in SCORES if not m.startswith("iou_")), "volume_error_percent")
 _AGREEMENT = 12  # plots of volumes, at most
@@ -83,7 +83,7 @@ def _values(rows: Sequence[Row], summary: dict[str, Any], metric: str) -> dict[s
 
 def _boxes(rows: Sequence[Row], summary: dict[str, Any]) -> str:
     classes = summary["classes"]
-    prompted = summary["block"] != tables.AUTOMATIC
+    prompted = summary["block"] != AUTOMATIC
     shown = []
     for metric in _PLOTTED:
         if metric not in next(iter(classes.values())) or ("without" in metric and not prompted):

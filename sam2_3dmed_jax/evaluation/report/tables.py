@@ -11,9 +11,8 @@ from sam2_3dmed_jax.evaluation.report.wording import is_share, name_of, number, 
 from sam2_3dmed_jax.evaluation.results import COLUMNS
 from sam2_3dmed_jax.evaluation.scores import UNPROMPTED
 from sam2_3dmed_jax.evaluation.statistics import DRAWS
-from sam2_3dmed_jax.evaluation.summary import AVERAGED, Row
+from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, AVERAGED, Row
 
-AUTOMATIC = "automatic"  # the block of methods that were told nothing
 ROWS = 2000  # of cases, at most: the rest stands in cases.csv
 _FIXED = ("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "labels", "definition")
 
