@@ -1,7 +1,8 @@
 """Several processes train as one: what they end with, how they stop, and what becomes of them when one dies.
 
 One chain of real runs in two processes, since each costs its start: stopped by Ctrl-C, gone on with and process 1
-killed, gone on with and process 0 killed, gone on with to the end; and beside it a run that nobody disturbed.
+killed, gone on with and process 0 killed, gone on with to the end; and beside it a run that nobody disturbed. The
+chain runs twice: encoding its slices at each step, and from features that the two processes make first.
 """
 
 import csv
@@ -20,7 +21,7 @@ import pytest
 from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.sam2.parameters import split
 from sam2_3dmed_jax.volume.phantom import make_case
-from tests.data.prepared_files import write_prepared
+from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "experiments" / "launch" / "local.py"
@@ -32,7 +33,7 @@ from sam2_3dmed_jax.config import *
 def get_config():
     return ExperimentConfig(
         model=ModelConfig("nano", 64, srpp=False, bd=False),
-        data=DataConfig(path={path!r}, slices=2, folds=2),
+        data=DataConfig(path={path!r}, slices=2, folds=2, **{changes!r}),
         # The mask decoder alone trains: a third of the time to compile.
         training=TrainingConfig(
             steps={steps}, batch_size=2, checkpoint_every=2, log_every=1, warmup_steps=1,
@@ -74,13 +75,15 @@ def rows(run: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module", params=["slices", "features"])
+def launch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("processes")
     cases = {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(4)}
     write_prepared(folder / "data", cases, {1: "spleen"})
     experiment = folder / "experiment.py"
-    experiment.write_text(EXPERIMENT.format(path=str(folder / "data"), steps=STEPS))
+    cached = request.param == "features"
+    changes = {"features": str(folder / "features"), **NO_AUGMENTATION} if cached else {}
+    experiment.write_text(EXPERIMENT.format(path=str(folder / "data"), steps=STEPS, changes=changes))
     started: list[subprocess.Popen] = []
 
     def start(name: str, *flags: str) -> Launched:

@@ -1,7 +1,11 @@
-"""What a run left, read back."""
+"""What a run left, read back, and a run in a process of its own that a signal ends."""
 
 import csv
+import os
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.sam2.parameters import split
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -35,3 +41,16 @@ def events(run: Path) -> Iterator[Event]:
             (length,) = struct.unpack_from("<Q", content, at)
             yield Event.FromString(content[at + 12 : at + 12 + length])
             at += 16 + length
+
+
+def signalled(experiment: Path, run: Path, step: int, number: int) -> tuple[int, str]:
+    """Start the command in a process, send it a signal once `step` is logged; its exit code and stderr."""
+    words = [sys.executable, "-m", "sam2_3dmed_jax.cli", "train", str(experiment), "--out", str(run)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    log = run / "log.csv"
+    while process.poll() is None and not (log.exists() and len(log.read_bytes().splitlines()) > step):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=600)
+    return process.returncode, told

@@ -1,14 +1,10 @@
 """A run goes on to the same end after signals, damaged checkpoints and a full disk."""
 
 import json
-import os
 import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,22 +16,7 @@ from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.checkpoint import SUMS, restore
 from sam2_3dmed_jax.training.run_folder import claim_folder
-from tests.training.run_files import assert_same_result, rows
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def signalled(experiment: Path, run: Path, step: int, number: int) -> tuple[int, str]:
-    """Start the command in a process, send it a signal once `step` is logged; its exit code and stderr."""
-    words = [sys.executable, "-m", "sam2_3dmed_jax.cli", "train", str(experiment), "--out", str(run)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
-    log = run / "log.csv"
-    while process.poll() is None and not (log.exists() and len(log.read_bytes().splitlines()) > step):
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=600)
-    return process.returncode, told
+from tests.training.run_files import assert_same_result, rows, signalled
 
 
 def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_never_was(small, whole, tmp_path):

@@ -1,6 +1,5 @@
 """A dataset of two small phantoms and an experiment on it whose encoder is frozen, for tests of the cache."""
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,3 @@ def quick_step(config: ExperimentConfig, dtype: Any = None) -> Step:
         for name, (shape, own) in shapes.items()
     }
     return setup.step.lower(setup.state, setup.frozen, batch).compile(QUICK)
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    """The rows of a run's log, without what a clock says."""
-    with (run / "log.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
