@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "experiments" / "launch" / "local.py"
 STEPS = 20
 DEATH_SECONDS = 30  # within which the others are to end
-EXPERIMENT = """
+EXPERIMENT = r"""
 from sam2_3dmed_jax.config import *
 
 def get_config():
@@ -37,7 +37,7 @@ def get_config():
         # The mask decoder alone trains: a third of the time to compile.
         training=TrainingConfig(
             steps={steps}, batch_size=2, checkpoint_every=2, log_every=1, warmup_steps=1,
-            frozen=(r"^(?!sam_mask_decoder)",),
+            frozen=(r"^(?!sam_mask_decoder\.(?!conv_s))",),
         ),
     )
 """

@@ -163,7 +163,7 @@ def test_a_run_from_features_that_is_killed_twice_ends_as_one_that_never_was(con
     config = config.replace(
         model=replace(config.model, srpp=False, bd=False),
         data=replace(config.data, features=str(tmp_path / "features")),
-        training=replace(config.training, steps=12, frozen=(r"^(?!sam_mask_decoder)",)),
+        training=replace(config.training, steps=12, frozen=(r"^(?!sam_mask_decoder\.(?!conv_s))",)),
     )
     experiment = tmp_path / "experiment.py"
     experiment.write_text(f"from sam2_3dmed_jax.config import *\n\ndef get_config():\n    return {config!r}\n")
