@@ -55,6 +55,8 @@ class ConsoleProgress:
         note = f"loss {metrics['loss']:.3f}  Dice {metrics['dice']:.2f}  {seconds:.2f} s/step"
         if seconds > 0:
             note += f"  {metrics['batch_size'] / seconds:.1f} clips/s"
+        if "mfu" in metrics:
+            note += f"  MFU {metrics['mfu']:.0%}"
         if "dice_inner" in metrics:
             note += f"  inner Dice {metrics['dice_inner']:.3f}"
         if not self._bar:  # which shows it by itself

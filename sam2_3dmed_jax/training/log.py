@@ -46,7 +46,7 @@ class Log:
         """
         self._path = run / "log.csv"
         by_module = [f"{what}/{module}" for what in ("gradient_norm", "learning_rate") for module in modules]
-        self._columns = (*COLUMNS, *by_module, "seconds")
+        self._columns = (*COLUMNS, *by_module, "mfu", "seconds")
         self._rows = self._read(start)
         text = io.StringIO()
         self._writer(text).writeheader()

@@ -41,6 +41,7 @@ from sam2_3dmed_jax.training.run_folder import claim_folder, record
 from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.training.sharding import whole
 from sam2_3dmed_jax.training.step import TrainState, result
+from sam2_3dmed_jax.training.utilisation import utilisation
 from sam2_3dmed_jax.training.validation import fixed_batches, inner_dice
 
 Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
@@ -99,6 +100,7 @@ def train(
 
     guard, clock, logged = LossGuard(run, batches, training.loss_limit), time.monotonic(), start
     speaks = processes.is_first()
+    used = utilisation(config, setup.devices) if speaks else None
     with (
         Log(run, start, by_part(state.weights), record(config)) if speaks else nullcontext() as log,
         Checkpoints(run / "checkpoints", training.keep_checkpoints) as checkpoints,
@@ -123,6 +125,8 @@ def train(
             if logs:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 values["seconds"] = (time.monotonic() - clock) / (done - logged)
+                if used:
+                    values["mfu"] = used(values["seconds"])
                 if log:
                     log.write(done, {**values, "clips_per_second": training.batch_size / values["seconds"]})
                 if progress and speaks:

@@ -2,7 +2,7 @@
 
 import jax
 
-from sam2_3dmed_jax.plan.jaxpr_cost import flops
+from sam2_3dmed_jax.jaxpr_cost import flops
 from sam2_3dmed_jax.plan.programs import programs
 from tests.plan.test_tpu import experiment
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from sam2_3dmed_jax import cli
+from sam2_3dmed_jax.chips import CHIPS
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan import toolchain
 from sam2_3dmed_jax.plan.programs import programs
 from sam2_3dmed_jax.plan.request import read_request
-from sam2_3dmed_jax.plan.topologies import CHIPS, gpu_target, parse_topology
+from sam2_3dmed_jax.plan.topologies import PLANNED, gpu_target, parse_topology
 
 EXPERIMENT = """
 from sam2_3dmed_jax.config import ExperimentConfig
@@ -27,11 +28,11 @@ def experiment(tmp_path):
     return str(file)
 
 
-@pytest.mark.parametrize("text", ["v5e", "v5e:", "v5e:4xx4", "v9:4x4", "h100:0", "4x4"])
+@pytest.mark.parametrize("text", ["v5e", "v5e:", "v5e:4xx4", "v9:4x4", "v4:2x2x4", "h100:0", "4x4"])
 def test_an_unknown_topology_is_answered_with_the_known_chips(text, experiment, capsys):
     assert cli.main(["plan", experiment, "--topology", text]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert text in line and all(chip in line for chip in CHIPS)
+    assert text in line and all(chip in line for chip in PLANNED)
 
 
 @pytest.mark.parametrize("text", ["h100:12", "a100:2x4"])

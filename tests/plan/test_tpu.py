@@ -1,9 +1,14 @@
 """The real train step compiled for TPUs that are not there: work and traffic grow with the slices as they run."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from sam2_3dmed_jax.plan.process import plan
+from sam2_3dmed_jax.plan.toolchain import ENVIRONMENT
 
 
 def experiment(slices: int) -> ExperimentConfig:
@@ -50,3 +55,22 @@ def test_times_follow_from_the_chips_rates_and_name_what_binds(records):
     assert times["estimate"] == max(times.values())
     parts = {name: times[name] for name in ("compute", "memory", "network")}
     assert parts[records[2]["bound"]] == max(parts.values())
+
+
+SLICES = {"v5e:1x1": 1, "v5e:1x2": 2, "v6e:4x4": 16, "v5p:2x1x1": 2, "v5p:2x2x4": 16}
+SEEN = f"""
+from sam2_3dmed_jax.plan.topologies import parse_topology
+
+for text in {list(SLICES)}:
+    devices = parse_topology(text).devices()
+    print(text, len(devices), {{device.device_kind for device in devices}} == {{parse_topology(text).chip.kind}})
+"""
+
+
+def test_a_slice_of_any_size_has_a_device_a_chip_of_the_kind_that_a_run_would_see():
+    seen = subprocess.run(
+        [sys.executable, "-c", SEEN], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+    )
+    assert [line.split() for line in seen.stdout.splitlines()] == [
+        [text, str(chips), "True"] for text, chips in SLICES.items()
+    ], seen.stderr

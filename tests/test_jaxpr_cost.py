@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 
-from sam2_3dmed_jax.plan.jaxpr_cost import flops
+from sam2_3dmed_jax.jaxpr_cost import flops
 
 PRODUCT = 2 * 4 * 8 * 8  # of [4, 8] and [8, 8]
 X, W = jnp.ones((4, 8)), jnp.ones((8, 8))
