@@ -27,7 +27,7 @@ def get_config():
             intensity=0.0, noise=0.0, preprocessing=PreprocessingConfig(window="60,300"),
         ),
         training=TrainingConfig(
-            steps=500, batch_size=4, learning_rate=2e-3, warmup_steps=30,
+            steps=360, ema=0.98, batch_size=4, learning_rate=2e-3, warmup_steps=30,
             part_learning_rates=((r"^image_encoder\\.", 0.2),), loss=LossConfig(bce=10.0, bd=0.5),
         ),
     )
