@@ -196,13 +196,15 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for name in ("remap", "images"):
         if getattr(options, name) and not options.predictions:
             raise UserError(f"--{name} is for --predictions; leave it out")
+    if options.without_bd and not options.checkpoint:
+        raise UserError("--without-bd is for a checkpoint; leave it out")
     _start()
     from sam2_3dmed_jax import scoring
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.data.split_choice import FIELDS
 
     words = {f.name: getattr(options, f.name) for f in fields(scoring.Wanted) if f.name in options}
-    if options.results and (fixed := sorted(words.keys() - {"out", "resample", "metrics"})):
+    if options.results and (fixed := sorted(words.keys() - {"out", "resample", "metrics", "without_bd"})):
         raise UserError(f"--{fixed[0].replace('_', '-')}: finished results cannot change; leave it out with --results")
     wanted = scoring.Wanted(**words, others=scoring.read_all(options.compare))
     split = {name: getattr(options, name) for name in FIELDS if name in options}

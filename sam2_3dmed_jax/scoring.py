@@ -13,9 +13,10 @@ from etils import epath
 from sam2_3dmed_jax.data.msd import fingerprint, on_disk, read_dataset
 from sam2_3dmed_jax.data.split_choice import SPLIT, absolute, split_to_score
 from sam2_3dmed_jax.data.split_files import listed, read_how
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, naming
 from sam2_3dmed_jax.evaluation import label_classes
 from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
+from sam2_3dmed_jax.evaluation.cost import fixed_cost
 from sam2_3dmed_jax.evaluation.evaluator import Plan, Progress, evaluate_files, evaluate_model
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass
@@ -23,11 +24,19 @@ from sam2_3dmed_jax.evaluation.label_files import find_pairs, label_values
 from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
 from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.report.pictures import WORST
-from sam2_3dmed_jax.evaluation.results import CASES, LESIONS, REPORT, SUMMARY, read_results, write_results
+from sam2_3dmed_jax.evaluation.results import (
+    CASES,
+    LESIONS,
+    REPORT,
+    SUMMARY,
+    read_fixed_cost,
+    read_results,
+    write_results,
+)
 from sam2_3dmed_jax.evaluation.scores import Measure
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, Row, summarise
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.model.checkpoint import load_model
+from sam2_3dmed_jax.model.checkpoint import load_model, without_boundary
 
 TRAINED = ("yes", "no", "unknown")
 
@@ -49,6 +58,7 @@ class Wanted:
     method: str | None = None
     trained_on_these_cases: str | None = None
     seed: str | None = None
+    without_bd: bool = False
     others: Sequence[Row] = field(default_factory=tuple)  # results to compare with
 
     @property
@@ -110,11 +120,16 @@ def score_checkpoint(
     about = wanted.about(os.path.basename(os.path.normpath(checkpoint)), "no" if run else "unknown", fold)
     about["seed"] = about["seed"] or run.get("seed", "")
     plan = Plan(classes, wanted.protocol or "one-click", targets, measure=wanted.measure, about=about, pictures=WORST)
-    predictor = VolumePredictor(load_model(checkpoint), order)
+    model = load_model(checkpoint)
+    if wanted.without_bd:
+        with naming("--without-bd"):
+            model = without_boundary(model)
+        about |= {"bd": "left out", "method": wanted.method or f"{about['method']} without BD"}
+    predictor = VolumePredictor(model, order)
     plan = replace(plan, clip_slices=predictor.model.info.model.slice_position.window)
     finished = FinishedCases(wanted.out, {"plan": repr(plan), "order": order, "files": [known, _stamp(checkpoint)]})
     rows = evaluate_model(predictor, cases, plan, progress, finished)
-    lines = _write(rows, wanted)
+    lines = _write(rows, wanted, [fixed_cost(predictor)])
     finished.remove()
     return [*(f"note: {warning}" for warning in dataset.warnings), *lines]
 
@@ -178,7 +193,7 @@ def score_results(folders: Sequence[str], wanted: Wanted) -> list[str]:
     Raises:
         UserError: results that cannot be read or do not belong together.
     """
-    return _write(read_all(folders), wanted)
+    return _write(read_all(folders), wanted, [read_fixed_cost(folder) for folder in folders])
 
 
 def read_all(folders: Sequence[str]) -> list[Row]:
@@ -190,9 +205,9 @@ def read_all(folders: Sequence[str]) -> list[Row]:
     return [row for folder in folders for row in read_results(folder)]
 
 
-def _write(rows: list[Row], wanted: Wanted) -> list[str]:
+def _write(rows: list[Row], wanted: Wanted, fixed: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """Summarise, compare, write, and tell."""
-    summary = summarise(rows)
+    summary = summarise(rows, fixed)
     comparison = compare(rows, wanted.others) if wanted.others else None
     beside = comparison_texts(comparison) if comparison else {}
     write_results(rows, summary, wanted.out, {**beside, REPORT: report_page(rows, summary, comparison)})

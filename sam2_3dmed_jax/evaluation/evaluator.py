@@ -5,9 +5,7 @@ One row a case and class. What the predictor is told is made from the reference 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,16 +13,25 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.data.msd import Case
+from sam2_3dmed_jax.evaluation.cost import UNKNOWN, Meter
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, Target, painted_values, prompted_targets
 from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair, read_scan
 from sam2_3dmed_jax.evaluation.lesions import count_lesions
-from sam2_3dmed_jax.evaluation.prompted import Prompts, deciding, prompts_of_objects, segment_clips, segment_objects
+from sam2_3dmed_jax.evaluation.prompted import (
+    Prompts,
+    clip_sessions,
+    deciding,
+    prompts_of_objects,
+    segment_clips,
+    segment_objects,
+)
 from sam2_3dmed_jax.evaluation.protocol import check_protocol
 from sam2_3dmed_jax.evaluation.report.pictures import illustrate
 from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, PROMPTED, Row
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
+from sam2_3dmed_jax.plan.segmentation import SegmentationFlops
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
@@ -80,11 +87,12 @@ def evaluate_model(
     check_protocol(plan.protocol)
     for case in cases:  # before hours are spent on others
         check_grid(read_grid(case.image), plan.measure)
+    flops = SegmentationFlops(predictor)
     rows: list[Row] = []
     for done, case in enumerate(cases, 1):
         found = finished.get(case.id) if finished else None
         if found is None:
-            found = _evaluate_case(predictor, case, plan, rows)
+            found = _evaluate_case(predictor, case, plan, flops, rows)
             if finished:
                 finished.add(case.id, found)
         rows += found
@@ -143,20 +151,25 @@ def score_labels(
         UserError: surfaces on a slanted grid, without resampling.
     """
     prompts = _prompts(reference, grid, plan) if plan.protocol else {}
-    return _rows(case, labels, reference, grid, prompts, plan, missing=missing)
+    return _rows(case, labels, reference, grid, prompts, plan, {"bd": "", **UNKNOWN}, missing)
 
 
-def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan, before: Sequence[Row]) -> list[Row]:
+def _evaluate_case(
+    predictor: VolumePredictor, case: Case, plan: Plan, flops: SegmentationFlops, before: Sequence[Row]
+) -> list[Row]:
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
     prompts = _prompts(reference, volume.grid, plan)
-    start = time.perf_counter()
-    if plan.protocol == "oracle-clip":
-        labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
-    else:
-        labels = segment_objects(predictor, volume, prompts)
-    seconds = time.perf_counter() - start
-    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
+    sessions = [(len(volume.array), [prompt for own in prompts.values() for prompt in own])]
+    with Meter() as meter:
+        if plan.protocol == "oracle-clip":
+            labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
+            clips = clip_sessions(reference, prompts, plan.clip_slices)
+            sessions = [(stop - start, moved) for start, stop, moved in clips]
+        else:
+            labels = segment_objects(predictor, volume, prompts)
+    own = {"bd": "yes" if predictor.model.info.model.bd else "no", **meter.columns(flops(sessions))}
+    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, own)
     window = predictor.model.info.preprocessing.window
     _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
     return rows
@@ -190,7 +203,7 @@ def _rows(
     grid: Grid,
     prompts: Prompts,
     plan: Plan,
-    seconds: float = math.nan,
+    own: Mapping[str, Any],
     missing: bool = False,
 ) -> list[Row]:
     rows = []
@@ -208,12 +221,12 @@ def _rows(
             "prompt_source": "reference" if told else "none",
             "n_prompts": len(told),
             "prompt_slices": " ".join(map(str, slices)),
+            **own,
             **plan.about,
             "labels": "+".join(map(str, entry.values)),
             "tolerance_mm": entry.tolerance_mm,
             "definition": plan.measure.definition if plan.measure.surfaces else "",
             "empty_policy": plan.measure.empty if plan.measure.surfaces else "",
-            "seconds": seconds,
         }
         if entry.tumour:
             counts, lesions = count_lesions(prediction, actual, grid.voxel_volume_ml)

@@ -5,7 +5,7 @@ An object may be a union of labels, such as a pancreas with its tumour; a smalle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -67,14 +67,21 @@ def segment_clips(
 ) -> np.ndarray:
     """A label map uint16 `[D, H, W]`: each object by itself, a clip of its extent at a time, later over earlier."""
     labels = np.zeros(volume.array.shape, np.uint16)
+    for start, stop, moved in clip_sessions(reference, prompts, clip_slices):
+        clip = segment_volume(predictor, _slices(volume, start, stop), moved).labels
+        labels[start:stop][clip > 0] = clip[clip > 0]
+    return labels
+
+
+def clip_sessions(
+    reference: np.ndarray, prompts: Prompts, clip_slices: int
+) -> Iterator[tuple[int, int, list[VoxelPrompt]]]:
+    """First and past-the-last slice of each clip of each object, and its prompts on slices counted from the first."""
     for target, own in prompts.items():
         for start, stop in clips_of(np.isin(reference, target), clip_slices):
             inside = [prompt for prompt in own if start <= prompt.slice < stop]
             if inside:
-                moved = [VoxelPrompt(p.object_id, p.slice - start, p.points, p.labels) for p in inside]
-                clip = segment_volume(predictor, _slices(volume, start, stop), moved).labels
-                labels[start:stop][clip > 0] = clip[clip > 0]
-    return labels
+                yield start, stop, [VoxelPrompt(p.object_id, p.slice - start, p.points, p.labels) for p in inside]
 
 
 def _slices(volume: Volume, start: int, stop: int) -> Volume:

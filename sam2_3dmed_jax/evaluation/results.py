@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation.cost import MEASURED
 from sam2_3dmed_jax.evaluation.lesions import COUNTS
 from sam2_3dmed_jax.evaluation.scores import BEYOND, OVERLAP, SURFACE, UNPROMPTED, VOLUMES
 from sam2_3dmed_jax.evaluation.summary import Row
@@ -26,11 +27,11 @@ COMPARISON = ("comparison.csv", "comparison.json")
 COLUMNS = (
     *("case", "class", *OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "empty", "missing"),
     *("block", "protocol", "prompt_source", "n_prompts", "prompt_slices"),
-    *("method", "trained_on_these_cases", "fold", "seed"),
-    *("labels", "tolerance_mm", "definition", "empty_policy", "seconds"),
+    *("method", "trained_on_these_cases", "bd", "fold", "seed"),
+    *("labels", "tolerance_mm", "definition", "empty_policy", *MEASURED, "compiled"),
 )
 LESION_COLUMNS = ("case", "class", "lesion", "diameter_mm", "volume_ml", "covered", "found", "method", "fold", "seed")
-_NUMBERS = (*OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "tolerance_mm", "seconds")
+_NUMBERS = (*OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "tolerance_mm", *MEASURED)
 _MAX_BYTES = 256 << 20  # of a table; more is another kind of file
 
 
@@ -124,6 +125,15 @@ def read_results(folder: str | os.PathLike[str]) -> list[Row]:
     if not rows:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")
     return _with_lesions(Path(folder, LESIONS), rows)
+
+
+def read_fixed_cost(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Parameters and machine of a finished evaluation, as its `summary.json` has them; {}: it tells none."""
+    try:
+        cost = json.loads(Path(folder, SUMMARY).read_text(encoding="utf-8"))["cost"]
+        return {name: cost[name] for name in ("parameters", "machine")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _with_lesions(path: Path, rows: list[Row]) -> list[Row]:

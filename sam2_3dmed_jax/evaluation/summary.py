@@ -6,12 +6,13 @@ Several evaluations of one method (folds, seeds) are summarised together: their 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation import cost
 from sam2_3dmed_jax.evaluation.lesions import COUNTS, summarise_lesions
 from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
 from sam2_3dmed_jax.evaluation.scores import BEYOND, LOWER_IS_BETTER, SCORES, SURFACE, VOLUMES
@@ -22,7 +23,7 @@ Row = dict[str, Any]
 AUTOMATIC, PROMPTED = "automatic", "reference-prompted"  # the column "block"
 AVERAGED = (*SCORES, *VOLUMES, BEYOND)
 # One value in all rows of a summary: a table mixes neither blocks nor definitions.
-UNIFORM = ("method", "trained_on_these_cases", "block", "protocol", "definition", "empty_policy")
+UNIFORM = ("method", "trained_on_these_cases", "bd", "block", "protocol", "definition", "empty_policy")
 DEFINITIONS = {
     "dice": "2 |P n R| / (|P| + |R|) over all voxels of the case; both masks empty: NaN, one empty: 0",
     "iou": "|P n R| / |P u R|, the same way",
@@ -36,7 +37,8 @@ DEFINITIONS = {
     "volume_error_ml": "prediction minus reference; a volume is voxels x |det affine|; percent of the reference",
     "fp_ml_outside_extent": "millilitres predicted on slices beyond the reference's first and last one",
     "lesions": "components (26 neighbours); found: touched by the prediction; diameter: of the sphere of equal volume",
-    "seconds": "wall time of a case, all its classes together, without reading files",
+    **cost.DEFINITIONS,
+    "bd": "the boundary branch at inference: 'yes', 'no', 'left out' of a checkpoint that has it, or '': not known",
     "empty": "'prediction' or 'reference' empty, 'both', or ''; an object that the reference lacks is not prompted",
     "missing": "'yes': there is no file of the prediction, which counts as empty",
     "block": "automatic methods and those prompted from the reference are not ranked against each other",
@@ -48,13 +50,18 @@ DEFINITIONS = {
 }
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], fixed_cost: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Classes over cases, and their plain mean over classes; what could not be averaged is None.
+
+    Args:
+        rows: of one method.
+        fixed_cost: parameters and machine of each evaluation that the rows come from, `cost.fixed_cost`.
 
     Returns:
         {"classes": {name: {"cases", "tolerance_mm", "empty": {kind: count}, metric: `statistics.spread` with "ci95",
         "lesions" of tumours}}, "macro": {metric: {"mean", "ci95"}}, "macro_classes": names, "macro_dice" and the like:
-        mean or None, "missing_predictions": cases, the columns `UNIFORM`, "definitions", "note"}.
+        mean or None, "missing_predictions": cases, "cost": `cost.summarise_cost`, the columns `UNIFORM`, "definitions",
+        "note"}.
 
     Raises:
         UserError: rows that do not belong in one table, or a case that stands there twice.
@@ -112,6 +119,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "macro_classes": macro_classes,
         "macro": macro,
         "classes": classes,
+        "cost": cost.summarise_cost(rows, fixed_cost),
         "definitions": DEFINITIONS,
     }
 

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from sam2_3dmed_jax.evaluation.report import plots, tables
+from sam2_3dmed_jax.evaluation.report.cost import cost_tables
 from sam2_3dmed_jax.evaluation.report.markup import figure, table
 from sam2_3dmed_jax.evaluation.report.pictures import PICTURE, worst
 from sam2_3dmed_jax.evaluation.report.wording import name_of, row_cell, tolerances
@@ -56,6 +57,7 @@ def report_page(rows: Sequence[Row], summary: dict[str, Any], comparison: dict[s
         ("What was measured", tables.what_was_measured(rows, summary)),
         ("Scores", tables.scores(summary) + tables.counts(summary) + tables.lesions(summary)),
         ("Comparison", tables.comparison(comparison) if comparison else ""),
+        ("Cost", cost_tables(summary)),
         ("Spread over cases", _boxes(rows, summary)),
         ("Dice against organ size", _sizes(rows, summary)),
         ("Agreement of volumes", tables.volumes(summary) + _agreement(rows, summary)),

@@ -14,7 +14,7 @@ from sam2_3dmed_jax.evaluation.statistics import DRAWS
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, AVERAGED, Row
 
 ROWS = 2000  # of cases, at most: the rest stands in cases.csv
-_FIXED = ("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "labels", "definition")
+_FIXED = ("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "bd", "labels", "definition")
 
 
 def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
@@ -23,8 +23,6 @@ def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
     protocol = summary["protocol"][0]
     prompts = sorted({int(row["n_prompts"]) for row in rows})
     missing = summary["missing_predictions"]
-    seconds = {(row["case"], row.get("seed", "")): row.get("seconds", math.nan) for row in rows}
-    timed = sorted(value for value in seconds.values() if not math.isnan(value))
     pairs = [
         ("method", summary["method"] or "not named"),
         ("trained on these cases", summary["trained_on_these_cases"] or "unknown"),
@@ -32,6 +30,7 @@ def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
         ("protocol", protocol if protocol == "none" else f"{protocol}: {summary['protocol_definition']}"),
         ("prompt source", ", ".join(sorted({str(row["prompt_source"]) for row in rows}))),
         ("prompts a case and class", " to ".join(map(str, dict.fromkeys((prompts[0], prompts[-1]))))),
+        ("boundary branch (BD) at inference", summary["bd"] or "not known, or none"),
         ("cases", str(summary["cases"])),
         ("predictions that are missing", f"{len(missing)}: {', '.join(missing)}" if missing else "0"),
         ("folds", _values(rows, "fold")),
@@ -41,8 +40,6 @@ def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
         ("where one mask is empty", f"Dice, IoU, NSD 0; distances by the policy '{summary['empty_policy'] or 'none'}'"),
         ("where both are empty", "no score, left out of means and counted"),
     ]
-    if timed:
-        pairs.append(("seconds a case", f"{timed[0]:.3g} to {timed[-1]:.3g}, all its classes together"))
     return facts("What was measured. For research use only.", pairs)
 
 
