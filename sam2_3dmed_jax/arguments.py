@@ -114,6 +114,13 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--patients", metavar="CSV", help="case,patient: a patient's cases stay together", **unset)
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
     p.add_argument("--without-bd", action="store_true", help="leave the checkpoint's boundary branch out")
+    p.add_argument(
+        "--band-mm",
+        type=float,
+        metavar="MM",
+        help="half width of the band around the boundary in which a checkpoint's probabilities are judged (default: 5)",
+        **unset,
+    )
     p.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     p.add_argument("--references", metavar="DIR", help="their references, of the same names")
     p.add_argument("--images", metavar="DIR", help="scans of the references, drawn in the report (default: none)")

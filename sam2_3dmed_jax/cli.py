@@ -196,8 +196,9 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for name in ("remap", "images"):
         if getattr(options, name) and not options.predictions:
             raise UserError(f"--{name} is for --predictions; leave it out")
-    if options.without_bd and not options.checkpoint:
-        raise UserError("--without-bd is for a checkpoint; leave it out")
+    for name in ("without_bd", "band_mm"):
+        if getattr(options, name, False) and not options.checkpoint:
+            raise UserError(f"--{name.replace('_', '-')} is for a checkpoint; leave it out")
     _start()
     from sam2_3dmed_jax import scoring
     from sam2_3dmed_jax.console import ConsoleProgress

@@ -22,11 +22,13 @@ from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass
 from sam2_3dmed_jax.evaluation.label_files import find_pairs, label_values
 from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
+from sam2_3dmed_jax.evaluation.reliability import WIDTH_MM
 from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.report.pictures import WORST
 from sam2_3dmed_jax.evaluation.results import (
     CASES,
     LESIONS,
+    RELIABILITY,
     REPORT,
     SUMMARY,
     read_fixed_cost,
@@ -59,6 +61,7 @@ class Wanted:
     trained_on_these_cases: str | None = None
     seed: str | None = None
     without_bd: bool = False
+    band_mm: float = WIDTH_MM
     others: Sequence[Row] = field(default_factory=tuple)  # results to compare with
 
     @property
@@ -126,7 +129,7 @@ def score_checkpoint(
             model = without_boundary(model)
         about |= {"bd": "left out", "method": wanted.method or f"{about['method']} without BD"}
     predictor = VolumePredictor(model, order)
-    plan = replace(plan, clip_slices=predictor.model.info.model.slice_position.window)
+    plan = replace(plan, band_mm=wanted.band_mm, clip_slices=predictor.model.info.model.slice_position.window)
     finished = FinishedCases(wanted.out, {"plan": repr(plan), "order": order, "files": [known, _stamp(checkpoint)]})
     rows = evaluate_model(predictor, cases, plan, progress, finished)
     lines = _write(rows, wanted, [fixed_cost(predictor)])
@@ -213,7 +216,8 @@ def _write(rows: list[Row], wanted: Wanted, fixed: Sequence[Mapping[str, Any]] =
     write_results(rows, summary, wanted.out, {**beside, REPORT: report_page(rows, summary, comparison)})
     told = [f"protocol {name}: {PROTOCOLS[name]}" for name in summary["protocol"] if name in PROTOCOLS]
     lines = [*told, *(_line(name, entry) for name, entry in summary["classes"].items())]
-    files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else []), SUMMARY, REPORT]
+    files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else [])]
+    files += [*([RELIABILITY] if any(row.get("reliability") for row in rows) else []), SUMMARY, REPORT]
     if comparison:
         files.insert(-2, "comparison.json")
         lines += [_difference(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]

@@ -106,7 +106,7 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["note"] == "for research use only" and summary["protocol"] == ["one-click"]
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        *("cases.csv", "lesions.csv", "report.html", "summary.json")
+        *("cases.csv", "lesions.csv", "reliability.csv", "report.html", "summary.json")
     ]
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 2  # both rows, over the scan
@@ -341,6 +341,7 @@ def test_a_file_that_is_no_experiment_is_refused(
         (["--targets", "2,1+2"], "all labels of 2 belong to later objects"),
         (["--tolerance-mm", "wide"], "--tolerance-mm: 'wide'"),
         (["--definition", "plastimatch"], "surface-distance, monai, medpy"),
+        (["--band-mm", "0"], "--band-mm: 0.0 is no width"),
         (["--compare", "absent"], "absent holds no cases.csv"),
     ],
 )

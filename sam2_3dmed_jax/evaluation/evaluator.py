@@ -5,6 +5,7 @@ One row a case and class. What the predictor is told is made from the reference 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.data.msd import Case
+from sam2_3dmed_jax.evaluation import reliability
 from sam2_3dmed_jax.evaluation.cost import UNKNOWN, Meter
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, Target, painted_values, prompted_targets
@@ -27,6 +29,7 @@ from sam2_3dmed_jax.evaluation.prompted import (
     segment_objects,
 )
 from sam2_3dmed_jax.evaluation.protocol import check_protocol
+from sam2_3dmed_jax.evaluation.reliability import WIDTH_MM, check_width, object_reliability
 from sam2_3dmed_jax.evaluation.report.pictures import illustrate
 from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, PROMPTED, Row
@@ -46,6 +49,7 @@ class Plan:
     protocol: str = ""  # how prompts were made from the reference; "": there were none
     targets: Sequence[Target] | None = None  # objects, later ones over earlier ones; None: as the classes tell
     clip_slices: int = 6  # D of the protocol 'oracle-clip'
+    band_mm: float = WIDTH_MM  # half width, around the boundary, in which probabilities are judged
     measure: Measure = field(default_factory=Measure)
     about: dict[str, Any] = field(default_factory=dict)  # columns: method, trained_on_these_cases, fold, seed
     pictures: int = 0  # of the worst rows, for a report
@@ -53,6 +57,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.protocol:
             check_protocol(self.protocol)
+        check_width(self.band_mm)
         painted_values(self.objects)
 
     @property
@@ -78,7 +83,8 @@ def evaluate_model(
         finished: cases that are done already; those done here are added.
 
     Returns:
-        Rows with the keys `results.COLUMNS`, of tumours "lesions", and of the worst ones `report.pictures.PICTURE`, in
+        Rows with the keys `results.COLUMNS`, of tumours "lesions", of objects
+        "reliability", and of the worst ones `report.pictures.PICTURE`, in
         the order of cases and classes.
 
     Raises:
@@ -160,6 +166,7 @@ def _evaluate_case(
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
     prompts = _prompts(reference, volume.grid, plan)
+    result = None  # logits of all slices
     sessions = [(len(volume.array), [prompt for own in prompts.values() for prompt in own])]
     with Meter() as meter:
         if plan.protocol == "oracle-clip":
@@ -167,9 +174,15 @@ def _evaluate_case(
             clips = clip_sessions(reference, prompts, plan.clip_slices)
             sessions = [(stop - start, moved) for start, stop, moved in clips]
         else:
-            labels = segment_objects(predictor, volume, prompts)
+            found = segment_objects(predictor, volume, prompts)
+            labels, result = found.labels, found.result
     own = {"bd": "yes" if predictor.model.info.model.bd else "no", **meter.columns(flops(sessions))}
     rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, own)
+    for row, entry in zip(rows, plan.classes, strict=True):
+        told = [prompts[target] for target in prompts if set(target) == set(entry.values)]
+        if result and told:
+            mask = entry.mask(reference)
+            row |= object_reliability(result, told[0][0].object_id, mask, volume.grid, plan.band_mm)
     window = predictor.model.info.preprocessing.window
     _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
     return rows
@@ -221,6 +234,8 @@ def _rows(
             "prompt_source": "reference" if told else "none",
             "n_prompts": len(told),
             "prompt_slices": " ".join(map(str, slices)),
+            "band_mm": math.nan,
+            **reliability.UNKNOWN,
             **own,
             **plan.about,
             "labels": "+".join(map(str, entry.values)),

@@ -11,8 +11,8 @@ import numpy as np
 
 from sam2_3dmed_jax.evaluation.label_classes import Target, painted_values
 from sam2_3dmed_jax.evaluation.protocol import clips_of, prompts_of
-from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.segment import segment_volume
+from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
+from sam2_3dmed_jax.inference.segment import Segmentation, segment_volume
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 
@@ -42,13 +42,15 @@ def deciding(values: Sequence[int], prompts: Prompts) -> list[VoxelPrompt]:
     return [prompt for target in prompts if target in nested for prompt in prompts[target]]
 
 
-def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts) -> np.ndarray:
-    """A label map uint16 `[D, H, W]`, all objects in one session.
+def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts) -> Segmentation:
+    """Labels uint16 `[D, H, W]` and logits, all objects in one session; without prompts there are none.
 
     Where objects overlap, the larger logit counts; but nested ones are written over those around them.
     """
     if not prompts:
-        return np.zeros(volume.array.shape, np.uint16)
+        depth = len(volume.array)
+        nothing = Result((), np.zeros((0, depth, 0, 0), np.float32), np.zeros((0, depth), np.float32))
+        return Segmentation(np.zeros(volume.array.shape, np.uint16), nothing)
     found = segment_volume(predictor, volume, [prompt for own in prompts.values() for prompt in own])
     labels = found.labels
     around = {
@@ -59,7 +61,7 @@ def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts
         masks = {value: mask for value, mask in found.object_masks() if around[value]}
         for value in (value for value in around if value in masks):  # the innermost last
             labels[masks[value] & np.isin(labels, around[value])] = value
-    return labels
+    return found
 
 
 def segment_clips(

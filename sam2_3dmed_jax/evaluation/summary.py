@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import cost
+from sam2_3dmed_jax.evaluation import cost, reliability
 from sam2_3dmed_jax.evaluation.lesions import COUNTS, summarise_lesions
 from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
 from sam2_3dmed_jax.evaluation.scores import BEYOND, LOWER_IS_BETTER, SCORES, SURFACE, VOLUMES
@@ -21,7 +21,7 @@ from sam2_3dmed_jax.evaluation.statistics import DRAWS, bootstrap_means, interva
 Row = dict[str, Any]
 
 AUTOMATIC, PROMPTED = "automatic", "reference-prompted"  # the column "block"
-AVERAGED = (*SCORES, *VOLUMES, BEYOND)
+AVERAGED = (*SCORES, *VOLUMES, BEYOND, *reliability.COLUMNS)
 # One value in all rows of a summary: a table mixes neither blocks nor definitions.
 UNIFORM = ("method", "trained_on_these_cases", "bd", "block", "protocol", "definition", "empty_policy")
 DEFINITIONS = {
@@ -37,6 +37,7 @@ DEFINITIONS = {
     "volume_error_ml": "prediction minus reference; a volume is voxels x |det affine|; percent of the reference",
     "fp_ml_outside_extent": "millilitres predicted on slices beyond the reference's first and last one",
     "lesions": "components (26 neighbours); found: touched by the prediction; diameter: of the sphere of equal volume",
+    **reliability.DEFINITIONS,
     **cost.DEFINITIONS,
     "bd": "the boundary branch at inference: 'yes', 'no', 'left out' of a checkpoint that has it, or '': not known",
     "empty": "'prediction' or 'reference' empty, 'both', or ''; an object that the reference lacks is not prompted",
@@ -59,9 +60,9 @@ def summarise(rows: Sequence[Row], fixed_cost: Sequence[Mapping[str, Any]] = ())
 
     Returns:
         {"classes": {name: {"cases", "tolerance_mm", "empty": {kind: count}, metric: `statistics.spread` with "ci95",
-        "lesions" of tumours}}, "macro": {metric: {"mean", "ci95"}}, "macro_classes": names, "macro_dice" and the like:
-        mean or None, "missing_predictions": cases, "cost": `cost.summarise_cost`, the columns `UNIFORM`, "definitions",
-        "note"}.
+        "lesions" of tumours, "reliability" of objects}}, "macro": {metric: {"mean", "ci95"}}, "macro_classes": names,
+        "macro_dice" and the like: mean or None, "missing_predictions": cases, "cost": `cost.summarise_cost`, the
+        columns `UNIFORM`, "definitions", "note"}.
 
     Raises:
         UserError: rows that do not belong in one table, or a case that stands there twice.
@@ -71,11 +72,17 @@ def summarise(rows: Sequence[Row], fixed_cost: Sequence[Mapping[str, Any]] = ())
     for column in UNIFORM:
         if len(found := {str(row.get(column, "")) for row in rows}) > 1:
             raise UserError(f"the results differ in {column} ({', '.join(sorted(found))}); summarise each by itself")
+    bands = reliability.widths(rows)
+    if len(bands) > 1:
+        raise UserError(
+            f"the results differ in band_mm ({', '.join(map(str, sorted(bands)))}); summarise each by itself"
+        )
     tolerances: dict[str, Any] = {}
     for row in rows:
         if str(tolerances.setdefault(row["class"], row.get("tolerance_mm"))) != str(row.get("tolerance_mm")):
             raise UserError(f"the results differ in tolerance_mm of {row['class']}; summarise each by itself")
     metrics = [m for m in AVERAGED if m not in SURFACE or any(row.get("definition") for row in rows)]
+    metrics = [m for m in metrics if m not in reliability.COLUMNS or bands]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["class"] for row in rows))
     tables = {name: {metric: values_of(rows, name, metric, cases) for metric in metrics} for name in names}
@@ -99,6 +106,8 @@ def summarise(rows: Sequence[Row], fixed_cost: Sequence[Mapping[str, Any]] = ())
                 entry = {**dict.fromkeys(entry), "n": entry["n"], "undefined": True}
                 samples[metric][:, at] = math.nan
             classes[name][metric] = {**entry, "ci95": interval(samples[metric][:, at])}
+        if bins := reliability.pooled_bins(own):
+            classes[name]["reliability"] = {"band_mm": bands.copy().pop(), "bins": bins}
         counted = [row for row in own if row.get(COUNTS[0]) not in (None, "")]
         if counted:
             lesions = [lesion for row in counted for lesion in row.get("lesions", ())]

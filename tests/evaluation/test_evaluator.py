@@ -20,6 +20,7 @@ from sam2_3dmed_jax.evaluation.label_classes import declared_classes, parse_clas
 from sam2_3dmed_jax.evaluation.label_files import find_pairs
 from sam2_3dmed_jax.evaluation.lesions import COUNTS
 from sam2_3dmed_jax.evaluation.prompted import prompts_of_objects, segment_objects
+from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.results import COLUMNS
 from sam2_3dmed_jax.evaluation.scores import SCORES
 from sam2_3dmed_jax.evaluation.summary import Row
@@ -62,7 +63,9 @@ def rows(predictor: VolumePredictor, dataset: Dataset, plan: Plan) -> list[Row]:
 
 def scored(row: Row) -> str:
     """A row without what only a model's run tells."""
-    return repr({name: value for name, value in row.items() if name not in (*UNKNOWN, "bd")})
+    return repr(
+        {name: value for name, value in row.items() if name not in (*UNKNOWN, *BAND, "band_mm", "reliability", "bd")}
+    )
 
 
 def test_there_is_one_row_a_case_and_class_that_says_what_the_method_was_told(dataset: Dataset, rows: list[Row]):
@@ -107,7 +110,7 @@ def test_written_predictions_scored_as_files_give_the_rows_of_the_direct_path(
         volume = read_volume(case.image)
         reference = read_labels(case.label, volume)
         objects = prompts_of_objects("one-click", reference, volume.spacing, plan.objects)
-        labels = segment_objects(predictor, volume, objects)
+        labels = segment_objects(predictor, volume, objects).labels
         write_labels(tmp_path / Path(case.label).name, labels, volume)
     pairs, unused = find_pairs(tmp_path, Path(dataset.cases[0].label).parent)
     found = evaluate_files(pairs, plan)
@@ -126,6 +129,9 @@ def test_an_organ_is_prompted_together_with_its_tumour_which_is_written_over_it(
     volume = read_volume(dataset.cases[0].image)
     reference = read_labels(dataset.cases[0].label, volume)
     whole = np.isin(reference, (1, 2)).sum((1, 2)).argmax()
+    assert not organ.get("reliability") and math.isnan(organ["band_ece"])  # it is what the tumour leaves of an object
+    for row in (tumour, both):
+        assert 0 <= row["band_ece"] <= 1 and 0 <= row["band_entropy"] <= 1 and row["band_mm"] == 5
     assert str(whole) in organ["prompt_slices"].split() and organ["n_prompts"] == both["n_prompts"] == 2
     assert tumour["prompt_slices"] == str((reference == 2).sum((1, 2)).argmax())
     assert both["volume_ml_reference"] == pytest.approx(organ["volume_ml_reference"] + tumour["volume_ml_reference"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from sam2_3dmed_jax.evaluation.reliability import BINS
 from sam2_3dmed_jax.evaluation.report import plots, tables
 from sam2_3dmed_jax.evaluation.report.cost import cost_tables
 from sam2_3dmed_jax.evaluation.report.markup import figure, table
@@ -60,6 +61,7 @@ def report_page(rows: Sequence[Row], summary: dict[str, Any], comparison: dict[s
         ("Cost", cost_tables(summary)),
         ("Spread over cases", _boxes(rows, summary)),
         ("Dice against organ size", _sizes(rows, summary)),
+        ("Reliability at the boundary", _reliability(summary)),
         ("Agreement of volumes", tables.volumes(summary) + _agreement(rows, summary)),
         ("Worst cases", _worst(rows, summary)),
         ("All cases", f"<details><summary>{len(rows)} rows</summary>{tables.cases(rows)}</details>"),
@@ -123,6 +125,23 @@ def _sizes(rows: Sequence[Row], summary: dict[str, Any]) -> str:
     caption = "Each case by the volume of its reference (logarithmic); cases with an empty reference have none."
     alt = f"Dice against the reference's volume. {told}."
     return figure("svg+xml", plots.dice_against_size(volume, dice), alt, caption)
+
+
+def _reliability(summary: dict[str, Any]) -> str:
+    found = {name: entry["reliability"] for name, entry in summary["classes"].items() if "reliability" in entry}
+    if not found:
+        return ""
+    width = next(iter(found.values()))["band_mm"]
+    told = summary["definitions"]
+    caption = (
+        f"Reliability diagram. Of the voxels that were given a probability, the share inside the reference; {BINS} "
+        f"bins of equal width, voxels of all cases together, in the band of {width:g} mm ({told['band_mm']}). A "
+        "calibrated model lies on the dashed line; below it, it claims too much. Larger marks: more voxels. The scores "
+        "above are means over cases."
+    )
+    totals = ", ".join(f"{name}: {sum(b['voxels'] for b in entry['bins'])} voxels" for name, entry in found.items())
+    bins = {name: entry["bins"] for name, entry in found.items()}
+    return figure("svg+xml", plots.reliability(bins), f"Reliability diagram. {totals}.", caption)
 
 
 def _agreement(rows: Sequence[Row], summary: dict[str, Any]) -> str:
