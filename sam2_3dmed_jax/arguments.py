@@ -98,6 +98,19 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--planes", metavar="PNG", help="three planes through each object; with --cases a folder")
     p.add_argument("--reference", metavar="LABELS.nii.gz", help="label map drawn into the pictures")
     p.add_argument("--cases", metavar="CSV|FOLDER", help="many volumes instead of IMAGE; --out is then a folder")
+    p.add_argument(
+        "--msd-test",
+        metavar="TASK",
+        help="a Decathlon task's folder instead of IMAGE: all its imagesTs, as the challenge takes them, in OUT/TASK/",
+    )
+    p.add_argument(
+        "--prompts-from",
+        metavar="DIR",
+        help="with --msd-test, an automatic method's predictions that prompts are drawn from, in place of --cases",
+    )
+    p.add_argument(
+        "--protocol", default="one-click", help="how --prompts-from draws: box-mid or one-click-per-component too"
+    )
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
 
     p = verb("evaluate", "score a checkpoint on held-out cases, or any method's NIfTI files")

@@ -125,7 +125,8 @@ def object_reliability(
 
 def widths(rows: Sequence[Mapping[str, Any]]) -> set[float]:
     """The half widths, in mm, of the bands in which rows judge probabilities; none: they judge none."""
-    return {row["band_mm"] for row in rows if not math.isnan(row.get("band_mm", math.nan))}
+    found = (row.get("band_mm") for row in rows)
+    return {width for width in found if isinstance(width, float) and not math.isnan(width)}
 
 
 def pooled_bins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
