@@ -126,6 +126,12 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     )
     p.add_argument("--patients", metavar="CSV", help="case,patient: a patient's cases stay together", **unset)
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
+    p.add_argument(
+        "--prompts-from",
+        metavar="DIR",
+        help="prompt the checkpoint from an automatic method's held-out predictions, not from the references",
+        **unset,
+    )
     p.add_argument("--without-bd", action="store_true", help="leave the checkpoint's boundary branch out")
     p.add_argument(
         "--band-mm",
@@ -136,6 +142,11 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     )
     p.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     p.add_argument("--references", metavar="DIR", help="their references, of the same names")
+    p.add_argument(
+        "--nearest-component",
+        action="store_true",
+        help="reduce --predictions to the component nearest to one click in the reference, an object",
+    )
     p.add_argument("--images", metavar="DIR", help="scans of the references, drawn in the report (default: none)")
     p.add_argument("--results", action="append", default=[], metavar="DIR", help="finished results: folds, seeds")
     p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")

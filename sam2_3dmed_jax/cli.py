@@ -219,19 +219,23 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(
             "give one of CKPT and DATA, --predictions DIR and --references DIR, or --results DIR (again for each)"
         )
-    for name in ("remap", "images"):
+    for name in ("remap", "images", "nearest_component"):
         if getattr(options, name) and not options.predictions:
-            raise UserError(f"--{name} is for --predictions; leave it out")
-    for name in ("without_bd", "band_mm"):
+            raise UserError(f"--{name.replace('_', '-')} is for --predictions; leave it out")
+    for name in ("without_bd", "band_mm", "prompts_from"):
         if getattr(options, name, False) and not options.checkpoint:
             raise UserError(f"--{name.replace('_', '-')} is for a checkpoint; leave it out")
+    if options.nearest_component and "protocol" in options:
+        raise UserError("--nearest-component is a protocol of its own; leave out --protocol")
     _start()
     from sam2_3dmed_jax import scoring
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.data.split_choice import FIELDS
 
     words = {f.name: getattr(options, f.name) for f in fields(scoring.Wanted) if f.name in options}
-    if options.results and (fixed := sorted(words.keys() - {"out", "resample", "metrics", "without_bd"})):
+    if options.results and (
+        fixed := sorted(words.keys() - {"out", "resample", "metrics", "without_bd", "nearest_component"})
+    ):
         raise UserError(f"--{fixed[0].replace('_', '-')}: finished results cannot change; leave it out with --results")
     wanted = scoring.Wanted(**words, others=scoring.read_all(options.compare))
     split = {name: getattr(options, name) for name in FIELDS if name in options}

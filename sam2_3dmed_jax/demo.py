@@ -29,8 +29,9 @@ from sam2_3dmed_jax.data.prepare import prepare
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import figures
-from sam2_3dmed_jax.evaluation.evaluator import Plan, evaluate_model, score_labels
+from sam2_3dmed_jax.evaluation.evaluator import evaluate_model, score_labels
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, declared_classes
+from sam2_3dmed_jax.evaluation.plan import Plan
 from sam2_3dmed_jax.evaluation.protocol import prompts_of
 from sam2_3dmed_jax.evaluation.region_growing import region_growing
 from sam2_3dmed_jax.evaluation.report import report_page

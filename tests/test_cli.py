@@ -121,7 +121,7 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
     assert json.loads((pooled / "summary.json").read_text())["cost"]["parameters"] == cost["parameters"]
 
 
-def test_evaluate_leaves_the_boundary_branch_out_if_asked_and_says_so(
+def test_evaluate_leaves_the_boundary_branch_out_and_prompts_from_predictions_if_asked_and_says_so(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     ran = []
@@ -132,12 +132,14 @@ def test_evaluate_leaves_the_boundary_branch_out_if_asked_and_says_so(
         return score_labels(cases[0].id, labels, labels, grid, plan)
 
     monkeypatch.setattr(scoring, "evaluate_model", evaluated)
-    words = ["--folds", "2", "--without-bd", "--out", str(tmp_path)]
+    words = ["--folds", "2", "--without-bd", "--prompts-from", f"{files.data}/labelsTr", "--out", str(tmp_path)]
     assert run("evaluate", files.checkpoint, files.data, *words) == 0
     assert ran[0].boundary is None and ran[0].slice_position is not None
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["bd"], summary["method"]) == ("left out", "checkpoint without BD")
     assert summary["cost"]["parameters"]["bd"] == 0
+    assert (summary["block"], summary["protocol"]) == ("automatic", ["one-click-from-predictions"])
+    assert "no reference being used" in summary["protocol_definition"]
 
 
 def plain_copy(files: Files, folder: Path) -> Path:
@@ -341,6 +343,8 @@ def test_a_file_that_is_no_experiment_is_refused(
         (["--targets", "2,1+2"], "all labels of 2 belong to later objects"),
         (["--tolerance-mm", "wide"], "--tolerance-mm: 'wide'"),
         (["--definition", "plastimatch"], "surface-distance, monai, medpy"),
+        (["--prompts-from", "absent"], "absent: there is no such folder"),
+        (["--nearest-component"], "--nearest-component is for --predictions"),
         (["--band-mm", "0"], "--band-mm: 0.0 is no width"),
         (["--compare", "absent"], "absent holds no cases.csv"),
     ],

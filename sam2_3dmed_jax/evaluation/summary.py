@@ -14,7 +14,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import cost, reliability
 from sam2_3dmed_jax.evaluation.lesions import COUNTS, summarise_lesions
-from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
+from sam2_3dmed_jax.evaluation.protocol import EXPLAINED
 from sam2_3dmed_jax.evaluation.scores import BEYOND, LOWER_IS_BETTER, SCORES, SURFACE, VOLUMES
 from sam2_3dmed_jax.evaluation.statistics import DRAWS, bootstrap_means, interval, spread
 
@@ -41,7 +41,7 @@ DEFINITIONS = {
     **cost.DEFINITIONS,
     "bd": "the boundary branch at inference: 'yes', 'no', 'left out' of a checkpoint that has it, or '': not known",
     "empty": "'prediction' or 'reference' empty, 'both', or ''; an object that the reference lacks is not prompted",
-    "missing": "'yes': there is no file of the prediction, which counts as empty",
+    "missing": "'yes': there is no file of the prediction, or of the one to prompt from; it counts as empty",
     "block": "automatic methods and those prompted from the reference are not ranked against each other",
     "averaging": (
         "mean, SD (n - 1) and quartiles over cases with a value, a class at a time, a case being the mean over its "
@@ -121,7 +121,7 @@ def summarise(rows: Sequence[Row], fixed_cost: Sequence[Mapping[str, Any]] = ())
         "note": "for research use only",
         **{column: str(rows[0].get(column, "")) for column in UNIFORM},
         "protocol": sorted({str(row["protocol"]) for row in rows}),
-        "protocol_definition": PROTOCOLS.get(str(rows[0]["protocol"]), "none"),
+        "protocol_definition": EXPLAINED.get(str(rows[0]["protocol"]), "none"),
         "cases": len(cases),
         "missing_predictions": sorted({row["case"] for row in rows if row.get("missing") == "yes"}),
         **{f"macro_{metric}": entry["mean"] for metric, entry in macro.items()},

@@ -14,11 +14,12 @@ from sam2_3dmed_jax.data.msd import Dataset, read_dataset
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import evaluator
 from sam2_3dmed_jax.evaluation.cost import UNKNOWN
-from sam2_3dmed_jax.evaluation.evaluator import Plan, evaluate_files, evaluate_model
+from sam2_3dmed_jax.evaluation.evaluator import evaluate_files, evaluate_model
 from sam2_3dmed_jax.evaluation.finished import FILE, FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import declared_classes, parse_classes
 from sam2_3dmed_jax.evaluation.label_files import find_pairs
 from sam2_3dmed_jax.evaluation.lesions import COUNTS
+from sam2_3dmed_jax.evaluation.plan import Plan
 from sam2_3dmed_jax.evaluation.prompted import prompts_of_objects, segment_objects
 from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.results import COLUMNS

@@ -10,8 +10,9 @@ import pytest
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.comparison import compare
-from sam2_3dmed_jax.evaluation.evaluator import Plan, score_labels
+from sam2_3dmed_jax.evaluation.evaluator import score_labels
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass
+from sam2_3dmed_jax.evaluation.plan import Plan
 from sam2_3dmed_jax.evaluation.reliability import (
     BINS,
     UNKNOWN,
