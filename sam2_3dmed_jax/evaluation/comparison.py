@@ -64,6 +64,7 @@ def compare(rows: Sequence[Row], others: Sequence[Row], seed: int = 0) -> dict[s
     if len(widths((*rows, *others))) == 1:
         metrics += [m for m in BAND if all(not np.isnan([r[m] for r in side]).all() for side in (rows, others))]
     results = [_result(rows, others, name, metric, cases, seed) for name in names for metric in metrics]
+    results = [entry for entry in results if entry["cases"] or entry["metric"] not in BAND]
     corrected = holm([entry["p_wilcoxon"] if entry["primary"] else None for entry in results])
     return {
         "note": "for research use only",

@@ -114,8 +114,10 @@ def summarise(rows: Sequence[Row], fixed_cost: Sequence[Mapping[str, Any]] = ())
             classes[name]["lesions"] = summarise_lesions(counted, lesions)
     macro_classes = [name for name in names if not _holds_others(rows, name)]
     columns = [names.index(name) for name in macro_classes]
+    # A class without probabilities would leave a mean of the others, under the name of all.
+    judged = [m for m in metrics if m not in reliability.COLUMNS or all(classes[n][m]["n"] for n in macro_classes)]
     macro = {
-        metric: _macro([classes[n][metric] for n in macro_classes], samples[metric][:, columns]) for metric in metrics
+        metric: _macro([classes[n][metric] for n in macro_classes], samples[metric][:, columns]) for metric in judged
     }
     return {
         "note": "for research use only",

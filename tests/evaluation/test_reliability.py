@@ -104,6 +104,17 @@ def test_probabilities_are_those_of_the_logits_on_the_images_grid():
         Plan([LabelClass("organ", (1,))], band_mm=0.0)
 
 
+def test_a_class_without_probabilities_leaves_no_mean_over_classes_and_no_row_of_a_table():
+    (row,) = rows_of(2.0)
+    other = {**row, **UNKNOWN, "class": "rest", "labels": "2", "band_mm": math.nan, "reliability": []}
+    summary = summarise([row, other])
+    assert summary["classes"]["organ"]["band_ece"]["n"] == 1 and "macro_dice" in summary
+    assert not [name for name in summary["macro"] if name.startswith("band")]
+    assert report_page([row, other], summary).count("calibration error at the boundary") == 2  # of organ, and its case
+    found = compare([row, other], [row, other])["results"]
+    assert [entry["class"] for entry in found if entry["metric"] == "band_ece"] == ["organ"]
+
+
 def test_rows_are_written_read_back_pooled_compared_and_drawn(tmp_path: Path):
     rows = [*rows_of(2.0), *rows_of(-1.0, case="b")]
     summary = summarise(rows)

@@ -24,8 +24,9 @@ def cost_tables(summary: dict[str, Any]) -> str:
         body.append([name, *numbers, entry["n"]])
     told = summary["definitions"]
     compiling, timed = found["compiling"], found["seconds_a_volume"]["n"]
+    machine = found["machine"] or "a machine that is not told, or several"
     caption = (
-        f"Cost of segmenting a volume, all its classes together, on {found['machine'] or 'several machines'}. Seconds: "
+        f"Cost of segmenting a volume, all its classes together, on {machine}. Seconds: "
         f"{told['seconds']}, {told['seconds_a_volume']} ({compiling} of {compiling + timed} left out). FLOPs: "
         f"{told['tflops']}. Boundary branch (BD) at inference: {summary['bd'] or 'none'}."
     )

@@ -29,7 +29,7 @@ h2 { margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 .wide:focus { outline: 2px solid #0072b2; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: #444; padding: .3rem 0; max-width: 70rem; }
+caption { text-align: left; color: #444; padding: .3rem 0; max-width: 70rem; min-width: 34rem; }
 th, td { padding: .18rem .6rem; border-bottom: 1px solid #e3e3e3; text-align: left; vertical-align: top;
   max-width: 44rem; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
@@ -140,7 +140,7 @@ def _reliability(summary: dict[str, Any]) -> str:
         "above are means over cases."
     )
     totals = ", ".join(f"{name}: {sum(b['voxels'] for b in entry['bins'])} voxels" for name, entry in found.items())
-    bins = {name: entry["bins"] for name, entry in found.items()}
+    bins = {name: found[name]["bins"] if name in found else [] for name in summary["classes"]}  # one colour a class
     return figure("svg+xml", plots.reliability(bins), f"Reliability diagram. {totals}.", caption)
 
 

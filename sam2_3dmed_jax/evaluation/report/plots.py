@@ -126,9 +126,9 @@ def bland_altman(
 
 
 def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """The share of voxels inside the reference against their mean probability, a line a class; `pooled_bins` of each.
+    """The share of voxels inside the reference against their mean probability: a line a class, of its `pooled_bins`.
 
-    A mark's area grows with its bin's share of voxels.
+    A class without bins has no line. A mark's area grows with its bin's share of voxels.
     """
     import matplotlib
 
@@ -137,6 +137,8 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         figure, axis = _figure(4.2 + names, 3.8, right=names)
         axis.plot((0, 1), (0, 1), "--", color="0.6", linewidth=1)
         for at, (name, own) in enumerate(bins.items()):
+            if not own:
+                continue
             there = [one for one in own if one["voxels"]]
             total = sum(one["voxels"] for one in there)
             x, y = ([one[key] for one in there] for key in ("probability", "inside"))

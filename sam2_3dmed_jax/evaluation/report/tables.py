@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.report.markup import NONE, Cell, Number, Range, facts, table
 from sam2_3dmed_jax.evaluation.report.wording import is_share, name_of, number, row_cell, tolerances
 from sam2_3dmed_jax.evaluation.results import COLUMNS
@@ -55,6 +56,8 @@ def scores(summary: dict[str, Any]) -> str:
     for name, entry in summary["classes"].items():
         for metric in (metric for metric in averaged if metric in entry):
             found = entry[metric]
+            if metric in BAND and not found["n"]:
+                continue
             sds = [Number(found.get(key), 4 if is_share(metric) else 2) for key in ("sd", *spreads)]
             quartiles = [number(metric, found[key]) for key in ("q1", "median", "q3")]
             mean: Cell = "undefined" if "undefined" in found else number(metric, found["mean"])
