@@ -98,6 +98,19 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--planes", metavar="PNG", help="three planes through each object; with --cases a folder")
     p.add_argument("--reference", metavar="LABELS.nii.gz", help="label map drawn into the pictures")
     p.add_argument("--cases", metavar="CSV|FOLDER", help="many volumes instead of IMAGE; --out is then a folder")
+    p.add_argument(
+        "--msd-test",
+        metavar="TASK",
+        help="a Decathlon task's folder instead of IMAGE: all its imagesTs, as the challenge takes them, in OUT/TASK/",
+    )
+    p.add_argument(
+        "--prompts-from",
+        metavar="DIR",
+        help="with --msd-test, an automatic method's predictions that prompts are drawn from, in place of --cases",
+    )
+    p.add_argument(
+        "--protocol", default="one-click", help="how --prompts-from draws: box-mid or one-click-per-component too"
+    )
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
 
     p = verb("evaluate", "score a checkpoint on held-out cases, or any method's NIfTI files")
@@ -113,8 +126,27 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     )
     p.add_argument("--patients", metavar="CSV", help="case,patient: a patient's cases stay together", **unset)
     p.add_argument("--order", choices=("sequential", "independent"), default="sequential", help="of the directions")
+    p.add_argument(
+        "--prompts-from",
+        metavar="DIR",
+        help="prompt the checkpoint from an automatic method's held-out predictions, not from the references",
+        **unset,
+    )
+    p.add_argument("--without-bd", action="store_true", help="leave the checkpoint's boundary branch out")
+    p.add_argument(
+        "--band-mm",
+        type=float,
+        metavar="MM",
+        help="half width of the band around the boundary in which a checkpoint's probabilities are judged (default: 5)",
+        **unset,
+    )
     p.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     p.add_argument("--references", metavar="DIR", help="their references, of the same names")
+    p.add_argument(
+        "--nearest-component",
+        action="store_true",
+        help="reduce --predictions to the component nearest to one click in the reference, an object",
+    )
     p.add_argument("--images", metavar="DIR", help="scans of the references, drawn in the report (default: none)")
     p.add_argument("--results", action="append", default=[], metavar="DIR", help="finished results: folds, seeds")
     p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")

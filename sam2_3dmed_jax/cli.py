@@ -108,6 +108,10 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Segment a volume, or many, from prompts."""
+    if options.prompts_from and not options.msd_test:
+        raise UserError("--prompts-from is for --msd-test TASK; give that too")
+    if options.msd_test:
+        return _predict_test_set(options)
     if options.cases:
         return _predict_cases(options)
     if not options.image:
@@ -141,6 +145,28 @@ def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for name in ("overlay", "planes"):
         if getattr(options, name):
             print(f"{name} in {getattr(options, name)}")
+
+
+def _predict_test_set(options: argparse.Namespace) -> None:
+    """Segment the test images of a Decathlon task, in the challenge's form."""
+    from sam2_3dmed_jax.inference.cases import COLUMNS
+
+    for name in (*(column for column in COLUMNS if column in options), "separate", "overlay", "planes", "resample"):
+        if getattr(options, name) not in (None, [], False):
+            flag = "IMAGE" if name == "image" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} goes with other volumes; leave it out with --msd-test")
+    if bool(options.cases) == bool(options.prompts_from):
+        raise UserError("--msd-test: give either --cases CSV|FOLDER, with prompts, or --prompts-from DIR")
+    if Path(options.out).is_file() or options.out.endswith(SEGMENTATIONS):
+        raise UserError(f"--out: {options.out} is no folder; with --msd-test, give one")
+    _start()
+    from sam2_3dmed_jax.challenge import export
+    from sam2_3dmed_jax.console import ConsoleProgress
+
+    how = options.cases, options.prompts_from, options.protocol, options.order
+    with ConsoleProgress() as progress:
+        lines = export(options.checkpoint, options.msd_test, options.out, *how, progress)
+    print("\n".join(lines))
 
 
 def _predict_cases(options: argparse.Namespace) -> None:
@@ -193,16 +219,23 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(
             "give one of CKPT and DATA, --predictions DIR and --references DIR, or --results DIR (again for each)"
         )
-    for name in ("remap", "images"):
+    for name in ("remap", "images", "nearest_component"):
         if getattr(options, name) and not options.predictions:
-            raise UserError(f"--{name} is for --predictions; leave it out")
+            raise UserError(f"--{name.replace('_', '-')} is for --predictions; leave it out")
+    for name in ("without_bd", "band_mm", "prompts_from"):
+        if getattr(options, name, False) and not options.checkpoint:
+            raise UserError(f"--{name.replace('_', '-')} is for a checkpoint; leave it out")
+    if options.nearest_component and "protocol" in options:
+        raise UserError("--nearest-component is a protocol of its own; leave out --protocol")
     _start()
     from sam2_3dmed_jax import scoring
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.data.split_choice import FIELDS
 
     words = {f.name: getattr(options, f.name) for f in fields(scoring.Wanted) if f.name in options}
-    if options.results and (fixed := sorted(words.keys() - {"out", "resample", "metrics"})):
+    if options.results and (
+        fixed := sorted(words.keys() - {"out", "resample", "metrics", "without_bd", "nearest_component"})
+    ):
         raise UserError(f"--{fixed[0].replace('_', '-')}: finished results cannot change; leave it out with --results")
     wanted = scoring.Wanted(**words, others=scoring.read_all(options.compare))
     split = {name: getattr(options, name) for name in FIELDS if name in options}

@@ -29,8 +29,10 @@ from sam2_3dmed_jax.data.prepare import prepare
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import figures
-from sam2_3dmed_jax.evaluation.evaluator import Plan, evaluate_model, score_labels
+from sam2_3dmed_jax.evaluation.cost import fixed_cost
+from sam2_3dmed_jax.evaluation.evaluator import evaluate_model, score_labels
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, declared_classes
+from sam2_3dmed_jax.evaluation.plan import Plan
 from sam2_3dmed_jax.evaluation.protocol import prompts_of
 from sam2_3dmed_jax.evaluation.region_growing import region_growing
 from sam2_3dmed_jax.evaluation.report import report_page
@@ -142,7 +144,8 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
             "untrained": evaluate_model(untrained, cases, plans["untrained"]),
             "region growing": grown.result(),
         }
-    summaries = {name: summarise(found) for name, found in rows.items()}
+    costs = {"trained": [fixed_cost(trained)], "untrained": [fixed_cost(untrained)]}
+    summaries = {name: summarise(found, costs.get(name, ())) for name, found in rows.items()}
     for name, found in rows.items():
         page = {REPORT: report_page(found, summaries[name])}
         write_results(found, summaries[name], root / "evaluation" / name.replace(" ", "_"), page)

@@ -13,21 +13,34 @@ from etils import epath
 from sam2_3dmed_jax.data.msd import fingerprint, on_disk, read_dataset
 from sam2_3dmed_jax.data.split_choice import SPLIT, absolute, split_to_score
 from sam2_3dmed_jax.data.split_files import listed, read_how
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, naming
 from sam2_3dmed_jax.evaluation import label_classes
 from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
-from sam2_3dmed_jax.evaluation.evaluator import Plan, Progress, evaluate_files, evaluate_model
+from sam2_3dmed_jax.evaluation.cost import fixed_cost
+from sam2_3dmed_jax.evaluation.evaluator import Progress, evaluate_files, evaluate_model
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass
-from sam2_3dmed_jax.evaluation.label_files import find_pairs, label_values
-from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
+from sam2_3dmed_jax.evaluation.label_files import by_name, find_pairs, label_values
+from sam2_3dmed_jax.evaluation.plan import Plan
+from sam2_3dmed_jax.evaluation.protocol import EXPLAINED
+from sam2_3dmed_jax.evaluation.reliability import WIDTH_MM
 from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.report.pictures import WORST
-from sam2_3dmed_jax.evaluation.results import CASES, LESIONS, REPORT, SUMMARY, read_results, write_results
+from sam2_3dmed_jax.evaluation.results import (
+    CASES,
+    LESIONS,
+    RELIABILITY,
+    REPORT,
+    SUMMARY,
+    read_fixed_cost,
+    read_results,
+    write_results,
+)
 from sam2_3dmed_jax.evaluation.scores import Measure
+from sam2_3dmed_jax.evaluation.spoken import class_line, difference_line
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, Row, summarise
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.model.checkpoint import load_model
+from sam2_3dmed_jax.model.checkpoint import load_model, without_boundary
 
 TRAINED = ("yes", "no", "unknown")
 
@@ -49,6 +62,10 @@ class Wanted:
     method: str | None = None
     trained_on_these_cases: str | None = None
     seed: str | None = None
+    without_bd: bool = False
+    prompts_from: str | None = None
+    nearest_component: bool = False
+    band_mm: float = WIDTH_MM
     others: Sequence[Row] = field(default_factory=tuple)  # results to compare with
 
     @property
@@ -60,6 +77,11 @@ class Wanted:
         """Classes with the tolerances and tumours that the user names."""
         tolerant = label_classes.with_tolerances(classes, self.tolerance_mm, task)
         return label_classes.with_tumours(tolerant, self.tumours)
+
+    def plan(self, classes: Sequence[LabelClass], protocol: str, about: dict[str, Any]) -> Plan:
+        """The plan of these classes."""
+        targets = label_classes.parse_targets(self.targets) if self.targets else None
+        return Plan(classes, protocol, targets=targets, measure=self.measure, about=about, pictures=WORST)
 
     def about(self, method: str, trained: str, fold: Any = "") -> dict[str, Any]:
         """The columns that say whose results these are."""
@@ -99,7 +121,6 @@ def score_checkpoint(
         )
     named = label_classes.parse_classes(wanted.classes, declared) if wanted.classes else None
     classes = wanted.chosen(named or label_classes.declared_classes(declared), dataset.name)
-    targets = label_classes.parse_targets(wanted.targets) if wanted.targets else None
     known = fingerprint(dataset)
     chosen = split_to_score([case.id for case in dataset.cases], known, checkpoint, split)
     cases = [case for case in dataset.cases if case.id in set(chosen.test)]
@@ -109,12 +130,28 @@ def score_checkpoint(
     # That none of these cases was trained on, the split has checked, if the run trained on this dataset.
     about = wanted.about(os.path.basename(os.path.normpath(checkpoint)), "no" if run else "unknown", fold)
     about["seed"] = about["seed"] or run.get("seed", "")
-    plan = Plan(classes, wanted.protocol or "one-click", targets, measure=wanted.measure, about=about, pictures=WORST)
-    predictor = VolumePredictor(load_model(checkpoint), order)
-    plan = replace(plan, clip_slices=predictor.model.info.model.slice_position.window)
-    finished = FinishedCases(wanted.out, {"plan": repr(plan), "order": order, "files": [known, _stamp(checkpoint)]})
+    plan = wanted.plan(classes, wanted.protocol or "one-click", about)
+    model = load_model(checkpoint)
+    if wanted.without_bd:
+        with naming("--without-bd"):
+            model = without_boundary(model)
+        about |= {"bd": "left out", "method": wanted.method or f"{about['method']} without BD"}
+    if wanted.prompts_from:
+        files = by_name(wanted.prompts_from)
+        if not any(case.id in files for case in cases):
+            raise UserError(
+                f"--prompts-from: {wanted.prompts_from} has no prediction of the {len(cases)} cases to score, first "
+                f"{cases[0].id}.nii.gz; name each like its case"
+            )
+        plan = replace(plan, prompt_files={case.id: str(files[case.id]) for case in cases if case.id in files})
+    predictor = VolumePredictor(model, order)
+    plan = replace(plan, band_mm=wanted.band_mm, clip_slices=predictor.model.info.model.slice_position.window)
+    prompting = [_written(file) for file in (plan.prompt_files or {}).values()]
+    finished = FinishedCases(
+        wanted.out, {"plan": repr(plan), "order": order, "files": [known, _stamp(checkpoint), *prompting]}
+    )
     rows = evaluate_model(predictor, cases, plan, progress, finished)
-    lines = _write(rows, wanted)
+    lines = _write(rows, wanted, [fixed_cost(predictor)])
     finished.remove()
     return [*(f"note: {warning}" for warning in dataset.warnings), *lines]
 
@@ -151,12 +188,14 @@ def score_files(
         classes = label_classes.parse_classes(wanted.classes, {})
     else:
         classes = [LabelClass(str(value), (value,)) for value in label_values(pairs)]
-    targets = label_classes.parse_targets(wanted.targets) if wanted.targets else None
     about = wanted.about(os.path.basename(os.path.normpath(predictions)), "unknown", fold)
-    plan = Plan(
-        wanted.chosen(classes), wanted.protocol or "", targets, measure=wanted.measure, about=about, pictures=WORST
-    )
-    rows = evaluate_files(pairs, plan, progress, values, wanted.resample)
+    plan = wanted.plan(wanted.chosen(classes), wanted.protocol or "", about)
+    if wanted.nearest_component:
+        plan = replace(plan, protocol="one-click", nearest_component=True)
+    # A run of the same words goes on behind the cases that are done.
+    files = [[_written(path) for path in (pair.prediction, pair.reference, pair.image)] for pair in pairs]
+    finished = FinishedCases(wanted.out, {"plan": repr(plan), "remap": sorted(values.items()), "files": files})
+    rows = evaluate_files(pairs, plan, progress, values, wanted.resample, finished)
     notes = []
     if missing := [pair.case for pair in pairs if pair.prediction is None]:
         notes.append(
@@ -166,7 +205,9 @@ def score_files(
         notes.append(f"note: {len(unused)} predictions have no reference and are left out: {listed(unused)}")
     if rows[0]["block"] == AUTOMATIC:
         notes.append("note: taken for an automatic method's; if it was prompted from the references, give --protocol")
-    return [*notes, *_write(rows, wanted)]
+    lines = _write(rows, wanted)
+    finished.remove()
+    return [*notes, *lines]
 
 
 def score_results(folders: Sequence[str], wanted: Wanted) -> list[str]:
@@ -178,7 +219,7 @@ def score_results(folders: Sequence[str], wanted: Wanted) -> list[str]:
     Raises:
         UserError: results that cannot be read or do not belong together.
     """
-    return _write(read_all(folders), wanted)
+    return _write(read_all(folders), wanted, [read_fixed_cost(folder) for folder in folders])
 
 
 def read_all(folders: Sequence[str]) -> list[Row]:
@@ -190,49 +231,20 @@ def read_all(folders: Sequence[str]) -> list[Row]:
     return [row for folder in folders for row in read_results(folder)]
 
 
-def _write(rows: list[Row], wanted: Wanted) -> list[str]:
+def _write(rows: list[Row], wanted: Wanted, fixed: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """Summarise, compare, write, and tell."""
-    summary = summarise(rows)
+    summary = summarise(rows, fixed)
     comparison = compare(rows, wanted.others) if wanted.others else None
     beside = comparison_texts(comparison) if comparison else {}
     write_results(rows, summary, wanted.out, {**beside, REPORT: report_page(rows, summary, comparison)})
-    told = [f"protocol {name}: {PROTOCOLS[name]}" for name in summary["protocol"] if name in PROTOCOLS]
-    lines = [*told, *(_line(name, entry) for name, entry in summary["classes"].items())]
-    files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else []), SUMMARY, REPORT]
+    told = [f"protocol {name}: {EXPLAINED[name]}" for name in summary["protocol"] if name in EXPLAINED]
+    lines = [*told, *(class_line(name, entry) for name, entry in summary["classes"].items())]
+    files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else [])]
+    files += [*([RELIABILITY] if any(row.get("reliability") for row in rows) else []), SUMMARY, REPORT]
     if comparison:
         files.insert(-2, "comparison.json")
-        lines += [_difference(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]
+        lines += [difference_line(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]
     return [*lines, f"{', '.join(files[:-1])} and {files[-1]} in {wanted.out} (for research use only)"]
-
-
-def _line(name: str, entry: dict[str, Any]) -> str:
-    """A class in one line, with what must never be left unsaid: tolerance, unit, counts."""
-
-    def told(metric: str, digits: int) -> str:
-        mean = entry[metric]["mean"]
-        return "none" if mean is None else f"{mean:.{digits}f}"
-
-    words = f"{name}: mean Dice {told('dice', 3)} over {entry['dice']['n']} cases"
-    if "nsd" in entry:
-        words += f", NSD {told('nsd', 3)} at {entry['tolerance_mm']:g} mm, HD95 {told('hd95_mm', 1)} mm"
-    empty = entry["empty"]
-    counts = [f"{number} with an empty {kind}" for kind, number in empty.items() if number and kind != "both"]
-    counts += [f"{empty['both']} with both empty"] if empty["both"] else []
-    if "lesions" in entry:
-        found = entry["lesions"]
-        counts.append(f"{found['found']} of {found['lesions']} lesions found, {found['false_positives']} false")
-    return f"{words} ({'; '.join(counts)})" if counts else words
-
-
-def _difference(entry: dict[str, Any], other: str) -> str:
-    if entry["difference"] is None:
-        return f"{entry['class']}: no {entry['metric']} to compare with {other}"
-    low, high = entry["ci95"] or (entry["difference"],) * 2
-    p = "" if entry["p_holm"] is None else f", p = {entry['p_holm']:.3g} (Wilcoxon, Holm)"
-    return (
-        f"{entry['class']}: {entry['metric']} {entry['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {other} "
-        f"over {entry['cases']} cases{p}"
-    )
 
 
 def run_of(checkpoint: str, known: str) -> dict[str, Any]:
@@ -245,6 +257,14 @@ def run_of(checkpoint: str, known: str) -> dict[str, Any]:
         return {**how, "seed": int(json.loads((folder / "config.json").read_text())["training"]["seed"])}
     except (OSError, ValueError, KeyError, TypeError):
         return how
+
+
+def _written(path: str | os.PathLike[str] | None) -> list[Any]:
+    """What changes when a file is replaced."""
+    if path is None:
+        return []
+    found = os.stat(path)
+    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
 
 
 def _stamp(checkpoint: str) -> list[Any]:

@@ -16,9 +16,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import cli, new_model, save_model
+from sam2_3dmed_jax import cli, new_model, save_model, scoring
+from sam2_3dmed_jax.evaluation.evaluator import score_labels
 from sam2_3dmed_jax.training.cases import prepared_dataset
-from sam2_3dmed_jax.volume.io import write_nifti
+from sam2_3dmed_jax.volume.io import read_label_map, write_nifti
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,9 +106,40 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["note"] == "for research use only" and summary["protocol"] == ["one-click"]
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        *("cases.csv", "lesions.csv", "report.html", "summary.json")
+        *("cases.csv", "lesions.csv", "reliability.csv", "report.html", "summary.json")
     ]
-    assert (tmp_path / "report.html").read_text().count("data:image/png") == 2  # both rows, over the scan
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") == 2  # both rows, over the scan
+    assert {row["bd"] for row in rows} == {"yes"} and len({row["seconds"] for row in rows}) == 1
+    cost = summary["cost"]
+    assert cost["compiling"] == 1 and cost["seconds_a_volume"]["n"] == 0  # the only case compiled
+    assert cost["tflops_a_volume"]["mean"] == pytest.approx(float(rows[0]["tflops"]), rel=1e-5)
+    assert 0 < cost["parameters"]["bd"] < cost["parameters"]["total"] and cost["peak_host_mib"] > 100
+    assert f'<data value="{float(cost["parameters"]["total"])}">' in page and "1 of 1 left out" in page
+    pooled = tmp_path / "pooled"
+    assert run("evaluate", "--results", str(tmp_path), "--out", str(pooled)) == 0
+    assert json.loads((pooled / "summary.json").read_text())["cost"]["parameters"] == cost["parameters"]
+
+
+def test_evaluate_leaves_the_boundary_branch_out_and_prompts_from_predictions_if_asked_and_says_so(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran = []
+
+    def evaluated(predictor, cases, plan, *_):
+        ran.append(predictor.model)
+        labels, grid = read_label_map(cases[0].label)
+        return score_labels(cases[0].id, labels, labels, grid, plan)
+
+    monkeypatch.setattr(scoring, "evaluate_model", evaluated)
+    words = ["--folds", "2", "--without-bd", "--prompts-from", f"{files.data}/labelsTr", "--out", str(tmp_path)]
+    assert run("evaluate", files.checkpoint, files.data, *words) == 0
+    assert ran[0].boundary is None and ran[0].slice_position is not None
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["bd"], summary["method"]) == ("left out", "checkpoint without BD")
+    assert summary["cost"]["parameters"]["bd"] == 0
+    assert (summary["block"], summary["protocol"]) == ("automatic", ["one-click-from-predictions"])
+    assert "no reference being used" in summary["protocol_definition"]
 
 
 def plain_copy(files: Files, folder: Path) -> Path:
@@ -311,6 +343,9 @@ def test_a_file_that_is_no_experiment_is_refused(
         (["--targets", "2,1+2"], "all labels of 2 belong to later objects"),
         (["--tolerance-mm", "wide"], "--tolerance-mm: 'wide'"),
         (["--definition", "plastimatch"], "surface-distance, monai, medpy"),
+        (["--prompts-from", "absent"], "absent: there is no such folder"),
+        (["--nearest-component"], "--nearest-component is for --predictions"),
+        (["--band-mm", "0"], "--band-mm: 0.0 is no width"),
         (["--compare", "absent"], "absent holds no cases.csv"),
     ],
 )

@@ -12,6 +12,8 @@ import pytest
 from sam2_3dmed_jax import cli, scoring
 from sam2_3dmed_jax.data.split_files import keep_split
 from sam2_3dmed_jax.data.splits import Split
+from sam2_3dmed_jax.evaluation import evaluator
+from sam2_3dmed_jax.evaluation.finished import FinishedCases
 from sam2_3dmed_jax.volume.io import write_nifti
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -244,7 +246,7 @@ def test_a_run_is_compared_with_finished_results(tmp_path: Path, capsys: pytest.
     words = ["--predictions", references, "--references", references, "--out", str(tmp_path / "new")]
     words += ["--compare", str(tmp_path / "theirs")]
     assert "block of 1 is reference-prompted and automatic" in mistake(capsys, *words, "--protocol", "one-click")
-    assert not (tmp_path / "new").exists()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == [".unfinished.jsonl"]  # scores, and no results
 
 
 def test_a_table_that_is_none_is_refused_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -312,3 +314,66 @@ def test_what_a_run_tells_of_its_checkpoint_is_taken_over_for_its_own_data_only(
     assert scoring.run_of(str(tmp_path / "final"), "another") == {}
     (tmp_path / "config.json").write_text("{")
     assert "seed" not in scoring.run_of(str(tmp_path / "final"), "f")
+
+
+def test_an_automatic_method_reduced_to_the_clicked_component_is_a_prompted_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    labels = ball()
+    labels[9, 11, 5] = 1  # a false component
+    references, predictions = folder(tmp_path, "references", {"a": ball()}), folder(tmp_path, "found", {"a": labels})
+    (whole,) = evaluate(tmp_path, predictions, references, out="whole")
+    (row,) = evaluate(tmp_path, predictions, references, "--nearest-component")
+    assert (row["dice"], row["block"], row["protocol"], row["n_prompts"]) == (
+        *("1", "reference-prompted", "nearest-component", "1"),
+    )
+    assert float(whole["dice"]) < 1 and whole["block"] == "automatic"
+    assert "nearest to one click" in summary(tmp_path / "out")["protocol_definition"]
+    words = ["--predictions", predictions, "--references", references, "--out", str(tmp_path / "x")]
+    words += ["--nearest-component", "--protocol", "box-mid"]
+    assert "leave out --protocol" in mistake(capsys, *words)
+
+
+def test_an_interrupted_scoring_of_files_goes_on_and_gives_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cases = {name: ball(shift=shift) for name, shift in (("a", 0), ("b", 1), ("c", 2))}
+    references = folder(tmp_path, "references", dict.fromkeys(cases, ball()))
+    predictions = folder(tmp_path, "found", cases)
+    words = ["--classes", "1=lesion"]
+    evaluate(tmp_path, predictions, references, *words, out="whole")
+    read, seen = evaluator.read_pair, []
+
+    def failing(pair, *more):
+        seen.append(pair.case)
+        if seen == ["a", "b"]:
+            raise KeyboardInterrupt
+        return read(pair, *more)
+
+    monkeypatch.setattr(evaluator, "read_pair", failing)
+    command = ["evaluate", "--predictions", predictions, "--references", references, "--out", str(tmp_path / "out")]
+    assert cli.main([*command, *words]) == 130
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [".unfinished.jsonl"]
+    assert cli.main([*command, *words]) == 0 and seen == ["a", "b", "b", "c"]
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"cases.csv", "lesions.csv", "report.html", "summary.json"}
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
+    # A prediction that was replaced is scored again.
+    monkeypatch.setattr(evaluator, "read_pair", read)
+    FinishedCases(tmp_path / "out", {"another": "evaluation"}).add("a", [])
+    write_nifti(tmp_path / "found" / "a.nii.gz", ball(shift=3), AFFINE)
+    assert evaluate(tmp_path, predictions, references, *words)[0]["dice"] == "0"
+
+
+def test_files_whose_axes_are_stored_in_another_order_have_the_same_scores(tmp_path: Path):
+    affine = np.diag([1.0, 1.5, 3.0, 1.0])
+    references = folder(tmp_path, "references", {"a": ball()}, affine)
+    predictions = folder(tmp_path, "found", {"a": ball(shift=1)}, affine)
+    turned = affine[:, [2, 0, 1, 3]]
+    words = [
+        folder(tmp_path, f"turned_{n}", {"a": x.transpose(2, 0, 1)}, turned)
+        for n, x in enumerate((ball(shift=1), ball()))
+    ]
+    (one,) = evaluate(tmp_path, predictions, references, "--method", "m")
+    (other,) = evaluate(tmp_path, *words, "--method", "m", out="turned")
+    assert one == other and float(one["nsd"]) > 0

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
+from sam2_3dmed_jax.model.parts import sizes_of_parts
 from sam2_3dmed_jax.sam2.presets import preset_config
 from weights_conversion.presets import native_shapes, recognise
 from weights_conversion.sources import open_source
-
-PARTS = {
-    "image_encoder.trunk.": "image encoder: Hiera trunk",
-    "image_encoder.neck.": "image encoder: neck",
-    "memory_attention.": "memory attention",
-    "memory_encoder.": "memory encoder",
-    "sam_prompt_encoder.": "prompt encoder",
-    "sam_mask_decoder.": "mask decoder",
-    "slice_position.": "slice position (SRPP)",
-    "boundary.": "boundary (BD)",
-}
-BANK = "memory bank"  # embeddings, pointers and the rest at the top
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -31,12 +19,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     source = open_source(path)
     config, fit = recognise(source)
-    parts: dict[str, dict[str, int]] = {}
-    for name, shape in native_shapes(config).items():
-        part = next((text for start, text in PARTS.items() if name.startswith(start)), BANK)
-        entry = parts.setdefault(part, {"tensors": 0, "parameters": 0})
-        entry["tensors"] += 1
-        entry["parameters"] += math.prod(shape)
+    parts = sizes_of_parts(native_shapes(config))
     return {
         "path": str(path),
         "kind": source.kind,

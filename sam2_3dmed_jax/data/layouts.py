@@ -16,6 +16,7 @@ from sam2_3dmed_jax.data.trees import DESCRIPTION, IMAGES, LABELS, Tree
 from sam2_3dmed_jax.errors import UserError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # formats of one file a volume
+TEST_IMAGES = "imagesTs"
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.ASCII)
 _SAFE_ID = re.compile(r"\w[\w .,+=()@~-]*")
 
@@ -78,6 +79,32 @@ def pair(tree: Tree, record: dict[str, Any] | None) -> Pairs:
             "dataset is whole"
         )
     return pairs
+
+
+def test_images(tree: Tree, record: dict[str, Any]) -> dict[str, str]:
+    """The scans that a task keeps without labels, by id: as `dataset.json` lists them, or as they lie in `imagesTs`.
+
+    Raises:
+        UserError: there are none, one is not there, or a path leads out of the dataset.
+    """
+    where = tree.shown(DESCRIPTION)
+    listed = record.get("test") or [f"{TEST_IMAGES}/{name}" for name in tree.names(TEST_IMAGES)]
+    if not isinstance(listed, list):
+        raise UserError(f"{where}: 'test' is no list; expected the paths of the images in {TEST_IMAGES}")
+    found: dict[str, str] = {}
+    for number, entry in enumerate(listed):
+        image = _inside(entry.get("image") if isinstance(entry, dict) else entry, where, f"test[{number}]")
+        if image.rpartition("/")[2].startswith("."):
+            continue
+        stem, _ = _split(image, where)
+        if not tree.has(image):
+            raise UserError(f"{tree.shown(image)} is not there, though it is listed; unpack the whole dataset")
+        if not _SAFE_ID.fullmatch(stem) or stem in found:
+            raise UserError(f"{where}: test[{number}] is {short(image)}, no name of a file, or there twice; mend it")
+        found[stem] = image
+    if not found:
+        raise UserError(f"{tree.shown('')}: it has no test images; give a task of the Decathlon with {TEST_IMAGES}")
+    return found
 
 
 def _listed(tree: Tree, training: Any, where: str) -> Pairs:

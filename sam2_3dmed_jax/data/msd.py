@@ -92,6 +92,31 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
+@dataclass(frozen=True)
+class UnlabelledSet:
+    """The scans of a task whose labels are withheld."""
+
+    task: str  # the folder's name, such as Task09_Spleen
+    labels: dict[int, str]
+    images: dict[str, str]  # id to path, sorted
+
+
+def read_test_set(path: str | os.PathLike[str]) -> UnlabelledSet:
+    """Find the test images of a task, and check that they are there; no image is read.
+
+    Raises:
+        UserError: no folder with a `dataset.json` that declares labels, or no test images.
+    """
+    tree = FolderTree(path)
+    if not tree.has(DESCRIPTION):
+        raise UserError(f"{path}: it has no {DESCRIPTION}; give the folder of a task of the Decathlon, unpacked")
+    where = tree.shown(DESCRIPTION)
+    record = description.parse(tree.read(DESCRIPTION, _DESCRIPTION_LIMIT), where)
+    images = layouts.test_images(tree, record)
+    labels = description.labels_of(record, where)
+    return UnlabelledSet(tree.name, labels, {case: tree.path(images[case]) for case in sorted(images)})
+
+
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256 over each case's id and the sizes of its files.
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation.reliability import CALIBRATION, widths
+from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.results import COMPARISON, table_text
 from sam2_3dmed_jax.evaluation.scores import LOWER_IS_BETTER, SCORES, SURFACE
 from sam2_3dmed_jax.evaluation.statistics import bootstrap_means, holm, interval, over_seeds, wilcoxon
@@ -59,7 +61,10 @@ def compare(rows: Sequence[Row], others: Sequence[Row], seed: int = 0) -> dict[s
                 words = " and ".join(", ".join(sorted(side)) or "none" for side in sides)
                 raise UserError(f"--compare: {column} of {name} is {words}; compare what was measured and told alike")
     metrics = [m for m in SCORES if m not in SURFACE or rows[0].get("definition")]
+    if len(widths((*rows, *others))) == 1:
+        metrics += [m for m in BAND if all(not np.isnan([r[m] for r in side]).all() for side in (rows, others))]
     results = [_result(rows, others, name, metric, cases, seed) for name in names for metric in metrics]
+    results = [entry for entry in results if entry["cases"] or entry["metric"] not in BAND]
     corrected = holm([entry["p_wilcoxon"] if entry["primary"] else None for entry in results])
     return {
         "note": "for research use only",
@@ -111,13 +116,13 @@ def _result(
         return entry
     drawn = bootstrap_means([side[both] for side in sides], seed)
     difference = float((one - other).mean())
-    better = (-difference if metric in LOWER_IS_BETTER else difference) > 0
+    better = (-difference if metric in (*LOWER_IS_BETTER, *CALIBRATION) else difference) > 0
     return entry | {
         "mean": float(one.mean()),
         "mean_other": float(other.mean()),
         "difference": difference,
         "ci95": interval(drawn[:, 0] - drawn[:, 1]),
-        "better": None if difference == 0 else "method" if better else "other",
+        "better": None if difference == 0 or metric == "band_entropy" else "method" if better else "other",
         "p_wilcoxon": wilcoxon(one - other) if metric in PRIMARY else None,
     }
 

@@ -6,52 +6,39 @@ One row a case and class. What the predictor is told is made from the reference 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.data.msd import Case
+from sam2_3dmed_jax.evaluation import reliability
+from sam2_3dmed_jax.evaluation.cost import UNKNOWN, Meter
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
-from sam2_3dmed_jax.evaluation.label_classes import LabelClass, Target, painted_values, prompted_targets
 from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair, read_scan
 from sam2_3dmed_jax.evaluation.lesions import count_lesions
-from sam2_3dmed_jax.evaluation.prompted import Prompts, deciding, prompts_of_objects, segment_clips, segment_objects
+from sam2_3dmed_jax.evaluation.nearest_component import nearest_components
+from sam2_3dmed_jax.evaluation.plan import Plan
+from sam2_3dmed_jax.evaluation.prompted import (
+    Prompts,
+    clip_sessions,
+    deciding,
+    prompts_of_objects,
+    segment_clips,
+    segment_objects,
+)
 from sam2_3dmed_jax.evaluation.protocol import check_protocol
+from sam2_3dmed_jax.evaluation.reliability import object_reliability
 from sam2_3dmed_jax.evaluation.report.pictures import illustrate
-from sam2_3dmed_jax.evaluation.scores import Measure, check_grid, score
-from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, PROMPTED, Row
+from sam2_3dmed_jax.evaluation.scores import check_grid, score
+from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
+from sam2_3dmed_jax.plan.segmentation import SegmentationFlops
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is scored, how, and what stands in each row about the method."""
-
-    classes: Sequence[LabelClass]
-    protocol: str = ""  # how prompts were made from the reference; "": there were none
-    targets: Sequence[Target] | None = None  # objects, later ones over earlier ones; None: as the classes tell
-    clip_slices: int = 6  # D of the protocol 'oracle-clip'
-    measure: Measure = field(default_factory=Measure)
-    about: dict[str, Any] = field(default_factory=dict)  # columns: method, trained_on_these_cases, fold, seed
-    pictures: int = 0  # of the worst rows, for a report
-
-    def __post_init__(self) -> None:
-        if self.protocol:
-            check_protocol(self.protocol)
-        painted_values(self.objects)
-
-    @property
-    def objects(self) -> list[Target]:
-        """The label values of each object."""
-        return prompted_targets(self.classes) if self.targets is None else list(self.targets)
 
 
 def evaluate_model(
@@ -71,7 +58,8 @@ def evaluate_model(
         finished: cases that are done already; those done here are added.
 
     Returns:
-        Rows with the keys `results.COLUMNS`, of tumours "lesions", and of the worst ones `report.pictures.PICTURE`, in
+        Rows with the keys `results.COLUMNS`, of tumours "lesions", of objects
+        "reliability", and of the worst ones `report.pictures.PICTURE`, in
         the order of cases and classes.
 
     Raises:
@@ -80,11 +68,12 @@ def evaluate_model(
     check_protocol(plan.protocol)
     for case in cases:  # before hours are spent on others
         check_grid(read_grid(case.image), plan.measure)
+    flops = SegmentationFlops(predictor)
     rows: list[Row] = []
     for done, case in enumerate(cases, 1):
         found = finished.get(case.id) if finished else None
         if found is None:
-            found = _evaluate_case(predictor, case, plan, rows)
+            found = _evaluate_case(predictor, case, plan, flops, rows)
             if finished:
                 finished.add(case.id, found)
         rows += found
@@ -99,6 +88,7 @@ def evaluate_files(
     progress: Progress | None = None,
     remap: dict[int, int] | None = None,
     resample: bool = False,
+    finished: FinishedCases | None = None,
 ) -> list[Row]:
     """Score label maps that any method wrote.
 
@@ -108,6 +98,7 @@ def evaluate_files(
         progress: called with (what, done, total) after each case.
         remap: label values of predictions, and what they become.
         resample: move predictions to their reference's grid by nearest neighbour.
+        finished: cases that are done already; those done here are added.
 
     Returns:
         As `evaluate_model`.
@@ -117,9 +108,15 @@ def evaluate_files(
     """
     rows: list[Row] = []
     for done, pair in enumerate(pairs, 1):
-        labels, reference, grid = read_pair(pair, remap or {}, resample)
-        found = score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
-        _illustrate(rows, found, plan, labels, reference, grid, partial(read_scan, pair, grid))
+        found = finished.get(pair.case) if finished else None
+        if found is None:
+            labels, reference, grid = read_pair(pair, remap or {}, resample)
+            if plan.nearest_component:
+                labels = nearest_components(labels, grid, plan.objects, _prompts(reference, grid, plan))
+            found = score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
+            _illustrate(rows, found, plan, labels, reference, grid, partial(read_scan, pair, grid))
+            if finished:
+                finished.add(pair.case, found)
         rows += found
         if progress:
             progress("evaluating files", done, len(pairs))
@@ -143,20 +140,36 @@ def score_labels(
         UserError: surfaces on a slanted grid, without resampling.
     """
     prompts = _prompts(reference, grid, plan) if plan.protocol else {}
-    return _rows(case, labels, reference, grid, prompts, plan, missing=missing)
+    return _rows(case, labels, reference, grid, prompts, plan, {"bd": "", **UNKNOWN}, missing)
 
 
-def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan, before: Sequence[Row]) -> list[Row]:
+def _evaluate_case(
+    predictor: VolumePredictor, case: Case, plan: Plan, flops: SegmentationFlops, before: Sequence[Row]
+) -> list[Row]:
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
-    prompts = _prompts(reference, volume.grid, plan)
-    start = time.perf_counter()
-    if plan.protocol == "oracle-clip":
-        labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
-    else:
-        labels = segment_objects(predictor, volume, prompts)
-    seconds = time.perf_counter() - start
-    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
+    missing = plan.prompt_files is not None and case.id not in plan.prompt_files
+    shown = reference
+    if plan.prompt_files is not None:
+        shown = np.zeros_like(reference) if missing else read_labels(plan.prompt_files[case.id], volume)
+    prompts = _prompts(shown, volume.grid, plan)
+    result = None  # logits of all slices
+    sessions = [(len(volume.array), [prompt for own in prompts.values() for prompt in own])]
+    with Meter() as meter:
+        if plan.protocol == "oracle-clip":
+            labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
+            clips = clip_sessions(reference, prompts, plan.clip_slices)
+            sessions = [(stop - start, moved) for start, stop, moved in clips]
+        else:
+            found = segment_objects(predictor, volume, prompts)
+            labels, result = found.labels, found.result
+    own = {"bd": "yes" if predictor.model.info.model.bd else "no", **meter.columns(flops(sessions))}
+    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, own, missing)
+    for row, entry in zip(rows, plan.classes, strict=True):
+        told = [prompts[target] for target in prompts if set(target) == set(entry.values)]
+        if result and told:
+            mask = entry.mask(reference)
+            row |= object_reliability(result, told[0][0].object_id, mask, volume.grid, plan.band_mm)
     window = predictor.model.info.preprocessing.window
     _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
     return rows
@@ -190,7 +203,7 @@ def _rows(
     grid: Grid,
     prompts: Prompts,
     plan: Plan,
-    seconds: float = math.nan,
+    own: Mapping[str, Any],
     missing: bool = False,
 ) -> list[Row]:
     rows = []
@@ -203,17 +216,19 @@ def _rows(
             "class": entry.name,
             **score(prediction, actual, grid, slices, entry.tolerance_mm, plan.measure),
             "missing": "yes" if missing else "no",
-            "block": PROMPTED if plan.protocol else AUTOMATIC,
-            "protocol": plan.protocol or "none",
-            "prompt_source": "reference" if told else "none",
+            "block": plan.block,
+            "protocol": plan.told_protocol,
+            "prompt_source": ("reference" if plan.prompt_files is None else "predictions") if told else "none",
             "n_prompts": len(told),
             "prompt_slices": " ".join(map(str, slices)),
+            "band_mm": math.nan,
+            **reliability.UNKNOWN,
+            **own,
             **plan.about,
             "labels": "+".join(map(str, entry.values)),
             "tolerance_mm": entry.tolerance_mm,
             "definition": plan.measure.definition if plan.measure.surfaces else "",
             "empty_policy": plan.measure.empty if plan.measure.surfaces else "",
-            "seconds": seconds,
         }
         if entry.tumour:
             counts, lesions = count_lesions(prediction, actual, grid.voxel_volume_ml)

@@ -46,7 +46,7 @@ def find_pairs(
     Raises:
         UserError: a folder is missing, there are no references, or not one prediction, or image, for them.
     """
-    found, wanted = _by_name(predictions), _by_name(references)
+    found, wanted = by_name(predictions), by_name(references)
     if not wanted:
         raise UserError(f"{references}: it holds no .nii or .nii.gz file; give the folder of reference label maps")
     if not found.keys() & wanted.keys():
@@ -55,7 +55,7 @@ def find_pairs(
             f"{predictions}: {len(wanted)} of {len(wanted)} predictions are missing, first {first}; name each like its "
             "reference"
         )
-    scans = {case.removesuffix("_0000"): path for case, path in _by_name(images).items()} if images else {}
+    scans = {case.removesuffix("_0000"): path for case, path in by_name(images).items()} if images else {}
     if images and not scans.keys() & wanted.keys():
         first = next(iter(wanted.values())).name
         raise UserError(
@@ -126,8 +126,12 @@ def label_values(pairs: list[Pair]) -> list[int]:
     return positive
 
 
-def _by_name(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """NIfTI files by their name without suffix, sorted."""
+def by_name(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """NIfTI files of a folder by their name without suffix, sorted.
+
+    Raises:
+        UserError: no such folder, or two files of one name.
+    """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: there is no such folder; give the one with the NIfTI files")
     files: dict[str, Path] = {}

@@ -5,14 +5,14 @@ An object may be a union of labels, such as a pancreas with its tumour; a smalle
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from sam2_3dmed_jax.evaluation.label_classes import Target, painted_values
 from sam2_3dmed_jax.evaluation.protocol import clips_of, prompts_of
-from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.segment import segment_volume
+from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
+from sam2_3dmed_jax.inference.segment import Segmentation, segment_volume
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 
@@ -42,13 +42,15 @@ def deciding(values: Sequence[int], prompts: Prompts) -> list[VoxelPrompt]:
     return [prompt for target in prompts if target in nested for prompt in prompts[target]]
 
 
-def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts) -> np.ndarray:
-    """A label map uint16 `[D, H, W]`, all objects in one session.
+def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts) -> Segmentation:
+    """Labels uint16 `[D, H, W]` and logits, all objects in one session; without prompts there are none.
 
     Where objects overlap, the larger logit counts; but nested ones are written over those around them.
     """
     if not prompts:
-        return np.zeros(volume.array.shape, np.uint16)
+        depth = len(volume.array)
+        nothing = Result((), np.zeros((0, depth, 0, 0), np.float32), np.zeros((0, depth), np.float32))
+        return Segmentation(np.zeros(volume.array.shape, np.uint16), nothing)
     found = segment_volume(predictor, volume, [prompt for own in prompts.values() for prompt in own])
     labels = found.labels
     around = {
@@ -59,7 +61,7 @@ def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts
         masks = {value: mask for value, mask in found.object_masks() if around[value]}
         for value in (value for value in around if value in masks):  # the innermost last
             labels[masks[value] & np.isin(labels, around[value])] = value
-    return labels
+    return found
 
 
 def segment_clips(
@@ -67,14 +69,21 @@ def segment_clips(
 ) -> np.ndarray:
     """A label map uint16 `[D, H, W]`: each object by itself, a clip of its extent at a time, later over earlier."""
     labels = np.zeros(volume.array.shape, np.uint16)
+    for start, stop, moved in clip_sessions(reference, prompts, clip_slices):
+        clip = segment_volume(predictor, _slices(volume, start, stop), moved).labels
+        labels[start:stop][clip > 0] = clip[clip > 0]
+    return labels
+
+
+def clip_sessions(
+    reference: np.ndarray, prompts: Prompts, clip_slices: int
+) -> Iterator[tuple[int, int, list[VoxelPrompt]]]:
+    """First and past-the-last slice of each clip of each object, and its prompts on slices counted from the first."""
     for target, own in prompts.items():
         for start, stop in clips_of(np.isin(reference, target), clip_slices):
             inside = [prompt for prompt in own if start <= prompt.slice < stop]
             if inside:
-                moved = [VoxelPrompt(p.object_id, p.slice - start, p.points, p.labels) for p in inside]
-                clip = segment_volume(predictor, _slices(volume, start, stop), moved).labels
-                labels[start:stop][clip > 0] = clip[clip > 0]
-    return labels
+                yield start, stop, [VoxelPrompt(p.object_id, p.slice - start, p.points, p.labels) for p in inside]
 
 
 def _slices(volume: Volume, start: int, stop: int) -> Volume:

@@ -22,6 +22,20 @@ PROTOCOLS = {
         "its slice with the largest area, and nothing is predicted beyond the extent"
     ),
 }
+FROM_PREDICTIONS = "-from-predictions"  # behind a protocol: prompts are drawn from those instead of the reference
+NEAREST_COMPONENT = "nearest-component"
+# What stands in the column "protocol", explained.
+EXPLAINED = {
+    **PROTOCOLS,
+    **{
+        f"{name}{FROM_PREDICTIONS}": f"{text}; of an automatic method's prediction, no reference being used"
+        for name, text in PROTOCOLS.items()
+        if name != "oracle-clip"
+    },
+    NEAREST_COMPONENT: (
+        "an automatic method's prediction, reduced to the component nearest to one click in the reference, an object"
+    ),
+}
 CONNECTED = np.ones((3, 3, 3), bool)  # components are those of 26 neighbours
 
 

@@ -1,4 +1,6 @@
-"""The files of an evaluation: `cases.csv`, a row a case and class; `lesions.csv`, a row a tumour; `summary.json`.
+"""The files of an evaluation: `cases.csv`, a row a case and class; `summary.json`; and what else a row has to tell.
+
+That is `lesions.csv`, a row a tumour, and `reliability.csv`, a row a bin of probability.
 
 `cases.csv` says of itself how it was measured, so that it can be read back, pooled and compared.
 """
@@ -15,22 +17,29 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation.cost import MEASURED
 from sam2_3dmed_jax.evaluation.lesions import COUNTS
+from sam2_3dmed_jax.evaluation.reliability import BINS
+from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.scores import BEYOND, OVERLAP, SURFACE, UNPROMPTED, VOLUMES
 from sam2_3dmed_jax.evaluation.summary import Row
 from sam2_3dmed_jax.volume.image_file import written_whole
 
-CASES, LESIONS, SUMMARY, REPORT = "cases.csv", "lesions.csv", "summary.json", "report.html"
+CASES, LESIONS, RELIABILITY = "cases.csv", "lesions.csv", "reliability.csv"
+SUMMARY, REPORT = "summary.json", "report.html"
 COMPARISON = ("comparison.csv", "comparison.json")
 COLUMNS = (
-    *("case", "class", *OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "empty", "missing"),
-    *("block", "protocol", "prompt_source", "n_prompts", "prompt_slices"),
-    *("method", "trained_on_these_cases", "fold", "seed"),
-    *("labels", "tolerance_mm", "definition", "empty_policy", "seconds"),
+    *("case", "class", *OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *BAND, "band_mm", *COUNTS),
+    *("empty", "missing", "block", "protocol", "prompt_source", "n_prompts", "prompt_slices"),
+    *("method", "trained_on_these_cases", "bd", "fold", "seed"),
+    *("labels", "tolerance_mm", "definition", "empty_policy", *MEASURED, "compiled"),
 )
 LESION_COLUMNS = ("case", "class", "lesion", "diameter_mm", "volume_ml", "covered", "found", "method", "fold", "seed")
-_NUMBERS = (*OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *COUNTS, "tolerance_mm", "seconds")
+RELIABILITY_COLUMNS = ("case", "class", "bin", "voxels", "sum_of_p", "inside", "method", "fold", "seed")
+_NUMBERS = (*OVERLAP, *SURFACE, *UNPROMPTED, *VOLUMES, BEYOND, *BAND, "band_mm", *COUNTS, "tolerance_mm", *MEASURED)
 _MAX_BYTES = 256 << 20  # of a table; more is another kind of file
 
 
@@ -42,7 +51,7 @@ def write_results(
 ) -> None:
     """Write the files of an evaluation into a folder; all appear, each whole, or none does.
 
-    `lesions.csv` is there where a tumour was scored.
+    `lesions.csv` is there where a tumour was scored, `reliability.csv` where probabilities were known.
 
     Args:
         rows: of all cases and classes.
@@ -57,10 +66,17 @@ def write_results(
     if any("lesions" in row for row in rows):
         lesions = [{**row, **lesion} for row in rows for lesion in row.get("lesions", ())]
         texts[LESIONS] = table_text(LESION_COLUMNS, lesions)
+    if any(row.get("reliability") for row in rows):
+        bins = [
+            {**row, "bin": at, "voxels": int(voxels), "sum_of_p": total, "inside": int(inside)}
+            for row in rows
+            for at, (voxels, total, inside) in enumerate(row.get("reliability", ()))
+        ]
+        texts[RELIABILITY] = table_text(RELIABILITY_COLUMNS, bins)
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     texts |= beside or {}
     write_texts(texts, out)
-    for name in {LESIONS, REPORT, *COMPARISON} - texts.keys():  # of an earlier evaluation
+    for name in {LESIONS, RELIABILITY, REPORT, *COMPARISON} - texts.keys():  # of an earlier evaluation
         Path(out, name).unlink(missing_ok=True)
 
 
@@ -123,7 +139,16 @@ def read_results(folder: str | os.PathLike[str]) -> list[Row]:
         rows.append(row)
     if not rows:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")
-    return _with_lesions(Path(folder, LESIONS), rows)
+    return _with_bins(Path(folder, RELIABILITY), _with_lesions(Path(folder, LESIONS), rows))
+
+
+def read_fixed_cost(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Parameters and machine of a finished evaluation, as its `summary.json` has them; {}: it tells none."""
+    try:
+        cost = json.loads(Path(folder, SUMMARY).read_text(encoding="utf-8"))["cost"]
+        return {name: cost[name] for name in ("parameters", "machine")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _with_lesions(path: Path, rows: list[Row]) -> list[Row]:
@@ -142,4 +167,24 @@ def _with_lesions(path: Path, rows: list[Row]) -> list[Row]:
     for row in rows:
         if row[COUNTS[0]] != "":
             row["lesions"] = lesions.get((row["case"], row["class"]), [])
+    return rows
+
+
+def _with_bins(path: Path, rows: list[Row]) -> list[Row]:
+    """Rows with the bins of their reliability diagram, where a file tells of them."""
+    if not path.is_file():
+        return rows
+    bins: dict[tuple[str, ...], list[list[float]]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for cells in csv.DictReader(file):
+                key = cells["case"], cells["class"], cells["seed"]
+                bins.setdefault(key, []).append([float(cells[name]) for name in RELIABILITY_COLUMNS[3:6]])
+        if any(len(found) != BINS or not np.isfinite(found).all() for found in bins.values()):
+            raise ValueError
+    except (OSError, csv.Error, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no table of reliability; give the folder as `evaluate` wrote it") from None
+    for row in rows:
+        if found := bins.get((row["case"], row["class"], row["seed"])):
+            row["reliability"] = found
     return rows

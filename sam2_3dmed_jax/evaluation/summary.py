@@ -6,23 +6,24 @@ Several evaluations of one method (folds, seeds) are summarised together: their 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation import cost, reliability
 from sam2_3dmed_jax.evaluation.lesions import COUNTS, summarise_lesions
-from sam2_3dmed_jax.evaluation.protocol import PROTOCOLS
+from sam2_3dmed_jax.evaluation.protocol import EXPLAINED
 from sam2_3dmed_jax.evaluation.scores import BEYOND, LOWER_IS_BETTER, SCORES, SURFACE, VOLUMES
 from sam2_3dmed_jax.evaluation.statistics import DRAWS, bootstrap_means, interval, spread
 
 Row = dict[str, Any]
 
 AUTOMATIC, PROMPTED = "automatic", "reference-prompted"  # the column "block"
-AVERAGED = (*SCORES, *VOLUMES, BEYOND)
+AVERAGED = (*SCORES, *VOLUMES, BEYOND, *reliability.COLUMNS)
 # One value in all rows of a summary: a table mixes neither blocks nor definitions.
-UNIFORM = ("method", "trained_on_these_cases", "block", "protocol", "definition", "empty_policy")
+UNIFORM = ("method", "trained_on_these_cases", "bd", "block", "protocol", "definition", "empty_policy")
 DEFINITIONS = {
     "dice": "2 |P n R| / (|P| + |R|) over all voxels of the case; both masks empty: NaN, one empty: 0",
     "iou": "|P n R| / |P u R|, the same way",
@@ -36,9 +37,11 @@ DEFINITIONS = {
     "volume_error_ml": "prediction minus reference; a volume is voxels x |det affine|; percent of the reference",
     "fp_ml_outside_extent": "millilitres predicted on slices beyond the reference's first and last one",
     "lesions": "components (26 neighbours); found: touched by the prediction; diameter: of the sphere of equal volume",
-    "seconds": "wall time of a case, all its classes together, without reading files",
+    **reliability.DEFINITIONS,
+    **cost.DEFINITIONS,
+    "bd": "the boundary branch at inference: 'yes', 'no', 'left out' of a checkpoint that has it, or '': not known",
     "empty": "'prediction' or 'reference' empty, 'both', or ''; an object that the reference lacks is not prompted",
-    "missing": "'yes': there is no file of the prediction, which counts as empty",
+    "missing": "'yes': there is no file of the prediction, or of the one to prompt from; it counts as empty",
     "block": "automatic methods and those prompted from the reference are not ranked against each other",
     "averaging": (
         "mean, SD (n - 1) and quartiles over cases with a value, a class at a time, a case being the mean over its "
@@ -48,13 +51,18 @@ DEFINITIONS = {
 }
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], fixed_cost: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Classes over cases, and their plain mean over classes; what could not be averaged is None.
+
+    Args:
+        rows: of one method.
+        fixed_cost: parameters and machine of each evaluation that the rows come from, `cost.fixed_cost`.
 
     Returns:
         {"classes": {name: {"cases", "tolerance_mm", "empty": {kind: count}, metric: `statistics.spread` with "ci95",
-        "lesions" of tumours}}, "macro": {metric: {"mean", "ci95"}}, "macro_classes": names, "macro_dice" and the like:
-        mean or None, "missing_predictions": cases, the columns `UNIFORM`, "definitions", "note"}.
+        "lesions" of tumours, "reliability" of objects}}, "macro": {metric: {"mean", "ci95"}}, "macro_classes": names,
+        "macro_dice" and the like: mean or None, "missing_predictions": cases, "cost": `cost.summarise_cost`, the
+        columns `UNIFORM`, "definitions", "note"}.
 
     Raises:
         UserError: rows that do not belong in one table, or a case that stands there twice.
@@ -64,11 +72,17 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     for column in UNIFORM:
         if len(found := {str(row.get(column, "")) for row in rows}) > 1:
             raise UserError(f"the results differ in {column} ({', '.join(sorted(found))}); summarise each by itself")
+    bands = reliability.widths(rows)
+    if len(bands) > 1:
+        raise UserError(
+            f"the results differ in band_mm ({', '.join(map(str, sorted(bands)))}); summarise each by itself"
+        )
     tolerances: dict[str, Any] = {}
     for row in rows:
         if str(tolerances.setdefault(row["class"], row.get("tolerance_mm"))) != str(row.get("tolerance_mm")):
             raise UserError(f"the results differ in tolerance_mm of {row['class']}; summarise each by itself")
     metrics = [m for m in AVERAGED if m not in SURFACE or any(row.get("definition") for row in rows)]
+    metrics = [m for m in metrics if m not in reliability.COLUMNS or bands]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     names = list(dict.fromkeys(row["class"] for row in rows))
     tables = {name: {metric: values_of(rows, name, metric, cases) for metric in metrics} for name in names}
@@ -92,26 +106,31 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
                 entry = {**dict.fromkeys(entry), "n": entry["n"], "undefined": True}
                 samples[metric][:, at] = math.nan
             classes[name][metric] = {**entry, "ci95": interval(samples[metric][:, at])}
+        if bins := reliability.pooled_bins(own):
+            classes[name]["reliability"] = {"band_mm": bands.copy().pop(), "bins": bins}
         counted = [row for row in own if row.get(COUNTS[0]) not in (None, "")]
         if counted:
             lesions = [lesion for row in counted for lesion in row.get("lesions", ())]
             classes[name]["lesions"] = summarise_lesions(counted, lesions)
     macro_classes = [name for name in names if not _holds_others(rows, name)]
     columns = [names.index(name) for name in macro_classes]
+    # A class without probabilities would leave a mean of the others, under the name of all.
+    judged = [m for m in metrics if m not in reliability.COLUMNS or all(classes[n][m]["n"] for n in macro_classes)]
     macro = {
-        metric: _macro([classes[n][metric] for n in macro_classes], samples[metric][:, columns]) for metric in metrics
+        metric: _macro([classes[n][metric] for n in macro_classes], samples[metric][:, columns]) for metric in judged
     }
     return {
         "note": "for research use only",
         **{column: str(rows[0].get(column, "")) for column in UNIFORM},
         "protocol": sorted({str(row["protocol"]) for row in rows}),
-        "protocol_definition": PROTOCOLS.get(str(rows[0]["protocol"]), "none"),
+        "protocol_definition": EXPLAINED.get(str(rows[0]["protocol"]), "none"),
         "cases": len(cases),
         "missing_predictions": sorted({row["case"] for row in rows if row.get("missing") == "yes"}),
         **{f"macro_{metric}": entry["mean"] for metric, entry in macro.items()},
         "macro_classes": macro_classes,
         "macro": macro,
         "classes": classes,
+        "cost": cost.summarise_cost(rows, fixed_cost),
         "definitions": DEFINITIONS,
     }
 

@@ -46,7 +46,7 @@ class FeatureStore:
         self.embedding = arrays.zeros((self.depth, side, side, c), dtype)
         self.stride8 = arrays.zeros((self.depth, 2 * side, 2 * side, c // 4), dtype)
         self.stride4 = arrays.zeros((self.depth, 4 * side, 4 * side, c // 8), dtype)
-        position = _slice_position(model)
+        position = slice_position_of(model)
         embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim if position else 0), np.float32)
         for start in range(0, self.depth, BLOCK):
             stop = min(start + BLOCK, self.depth)
@@ -64,7 +64,7 @@ class FeatureStore:
             # Padded to a power of two, so that volumes of similar depth share a compilation.
             padded = np.zeros((power_of_two(len(embeddings)), embeddings.shape[1]), np.float32)
             padded[: len(embeddings)] = embeddings
-            self.context = np.asarray(_slice_context(graphdef, weights, padded, np.int32(self.depth)))[: self.depth]
+            self.context = np.asarray(slice_context(graphdef, weights, padded, np.int32(self.depth)))[: self.depth]
 
     def gather(self, index: Sequence[int] | np.ndarray) -> tuple[SliceFeatures, np.ndarray]:
         """Features and context of some slices, as host arrays with leading axis `len(index)`."""
@@ -80,18 +80,19 @@ def encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) ->
     """Features of a block of normalised slices `[T, S, S, 3]`, and their SRPP embedding (no channels without)."""
     model = merge(graphdef, weights)
     features = model.encode_image(images)
-    if position := _slice_position(model):
+    if position := slice_position_of(model):
         return features, position.embed(features.embedding).astype(jnp.float32)
     return features, jnp.zeros((len(images), 0))
 
 
 @partial(jax.jit, static_argnums=0)
-def _slice_context(graphdef: nnx.GraphDef, weights: Weights, slices: jax.Array, depth: jax.Array) -> jax.Array:
+def slice_context(graphdef: nnx.GraphDef, weights: Weights, slices: jax.Array, depth: jax.Array) -> jax.Array:
+    """What is added to the features of each slice `[T, C]`, from the SRPP embeddings `[T, dim]` of `depth` slices."""
     position = merge(graphdef, weights).slice_position
     return position.to_mask(position.volume_context(slices, depth)).astype(jnp.float32)
 
 
-def _slice_position(model: SAM2) -> SlicePosition | None:
+def slice_position_of(model: SAM2) -> SlicePosition | None:
     """The module whose context the masks see, if there is one."""
     position = model.slice_position if isinstance(model, SAM2With3DMed) else None
     return position if position is not None and position.config.to_mask else None

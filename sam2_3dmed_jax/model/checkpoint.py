@@ -57,6 +57,19 @@ def assemble(weights: Weights, info: CheckpointInfo) -> SAM2:
     return model
 
 
+def without_boundary(model: SAM2) -> SAM2:
+    """The same model with its boundary branch (BD) left out, as an ablation at inference; its weights are shared.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not model.info.model.bd:
+        raise UserError("the checkpoint has no boundary branch to leave out; give one that was trained with model.bd")
+    kept = {name: value for name, value in split(model)[1].items() if not name.startswith("boundary.")}
+    info = dataclasses.replace(model.info, model=dataclasses.replace(model.info.model, bd=False))
+    return assemble(kept, info)
+
+
 def save_model(model: SAM2, path: str | os.PathLike[str], info: CheckpointInfo | None = None) -> None:
     """Write a native checkpoint; an existing one at `path` is replaced once the new one is whole.
 

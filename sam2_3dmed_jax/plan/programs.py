@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.config import ExperimentConfig, Sam2Config
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block
 from sam2_3dmed_jax.inference.propagate import Steps, walk_block
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
@@ -51,28 +52,49 @@ def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
     config = complete(config)
     graphdef, weights = abstract_model(config.model)
     sam2 = preset_config(config.model.preset, config.model.image_size)
-    rows, dtype, size = config.data.objects, jnp.dtype(config.model.compute_dtype), sam2.image_size
     here = SingleDeviceSharding(device)
 
     def placed(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
 
-    def block() -> tuple:
-        features, _ = encode_block(graphdef, weights, jnp.zeros((BLOCK, size, size, 3)))
+    weights = placed(weights)
+    dtype = jnp.dtype(config.model.compute_dtype)
+    images, walk_arguments = placed(block_arguments(graphdef, weights, sam2, config.data.objects, 1, dtype))
+    walked = dict(zip(("bank", "steps", "direction", "depth"), walk_arguments, strict=True))
+    encode, walk = partial(encode_block.trace, graphdef), partial(walk_block.trace, graphdef)
+    return [
+        Program(f"encode {BLOCK} slices", encode, {"weights": weights, "images": images}, 1),
+        Program(f"walk {BLOCK} slices", walk, {"weights": weights, **walked}, 1),
+    ]
+
+
+def block_arguments(
+    graphdef: nnx.GraphDef, weights: Any, sam2: Sam2Config, rows: int, prompted: int, dtype: Any
+) -> tuple[jax.ShapeDtypeStruct, tuple[MemoryBank, Steps, Any, Any]]:
+    """The shapes of what `encode_block` and `walk_block` take beside weights.
+
+    Args:
+        graphdef: the model's structure.
+        weights: its weights, or their shapes.
+        sam2: its architecture.
+        rows: objects that are walked at once, in one direction.
+        prompted: room for prompted slices in the memory bank.
+        dtype: of memories.
+
+    Returns:
+        Images `[BLOCK, S, S, 3]`, and (bank, steps, direction, depth) of a walk.
+    """
+    images = jax.ShapeDtypeStruct((BLOCK, sam2.image_size, sam2.image_size, 3), jnp.float32)
+
+    def block(weights: Any, images: jax.Array) -> tuple:
+        features, _ = encode_block(graphdef, weights, images)
         steps = Steps(
             features=jax.tree.map(lambda x: x[:, None], features),
             context=jnp.zeros((BLOCK, 1, sam2.d_model)),
             on=jnp.zeros((BLOCK, rows), jnp.int32),
             active=jnp.zeros((BLOCK, rows), bool),
         )
-        bank = MemoryBank.empty(sam2, rows, 1, dtype)
+        bank = MemoryBank.empty(sam2, rows, prompted, dtype)
         return bank, steps, jnp.zeros(rows, jnp.int32), jnp.int32(0)
 
-    weights = placed(weights)
-    walked = dict(zip(("bank", "steps", "direction", "depth"), placed(jax.eval_shape(block)), strict=True))
-    images = jax.ShapeDtypeStruct((BLOCK, size, size, 3), jnp.float32, sharding=here)
-    encode, walk = partial(encode_block.trace, graphdef), partial(walk_block.trace, graphdef)
-    return [
-        Program(f"encode {BLOCK} slices", encode, {"weights": weights, "images": images}, 1),
-        Program(f"walk {BLOCK} slices", walk, {"weights": weights, **walked}, 1),
-    ]
+    return images, jax.eval_shape(block, weights, images)

@@ -9,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.evaluator import Plan, score_labels
+from sam2_3dmed_jax.evaluation.evaluator import score_labels
 from sam2_3dmed_jax.evaluation.label_classes import LabelClass, parse_classes
+from sam2_3dmed_jax.evaluation.plan import Plan
 from sam2_3dmed_jax.evaluation.results import COLUMNS
 from sam2_3dmed_jax.evaluation.scores import LOWER_IS_BETTER, SCORES, Measure
 from sam2_3dmed_jax.evaluation.summary import summarise

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from sam2_3dmed_jax.evaluation.reliability import BINS
 from sam2_3dmed_jax.evaluation.report import plots, tables
+from sam2_3dmed_jax.evaluation.report.cost import cost_tables
 from sam2_3dmed_jax.evaluation.report.markup import figure, table
 from sam2_3dmed_jax.evaluation.report.pictures import PICTURE, worst
 from sam2_3dmed_jax.evaluation.report.wording import name_of, row_cell, tolerances
@@ -27,7 +29,7 @@ h2 { margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 .wide:focus { outline: 2px solid #0072b2; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: #444; padding: .3rem 0; max-width: 70rem; }
+caption { text-align: left; color: #444; padding: .3rem 0; max-width: 70rem; min-width: 34rem; }
 th, td { padding: .18rem .6rem; border-bottom: 1px solid #e3e3e3; text-align: left; vertical-align: top;
   max-width: 44rem; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
@@ -56,8 +58,10 @@ def report_page(rows: Sequence[Row], summary: dict[str, Any], comparison: dict[s
         ("What was measured", tables.what_was_measured(rows, summary)),
         ("Scores", tables.scores(summary) + tables.counts(summary) + tables.lesions(summary)),
         ("Comparison", tables.comparison(comparison) if comparison else ""),
+        ("Cost", cost_tables(summary)),
         ("Spread over cases", _boxes(rows, summary)),
         ("Dice against organ size", _sizes(rows, summary)),
+        ("Reliability at the boundary", _reliability(summary)),
         ("Agreement of volumes", tables.volumes(summary) + _agreement(rows, summary)),
         ("Worst cases", _worst(rows, summary)),
         ("All cases", f"<details><summary>{len(rows)} rows</summary>{tables.cases(rows)}</details>"),
@@ -121,6 +125,23 @@ def _sizes(rows: Sequence[Row], summary: dict[str, Any]) -> str:
     caption = "Each case by the volume of its reference (logarithmic); cases with an empty reference have none."
     alt = f"Dice against the reference's volume. {told}."
     return figure("svg+xml", plots.dice_against_size(volume, dice), alt, caption)
+
+
+def _reliability(summary: dict[str, Any]) -> str:
+    found = {name: entry["reliability"] for name, entry in summary["classes"].items() if "reliability" in entry}
+    if not found:
+        return ""
+    width = next(iter(found.values()))["band_mm"]
+    told = summary["definitions"]
+    caption = (
+        f"Reliability diagram. Of the voxels that were given a probability, the share inside the reference; {BINS} "
+        f"bins of equal width, voxels of all cases together, in the band of {width:g} mm ({told['band_mm']}). A "
+        "calibrated model lies on the dashed line; below it, it claims too much. Larger marks: more voxels. The scores "
+        "above are means over cases."
+    )
+    totals = ", ".join(f"{name}: {sum(b['voxels'] for b in entry['bins'])} voxels" for name, entry in found.items())
+    bins = {name: found[name]["bins"] if name in found else [] for name in summary["classes"]}  # one colour a class
+    return figure("svg+xml", plots.reliability(bins), f"Reliability diagram. {totals}.", caption)
 
 
 def _agreement(rows: Sequence[Row], summary: dict[str, Any]) -> str:

@@ -125,6 +125,34 @@ def bland_altman(
         return _svg(figure)
 
 
+def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """The share of voxels inside the reference against their mean probability: a line a class, of its `pooled_bins`.
+
+    A class without bins has no line. A mark's area grows with its bin's share of voxels.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        names = max(map(_inches, bins)) + 0.4
+        figure, axis = _figure(4.2 + names, 3.8, right=names)
+        axis.plot((0, 1), (0, 1), "--", color="0.6", linewidth=1)
+        for at, (name, own) in enumerate(bins.items()):
+            if not own:
+                continue
+            there = [one for one in own if one["voxels"]]
+            total = sum(one["voxels"] for one in there)
+            x, y = ([one[key] for one in there] for key in ("probability", "inside"))
+            look = _look(at)
+            axis.plot(x, y, linewidth=1, color=look["color"], alpha=look["alpha"])
+            axis.plot([], [], linestyle="", label=_short(name), **look)
+            axis.scatter(x, y, [12 + 200 * one["voxels"] / total for one in there], linewidths=0, **look)
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="mean probability", ylabel="share inside the reference")
+        axis.grid(color="0.9")
+        axis.set_axisbelow(True)
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        return _svg(figure)
+
+
 def curves(points: Sequence[Mapping[str, Any]], x: str, y: str) -> bytes:
     """How a mean changes with one condition: a line a series, with its interval as a band.
 

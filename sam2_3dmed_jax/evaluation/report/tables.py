@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.report.markup import NONE, Cell, Number, Range, facts, table
 from sam2_3dmed_jax.evaluation.report.wording import is_share, name_of, number, row_cell, tolerances
 from sam2_3dmed_jax.evaluation.results import COLUMNS
@@ -14,7 +15,7 @@ from sam2_3dmed_jax.evaluation.statistics import DRAWS
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, AVERAGED, Row
 
 ROWS = 2000  # of cases, at most: the rest stands in cases.csv
-_FIXED = ("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "labels", "definition")
+_FIXED = ("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "bd", "labels", "definition")
 
 
 def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
@@ -23,8 +24,6 @@ def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
     protocol = summary["protocol"][0]
     prompts = sorted({int(row["n_prompts"]) for row in rows})
     missing = summary["missing_predictions"]
-    seconds = {(row["case"], row.get("seed", "")): row.get("seconds", math.nan) for row in rows}
-    timed = sorted(value for value in seconds.values() if not math.isnan(value))
     pairs = [
         ("method", summary["method"] or "not named"),
         ("trained on these cases", summary["trained_on_these_cases"] or "unknown"),
@@ -32,6 +31,7 @@ def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
         ("protocol", protocol if protocol == "none" else f"{protocol}: {summary['protocol_definition']}"),
         ("prompt source", ", ".join(sorted({str(row["prompt_source"]) for row in rows}))),
         ("prompts a case and class", " to ".join(map(str, dict.fromkeys((prompts[0], prompts[-1]))))),
+        ("boundary branch (BD) at inference", summary["bd"] or "not known, or none"),
         ("cases", str(summary["cases"])),
         ("predictions that are missing", f"{len(missing)}: {', '.join(missing)}" if missing else "0"),
         ("folds", _values(rows, "fold")),
@@ -41,8 +41,6 @@ def what_was_measured(rows: Sequence[Row], summary: dict[str, Any]) -> str:
         ("where one mask is empty", f"Dice, IoU, NSD 0; distances by the policy '{summary['empty_policy'] or 'none'}'"),
         ("where both are empty", "no score, left out of means and counted"),
     ]
-    if timed:
-        pairs.append(("seconds a case", f"{timed[0]:.3g} to {timed[-1]:.3g}, all its classes together"))
     return facts("What was measured. For research use only.", pairs)
 
 
@@ -58,6 +56,8 @@ def scores(summary: dict[str, Any]) -> str:
     for name, entry in summary["classes"].items():
         for metric in (metric for metric in averaged if metric in entry):
             found = entry[metric]
+            if metric in BAND and not found["n"]:
+                continue
             sds = [Number(found.get(key), 4 if is_share(metric) else 2) for key in ("sd", *spreads)]
             quartiles = [number(metric, found[key]) for key in ("q1", "median", "q3")]
             mean: Cell = "undefined" if "undefined" in found else number(metric, found["mean"])

@@ -20,6 +20,12 @@ NAMES = {
     "volume_error_ml": "volume error (mL)",
     "volume_error_percent": "volume error (%)",
     "fp_ml_outside_extent": "beyond the extent (mL)",
+    "band_entropy": "entropy at the boundary (bits)",
+    "band_ece": "calibration error at the boundary",
+    "band_brier": "Brier score at the boundary",
+    "tflops": "FLOPs (1e12)",
+    "peak_host_mib": "peak host memory (MiB)",
+    "peak_device_mib": "peak device memory (MiB)",
     "lesions_reference": "lesions",
     "lesions_found": "lesions found",
     "lesions_false_positive": "false lesions",
@@ -35,7 +41,7 @@ def name_of(metric: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric lies between 0 and 1."""
-    return metric.startswith(("dice", "iou", "nsd"))
+    return metric.startswith(("dice", "iou", "nsd", "band_e", "band_b"))
 
 
 def number(metric: str, value: float | None, exact: str | None = None) -> Number:
