@@ -18,7 +18,7 @@ from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.prompt import power_of_two
 from sam2_3dmed_jax.inference.propagate import prompt_slices, walk_block
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
-from sam2_3dmed_jax.plan.jaxpr_cost import flops
+from sam2_3dmed_jax.jaxpr_cost import flops
 from sam2_3dmed_jax.plan.programs import block_arguments
 from sam2_3dmed_jax.sam2.prompt_encoder import no_prompts
 

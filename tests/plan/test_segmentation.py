@@ -6,8 +6,8 @@ import pytest
 from sam2_3dmed_jax import VolumePredictor, new_model
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.jaxpr_cost import flops
 from sam2_3dmed_jax.model.checkpoint import without_boundary
-from sam2_3dmed_jax.plan.jaxpr_cost import flops
 from sam2_3dmed_jax.plan.segmentation import SegmentationFlops
 
 
