@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,8 @@ from typing import Any
 from etils import epath
 
 from sam2_3dmed_jax.data.msd import fingerprint, on_disk, read_dataset
-from sam2_3dmed_jax.data.split_choice import SPLIT, absolute, split_to_score
-from sam2_3dmed_jax.data.split_files import listed, read_how
+from sam2_3dmed_jax.data.split_choice import absolute, run_of, split_to_score
+from sam2_3dmed_jax.data.split_files import listed
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import label_classes
 from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
@@ -233,18 +232,6 @@ def _difference(entry: dict[str, Any], other: str) -> str:
         f"{entry['class']}: {entry['metric']} {entry['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {other} "
         f"over {entry['cases']} cases{p}"
     )
-
-
-def run_of(checkpoint: str, known: str) -> dict[str, Any]:
-    """How the run that trained a checkpoint split this very dataset, and its seed; {} if no such run is at hand."""
-    folder = epath.Path(absolute(checkpoint)).parent
-    how = read_how(folder / SPLIT) if (folder / SPLIT).exists() else {}
-    if how.get("fingerprint") != known:
-        return {}
-    try:
-        return {**how, "seed": int(json.loads((folder / "config.json").read_text())["training"]["seed"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return how
 
 
 def _stamp(checkpoint: str) -> list[Any]:

@@ -143,7 +143,7 @@ def score_labels(
         UserError: surfaces on a slanted grid, without resampling.
     """
     prompts = _prompts(reference, grid, plan) if plan.protocol else {}
-    return _rows(case, labels, reference, grid, prompts, plan, missing=missing)
+    return rows_of(case, labels, reference, grid, prompts, plan, missing=missing)
 
 
 def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan, before: Sequence[Row]) -> list[Row]:
@@ -156,7 +156,7 @@ def _evaluate_case(predictor: VolumePredictor, case: Case, plan: Plan, before: S
     else:
         labels = segment_objects(predictor, volume, prompts)
     seconds = time.perf_counter() - start
-    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, seconds)
+    rows = rows_of(case.id, labels, reference, volume.grid, prompts, plan, seconds)
     window = predictor.model.info.preprocessing.window
     _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
     return rows
@@ -183,7 +183,7 @@ def _prompts(reference: np.ndarray, grid: Grid, plan: Plan) -> Prompts:
     return prompts_of_objects(plan.protocol, reference, grid.spacing, plan.objects, plan.clip_slices)
 
 
-def _rows(
+def rows_of(
     case: str,
     labels: np.ndarray,
     reference: np.ndarray,
@@ -193,6 +193,11 @@ def _rows(
     seconds: float = math.nan,
     missing: bool = False,
 ) -> list[Row]:
+    """Rows of a label map, one a class of the plan, with what its prompts told.
+
+    Raises:
+        UserError: surfaces on a slanted grid, without resampling.
+    """
     rows = []
     for entry in plan.classes:
         told = deciding(entry.values, prompts)

@@ -12,7 +12,7 @@ import numpy as np
 from sam2_3dmed_jax.evaluation.label_classes import Target, painted_values
 from sam2_3dmed_jax.evaluation.protocol import clips_of, prompts_of
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.segment import segment_volume
+from sam2_3dmed_jax.inference.segment import Segmentation, segment_volume
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 
@@ -49,7 +49,11 @@ def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts
     """
     if not prompts:
         return np.zeros(volume.array.shape, np.uint16)
-    found = segment_volume(predictor, volume, [prompt for own in prompts.values() for prompt in own])
+    return painted(segment_volume(predictor, volume, [prompt for own in prompts.values() for prompt in own]), prompts)
+
+
+def painted(found: Segmentation, prompts: Prompts) -> np.ndarray:
+    """The label map of a segmentation, nested objects written over those around them."""
     labels = found.labels
     around = {
         own[0].object_id: [other[0].object_id for outer, other in prompts.items() if set(target) < set(outer)]
