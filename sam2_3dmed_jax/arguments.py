@@ -17,10 +17,12 @@ class FieldsHelp(argparse.Action):
         from sam2_3dmed_jax.config import ExperimentConfig, SweepSpec
         from sam2_3dmed_jax.experiment import fields_help
 
-        sweep = parser.prog.endswith(" sweep")
-        what, config = ("a sweep", SweepSpec()) if sweep else ("an experiment", ExperimentConfig())
+        if parser.prog.endswith(" sweep"):
+            what, fields = "a sweep", fields_help(SweepSpec())
+        else:
+            what, fields = "an experiment", fields_help(ExperimentConfig())
         print(parser.format_help())
-        print(f"Every field of {what} is a flag; defaults, unless it sets another:\n{fields_help(config)}")
+        print(f"Every field of {what} is a flag; defaults, unless it sets another:\n{fields}")
         raise SystemExit(0)
 
 

@@ -28,11 +28,11 @@ _HEADS = ("slice_position.", "boundary.")  # what SAM2-3dMed adds to SAM 2
 
 
 class Loaded:
-    """A checkpoint on a device: with and without BD, in each order, all of which share its weights."""
+    """A checkpoint on the default device: with and without BD, in each order, all of which share its weights."""
 
-    def __init__(self, entry: Entry, device: jax.Device):
-        self._info, self._device = entry.info, device
-        self._weights: Weights = jax.device_put(load_weights(entry.checkpoint, entry.info.model), device)
+    def __init__(self, entry: Entry):
+        self._info = entry.info
+        self._weights: Weights = load_weights(entry.checkpoint, entry.info.model)
         self.encoder = (
             _structure(entry.info.model, srpp=False, bd=False),
             entry.info.preprocessing,
@@ -65,8 +65,7 @@ class Loaded:
 class Models:
     """The checkpoints that a device holds; the last `KEPT` stay."""
 
-    def __init__(self, device: jax.Device):
-        self._device = device
+    def __init__(self) -> None:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
 
     def get(self, entry: Entry) -> Loaded:
@@ -74,7 +73,7 @@ class Models:
         if entry.checkpoint not in self._loaded:
             while len(self._loaded) >= KEPT:
                 self._loaded.popitem(last=False)
-            self._loaded[entry.checkpoint] = Loaded(entry, self._device)
+            self._loaded[entry.checkpoint] = Loaded(entry)
         self._loaded.move_to_end(entry.checkpoint)
         return self._loaded[entry.checkpoint]
 

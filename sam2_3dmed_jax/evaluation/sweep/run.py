@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -146,9 +147,10 @@ def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
     for job in jobs:
         waiting.put(job)
 
-    def take(device: jax.Device) -> None:
-        models = Models(device)
-        with jax.default_device(device):
+    def take(device: jax.Device | None) -> None:
+        # Nothing is committed to a device: arrays that are compile anew. The lone one is the default one anyway.
+        with jax.default_device(device) if device else nullcontext():
+            models = Models()
             while not work.stop.is_set():
                 try:
                     case, entries = waiting.get_nowait()
@@ -158,7 +160,7 @@ def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
 
     devices = jax.local_devices()[: max(len(jobs), 1)]
     if len(devices) == 1:  # in this thread, which signals reach
-        take(devices[0])
+        take(None)
         return
     with ThreadPoolExecutor(len(devices)) as pool:
         running = [pool.submit(take, device) for device in devices]
