@@ -124,6 +124,8 @@ def test_there_is_a_row_a_cell_with_every_factor_and_score(swept: Path):
     assert {r["moved_mm"] for r in rows} == {"0", "10"} and all(r["dice"] for r in rows)
     of = dict(zip(factors, rows, strict=True))
     assert of["0", "0", "on", "0"]["volume_ml_prediction"] != of["0", "0", "off", "0"]["volume_ml_prediction"]
+    # What is told reaches the model: without it, all curves of robustness would be flat.
+    assert of["0", "0", "on", "0"]["volume_ml_prediction"] != of["0", "10", "on", "0"]["volume_ml_prediction"]
     for seed, mm, bd, threshold in factors:  # a lower threshold only adds
         if threshold == "0":
             lower = float(of[seed, mm, bd, "-1"]["volume_ml_prediction"])
