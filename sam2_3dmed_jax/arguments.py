@@ -10,14 +10,19 @@ from sam2_3dmed_jax.command import Parser
 
 
 class FieldsHelp(argparse.Action):
-    """`--help` of a verb that takes an experiment: its own arguments, then every field of an experiment."""
+    """`--help` of a verb that takes an experiment or a sweep: its own arguments, then every field of one."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print and exit with 0."""
+        from sam2_3dmed_jax.config import ExperimentConfig, SweepSpec
         from sam2_3dmed_jax.experiment import fields_help
 
+        if parser.prog.endswith(" sweep"):
+            what, fields = "a sweep", fields_help(SweepSpec())
+        else:
+            what, fields = "an experiment", fields_help(ExperimentConfig())
         print(parser.format_help())
-        print(f"Every field of an experiment is a flag; defaults, unless it sets another:\n{fields_help()}")
+        print(f"Every field of {what} is a flag; defaults, unless it sets another:\n{fields}")
         raise SystemExit(0)
 
 
@@ -152,6 +157,21 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("--compare", action="append", default=[], metavar="DIR", help="results of another method, paired")
     _add_scoring(p)
     p.add_argument("--out", required=True, metavar="DIR", help="folder for cases.csv, summary.json and report.html")
+
+    p = verb(
+        "sweep",
+        "score checkpoints under many prompts, orders and thresholds; goes on where it stopped. Every field is a flag",
+        add_help=False,
+    )
+    p.add_argument("spec", metavar="SPEC.py", help="file with get_spec(); then --any_field value value ...")
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for sweep.csv, summary.csv, sweep.json and report.html"
+    )
+    p.add_argument("--dry-run", action="store_true", help="check everything, and say how many cells there are")
+    p.add_argument("--shard", metavar="I/N", help="only the I-th of N parts of the cases (default: all)")
+    p.add_argument(
+        "-h", "--help", nargs=0, action=FieldsHelp, help="show this and every field, with units and defaults"
+    )
 
     p = verb("plan", "memory and time of the train step on TPUs or GPUs that need not be there", add_help=False)
     p.add_argument("experiment", metavar="EXPERIMENT.py", help="as of train; its data and weights are not read")

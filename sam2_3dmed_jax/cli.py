@@ -23,7 +23,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = arguments.parser(checkpoints.add_verbs)
     options, rest = parser.parse_known_args(joined_coordinates(sys.argv[1:] if words is None else words))
-    if rest and options.verb not in ("train", "plan"):
+    if rest and options.verb not in ("train", "plan", "sweep"):
         parser.error(f"unknown argument '{rest[0]}'")
     again = "the same command goes on where it can"
     code = exit_code(lambda: VERBS[options.verb](options, rest), options.debug, again)
@@ -250,6 +250,28 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print("\n".join(lines))
 
 
+def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Score checkpoints under many settings."""
+    from sam2_3dmed_jax.experiment import read_spec
+
+    if not options.dry_run:
+        processes.join()
+    with processes.ending_together():
+        spec = read_spec(options.spec, rest)
+        _start()
+        from sam2_3dmed_jax.console import ConsoleProgress
+        from sam2_3dmed_jax.evaluation.sweep import run
+
+        checked = run.read_sweep(spec)
+        if options.dry_run:
+            print(checked.size)
+            return
+        with terminated_as_interrupted(), ConsoleProgress() as progress:
+            lines = run.run_sweep(checked, options.out, options.shard, progress)
+    if processes.is_first():
+        print("\n".join(lines))
+
+
 def plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Say what an experiment takes on chips that need not be there."""
     import json
@@ -283,6 +305,7 @@ VERBS = {
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
+    "sweep": sweep,
     "plan": plan,
     "doctor": doctor,
 }

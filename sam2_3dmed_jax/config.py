@@ -194,3 +194,32 @@ class ExperimentConfig:
     def replace(self, **changes: object) -> ExperimentConfig:
         """A copy with the named parts replaced."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """One sweep: what `get_spec()` of a sweep's file returns. A factor is a tuple of the values that it takes."""
+
+    checkpoints: tuple[str, ...] = ()  # folders; {fold} and {seed} in a path stand for each of `folds` and `seeds`
+    data: str = ""  # folder of a dataset in MSD or nnU-Net layout
+    folds: tuple[int, ...] = ()  # whose held-out cases are scored; (): those of each checkpoint's own run
+    seeds: tuple[int, ...] = ()  # of training runs, for {seed}
+    # Factors. The first value of each is its base, from which curves start.
+    prompt: tuple[Literal["point", "box", "mask"], ...] = ("point", "box", "mask")
+    placement: tuple[Literal["centre", "random"], ...] = ("centre",)  # of a point inside the object
+    noise_mm: tuple[float, ...] = (0.0,)  # SD along both axes of a point or mask, or of each side of a box
+    misplacement_mm: tuple[float, ...] = (0.0, 2.0, 5.0, 10.0)  # in a random in-plane direction
+    neighbour: tuple[bool, ...] = (False,)  # True: onto the neighbouring organ, or just outside of the object
+    prompted_slices: tuple[int, ...] = (1,)  # the one with the largest area, and others evenly over the extent
+    order: tuple[Literal["sequential", "independent"], ...] = ("sequential",)  # of the directions
+    bd: tuple[bool, ...] = (True,)  # with boundary detection at inference, where the checkpoint has it
+    threshold: tuple[float, ...] = (0.0,)  # logit above which a voxel is inside
+    design: Literal["product", "one-at-a-time"] = "product"  # one-at-a-time: others stay at their base
+    crossed: tuple[str, ...] = ()  # factors that 'one-at-a-time' still combines with all else, such as prompt
+    prompt_seed: int = 0  # of random placement, noise and directions
+    classes: str = ""  # to score, as `evaluate --classes`; "": all declared ones
+    targets: str = ""  # objects to prompt, as `evaluate --targets`; "": as the classes tell
+    tolerance_mm: str = ""  # of NSD, as `evaluate --tolerance-mm`; "": of the task
+    definition: str = "surface-distance"  # of surface metrics: or monai, medpy
+    empty: str = "diagonal"  # distances where one mask is empty: or nan
+    metrics: Literal["all", "overlap"] = "all"  # overlap: no surface metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,8 @@ from typing import Any
 from etils import epath
 
 from sam2_3dmed_jax.data.msd import fingerprint, on_disk, read_dataset
-from sam2_3dmed_jax.data.split_choice import SPLIT, absolute, split_to_score
-from sam2_3dmed_jax.data.split_files import listed, read_how
+from sam2_3dmed_jax.data.split_choice import absolute, run_of, split_to_score
+from sam2_3dmed_jax.data.split_files import listed
 from sam2_3dmed_jax.errors import UserError, naming
 from sam2_3dmed_jax.evaluation import label_classes
 from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
@@ -245,18 +244,6 @@ def _write(rows: list[Row], wanted: Wanted, fixed: Sequence[Mapping[str, Any]] =
         files.insert(-2, "comparison.json")
         lines += [difference_line(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]
     return [*lines, f"{', '.join(files[:-1])} and {files[-1]} in {wanted.out} (for research use only)"]
-
-
-def run_of(checkpoint: str, known: str) -> dict[str, Any]:
-    """How the run that trained a checkpoint split this very dataset, and its seed; {} if no such run is at hand."""
-    folder = epath.Path(absolute(checkpoint)).parent
-    how = read_how(folder / SPLIT) if (folder / SPLIT).exists() else {}
-    if how.get("fingerprint") != known:
-        return {}
-    try:
-        return {**how, "seed": int(json.loads((folder / "config.json").read_text())["training"]["seed"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return how
 
 
 def _written(path: str | os.PathLike[str] | None) -> list[Any]:

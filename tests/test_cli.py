@@ -94,6 +94,7 @@ def test_predict_writes_a_label_map_on_the_image_and_a_picture(files: Files, tmp
 
 
 def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path: Path):
+    jax.clear_caches()  # as in a process of its own: the case compiles
     assert (
         run("evaluate", files.checkpoint, files.data, "--folds", "2", "--classes", "2,pancreas", "--out", str(tmp_path))
         == 0

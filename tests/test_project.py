@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed_jax.arguments import parser
-from sam2_3dmed_jax.experiment import read_experiment
+from sam2_3dmed_jax.evaluation.sweep.settings import check_spec, settings_of
+from sam2_3dmed_jax.experiment import read_experiment, read_spec
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from weights_conversion.commands import add_verbs
 
@@ -56,7 +57,9 @@ def test_every_command_line_in_the_readme_has_arguments_that_the_command_takes()
     assert len(lines) > 8
     for line in lines:
         _, rest = parser(add_verbs).parse_known_args(shlex.split(line))
-        assert not rest or line.startswith(("train ", "plan ")), line  # an experiment's fields are read with it
+        assert not rest or line.startswith(("train ", "plan ", "sweep ")), (
+            line
+        )  # an experiment's fields are read with it
 
 
 def test_every_training_line_in_the_readme_sets_fields_that_there_are_and_the_cached_one_is_cached():
@@ -69,6 +72,16 @@ def test_every_training_line_in_the_readme_sets_fields_that_there_are_and_the_ca
         if config.data.features:
             cached.append(trains_from_features(config))
     assert cached == [True] and len(lines) == 3
+
+
+def test_every_sweep_line_in_the_readme_is_a_spec_with_cells_and_fields_that_there_are():
+    lines = [shlex.split(line) for line in re.findall(r"^sam2-3dmed (sweep .+)$", README, re.MULTILINE)]
+    for line in lines:
+        options, rest = parser(add_verbs).parse_known_args(line)
+        spec = read_spec(str(ROOT / options.spec), rest)
+        check_spec(spec)
+        assert spec.data == "data/phantom" and len(settings_of(spec)) > 50
+    assert len(lines) == 3
 
 
 def test_the_two_quick_start_commands_install_run_the_demo_and_run_the_tests():

@@ -6,6 +6,7 @@ told otherwise, and refuses cases that the checkpoint was trained on.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
@@ -99,6 +100,18 @@ def split_to_score(ids: Sequence[str], fingerprint: str, checkpoint: str, given:
             f"{record} says; leave out the flags of the split, or give --splits {record}"
         )
     return split
+
+
+def run_of(checkpoint: str, known: str) -> dict[str, Any]:
+    """How the run that trained a checkpoint split this very dataset, and its seed; {} if no such run is at hand."""
+    folder = epath.Path(absolute(checkpoint)).parent
+    how = read_how(folder / SPLIT) if (folder / SPLIT).exists() else {}
+    if how.get("fingerprint") != known:
+        return {}
+    try:
+        return {**how, "seed": int(json.loads((folder / "config.json").read_text())["training"]["seed"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return how
 
 
 def _of_file(ids: Sequence[str], data: DataConfig, patients: Mapping[str, str] | None) -> Split:

@@ -39,6 +39,7 @@ from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
+NOT_MEASURED = {"bd": "", **UNKNOWN}  # of label maps that are there already
 
 
 def evaluate_model(
@@ -140,7 +141,7 @@ def score_labels(
         UserError: surfaces on a slanted grid, without resampling.
     """
     prompts = _prompts(reference, grid, plan) if plan.protocol else {}
-    return _rows(case, labels, reference, grid, prompts, plan, {"bd": "", **UNKNOWN}, missing)
+    return rows_of(case, labels, reference, grid, prompts, plan, missing=missing)
 
 
 def _evaluate_case(
@@ -164,7 +165,7 @@ def _evaluate_case(
             found = segment_objects(predictor, volume, prompts)
             labels, result = found.labels, found.result
     own = {"bd": "yes" if predictor.model.info.model.bd else "no", **meter.columns(flops(sessions))}
-    rows = _rows(case.id, labels, reference, volume.grid, prompts, plan, own, missing)
+    rows = rows_of(case.id, labels, reference, volume.grid, prompts, plan, own, missing)
     for row, entry in zip(rows, plan.classes, strict=True):
         told = [prompts[target] for target in prompts if set(target) == set(entry.values)]
         if result and told:
@@ -196,16 +197,21 @@ def _prompts(reference: np.ndarray, grid: Grid, plan: Plan) -> Prompts:
     return prompts_of_objects(plan.protocol, reference, grid.spacing, plan.objects, plan.clip_slices)
 
 
-def _rows(
+def rows_of(
     case: str,
     labels: np.ndarray,
     reference: np.ndarray,
     grid: Grid,
     prompts: Prompts,
     plan: Plan,
-    own: Mapping[str, Any],
+    own: Mapping[str, Any] = NOT_MEASURED,
     missing: bool = False,
 ) -> list[Row]:
+    """Rows of a label map, one a class of the plan, with what its prompts told.
+
+    Raises:
+        UserError: surfaces on a slanted grid, without resampling.
+    """
     rows = []
     for entry in plan.classes:
         told = deciding(entry.values, prompts)

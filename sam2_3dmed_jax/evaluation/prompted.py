@@ -52,6 +52,12 @@ def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts
         nothing = Result((), np.zeros((0, depth, 0, 0), np.float32), np.zeros((0, depth), np.float32))
         return Segmentation(np.zeros(volume.array.shape, np.uint16), nothing)
     found = segment_volume(predictor, volume, [prompt for own in prompts.values() for prompt in own])
+    painted(found, prompts)
+    return found
+
+
+def painted(found: Segmentation, prompts: Prompts) -> np.ndarray:
+    """The label map of a segmentation, nested objects written over those around them, in place."""
     labels = found.labels
     around = {
         own[0].object_id: [other[0].object_id for outer, other in prompts.items() if set(target) < set(outer)]
@@ -61,7 +67,7 @@ def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: Prompts
         masks = {value: mask for value, mask in found.object_masks() if around[value]}
         for value in (value for value in around if value in masks):  # the innermost last
             labels[masks[value] & np.isin(labels, around[value])] = value
-    return found
+    return labels
 
 
 def segment_clips(

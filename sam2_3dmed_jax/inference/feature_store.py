@@ -6,6 +6,7 @@ Device memory holds one block whatever the depth; a refinement reads the store a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 
 import jax
@@ -40,6 +41,7 @@ class FeatureStore:
         progress: Progress | None = None,
     ):
         """Encode normalised `slices [D, S, S, 3]`, a block at a time, into `arrays`."""
+        self.arrays = arrays
         self.depth = len(slices)
         dtype = jnp.dtype(model.config.compute_dtype)
         side, c = model.config.image_size // 16, model.config.d_model
@@ -61,10 +63,28 @@ class FeatureStore:
                 progress("encoding slices", stop, self.depth)
         self.context: np.ndarray | None = None  # [D, C], or None without SRPP or its path to the mask
         if position:
-            # Padded to a power of two, so that volumes of similar depth share a compilation.
-            padded = np.zeros((power_of_two(len(embeddings)), embeddings.shape[1]), np.float32)
-            padded[: len(embeddings)] = embeddings
-            self.context = np.asarray(slice_context(graphdef, weights, padded, np.int32(self.depth)))[: self.depth]
+            self.context = _context(graphdef, weights, embeddings, self.depth)
+
+    def with_context_of(self, graphdef: nnx.GraphDef, weights: Weights, model: SAM2) -> FeatureStore:
+        """The same features, which are not encoded again, with the slice context of another model.
+
+        Args:
+            graphdef: the structure of a model with the same encoder.
+            weights: its weights.
+            model: the model.
+        """
+        store = copy(self)
+        store.context = None
+        if position := slice_position_of(model):
+            embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim), np.float32)
+            for start in range(0, self.depth, BLOCK):
+                stop = min(start + BLOCK, self.depth)
+                block = np.zeros((BLOCK, *self.embedding.shape[1:]), self.embedding.dtype)
+                block[: stop - start] = self.embedding[start:stop]
+                embedded = np.asarray(_embed_block(graphdef, weights, block))
+                embeddings[start:stop] = embedded[: stop - start]
+            store.context = _context(graphdef, weights, embeddings, self.depth)
+        return store
 
     def gather(self, index: Sequence[int] | np.ndarray) -> tuple[SliceFeatures, np.ndarray]:
         """Features and context of some slices, as host arrays with leading axis `len(index)`."""
@@ -83,6 +103,20 @@ def encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) ->
     if position := slice_position_of(model):
         return features, position.embed(features.embedding).astype(jnp.float32)
     return features, jnp.zeros((len(images), 0))
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed_block(graphdef: nnx.GraphDef, weights: Weights, embedding: jax.Array) -> jax.Array:
+    """SRPP's embedding of slices that are encoded already, `[T, h, w, C]` to `[T, dim]`."""
+    return merge(graphdef, weights).slice_position.embed(embedding).astype(jnp.float32)
+
+
+def _context(graphdef: nnx.GraphDef, weights: Weights, embeddings: np.ndarray, depth: int) -> np.ndarray:
+    """The context of each slice, `[D, C]`, of SRPP's embeddings, padded to whole blocks."""
+    # Padded to a power of two, so that volumes of similar depth share a compilation.
+    padded = np.zeros((power_of_two(len(embeddings)), embeddings.shape[1]), np.float32)
+    padded[: len(embeddings)] = embeddings
+    return np.asarray(slice_context(graphdef, weights, padded, np.int32(depth)))[:depth]
 
 
 @partial(jax.jit, static_argnums=0)

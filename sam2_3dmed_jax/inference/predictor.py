@@ -63,21 +63,23 @@ class VolumePredictor:
 
     def start(self, slices: Slices, progress: Progress | None = None) -> Session:
         """Encode a volume once and open a session on it."""
+        return Session(self, self.encode(slices, progress), progress)
+
+    def encode(self, slices: Slices, progress: Progress | None = None) -> FeatureStore:
+        """The features of a volume, on which any number of sessions may be opened (`Session(predictor, store)`)."""
         size = self.model.config.image_size
         if len(slices.shape) != 4 or slices.shape[1:] != (size, size, 3) or not len(slices):
             raise UserError(f"slices: their shape is {slices.shape}; this model takes [D, {size}, {size}, 3]")
-        return Session(self, slices, progress)
+        return FeatureStore(self.graphdef, self.weights, self.model, slices, HostArrays(), progress)
 
 
 class Session:
     """One volume being segmented; keeps features, memories and results, so that corrections are cheap."""
 
-    def __init__(self, predictor: VolumePredictor, slices: Slices, progress: Progress | None = None):
+    def __init__(self, predictor: VolumePredictor, store: FeatureStore, progress: Progress | None = None):
         self._predictor = predictor
         self._progress = progress
-        self._arrays = HostArrays()
-        p = predictor
-        self._store = FeatureStore(p.graphdef, p.weights, p.model, slices, self._arrays, progress)
+        self._store = store
         self._tracks: dict[int, Track] = {}
         self._dirty = False
 
@@ -97,7 +99,7 @@ class Session:
             prompt.check(self.depth, config.image_size)
         for prompt in prompts:
             if prompt.object_id not in self._tracks:
-                self._tracks[prompt.object_id] = Track(config, self.depth, self._arrays)
+                self._tracks[prompt.object_id] = Track(config, self.depth, self._store.arrays)
             track = self._tracks[prompt.object_id]
             earlier = track.prompts.get(prompt.slice)
             track.prompts[prompt.slice] = earlier.merge(prompt) if earlier else prompt

@@ -22,6 +22,7 @@ class Segmentation:
 
     labels: np.ndarray  # uint16 [D, H, W], object ids; where objects overlap, the larger logit
     result: Result
+    threshold: float = 0.0  # logits above it are inside
 
     def object_masks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Object ids, each with its own mask, bool `[D, H, W]`, whatever the other objects are; one at a time."""
@@ -29,7 +30,7 @@ class Segmentation:
         for object_id, logits in zip(self.result.object_ids, self.result.mask_logits, strict=True):
             mask = np.empty(self.labels.shape, bool)
             for d in range(len(mask)):
-                mask[d] = restore_logits(logits[d : d + 1], (height, width))[0] > 0
+                mask[d] = restore_logits(logits[d : d + 1], (height, width))[0] > self.threshold
             yield object_id, mask
 
 
@@ -44,16 +45,35 @@ def segment_volume(
     size = predictor.model.config.image_size
     shape = volume.array.shape[1:]
     slices = PreparedSlices(volume, predictor.model.info.preprocessing, size)
-    pixels = [_to_slice(prompt, shape, size) for prompt in merge_prompts(prompts)]
-    result = predictor.predict(slices, pixels, progress)
-    labels = np.zeros(volume.array.shape, np.uint16)
+    result = predictor.predict(slices, to_slices(prompts, shape, size), progress)
+    return label_result(result, shape)
+
+
+def label_result(result: Result, shape: tuple[int, int], threshold: float = 0.0) -> Segmentation:
+    """The label map of a session's result, on slices of `shape` (H, W).
+
+    Args:
+        result: of K objects.
+        shape: (H, W) in voxels.
+        threshold: the logit above which a voxel is inside.
+    """
+    labels = np.zeros((result.mask_logits.shape[1], *shape), np.uint16)
     ids = np.array([0, *result.object_ids], np.uint16)
     for d in range(len(labels)):
-        # Logits are interpolated, then thresholded: the background's logit is 0.
+        # Logits are interpolated, then thresholded: the threshold is the background's logit.
         logits = restore_logits(result.mask_logits[:, d], shape)
-        best = np.concatenate([np.zeros((1, *shape), np.float32), logits]).argmax(0)
+        best = np.concatenate([np.full((1, *shape), threshold, np.float32), logits]).argmax(0)
         labels[d] = ids[best]
-    return Segmentation(labels, result)
+    return Segmentation(labels, result, threshold)
+
+
+def to_slices(prompts: Sequence[VoxelPrompt], shape: tuple[int, int], size: int) -> list[Prompt]:
+    """Prompts in voxels of slices of `shape` (H, W) as prompts in pixels of the S x S slice; S is `size`.
+
+    Raises:
+        UserError: prompts that cannot stand on one slice together.
+    """
+    return [_to_slice(prompt, shape, size) for prompt in merge_prompts(prompts)]
 
 
 def _to_slice(prompt: VoxelPrompt, shape: tuple[int, int], size: int) -> Prompt:

@@ -196,6 +196,16 @@ def all_here(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
+def all_done(work: str) -> None:
+    """Wait, however long it takes, until all processes have done a named work, in which none waited for another."""
+    if _group is None:
+        return
+    _group.client.key_value_set(f"sam2_3dmed/done/{work}/{_group.index}", "done")
+    for other in range(_group.count):
+        while _group.get(f"sam2_3dmed/done/{work}/{other}") is None:
+            pass
+
+
 def agreed(value: float) -> float:
     """The first process's value, in all of them."""
     if _group is None:

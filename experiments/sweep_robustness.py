@@ -1,0 +1,26 @@
+"""How much a misplaced, noisy or scarce prompt costs, with and without BD; exploratory, on the held-out cases of a run.
+
+`sam2-3dmed sweep experiments/sweep_robustness.py --out DIR --checkpoints RUN/final --data DATASET`; a path such as
+`runs/fold{fold}_seed{seed}/final` with `--folds 0 1 2 --seeds 0 1` takes several runs of one model together.
+"""
+
+from sam2_3dmed_jax.config import SweepSpec
+
+
+def get_spec() -> SweepSpec:
+    """One factor at a time, for each kind of prompt, with and without BD."""
+    return SweepSpec(
+        checkpoints=("runs/demo/final",),
+        data="data/phantom",
+        prompt=("point", "box", "mask"),
+        placement=("centre", "random"),
+        noise_mm=(0.0, 2.0, 5.0, 10.0),
+        misplacement_mm=(0.0, 2.0, 5.0, 10.0),
+        neighbour=(False, True),
+        prompted_slices=(1, 2, 3, 5),
+        order=("sequential", "independent"),
+        bd=(True, False),
+        threshold=(0.0, -2.0, -1.0, 1.0, 2.0),
+        design="one-at-a-time",
+        crossed=("prompt", "bd"),
+    )

@@ -1,0 +1,1 @@
+"""A sweep: one checkpoint or many, scored under many prompts, thresholds and orders, on features computed once."""

@@ -1,0 +1,113 @@
+"""The models of a sweep on one device, and the features of a case: encoded once for all checkpoints of one encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from sam2_3dmed_jax.config import BdConfig, ModelConfig, SrppConfig
+from sam2_3dmed_jax.evaluation.sweep.entries import Entry
+from sam2_3dmed_jax.inference.feature_store import FeatureStore, Progress
+from sam2_3dmed_jax.inference.orders import ORDERS
+from sam2_3dmed_jax.inference.predictor import VolumePredictor
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_weights
+from sam2_3dmed_jax.sam2.parameters import Weights
+from sam2_3dmed_jax.training.parts import ENCODER
+from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.intensity import PreparedSlices
+
+KEPT = 2  # checkpoints on a device at once
+_HEADS = ("slice_position.", "boundary.")  # what SAM2-3dMed adds to SAM 2
+
+
+class Loaded:
+    """A checkpoint on the default device: with and without BD, in each order, all of which share its weights."""
+
+    def __init__(self, entry: Entry):
+        self._info = entry.info
+        self._weights: Weights = load_weights(entry.checkpoint, entry.info.model)
+        self.encoder = (
+            _structure(entry.info.model, srpp=False, bd=False),
+            entry.info.preprocessing,
+            _digest({path: w for path, w in self._weights.items() if any(re.match(part, path) for part in ENCODER)}),
+        )
+        self.predictors = {
+            (order, bd): self._predictor(order, srpp=entry.info.model.srpp, bd=bd)
+            for order in ORDERS
+            for bd in {False, entry.info.model.bd}
+        }
+
+    def encode(self, volume: Volume, progress: Progress | None = None) -> FeatureStore:
+        """Encode a volume by SAM 2's encoder, without the context of SRPP, which is each checkpoint's own."""
+        sam2 = self._predictor("sequential", srpp=False, bd=False)
+        size = sam2.model.config.image_size
+        return sam2.encode(PreparedSlices(volume, self._info.preprocessing, size), progress)
+
+    def with_context(self, features: FeatureStore) -> FeatureStore:
+        """The features of a volume with this checkpoint's context."""
+        own = self.predictors["sequential", self._info.model.bd]
+        return features.with_context_of(own.graphdef, own.weights, own.model)
+
+    def _predictor(self, order: Any, srpp: bool, bd: bool) -> VolumePredictor:
+        lacking = tuple(head for head, there in zip(_HEADS, (srpp, bd), strict=True) if not there)
+        weights = {path: w for path, w in self._weights.items() if not path.startswith(lacking or ("\0",))}
+        info = CheckpointInfo(_structure(self._info.model, srpp, bd), self._info.preprocessing)
+        return VolumePredictor(assemble(weights, info), order)
+
+
+class Models:
+    """The checkpoints that a device holds; the last `KEPT` stay."""
+
+    def __init__(self) -> None:
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+
+    def get(self, entry: Entry) -> Loaded:
+        """A checkpoint, loaded where it is not there."""
+        if entry.checkpoint not in self._loaded:
+            while len(self._loaded) >= KEPT:
+                self._loaded.popitem(last=False)
+            self._loaded[entry.checkpoint] = Loaded(entry)
+        self._loaded.move_to_end(entry.checkpoint)
+        return self._loaded[entry.checkpoint]
+
+
+class CaseFeatures:
+    """The features of one case, by encoder; they go with it."""
+
+    def __init__(self, volume: Volume, progress: Progress | None = None):
+        self._volume, self._progress = volume, progress
+        self._features: dict[Any, FeatureStore] = {}
+
+    def of(self, loaded: Loaded) -> FeatureStore:
+        """Features with the context of this checkpoint."""
+        if loaded.encoder not in self._features:
+            self._features[loaded.encoder] = loaded.encode(self._volume, self._progress)
+        return loaded.with_context(self._features[loaded.encoder])
+
+
+def _structure(model: ModelConfig, srpp: bool, bd: bool) -> ModelConfig:
+    """What is compiled: equal for checkpoints that differ in where they began, or in parts that are left out."""
+    return replace(
+        model,
+        init="",
+        srpp=srpp,
+        bd=bd,
+        slice_position=model.slice_position if srpp else SrppConfig(),
+        boundary=model.boundary if bd else BdConfig(),
+    )
+
+
+def _digest(weights: Mapping[str, jax.Array]) -> str:
+    digest = hashlib.sha256()
+    for path, value in sorted(weights.items()):
+        array = np.asarray(value)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
