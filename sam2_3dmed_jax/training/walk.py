@@ -36,6 +36,22 @@ class WalkOutput(NamedTuple):
     positions: jax.Array | None  # P_pos [B, D, D], with SRPP
 
 
+class Slice(NamedTuple):
+    """What a step of the walk reads of B clips; with a leading axis of steps, of all of them."""
+
+    features: SliceFeatures  # each [B, ...]
+    context: jax.Array  # [B, C]
+    valid: jax.Array  # bool [B]
+
+
+class Decoded(NamedTuple):
+    """What becomes a memory of R rows on the step after."""
+
+    mask_logits: jax.Array  # float32 [R, S/4, S/4]
+    object_score_logits: jax.Array  # float32 [R]
+    pointer: jax.Array  # [R, C]
+
+
 def normalise(unit: jax.Array) -> jax.Array:
     """Grey slices `[..., S, S]` in [0, 1] to the encoder's three channels."""
     return (unit[..., None] - jnp.array(MEAN)) / jnp.array(SD)
@@ -99,44 +115,57 @@ def walk_clips(
     # Pointers' temporal encoding is normalised as in any volume of 16 slices or more.
     depth = model.config.max_obj_ptrs
 
-    def remember(embedding: jax.Array, bank: MemoryBank, index: jax.Array) -> jax.Array:
-        return model.condition_on_memory(embedding, model.recall(bank, index, direction, depth))
+    def of_rows(t: jax.Array, at: Slice) -> tuple[SliceFeatures, jax.Array, jax.Array]:
+        """Features of each row, its live rows, and those that are prompted on this step."""
+        live = jnp.repeat(at.valid, k) & object_valid
+        return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), at.features), live, (prompt_step == t) & live
 
-    def step(bank: MemoryBank, at: tuple) -> tuple[MemoryBank, tuple]:
-        t, features_t, context_t, slice_valid = at
-        features_t = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), features_t)
-        embedding = features_t.embedding + jnp.repeat(context_t, k, axis=0)[:, None, None].astype(
-            features_t.embedding.dtype
-        )
-        index = jnp.full(rows, t, jnp.int32)
-        live = jnp.repeat(slice_valid, k) & object_valid
-        prompted = (prompt_step == t) & live
-        conditioned = jnp.where(
-            prompted[:, None, None, None],
-            model.without_memory(embedding),
-            # Nobody remembers anything on the first step.
-            lax.cond(t > 0, remember, lambda embedding, *_: jnp.zeros_like(embedding), embedding, bank, index),
-        )
+    def decode(features_t: SliceFeatures, conditioned: jax.Array, prompted: jax.Array) -> tuple[Decoded, tuple]:
         given = jax.tree.map(
             lambda new, none: jnp.where(prompted.reshape(-1, *[1] * (new.ndim - 1)), new, none), prompts, tracked
         )
         out = model.decode(conditioned, features_t, given)
-        encoded = lax.cond(  # nobody looks back on the last step
-            t < d - 1,
-            model.encode_memory,
-            lambda *_: jnp.zeros_like(bank.prompted_memory[:, 0]),
-            *(features_t.embedding, out.mask_logits, out.object_score_logits),
-        )
-        bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, out.pointer)
-        walked = live & (prompt_step < t)
-        recent = bank.recent.write(index, walked, encoded, out.pointer)
+        kept = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+        return kept, (out.candidates, out.mask_logits, given.multimask & model.config.multimask)
+
+    def with_context(features_t: SliceFeatures, at: Slice) -> jax.Array:
+        added = jnp.repeat(at.context, k, axis=0)[:, None, None]
+        return features_t.embedding + added.astype(features_t.embedding.dtype)
+
+    def first(at: Slice) -> tuple[Decoded, tuple]:
+        features_t, _, prompted = of_rows(jnp.int32(0), at)
+        return decode(features_t, model.without_memory(with_context(features_t, at)), prompted)
+
+    def step(
+        carry: tuple[MemoryBank, Decoded], at: tuple[jax.Array, Slice, Slice]
+    ) -> tuple[tuple[MemoryBank, Decoded], tuple]:
+        (bank, last), (t, before, now) = carry, at
+        # The last slice's output becomes a memory here, where it is first looked at: that of step D - 1 never is.
+        features_t, live, prompted = of_rows(t - 1, before)
+        encoded = model.encode_memory(features_t.embedding, last.mask_logits, last.object_score_logits)
+        index = jnp.full(rows, t - 1, jnp.int32)
+        bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, last.pointer)
+        recent = bank.recent.write(index, live & (prompt_step < t - 1), encoded, last.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
-        multimask = given.multimask & model.config.multimask
-        return bank, (out.candidates, out.mask_logits, multimask)
+
+        features_t, _, prompted = of_rows(t, now)
+        embedding = with_context(features_t, now)
+        memory = model.recall(bank, index + 1, direction, depth)
+        conditioned = jnp.where(
+            prompted[:, None, None, None],
+            model.without_memory(embedding),
+            model.condition_on_memory(embedding, memory),
+        )
+        kept, seen = decode(features_t, conditioned, prompted)
+        return (bank, kept), seen
 
     # Between the prompted slice and the last one lie at most D - 2 slices to remember.
     bank = MemoryBank.empty(model.config, rows, 1, jnp.dtype(model.config.compute_dtype), room=max(d - 2, 1))
-    valid = jnp.moveaxis(batch["slice_valid"], 1, 0)
-    step = rematerialised(step, remat_slices)
-    _, (candidates, mask_logits, multimask) = lax.scan(step, bank, (jnp.arange(d), features, context, valid))
+    clips = Slice(features, context, jnp.moveaxis(batch["slice_valid"], 1, 0))
+    before, now = jax.tree.map(lambda x: x[:-1], clips), jax.tree.map(lambda x: x[1:], clips)
+    # Nobody remembers anything on the first step, which is not in the scan: a condition within it would have each step
+    # keep the weights for the backward pass.
+    last, seen = rematerialised(first, remat_slices)(jax.tree.map(lambda x: x[0], clips))
+    _, rest = lax.scan(rematerialised(step, remat_slices), (bank, last), (jnp.arange(1, d), before, now))
+    candidates, mask_logits, multimask = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), seen, rest)
     return WalkOutput(candidates, mask_logits, multimask, positions)
