@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block
+from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, encoded_at_once
 from sam2_3dmed_jax.inference.propagate import Steps, walk_block
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
@@ -70,9 +70,10 @@ def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
 
     weights = placed(weights)
     walked = dict(zip(("bank", "steps", "direction", "depth"), placed(jax.eval_shape(block)), strict=True))
-    images = jax.ShapeDtypeStruct((BLOCK, size, size, 3), jnp.float32, sharding=here)
+    encoded = encoded_at_once(size)
+    images = jax.ShapeDtypeStruct((encoded, size, size, 3), jnp.float32, sharding=here)
     encode, walk = partial(encode_block.trace, graphdef), partial(walk_block.trace, graphdef)
     return [
-        Program(f"encode {BLOCK} slices", encode, {"weights": weights, "images": images}, 1),
+        Program(f"encode {encoded} slices", encode, {"weights": weights, "images": images}, 1),
         Program(f"walk {BLOCK} slices", walk, {"weights": weights, **walked}, 1),
     ]
