@@ -18,8 +18,8 @@ from jax import lax
 from sam2_3dmed_jax.sam2.flash_kernels import MASKED
 from sam2_3dmed_jax.sam2.layers import precision_of
 
-# Scores that are held at once, over batch and heads; 2^20 float32 are 4 MiB. On a CPU with 1 MiB of L2 a core, half or
-# twice as many take 5 to 15 % longer; whole rows of 2^15 keys, three times as long, as each product then is a thin one.
+# Scores of a row and head that are held at once; 2^20 float32 are 4 MiB. On a CPU with 1 MiB of L2 a core, a quarter of
+# them, or thin blocks of whole rows, make products that are slower by a quarter and by two thirds.
 SCORES = 1 << 20
 LEAST_KEYS = 128
 
@@ -41,14 +41,14 @@ def forward(
         k: `[B, M, heads, d]`.
         v: `[B, M, heads, dv]`.
         valid: bool `[B, M]`, or None where all keys count.
-        scores: that may be held at once.
+        scores: of a row and head that are held at once.
 
     Returns:
         The attention `[B, N, heads, dv]` in `v`'s dtype, and the logsumexp of each query's scores, float32
         `[B, heads, N]`, for `backward`. Of a row without valid keys both are finite.
     """
     b, n, heads, _ = q.shape
-    rows, keys = _sizes(b * heads, n, k.shape[1], scores)
+    rows, keys = _sizes(n, k.shape[1], scores)
     k, v = _by_head(k), with_ones(_by_head(v))
 
     def of_queries(q: jax.Array) -> Softmax:
@@ -88,13 +88,13 @@ def backward(
         out: `[B, N, heads, dv]` as `forward` gave it.
         logsumexp: `[B, heads, N]` as `forward` gave it.
         gradient: of the loss with respect to `out`, like it.
-        scores: that may be held at once.
+        scores: of a row and head that are held at once.
 
     Returns:
         Gradients like `q`, `k` and `v`.
     """
     b, n, heads, _ = q.shape
-    rows, keys = _sizes(b * heads, n, k.shape[1], scores)
+    rows, keys = _sizes(n, k.shape[1], scores)
     mean = jnp.einsum("bnhd,bnhd->bhn", out.astype(jnp.float32), gradient.astype(jnp.float32))
     per_query = (_by_head(_scaled(q)), _by_head(gradient), logsumexp[..., None], mean[..., None])
     by_query = tuple(_blocks(x, rows) for x in per_query)
@@ -190,14 +190,13 @@ def _over_keys(add: Callable, skip: Callable, carry: object, arrays: tuple, size
     return carry, given
 
 
-def _sizes(groups: int, n: int, m: int, scores: int) -> tuple[int, int]:
+def _sizes(n: int, m: int, scores: int) -> tuple[int, int]:
     """Queries and keys of a block: equal blocks of queries, and a power of two of keys, about as many."""
-    each = max(scores // groups, 1)
-    keys = min(m, max(LEAST_KEYS, 1 << (each.bit_length() - 1) // 2))
-    count = max(math.ceil(n * keys / each), 1)
-    while n % min(count, n):
+    keys = min(m, max(LEAST_KEYS, 1 << (scores.bit_length() - 1) // 2))
+    count = min(n, math.ceil(n * keys / scores))
+    while n % count:
         count += 1
-    return n // min(count, n), keys
+    return n // count, keys
 
 
 def _scaled(q: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     model = build(options, folder, options.size)
     images = torch.from_numpy(generated.slices(1, options.size, SEED).transpose(0, 3, 1, 2).copy())
 
-    def run() -> list[np.ndarray]:
+    def run() -> list:
         with torch.inference_mode(), precision(options):
             if options.reference == "meta":
                 maps = model.forward_image(images)["backbone_fpn"]
@@ -32,7 +32,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
                 maps = model.get_image_features(images, return_dict=True).fpn_hidden_states
         return list(maps)
 
-    return Side(run, counted(run))
+    return Side(run, counted(run), lambda maps: [x.float().numpy() for x in maps])
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Side:
@@ -48,20 +48,19 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
     def encode(weights, images):
         return merge(graphdef, weights).encode_image(images)
 
-    def run() -> list[np.ndarray]:
+    def run() -> list:
         return list(jax.block_until_ready(encode(weights, images)))
 
-    return Side(run, flops(jax.make_jaxpr(encode)(weights, images)))
+    return Side(run, flops(jax.make_jaxpr(encode)(weights, images)), lambda maps: [np.asarray(x) for x in maps])
 
 
 def check(found: list, reference: list, options: argparse.Namespace) -> str:
     """Both go from stride 4 on."""
     errors = []
     for x, y in zip(sorted(found, key=lambda x: -x.shape[1]), reference, strict=True):
-        y = y.float().numpy()
         # Meta's have channels first, transformers' tokens.
         y = y.transpose(0, 2, 3, 1) if y.ndim == 4 else y.transpose(1, 0, 2).reshape(x.shape)
-        errors.append(compare.relative_error(np.asarray(x), y))
+        errors.append(compare.relative_error(x, y))
     assert max(errors) <= TOLERANCE[options.dtype], errors
     return f"features within {max(errors):.0e}"
 

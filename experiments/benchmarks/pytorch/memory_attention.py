@@ -53,7 +53,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
                 num_object_pointer_tokens=POINTERS,
             )
 
-    return Side(run, counted(run))
+    return Side(run, counted(run), lambda out: out.float().numpy())
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Side:
@@ -77,13 +77,13 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
     def run() -> Any:
         return attend(weights, embedding, tokens, position).block_until_ready()
 
-    return Side(run, flops(jax.make_jaxpr(attend)(weights, embedding, tokens, position)))
+    return Side(run, flops(jax.make_jaxpr(attend)(weights, embedding, tokens, position)), np.asarray)
 
 
-def check(found: Any, reference: Any, options: argparse.Namespace) -> str:
-    found = np.asarray(found).astype(np.float32)
+def check(found: np.ndarray, reference: np.ndarray, options: argparse.Namespace) -> str:
+    found = found.astype(np.float32)
     # Tokens first, with or without transformers' axis of objects.
-    reference = reference.float().numpy().reshape(-1, 1, 256).transpose(1, 0, 2).reshape(found.shape)
+    reference = reference.reshape(-1, 1, 256).transpose(1, 0, 2).reshape(found.shape)
     error = compare.relative_error(found, reference)
     assert error <= TOLERANCE[options.dtype], error
     return f"features within {error:.0e}"

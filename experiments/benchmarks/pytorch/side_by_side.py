@@ -1,12 +1,13 @@
-"""Ours and a PyTorch reference by turns, in one process: the same weights, input and threads.
+"""Ours and a PyTorch reference by turns, each in a process of its own: the same weights, input and threads.
 
-Outputs are compared before anything is timed. Peak memory is of each alone, in a process of its own, and of the work
-after its warm-up (compiling has a peak of its own). A script makes a `Work` and hands it to `main`.
+Outputs are compared before anything is timed. Times and peak memory are of the work after its warm-up (compiling has a
+peak of its own). A script makes a `Work` and hands it to `main`.
 """
 
 import argparse
 import json
 import os
+import pickle
 import platform
 import statistics
 import subprocess
@@ -34,8 +35,9 @@ MIB = 1 << 20
 class Side:
     """One way to do the work."""
 
-    run: Callable[[], Any]  # to the end, with results on the host or ready there
+    run: Callable[[], Any]  # to the end
     flops: float | None = None  # of its matrix products and convolutions, as this side does them
+    result: Callable[[Any], Any] = lambda out: out  # of what `run` gave, what the check is to see; not timed
 
 
 @dataclass(frozen=True)
@@ -54,86 +56,131 @@ def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] |
     parser.add_argument("--preset", default="sam2.1_hiera_tiny", help="default: %(default)s")
     parser.add_argument("--reference", choices=("meta", "transformers"), default="meta", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--pairs", type=int, default=5, help="default: %(default)s; 0: only compare")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--pairs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     parser.add_argument("--alone", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
-    if options.alone != "theirs":
-        host_memory.keep()  # as every command of ours does; where both run, both profit
+    if options.alone == "ours":
+        host_memory.keep()  # as every command of ours does
+    if options.alone == "theirs":
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
     if options.alone:
-        print(json.dumps(_alone(work, options)))
+        _serve(work, options)
         return 0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        row = _pairs(work, options, folder)
-        if not options.no_memory:
-            script = sys.modules[work.ours.__module__].__spec__.name  # type: ignore[union-attr]
-            for side in ("ours", "theirs"):
-                command = [sys.executable, "-m", script, *given, "--alone", side, "--folder", name]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                row |= {f"{side}_{key}": value for key, value in json.loads(done.stdout.splitlines()[-1]).items()}
+        row = _pairs(work, options, given, Path(name))
     if options.json:
         Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
     print(table([row]))
     return 0
 
 
-def _pairs(work: Work, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    import torch
+class Worker:
+    """One side in a process of its own, which waits while the other has the machine.
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    theirs = work.theirs(options, folder)
-    ours = work.ours(options, folder)
-    start = time.perf_counter()
-    found = ours.run()
-    first = time.perf_counter() - start
-    agreement = work.check(found, theirs.run(), options)
-    del found
+    In one process they would take memory from one heap, and one's threads would still spin when the other begins.
+    """
+
+    def __init__(self, work: Work, side: str, given: Sequence[str], folder: Path):
+        script = sys.modules[work.ours.__module__].__spec__.name  # type: ignore[union-attr]
+        command = [sys.executable, "-m", script, *given, "--alone", side, "--folder", str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._answer()
+
+    def ask(self, what: str) -> Any:
+        """One of the commands of `_serve`."""
+        print(what, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        for line in self._process.stdout or ():
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        raise SystemExit(f"a side ended early, with {self._process.wait()}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+ANSWER = "answer: "
+
+
+def _serve(work: Work, options: argparse.Namespace) -> None:
+    """A worker: answers commands until its input ends."""
+    side = (work.ours if options.alone == "ours" else work.theirs)(options, Path(options.folder))
+    print(ANSWER + json.dumps({"flops": side.flops}), flush=True)
+    before = 0.0
+    for line in sys.stdin:
+        answer: Any = None
+        if line == "run\n":
+            start = time.perf_counter()
+            out = side.run()
+            answer = time.perf_counter() - start
+        elif line == "keep\n":
+            with open(f"{options.folder}/{options.alone}.pickle", "wb") as file:
+                pickle.dump(side.result(out), file)
+        elif line == "watch\n":
+            before = watch_memory()
+        elif line == "peak\n":
+            answer = {"peak_mib": _status("VmHWM"), "before_mib": before}
+        elif line == "matmul\n":
+            answer = matmul_rate(options)
+        print(ANSWER + json.dumps(answer), flush=True)
+
+
+def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder: Path) -> dict[str, Any]:
+    sides = {side: Worker(work, side, given, folder) for side in ("theirs", "ours")}  # theirs leaves the checkpoint
+    first = {side: worker.ask("run") for side, worker in sides.items()}
+    outputs = {}
+    for side, worker in sides.items():
+        worker.ask("keep")
+        with open(folder / f"{side}.pickle", "rb") as file:
+            outputs[side] = pickle.load(file)
+    agreement = work.check(outputs["ours"], outputs["theirs"], options)
+    outputs.clear()
+    rate = max(worker.ask("matmul") for worker in sides.values())
+    for worker in sides.values():
+        worker.ask("run")
+        worker.ask("watch")
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
-    ours.run()  # what is compiled at a second call only
     for number in range(options.pairs):
         for side in sorted(seconds, reverse=number % 2 == 1):
-            start = time.perf_counter()
-            (ours if side == "ours" else theirs).run()
-            seconds[side].append(time.perf_counter() - start)
+            seconds[side].append(sides[side].ask("run"))
             print(f"{side} {seconds[side][-1]:.3f} s", file=sys.stderr, flush=True)
-    if not options.pairs:
-        seconds = {"ours": [first], "theirs": [float("nan")]}
-    return {
+    row = {
         "work": work.name(options),
         "reference": options.reference,
         "dtype": options.dtype,
         "limit": work.limits.get(options.dtype),
         "ours_seconds": seconds["ours"],
         "theirs_seconds": seconds["theirs"],
-        "first_call_seconds": first,
-        "ours_flops": ours.flops,
-        "theirs_flops": theirs.flops,
-        "matmul_flops_per_second": matmul_rate(options.dtype),
+        "first_call_seconds": first["ours"],
+        "matmul_flops_per_second": rate,
         "agreement": agreement,
         "machine": machine(),
     }
+    for side, worker in sides.items():
+        row |= {f"{side}_{key}": value for key, value in worker.ask("peak").items()}
+        row[f"{side}_flops"] = worker.ready["flops"]
+        worker.close()
+    return row
 
 
-def _alone(work: Work, options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of the work in this process, MiB; what was resident before it is told too."""
-    if options.alone == "theirs":
-        import torch
-
-        torch.set_num_threads(os.cpu_count() or 1)
-    side = (work.ours if options.alone == "ours" else work.theirs)(options, Path(options.folder))
-    side.run()
-    return peak_of(side.run)[1]
+def watch_memory() -> float:
+    """Begin to look for the highest resident set of this process; gives the present one, MiB."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return _status("VmRSS")
 
 
 def peak_of(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What `run` gives, and the highest resident set of this process meanwhile, and before, MiB."""
-    before = _status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the highest resident set starts anew
+    before = watch_memory()
     return run(), {"peak_mib": _status("VmHWM"), "before_mib": before}
 
 
@@ -142,23 +189,32 @@ def _status(field: str) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
 
 
-def matmul_rate(dtype: str, n: int = 3072) -> float:
-    """FLOP/s of one large product, float32 accumulation: the better of the two libraries, of three runs."""
-    import jax
-    import jax.numpy as jnp
-    import torch
-
+def matmul_rate(options: argparse.Namespace, n: int = 3072) -> float:
+    """FLOP/s of one large product by the library of a side, the best of four."""
     values = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32)
-    x = jnp.asarray(values, dtype)
-    y = torch.from_numpy(values).to(getattr(torch, dtype))
-    multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32, precision="highest"))
+    if options.alone == "ours":
+        import jax
+        import jax.numpy as jnp
+
+        x = jnp.asarray(values, options.dtype)
+        multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32, precision="highest"))
+
+        def product() -> Any:
+            return multiply(x).block_until_ready()
+    else:
+        import torch
+
+        y = torch.from_numpy(values).to(getattr(torch, options.dtype))
+
+        def product() -> Any:
+            return y @ y
+
+    product()
     best = float("inf")
-    for product in (lambda: multiply(x).block_until_ready(), lambda: y @ y):
+    for _ in range(4):
+        start = time.perf_counter()
         product()
-        for _ in range(3):
-            start = time.perf_counter()
-            product()
-            best = min(best, time.perf_counter() - start)
+        best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
 

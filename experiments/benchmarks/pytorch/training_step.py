@@ -41,6 +41,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     import torch
     from torch.nn import functional
 
+    from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
     from sam2_3dmed_jax.training.walk import MEAN, SD
 
     model = build(options, folder, options.size)
@@ -93,14 +94,23 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
         score = functional.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
         return functional.binary_cross_entropy_with_logits(chosen, masks) + dice + (ious - true).abs().mean() + score
 
-    def run() -> tuple[float, Any]:
+    def run() -> float:
         model.zero_grad()
         with precision(options):
             loss = loss_of(*walk())
         loss.backward()
-        return loss.item(), model
+        return loss.item()
 
-    return Side(run, counted(run))
+    def result(loss: float) -> tuple[float, dict[str, np.ndarray]]:
+        named = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+        named |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        source, converted = folder / "gradients.pt", folder / "gradients"
+        torch.save({"model": named}, source)  # in the shape of a checkpoint
+        convert(source, converted)
+        gradients = load_weights(converted, read_info(converted).model)
+        return loss, {path: np.asarray(value) for path, value in gradients.items()}
+
+    return Side(run, counted(run), result)
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Side:
@@ -134,26 +144,13 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
         gradients, losses = jax.block_until_ready(gradient(*given))
         return float(losses["loss"]), gradients
 
-    return Side(run, flops(jax.make_jaxpr(gradient)(*given)))
+    return Side(run, flops(jax.make_jaxpr(gradient)(*given)), lambda out: (out[0], jax.device_get(out[1])))
 
 
 def check(found: tuple, reference: tuple, options: argparse.Namespace) -> str:
-    import tempfile
-
-    import torch
-
-    from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
-
-    (loss, gradients), (loss_there, model) = found, reference
-    named = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-    named |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    with tempfile.TemporaryDirectory() as name:  # gradients in the shape of a checkpoint
-        source, converted = Path(name, "gradients.pt"), Path(name, "converted")
-        torch.save({"model": named}, source)
-        convert(source, converted)
-        there = load_weights(converted, read_info(converted).model)
-    length = np.sqrt(sum(float(np.square(np.asarray(there[path], float)).sum()) for path in gradients))
-    apart = np.sqrt(sum(float(np.square(np.asarray(g, float) - there[path]).sum()) for path, g in gradients.items()))
+    (loss, gradients), (loss_there, there) = found, reference
+    length = np.sqrt(sum(float(np.square(there[path], dtype=float).sum()) for path in gradients))
+    apart = np.sqrt(sum(float(np.square(g - there[path], dtype=float).sum()) for path, g in gradients.items()))
     errors = abs(loss - loss_there) / abs(loss_there), apart / length
     assert length > 0.1 and all(e <= limit for e, limit in zip(errors, TOLERANCE[options.dtype], strict=True)), errors
     return f"loss {loss:.4f} within {errors[0]:.0e}, gradients within {errors[1]:.0e} of their length"
