@@ -145,7 +145,6 @@ def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder
     outputs.clear()
     rate = max(worker.ask("matmul") for worker in sides.values())
     for worker in sides.values():
-        worker.ask("run")
         worker.ask("watch")
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in range(options.pairs):
