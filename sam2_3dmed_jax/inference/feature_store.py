@@ -1,4 +1,4 @@
-"""Image features of a volume, encoded in blocks of 16 slices and kept on the host.
+"""Image features of a volume, encoded in blocks of slices and kept on the host.
 
 Device memory holds one block whatever the depth; a refinement reads the store and encodes nothing again.
 """
@@ -22,7 +22,10 @@ from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
-BLOCK = 16  # slices encoded or walked by one call of a compiled function
+BLOCK = 16  # slices walked by one call of a compiled function, and at most encoded
+# Pixels of the slices that are encoded at once: one slice of 1024 px. More are no faster, and a last block that is not
+# full costs as much as one that is.
+PIXELS = 1 << 20
 
 Slices = np.ndarray | PreparedSlices  # float32 [D, S, S, 3], normalised
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -49,10 +52,11 @@ class FeatureStore:
         self.stride8 = arrays.zeros((self.depth, 2 * side, 2 * side, c // 4), dtype)
         self.stride4 = arrays.zeros((self.depth, 4 * side, 4 * side, c // 8), dtype)
         position = slice_position_of(model)
+        block_size = encoded_at_once(model.config.image_size)
         embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim if position else 0), np.float32)
-        for start in range(0, self.depth, BLOCK):
-            stop = min(start + BLOCK, self.depth)
-            block = np.zeros((BLOCK, *slices.shape[1:]), np.float32)
+        for start in range(0, self.depth, block_size):
+            stop = min(start + block_size, self.depth)
+            block = np.zeros((block_size, *slices.shape[1:]), np.float32)
             block[: stop - start] = slices[start:stop]
             features, embedded = jax.device_get(encode_block(graphdef, weights, block))
             self.embedding[start:stop] = features.embedding[: stop - start]
@@ -93,6 +97,11 @@ class FeatureStore:
         channels = self.embedding.shape[-1]
         context = np.zeros((len(at), channels), np.float32) if self.context is None else self.context[at]
         return features, context
+
+
+def encoded_at_once(size: int) -> int:
+    """How many slices of `size` pixels a side one call of `encode_block` takes."""
+    return min(BLOCK, max(1, PIXELS // size**2))
 
 
 @partial(jax.jit, static_argnums=0)

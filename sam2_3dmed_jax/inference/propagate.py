@@ -80,12 +80,13 @@ def walk_block(
         depth: int32, slices of the volume.
 
     Returns:
-        The bank after the block, and results with leading axis T; rows that were not active hold noise.
+        The bank after the block, and results with leading axis T; rows that were not active hold noise. A step on
+        which no row is active is not computed.
     """
     model = merge(graphdef, weights)
     rows = direction.shape[0]
 
-    def step(bank: MemoryBank, at: Steps) -> tuple[MemoryBank, SliceResult]:
+    def walk(bank: MemoryBank, at: Steps) -> tuple[MemoryBank, SliceResult]:
         repeats = rows // at.context.shape[0]
         features = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), at.features)
         context = jnp.repeat(at.context, repeats, axis=0)
@@ -94,6 +95,12 @@ def walk_block(
         recent: Recent = bank.recent.write(at.on, at.active, memory, out.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
         return bank, SliceResult(out.mask_logits, out.object_score_logits, memory, out.pointer)
+
+    first = jax.tree.map(lambda x: x[0], steps)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(walk, bank, first)[1])
+
+    def step(bank: MemoryBank, at: Steps) -> tuple[MemoryBank, SliceResult]:
+        return lax.cond(at.active.any(), walk, lambda bank, _: (bank, nothing), bank, at)
 
     return lax.scan(step, bank, steps)
 

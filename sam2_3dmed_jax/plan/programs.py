@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from sam2_3dmed_jax.config import ExperimentConfig, Sam2Config
-from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block
+from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, encoded_at_once
 from sam2_3dmed_jax.inference.propagate import Steps, walk_block
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
@@ -63,7 +63,7 @@ def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
     walked = dict(zip(("bank", "steps", "direction", "depth"), walk_arguments, strict=True))
     encode, walk = partial(encode_block.trace, graphdef), partial(walk_block.trace, graphdef)
     return [
-        Program(f"encode {BLOCK} slices", encode, {"weights": weights, "images": images}, 1),
+        Program(f"encode {images.shape[0]} slices", encode, {"weights": weights, "images": images}, 1),
         Program(f"walk {BLOCK} slices", walk, {"weights": weights, **walked}, 1),
     ]
 
@@ -82,11 +82,13 @@ def block_arguments(
         dtype: of memories.
 
     Returns:
-        Images `[BLOCK, S, S, 3]`, and (bank, steps, direction, depth) of a walk.
+        Images `[T, S, S, 3]`, and (bank, steps, direction, depth) of a walk.
     """
-    images = jax.ShapeDtypeStruct((BLOCK, sam2.image_size, sam2.image_size, 3), jnp.float32)
+    size = sam2.image_size
+    images = jax.ShapeDtypeStruct((encoded_at_once(size), size, size, 3), jnp.float32)
 
-    def block(weights: Any, images: jax.Array) -> tuple:
+    def block(weights: Any) -> tuple:
+        images = jnp.zeros((BLOCK, size, size, 3))
         features, _ = encode_block(graphdef, weights, images)
         steps = Steps(
             features=jax.tree.map(lambda x: x[:, None], features),
@@ -97,4 +99,4 @@ def block_arguments(
         bank = MemoryBank.empty(sam2, rows, prompted, dtype)
         return bank, steps, jnp.zeros(rows, jnp.int32), jnp.int32(0)
 
-    return images, jax.eval_shape(block, weights, images)
+    return images, jax.eval_shape(block, weights)

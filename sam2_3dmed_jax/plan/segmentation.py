@@ -53,10 +53,10 @@ class SegmentationFlops:
         graphdef, config = predictor.graphdef, predictor.model.config
         dtype = jnp.dtype(config.compute_dtype)
         images, walked = block_arguments(graphdef, weights, config, 1, room, dtype)
-        encode = flops(encode_block.trace(graphdef, weights, images).jaxpr)
+        encode = flops(encode_block.trace(graphdef, weights, images).jaxpr) // images.shape[0]
         if position := slice_position_of(predictor.model):
             embedded = jax.ShapeDtypeStruct((BLOCK, position.config.dim), jnp.float32)
-            encode += flops(slice_context.trace(graphdef, weights, embedded, jnp.int32(BLOCK)).jaxpr)
+            encode += flops(slice_context.trace(graphdef, weights, embedded, jnp.int32(BLOCK)).jaxpr) // BLOCK
         steps = walked[1]
         features, context = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (steps.features, steps.context)
@@ -64,4 +64,4 @@ class SegmentationFlops:
         click = jax.eval_shape(lambda: no_prompts(1))
         prompted = prompt_slices.trace(graphdef, weights, features, context, click, predictor.postprocessing)
         walk = walk_block.trace(graphdef, weights, *walked)
-        return encode // BLOCK, flops(prompted.jaxpr), flops(walk.jaxpr) // BLOCK
+        return encode, flops(prompted.jaxpr), flops(walk.jaxpr) // BLOCK

@@ -1,12 +1,13 @@
 """Attention for all of SAM 2: one function `attend` that never holds `[N, M]` scores of a whole large slice.
 
-Large products are one Pallas kernel where the program is lowered for TPU (`flash_attention.py`); elsewhere they are
-walked in blocks of queries, recomputed in the backward pass. `Attention` is the projected attention of the two-way
-transformer and of memory attention's self-attention (`sam/transformer.py`).
+Large products are one Pallas kernel where the program is lowered for TPU (`flash_attention.py`), and are walked in
+blocks elsewhere (`blocked_attention.py`); both compute the scores again in the backward pass. `Attention` is the
+projected attention of the two-way transformer (`sam/transformer.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -17,9 +18,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from sam2_3dmed_jax.sam2 import flash_attention
-from sam2_3dmed_jax.sam2.flash_kernels import MASKED
-from sam2_3dmed_jax.sam2.layers import Linear, precision_of
+from sam2_3dmed_jax.sam2 import blocked_attention, flash_attention
+from sam2_3dmed_jax.sam2.blocked_attention import add_keys, with_ones
+from sam2_3dmed_jax.sam2.layers import Linear
 
 # Scores of one (batch, head) beyond this many are computed block by block; 2^20 float32 are 4 MiB.
 MAX_SCORES = 1 << 20
@@ -37,38 +38,36 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = N
     Returns:
         `[B, N, heads, dv]` in `v`'s dtype. Scores and softmax are float32.
     """
-    if _blocks(q.shape[1], k.shape[1]) == 1:
-        return _attend_block(q, k, v, valid)
-    if not flash_attention.fits(q.shape[1], q.shape[3]):
-        return _attend_in_blocks(q, k, v, valid)
-    return _attend_by_platform(q, k, v, valid)
+    if q.shape[1] * k.shape[1] <= MAX_SCORES:
+        return _attend_at_once(q, k, v, valid)
+    return _attend_in_blocks(q, k, v, valid)
 
 
 @jax.custom_vjp
-def _attend_by_platform(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Flash attention on TPU, blocks elsewhere: decided when the program is lowered, since `plan` does so on a CPU."""
+def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Flash attention on TPU, blocks of XLA's elsewhere: decided when the program is lowered, as `plan` does on CPU."""
     return _forward(q, k, v, valid)[0]
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, tuple]:
-    def blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        b, n, heads, _ = q.shape
-        return _attend_in_blocks(q, k, v, valid), jnp.zeros((b, heads, n))  # recomputes all: no logsumexp to keep
-
     args = (q, k, v, valid)
-    out, logsumexp = lax.platform_dependent(*args, tpu=_each_device_its_rows(flash_attention.forward), default=blocks)
+    out, logsumexp = _by_platform(q, flash_attention.forward, blocked_attention.forward)(*args)
     return out, (*args, out, logsumexp)
 
 
 def _backward(residuals: tuple, gradient: jax.Array) -> tuple:
-    def blocks(q, k, v, valid, out, logsumexp, gradient):
-        return jax.vjp(lambda q, k, v: _attend_in_blocks(q, k, v, valid), q, k, v)[1](gradient)
-
-    flash = _each_device_its_rows(flash_attention.backward)
-    return *lax.platform_dependent(*residuals, gradient, tpu=flash, default=blocks), None
+    backward = _by_platform(residuals[0], flash_attention.backward, blocked_attention.backward)
+    return *backward(*residuals, gradient), None
 
 
-_attend_by_platform.defvjp(_forward, _backward)
+_attend_in_blocks.defvjp(_forward, _backward)
+
+
+def _by_platform(q: jax.Array, flash: Callable, blocked: Callable) -> Callable:
+    """One of two functions, where the kernel can hold the queries `q` at all."""
+    if not flash_attention.fits(q.shape[1], q.shape[3]):
+        return blocked
+    return functools.partial(lax.platform_dependent, tpu=_each_device_its_rows(flash), default=blocked)
 
 
 def _each_device_its_rows(kernel: Callable) -> Callable:
@@ -88,36 +87,11 @@ def _each_device_its_rows(kernel: Callable) -> Callable:
     return apply
 
 
-def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-    n = q.shape[1]
-    blocks = _blocks(n, k.shape[1])
-    q_blocks = jnp.moveaxis(q.reshape(q.shape[0], blocks, n // blocks, *q.shape[2:]), 1, 0)
-    block = jax.checkpoint(lambda q_block: _attend_block(q_block, k, v, valid))
-    out = jnp.moveaxis(lax.map(block, q_blocks), 0, 1)
-    return out.reshape(q.shape[0], n, q.shape[2], v.shape[-1])
-
-
-def _blocks(n: int, m: int) -> int:
-    """The fewest equal blocks of queries whose scores fit `MAX_SCORES`."""
-    blocks = min(n, math.ceil(n * m / MAX_SCORES))
-    while n % blocks:
-        blocks += 1
-    return blocks
-
-
-def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-    precision = precision_of(v.dtype)
-    q = q * (1.0 / math.sqrt(q.shape[-1]))
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, precision=precision, preferred_element_type=jnp.float32)
-    if valid is not None:
-        scores = jnp.where(valid[:, None, None, :], scores, MASKED)
+def _attend_at_once(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+    q, k, values = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, heads, tokens, channels]
+    sums = add_keys(None, q * (1.0 / math.sqrt(q.shape[-1])), k, with_ones(values), valid).sums
     # Normalising after the value product divides N x dv numbers and not N x M.
-    weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1)  # [B, heads, N]
-    out = jnp.einsum(
-        "bhnm,bmhd->bnhd", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
-    )
-    return (out / jnp.swapaxes(total, 1, 2)[..., None]).astype(v.dtype)
+    return jnp.swapaxes(sums[..., :-1] / sums[..., -1:], 1, 2).astype(v.dtype)
 
 
 class Attention(nnx.Module):

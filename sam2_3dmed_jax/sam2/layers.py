@@ -50,9 +50,13 @@ class Linear(nnx.Module):
         self.bias = parameter(out_features)
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `[..., in_features]` to `[..., out_features]` in the compute dtype."""
-        return product(x, self.kernel[...], self.dtype) + self.bias[...].astype(self.dtype)
+    def __call__(self, x: jax.Array, order: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
+        """Map `[..., in_features]` to `[..., out_features]` in the compute dtype; `order` reorders the latter."""
+        return product(x, order(self.kernel[...]), self.dtype) + order(self.bias[...]).astype(self.dtype)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """The same without the bias."""
+        return product(x, self.kernel[...], self.dtype)
 
     def then(self, following: Linear, x: jax.Array) -> jax.Array:
         """`following(self(x))` as one product: exact algebra, without the wide map between them."""

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from sam2_3dmed_jax.config import Sam2Config
 from sam2_3dmed_jax.sam2.attention import attend
 from sam2_3dmed_jax.sam2.layers import Linear, layer_norm
-from sam2_3dmed_jax.sam2.position_encoding import apply_rope, rope_tables, sine_position
+from sam2_3dmed_jax.sam2.position_encoding import apply_rope, halves, rope_tables, sine_position
 
 
 class MemoryTokens(NamedTuple):
@@ -43,7 +43,8 @@ class RoPEAttention(nnx.Module):
         self, q: jax.Array, k: jax.Array, v: jax.Array, side: int, pointers: int = 0, valid: jax.Array | None = None
     ) -> jax.Array:
         """Attend from `q [B, N, C]` to `k, v [B, M, kv_dim]`, N = side^2; the last `pointers` keys take no RoPE."""
-        q, k = self.q_proj(q), self.k_proj(k)
+        # Scores do not depend on the order of channels: queries' and keys' are what RoPE takes.
+        q, k = self.q_proj(q, halves), self.k_proj(k, halves)
         cos, sin = rope_tables(side, side, q.shape[-1])
         q = apply_rope(q, cos, sin)
         spatial = k.shape[1] - pointers

@@ -52,16 +52,16 @@ def save(model: Any, path: Path) -> None:
 
 
 class Video:
-    """Slices that are encoded once: the session's cache has room for all."""
+    """Slices that are encoded once: the session's cache has room for all, or with `encode=False` for one."""
 
-    def __init__(self, model: Any, slices: np.ndarray):
+    def __init__(self, model: Any, slices: np.ndarray, encode: bool = True):
         self.model = model
         self.session = Sam2VideoInferenceSession(
             video=torch.from_numpy(np.ascontiguousarray(slices.transpose(0, 3, 1, 2))),
             video_height=slices.shape[1],
             video_width=slices.shape[2],
             dtype=torch.float32,
-            max_vision_features_cache_size=len(slices),
+            max_vision_features_cache_size=len(slices) if encode else 1,
         )
 
     def track(self, scenario: Scenario) -> Tracked:

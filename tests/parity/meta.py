@@ -76,13 +76,16 @@ def save(model: Any, path: Path) -> None:
 
 
 class Video:
-    """Slices that are encoded once. `init_state` reads a folder of JPEG files and keeps features of one slice."""
+    """Slices that are encoded once. `init_state` reads a folder of JPEG files and keeps features of one slice.
 
-    def __init__(self, model: Any, slices: np.ndarray):
+    Without `encode` it does so here, too.
+    """
+
+    def __init__(self, model: Any, slices: np.ndarray, encode: bool = True):
         self.model = model
         self.images = torch.from_numpy(np.ascontiguousarray(slices.transpose(0, 3, 1, 2)))
         with torch.inference_mode():
-            self.features = {i: (x[None], model.forward_image(x[None])) for i, x in enumerate(self.images)}
+            self.features = {i: (x[None], model.forward_image(x[None])) for i, x in enumerate(self.images) if encode}
 
     def track(self, scenario: Scenario) -> Tracked:
         """Run the rounds of a scenario in one session."""

@@ -1,0 +1,310 @@
+"""Ours and a PyTorch reference by turns, each in a process of its own: the same weights, input and threads.
+
+Outputs are compared before anything is timed. Times and peak memory are of the work after its warm-up (compiling has a
+peak of its own). A script makes a `Work` and hands it to `main`.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam2_3dmed_jax import host_memory
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+SEED = 0
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do the work."""
+
+    run: Callable[[], Any]  # to the end
+    flops: float | None = None  # of its matrix products and convolutions, as this side does them
+    result: Callable[[Any], Any] = lambda out: out  # of what `run` gave, what the check is to see; not timed
+
+
+@dataclass(frozen=True)
+class Work:
+    """A row of the table: what is done, in two ways. Each is made from the options and a folder to share."""
+
+    name: Callable[[argparse.Namespace], str]
+    limits: dict[str, float]  # ours / reference, by dtype
+    ours: Callable[[argparse.Namespace, Path], Side]  # from the native checkpoint in the folder
+    theirs: Callable[[argparse.Namespace, Path], Side]
+    check: Callable[[Any, Any, argparse.Namespace], str]  # what agrees; raises AssertionError
+
+
+def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
+    """Compare, time, print a Markdown table."""
+    parser.add_argument("--preset", default="sam2.1_hiera_tiny", help="default: %(default)s")
+    parser.add_argument("--reference", choices=("meta", "transformers"), default="meta", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--alone", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    if options.alone == "ours":
+        host_memory.keep()  # as every command of ours does
+    if options.alone == "theirs":
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+    if options.alone:
+        _serve(work, options)
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        row = _pairs(work, options, given, Path(name))
+    if options.json:
+        Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
+    print(table([row]))
+    return 0
+
+
+class Worker:
+    """One side in a process of its own, which waits while the other has the machine.
+
+    In one process they would take memory from one heap, and one's threads would still spin when the other begins.
+    """
+
+    def __init__(self, work: Work, side: str, given: Sequence[str], folder: Path):
+        script = sys.modules[work.ours.__module__].__spec__.name  # type: ignore[union-attr]
+        command = [sys.executable, "-m", script, *given, "--alone", side, "--folder", str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.ready = self._answer()
+
+    def ask(self, what: str) -> Any:
+        """One of the commands of `_serve`."""
+        print(what, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        for line in self._process.stdout or ():
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        raise SystemExit(f"a side ended early, with {self._process.wait()}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+ANSWER = "answer: "
+
+
+def _serve(work: Work, options: argparse.Namespace) -> None:
+    """A worker: answers commands until its input ends."""
+    side = (work.ours if options.alone == "ours" else work.theirs)(options, Path(options.folder))
+    print(ANSWER + json.dumps({"flops": side.flops}), flush=True)
+    before = 0.0
+    for line in sys.stdin:
+        answer: Any = None
+        if line == "run\n":
+            start = time.perf_counter()
+            out = side.run()
+            answer = time.perf_counter() - start
+        elif line == "keep\n":
+            with open(f"{options.folder}/{options.alone}.pickle", "wb") as file:
+                pickle.dump(side.result(out), file)
+        elif line == "watch\n":
+            before = watch_memory()
+        elif line == "peak\n":
+            answer = {"peak_mib": _status("VmHWM"), "before_mib": before}
+        elif line == "matmul\n":
+            answer = matmul_rate(options)
+        print(ANSWER + json.dumps(answer), flush=True)
+
+
+def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder: Path) -> dict[str, Any]:
+    sides = {side: Worker(work, side, given, folder) for side in ("theirs", "ours")}  # theirs leaves the checkpoint
+    first = {side: worker.ask("run") for side, worker in sides.items()}
+    outputs = {}
+    for side, worker in sides.items():
+        worker.ask("keep")
+        with open(folder / f"{side}.pickle", "rb") as file:
+            outputs[side] = pickle.load(file)
+    agreement = work.check(outputs["ours"], outputs["theirs"], options)
+    outputs.clear()
+    rate = max(worker.ask("matmul") for worker in sides.values())
+    for worker in sides.values():
+        worker.ask("watch")
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for number in range(options.pairs):
+        for side in sorted(seconds, reverse=number % 2 == 1):
+            seconds[side].append(sides[side].ask("run"))
+            print(f"{side} {seconds[side][-1]:.3f} s", file=sys.stderr, flush=True)
+    row = {
+        "work": work.name(options),
+        "reference": options.reference,
+        "dtype": options.dtype,
+        "limit": work.limits.get(options.dtype),
+        "ours_seconds": seconds["ours"],
+        "theirs_seconds": seconds["theirs"],
+        "first_call_seconds": first["ours"],
+        "matmul_flops_per_second": rate,
+        "agreement": agreement,
+        "machine": machine(),
+    }
+    for side, worker in sides.items():
+        row |= {f"{side}_{key}": value for key, value in worker.ask("peak").items()}
+        row[f"{side}_flops"] = worker.ready["flops"]
+        worker.close()
+    return row
+
+
+def watch_memory() -> float:
+    """Begin to look for the highest resident set of this process; gives the present one, MiB."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return _status("VmRSS")
+
+
+def peak_of(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What `run` gives, and the highest resident set of this process meanwhile, and before, MiB."""
+    before = watch_memory()
+    return run(), {"peak_mib": _status("VmHWM"), "before_mib": before}
+
+
+def _status(field: str) -> float:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
+
+
+def matmul_rate(options: argparse.Namespace, n: int = 3072) -> float:
+    """FLOP/s of one large product by the library of a side, the best of four."""
+    values = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32)
+    if options.alone == "ours":
+        import jax
+        import jax.numpy as jnp
+
+        x = jnp.asarray(values, options.dtype)
+        multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32, precision="highest"))
+
+        def product() -> Any:
+            return multiply(x).block_until_ready()
+    else:
+        import torch
+
+        y = torch.from_numpy(values).to(getattr(torch, options.dtype))
+
+        def product() -> Any:
+            return y @ y
+
+    product()
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def counted(run: Callable[[], Any]) -> float:
+    """FLOPs of what PyTorch does in `run`: products, convolutions and attention."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    # Attention's own kernels for CPU are not among those that it knows.
+    aten = torch.ops.aten
+
+    def forward(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def backward(g: Any, q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        (b, h, n, d), m, dv = q, k[2], v[3]
+        return 2 * b * h * n * m * (3 * d + 2 * dv)
+
+    custom = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    with open("/proc/cpuinfo") as file:
+        names = {line.split(":")[1].strip() for line in file if line.startswith("model name")}
+    root = Path(__file__).parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    versions = {name: metadata.version(name) for name in ("jax", "flax", "torch", "transformers", "sam2")}
+    return {
+        "CPU": f"{', '.join(sorted(names))}, {os.cpu_count()} cores",
+        "Python": platform.python_version(),
+        **versions,
+        "commit": commit,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, least and most."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def ratio(row: dict[str, Any]) -> float:
+    """Of the medians: ours over the reference's."""
+    return statistics.median(row["ours_seconds"]) / statistics.median(row["theirs_seconds"])
+
+
+HEADER = (
+    "work",
+    "dtype",
+    "reference",
+    "ours, s",
+    "reference, s",
+    "ratio",
+    "limit",
+    "peak MiB, ours",
+    "reference",
+    "first call, s",
+    "GFLOP, ours",
+    "reference",
+    "of a matmul's FLOP/s, ours",
+    "reference",
+    "agreement",
+)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as Markdown, with the machine's facts under them."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
+    for row in rows:
+        cells = [row["work"], row["dtype"], row["reference"]]
+        cells += [spread(row["ours_seconds"]), spread(row["theirs_seconds"]), f"{ratio(row):.2f}"]
+        cells += [f"{row['limit']}" if row["limit"] else ""]
+        cells += [f"{row[f'{side}_peak_mib']:.0f}" if f"{side}_peak_mib" in row else "" for side in ("ours", "theirs")]
+        cells += [f"{row['first_call_seconds']:.1f}"]
+        flops = {side: row[f"{side}_flops"] for side in ("ours", "theirs")}
+        cells += [f"{count / 1e9:.0f}" if count else "" for count in flops.values()]
+        for side, count in flops.items():
+            rate = (count or 0) / statistics.median(row[f"{side}_seconds"])
+            cells.append(f"{rate / row['matmul_flops_per_second']:.0%}" if count else "")
+        lines.append("| " + " | ".join([*cells, row["agreement"]]) + " |")
+    facts = []
+    for row in rows:
+        described = ", ".join(f"{name} {value}" for name, value in row["machine"].items())
+        if described not in facts:
+            facts.append(described)
+    return "\n".join([*lines, "", *facts])

@@ -1,0 +1,167 @@
+"""Forward and backward of the segmentation path on one clip, its slices encoded by the frozen encoder in the step.
+
+    python -m experiments.benchmarks.pytorch.training_step [--slices 6] [--size 512] [--dtype bfloat16]
+
+The reference is written with the modules of Meta's `sam2` and the same losses; its gradients go through the converter
+to be compared with ours.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.pytorch.references import build, load, precision
+from experiments.benchmarks.pytorch.side_by_side import SEED, Side, Work, counted, main
+from tests.parity import generated
+from weights_conversion.convert import convert
+
+FROZEN = r"^image_encoder\.|^sam_prompt_encoder\.|^sam_mask_decoder\.conv_s[01]\."
+# Relative, of the loss and of the length of all gradients together. Float32: sums in another order, through six slices
+# that build on each other. Bfloat16: each of the two rounds at other places, to 8 bits, and so decides other pixels.
+TOLERANCE = {"float32": (1e-4, 2e-3), "bfloat16": (0.05, 0.5)}
+VOLUME = 16  # slices that the temporal encoding of pointers counts on, on both sides
+
+
+def clip(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Grey slices `[D, S, S]` in [0, 1], the masks of a disc on each, and a click in it."""
+    d, size = options.slices, options.size
+    grey = generated.slices(d, size, SEED)[..., 0]
+    grey = np.clip(grey * 0.15 + 0.5, 0, 1).astype(np.float32)
+    rows, columns = np.mgrid[:size, :size]
+    radius = size / 5 - np.arange(d)[:, None, None]
+    x, y = 0.45 * size, 0.55 * size
+    return grey, (columns - x) ** 2 + (rows - y) ** 2 < radius**2, (x, y)
+
+
+def theirs(options: argparse.Namespace, folder: Path) -> Side:
+    import torch
+    from torch.nn import functional
+
+    from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
+    from sam2_3dmed_jax.training.walk import MEAN, SD
+
+    model = build(options, folder, options.size)
+    model.binarize_mask_from_pts_for_mem_enc = False  # an inference trick of the video predictor
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not re.search(FROZEN, name))
+    grey, masks, click = clip(options)
+    grey, masks = torch.from_numpy(grey), torch.from_numpy(masks).float()[:, None]
+    mean, sd = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, SD))
+    points = {"point_coords": torch.tensor([[click]]), "point_labels": torch.ones(1, 1, dtype=torch.int32)}
+    depth = len(grey)
+
+    def walk() -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            _, features, positions, sizes = model._prepare_backbone_features(
+                model.forward_image((grey[:, None] - mean) / sd)
+            )
+        kept: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+        seen = []
+        for t in range(depth):
+            first = t == 0
+            one = [x[:, t : t + 1] for x in features]
+            asked = points if first else None
+            out, sam, _, _ = model._track_step(
+                t, first, one, [x[:, t : t + 1] for x in positions], sizes, asked, None, kept, VOLUME, False, None
+            )
+            multimasks, _, ious, _, high, out["obj_ptr"], score = sam
+            model._encode_memory_in_output(one, sizes, asked, t < depth - 1, high, score, out)
+            kept["cond_frame_outputs" if first else "non_cond_frame_outputs"][t] = out
+            seen.append((multimasks, ious, score))
+        return tuple(torch.cat(x).float() for x in zip(*seen, strict=True))
+
+    def loss_of(candidates: torch.Tensor, ious: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        size, small = masks.shape[-1], candidates.shape[-1]
+        coarse = functional.interpolate(masks, (small, small), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            bce = functional.binary_cross_entropy_with_logits(
+                candidates, coarse.expand_as(candidates), reduction="none"
+            )
+            inside = candidates.sigmoid()
+            both = inside.sum((2, 3)) + coarse.sum((2, 3))
+            dice = 1 - (2 * (inside * coarse).sum((2, 3)) + 1) / (both + 1)
+            best = (bce.mean((2, 3)) + dice).argmin(1)
+            large = functional.interpolate(candidates, (size, size), mode="bilinear") > 0
+            either = (large | (masks > 0.5)).sum((2, 3)).clamp(min=1)
+            true = (large & (masks > 0.5)).sum((2, 3)) / either
+        chosen = functional.interpolate(candidates[torch.arange(depth), best][:, None], (size, size), mode="bilinear")
+        inside = chosen.sigmoid()
+        dice = 1 - (2 * (inside * masks).sum() + 1) / (inside.sum() + masks.sum() + 1)
+        score = functional.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
+        return functional.binary_cross_entropy_with_logits(chosen, masks) + dice + (ious - true).abs().mean() + score
+
+    def run() -> float:
+        model.zero_grad()
+        with precision(options):
+            loss = loss_of(*walk())
+        loss.backward()
+        return loss.item()
+
+    def result(loss: float) -> tuple[float, dict[str, np.ndarray]]:
+        named = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+        named |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        source, converted = folder / "gradients.pt", folder / "gradients"
+        torch.save({"model": named}, source)  # in the shape of a checkpoint
+        convert(source, converted)
+        gradients = load_weights(converted, read_info(converted).model)
+        return loss, {path: np.asarray(value) for path, value in gradients.items()}
+
+    return Side(run, counted(run), result)
+
+
+def ours(options: argparse.Namespace, folder: Path) -> Side:
+    import jax
+
+    from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
+    from sam2_3dmed_jax.data.clips import clip_shapes
+    from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+    from sam2_3dmed_jax.plan.jaxpr_cost import flops
+    from sam2_3dmed_jax.sam2.parameters import split
+    from sam2_3dmed_jax.training.gradient import global_gradient
+    from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED, frozen_patterns, partition
+    from sam2_3dmed_jax.training.sharding import make_mesh
+
+    grey, masks, click = clip(options)
+    d = len(grey)
+    data = DataConfig(slices=d)
+    model = ModelConfig(options.preset, options.size, srpp=False, bd=False, compute_dtype=options.dtype)
+    config = ExperimentConfig(model, data, TrainingConfig(batch_size=1, frozen=FROZEN_PRETRAINED), MeshConfig())
+    batch = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in clip_shapes(data, options.size).items()}
+    batch["slices"][0], batch["masks"][0, :, 0], batch["coords"][0, 0, 0] = grey, masks, click
+    batch["point_labels"][..., :] = (1, *[-1] * (batch["point_labels"].shape[-1] - 1))
+    batch["token_valid"][..., :2] = True
+    for name in ("slice_valid", "object_valid", "multimask"):
+        batch[name][:] = True
+    weights, frozen = partition(split(load(options, folder, options.size))[1], frozen_patterns(FROZEN_PRETRAINED, True))
+    gradient = jax.jit(global_gradient(config, abstract_model(model)[0], make_mesh(MeshConfig(), jax.devices()[:1])))
+    given = jax.device_put((weights, frozen, batch, np.int32(0)))
+
+    def run() -> tuple[float, Any]:
+        gradients, losses = jax.block_until_ready(gradient(*given))
+        return float(losses["loss"]), gradients
+
+    return Side(run, flops(jax.make_jaxpr(gradient)(*given)), lambda out: (out[0], jax.device_get(out[1])))
+
+
+def check(found: tuple, reference: tuple, options: argparse.Namespace) -> str:
+    (loss, gradients), (loss_there, there) = found, reference
+    length = np.sqrt(sum(float(np.square(there[path], dtype=float).sum()) for path in gradients))
+    apart = np.sqrt(sum(float(np.square(g - there[path], dtype=float).sum()) for path, g in gradients.items()))
+    errors = abs(loss - loss_there) / abs(loss_there), apart / length
+    assert length > 0.1 and all(e <= limit for e, limit in zip(errors, TOLERANCE[options.dtype], strict=True)), errors
+    return f"loss {loss:.4f} within {errors[0]:.0e}, gradients within {errors[1]:.0e} of their length"
+
+
+def name(options: argparse.Namespace) -> str:
+    return f"training step, {options.slices} slices, {options.size} px"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512, help="S, pixels; default: %(default)s")
+    parser.add_argument("--slices", type=int, default=6, help="D; default: %(default)s")
+    sys.exit(main(Work(name, {"float32": 0.6, "bfloat16": 0.7}, ours, theirs, check), parser))
