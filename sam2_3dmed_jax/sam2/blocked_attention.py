@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +181,7 @@ def _over_keys(add: Callable, skip: Callable, carry: object, arrays: tuple, size
         )
 
     whole = k.shape[2] // size
+    given: Any
     carry, given = lax.scan(step, carry, jnp.arange(whole))
     given = jax.tree.map(_joined, given)
     if rest := k.shape[2] % size:
