@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from sam2_3dmed_jax import VolumePredictor, new_model
-from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block
+from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, slice_context
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.jaxpr_cost import flops
 from sam2_3dmed_jax.model.checkpoint import without_boundary
@@ -41,11 +41,14 @@ def test_slices_are_encoded_once_and_each_object_is_decoded_once_on_each(counted
 
 def test_the_encoders_share_is_that_of_its_program(model, counted: SegmentationFlops):
     predictor = VolumePredictor(model)
+    graphdef, weights = predictor.graphdef, predictor.weights
     images = jax.ShapeDtypeStruct((BLOCK, 64, 64, 3), "float32")
-    program = flops(encode_block.trace(predictor.graphdef, predictor.weights, images).jaxpr)
+    program = flops(encode_block.trace(graphdef, weights, images).jaxpr)
+    embedded = jax.ShapeDtypeStruct((BLOCK, model.slice_position.config.dim), "float32")
+    context = flops(slice_context.trace(graphdef, weights, embedded, jax.ShapeDtypeStruct((), "int32")).jaxpr)
     one = counted([(10, [click(1, 4)])])
     encoded = (one - (counted([(10, [click(1, 4), click(2, 4)])]) - one)) // 10
-    assert program // BLOCK < encoded < 1.1 * program // BLOCK  # beside it, the slice context
+    assert encoded == program // BLOCK + context // BLOCK and 0 < context < 0.2 * program
 
 
 def test_walking_both_ways_meets_slices_between_prompts_twice_and_leaving_bd_out_costs_less(

@@ -41,9 +41,9 @@ def test_work_and_traffic_of_twelve_slices_are_near_six_times_those_of_two(recor
     assert two["loops_of_unknown_length"] == twelve["loops_of_unknown_length"] == 0
     # Encoding and decoding are per slice; memory attention also grows with the memories that there are.
     assert 5 < twelve["flops"] / two["flops"] < 8
-    # The optimizer's part does not grow.
-    assert 2 < twelve["hbm_traffic_bytes_per_chip"] / two["hbm_traffic_bytes_per_chip"] < 8
-    assert 2 < twelve["seconds"]["compiler"] / two["seconds"]["compiler"] < 8
+    assert 5 < twelve["seconds"]["compiler"] / two["seconds"]["compiler"] < 8
+    # Most of so small a model's traffic is the optimizer's and does not grow; a slice stays on the chip.
+    assert 1 < twelve["hbm_traffic_bytes_per_chip"] / two["hbm_traffic_bytes_per_chip"] < 8
     # Gradients are summed once a step, whatever the slices.
     sums = [record["collective_bytes_per_chip"]["all-reduce"] for record in (two, twelve)]
     assert sums[0] <= sums[1] < 4 * sums[0]
