@@ -18,8 +18,8 @@ from jax import lax
 from sam2_3dmed_jax.sam2.flash_kernels import MASKED
 from sam2_3dmed_jax.sam2.layers import precision_of
 
-# Scores of a row and head that are held at once; 2^20 float32 are 4 MiB. On a CPU with 1 MiB of L2 a core, a quarter of
-# them, or thin blocks of whole rows, make products that are slower by a quarter and by two thirds.
+# Scores of a row and head that are held at once; 2^20 float32 are 4 MiB. On a CPU, an eighth of them takes a quarter
+# longer, and blocks of a few whole rows, whose products are thin, three times as long.
 SCORES = 1 << 20
 LEAST_KEYS = 128
 
