@@ -40,7 +40,8 @@ def test_a_row_tells_times_by_pairs_peak_memory_arithmetic_agreement_and_the_mac
     assert len(row["ours_seconds"]) == len(row["theirs_seconds"]) == 2
     assert all(seconds > 0 for seconds in row["ours_seconds"] + row["theirs_seconds"])
     assert row["ours_peak_mib"] > 100 and row["theirs_peak_mib"] > 100
-    assert 0.5 < row["ours_flops"] / row["theirs_flops"] < 2
+    # The reference projects the padding of windows too, of which slices as small as these are mostly made.
+    assert 0.3 < row["ours_flops"] / row["theirs_flops"] < 1
     assert row["agreement"].startswith("features within") and {"CPU", "jax", "torch", "date"} <= row["machine"].keys()
 
 

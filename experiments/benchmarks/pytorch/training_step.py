@@ -118,8 +118,8 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 
     from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
     from sam2_3dmed_jax.data.clips import clip_shapes
+    from sam2_3dmed_jax.jaxpr_cost import flops
     from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
-    from sam2_3dmed_jax.plan.jaxpr_cost import flops
     from sam2_3dmed_jax.sam2.parameters import split
     from sam2_3dmed_jax.training.gradient import global_gradient
     from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED, frozen_patterns, partition
