@@ -59,9 +59,8 @@ def evaluate_model(
         finished: cases that are done already; those done here are added.
 
     Returns:
-        Rows with the keys `results.COLUMNS`, of tumours "lesions", of objects
-        "reliability", and of the worst ones `report.pictures.PICTURE`, in
-        the order of cases and classes.
+        Rows with the keys `results.COLUMNS`, of tumours "lesions", of objects "reliability", and of the worst ones
+        `report.pictures.PICTURE`, in the order of cases and classes.
 
     Raises:
         UserError: no such protocol, or files that cannot be read or do not fit each other.

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import jax
-import numpy as np
-
 from sam2_3dmed_jax.config import BdConfig, ModelConfig, SrppConfig
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
-from sam2_3dmed_jax.inference.feature_store import FeatureStore, Progress
+from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.orders import ORDERS
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_weights
-from sam2_3dmed_jax.sam2.parameters import Weights
-from sam2_3dmed_jax.training.parts import ENCODER
+from sam2_3dmed_jax.sam2.parameters import Weights, digest
+from sam2_3dmed_jax.training.parts import ENCODER, partition
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
@@ -36,7 +30,7 @@ class Loaded:
         self.encoder = (
             _structure(entry.info.model, srpp=False, bd=False),
             entry.info.preprocessing,
-            _digest({path: w for path, w in self._weights.items() if any(re.match(part, path) for part in ENCODER)}),
+            digest(partition(self._weights, ENCODER)[1]),
         )
         self.predictors = {
             (order, bd): self._predictor(order, srpp=entry.info.model.srpp, bd=bd)
@@ -44,11 +38,11 @@ class Loaded:
             for bd in {False, entry.info.model.bd}
         }
 
-    def encode(self, volume: Volume, progress: Progress | None = None) -> FeatureStore:
+    def encode(self, volume: Volume) -> FeatureStore:
         """Encode a volume by SAM 2's encoder, without the context of SRPP, which is each checkpoint's own."""
         sam2 = self._predictor("sequential", srpp=False, bd=False)
         size = sam2.model.config.image_size
-        return sam2.encode(PreparedSlices(volume, self._info.preprocessing, size), progress)
+        return sam2.encode(PreparedSlices(volume, self._info.preprocessing, size))
 
     def with_context(self, features: FeatureStore) -> FeatureStore:
         """The features of a volume with this checkpoint's context."""
@@ -81,14 +75,14 @@ class Models:
 class CaseFeatures:
     """The features of one case, by encoder; they go with it."""
 
-    def __init__(self, volume: Volume, progress: Progress | None = None):
-        self._volume, self._progress = volume, progress
+    def __init__(self, volume: Volume):
+        self._volume = volume
         self._features: dict[Any, FeatureStore] = {}
 
     def of(self, loaded: Loaded) -> FeatureStore:
         """Features with the context of this checkpoint."""
         if loaded.encoder not in self._features:
-            self._features[loaded.encoder] = loaded.encode(self._volume, self._progress)
+            self._features[loaded.encoder] = loaded.encode(self._volume)
         return loaded.with_context(self._features[loaded.encoder])
 
 
@@ -102,12 +96,3 @@ def _structure(model: ModelConfig, srpp: bool, bd: bool) -> ModelConfig:
         slice_position=model.slice_position if srpp else SrppConfig(),
         boundary=model.boundary if bd else BdConfig(),
     )
-
-
-def _digest(weights: Mapping[str, jax.Array]) -> str:
-    digest = hashlib.sha256()
-    for path, value in sorted(weights.items()):
-        array = np.asarray(value)
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

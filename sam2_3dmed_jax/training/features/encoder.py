@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.model import SliceFeatures
-from sam2_3dmed_jax.sam2.parameters import Weights, merge
+from sam2_3dmed_jax.sam2.parameters import Weights, digest, merge
 from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.walk import normalise
 
@@ -46,11 +45,7 @@ class FrozenEncoder:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the weights, by path."""
-        digest = hashlib.sha256()
-        for path, value in sorted(self.weights.items()):
-            digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-            digest.update(np.ascontiguousarray(value).data)
-        return digest.hexdigest()
+        return digest(self.weights)
 
     def start(self, devices: Sequence[jax.Device]) -> Encoding:
         """Put the weights on devices, and encode there for as long as the result lives."""
