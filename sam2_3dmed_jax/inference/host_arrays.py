@@ -47,8 +47,14 @@ class HostArrays:
             )
         self._room -= size
         file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open, and its space goes with the map
-        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+        array = np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+        weakref.finalize(array, self._give_back_on_disk, size)
+        return array
 
     def _give_back(self, size: int) -> None:
         """A session that is reset drops arrays; those that follow may take their place in memory."""
         self._left += size
+
+    def _give_back_on_disk(self, size: int) -> None:
+        """The same of files: many sessions on one volume's features drop theirs."""
+        self._room = (self._room or 0) + size

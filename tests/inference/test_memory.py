@@ -145,3 +145,5 @@ def test_what_a_session_drops_makes_room_again_and_the_disk_is_promised_once(mon
     assert isinstance(kept, np.memmap)
     with pytest.raises(UserError, match="no room"):  # its file takes no space before it is written
         arrays.zeros((25,), np.float32)
+    del kept
+    assert isinstance(arrays.zeros((25,), np.float32), np.memmap)
