@@ -1,6 +1,7 @@
 """Sweeps of two tiny checkpoints over phantoms: what is shared, what is written, and what a kill leaves."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -97,6 +98,7 @@ def encoded() -> list[int]:
 @pytest.fixture(scope="module")
 def swept(place: Path, encoded: list[int]) -> Path:
     """The whole sweep, undisturbed."""
+    importlib.import_module("sam2_3dmed_jax.evaluation.sweep.run")  # or others would take the counting function for it
     encode = feature_store.encode_block
 
     def counted(graphdef, weights, block):
