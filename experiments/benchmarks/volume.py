@@ -20,7 +20,7 @@ import numpy as np
 
 def measure(options: argparse.Namespace, objects: int) -> dict[str, float]:
     """One row, in this process."""
-    from sam2_3dmed_jax import Prompt, VolumePredictor, compilation_cache, load_model, new_model
+    from sam2_3dmed_jax import Prompt, VolumePredictor, compilation_cache, host_memory, load_model, new_model
     from sam2_3dmed_jax.config import PreprocessingConfig
     from sam2_3dmed_jax.volume.geometry import Grid, Volume
     from sam2_3dmed_jax.volume.intensity import PreparedSlices
@@ -55,14 +55,12 @@ def measure(options: argparse.Namespace, objects: int) -> dict[str, float]:
 
     segment()
     encode, walk, correct = segment()
-    with open("/proc/self/status") as file:
-        peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
     return {
         "objects": objects,
         "encoding, s/slice": encode / len(slices),
         "walking, s/slice": walk / len(slices),
         "correction to mask, s": correct,
-        "peak memory, MiB": peak,
+        "peak memory, MiB": host_memory.peak() / 2**20,
     }
 
 

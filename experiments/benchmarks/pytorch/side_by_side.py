@@ -82,7 +82,7 @@ def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] |
 class Worker:
     """One side in a process of its own, which waits while the other has the machine.
 
-    In one process they would take memory from one heap, and one's threads would still spin when the other begins.
+    In one process nobody could tell whose memory it is.
     """
 
     def __init__(self, work: Work, side: str, given: Sequence[str], folder: Path):
@@ -127,7 +127,7 @@ def _serve(work: Work, options: argparse.Namespace) -> None:
         elif line == "watch\n":
             before = watch_memory()
         elif line == "peak\n":
-            answer = {"peak_mib": _status("VmHWM"), "before_mib": before}
+            answer = {"peak_mib": host_memory.peak() / MIB, "before_mib": before}
         elif line == "matmul\n":
             answer = matmul_rate(options)
         print(ANSWER + json.dumps(answer), flush=True)
@@ -172,20 +172,14 @@ def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder
 
 def watch_memory() -> float:
     """Begin to look for the highest resident set of this process; gives the present one, MiB."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    return _status("VmRSS")
+    host_memory.forget_peak()
+    return host_memory.peak() / MIB
 
 
 def peak_of(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What `run` gives, and the highest resident set of this process meanwhile, and before, MiB."""
     before = watch_memory()
-    return run(), {"peak_mib": _status("VmHWM"), "before_mib": before}
-
-
-def _status(field: str) -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
+    return run(), {"peak_mib": host_memory.peak() / MIB, "before_mib": before}
 
 
 def matmul_rate(options: argparse.Namespace, n: int = 3072) -> float:
