@@ -17,6 +17,7 @@ from sam2_3dmed_jax.config import (
     PreprocessingConfig,
     SrppConfig,
     TrainingConfig,
+    UNetConfig,
 )
 
 PRESET = "sam2.1_hiera_large"
@@ -49,6 +50,29 @@ def ours(data: str, window: str, slice_mm: float, steps: int = 4000) -> Experime
             remat_slices="all",  # else the walk keeps the attention of twelve steps at 1024 pixels
             loss=LossConfig(srpp=0.01, bd=0.1),
         ),
+    )
+
+
+def unet(
+    data: str,
+    window: str,
+    classes: tuple[int, ...],
+    spacing: tuple[float, float, float],
+    patch: tuple[int, int, int],
+    steps: int = 16000,
+) -> ExperimentConfig:
+    """The native baseline that is no SAM, at the task's median spacing."""
+    return ExperimentConfig(
+        model=ModelConfig(kind="unet", unet=UNetConfig(patch=patch, spacing=spacing), compute_dtype="bfloat16"),
+        data=DataConfig(
+            path=data,
+            classes=classes,
+            inner_fraction=0.1,
+            rotation=30.0,
+            scaling=0.3,
+            preprocessing=PreprocessingConfig(window),
+        ),
+        training=TrainingConfig(steps=steps, batch_size=16, learning_rate=1e-3, remat_trunk="all"),
     )
 
 

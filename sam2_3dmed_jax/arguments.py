@@ -145,6 +145,7 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
         help="half width of the band around the boundary in which a checkpoint's probabilities are judged (default: 5)",
         **unset,
     )
+    p.add_argument("--save", metavar="DIR", help="keep the checkpoint's label maps there, CASE.nii.gz", **unset)
     p.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     p.add_argument("--references", metavar="DIR", help="their references, of the same names")
     p.add_argument(

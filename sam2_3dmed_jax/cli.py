@@ -62,8 +62,8 @@ def prepare(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.data.msd import read_dataset
     from sam2_3dmed_jax.data.prepare import prepare as write_prepared
-    from sam2_3dmed_jax.data.resample import parse_spacing
     from sam2_3dmed_jax.experiment import read_experiment
+    from sam2_3dmed_jax.volume.resample import parse_spacing
 
     if options.experiment and not options.preview:
         raise UserError("--experiment says which clips --preview draws; give --preview PNG too")
@@ -222,7 +222,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for name in ("remap", "images", "nearest_component"):
         if getattr(options, name) and not options.predictions:
             raise UserError(f"--{name.replace('_', '-')} is for --predictions; leave it out")
-    for name in ("without_bd", "band_mm", "prompts_from"):
+    for name in ("without_bd", "band_mm", "prompts_from", "save"):
         if getattr(options, name, False) and not options.checkpoint:
             raise UserError(f"--{name.replace('_', '-')} is for a checkpoint; leave it out")
     if options.nearest_component and "protocol" in options:

@@ -56,6 +56,8 @@ class SrppConfig:
     scale: float = 6.0  # targets are divided by this many units, so that the loss is of order one
     window: int = 6  # D: slices the context attends over at inference; training sets it to `data.slices`
     to_mask: bool = True  # the context also enters the mask path (ours); False: a head for training alone (paper)
+    memory: bool = False  # read order from features that have seen the memory (paper's ablation); takes `to_mask` False
+    told_order: bool = False  # a learned embedding of a slice's place in its clip: an alternative to the SRPP loss
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,20 @@ class PreprocessingConfig:
 
 
 @dataclass(frozen=True)
+class UNetConfig:
+    """A residual 3D U-Net of nnU-Net's kind: a baseline that takes no prompts."""
+
+    patch: tuple[int, int, int] = (64, 128, 128)  # (D, H, W) of a patch, voxels of `spacing`
+    spacing: tuple[float, float, float] = (2.5, 0.8, 0.8)  # (dz, dy, dx), mm, that volumes are resampled to
+    features: int = 32  # channels of the first stage; doubled at each stage
+    max_features: int = 320  # channels of a stage, at most
+    blocks: tuple[int, ...] = (1, 3, 4, 6, 6, 6)  # residual blocks a stage; as many stages at most
+    classes: tuple[int, ...] = ()  # label value of each output but the background's; training sets `data.classes`
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Which model: a preset of SAM 2 and the two modules of SAM2-3dMed, each a switch."""
+    """Which model: a preset of SAM 2 and the two modules of SAM2-3dMed, each a switch; or a U-Net."""
 
     preset: str = "sam2.1_hiera_tiny"
     image_size: int | None = None  # S in pixels; None: the preset's own
@@ -87,6 +101,8 @@ class ModelConfig:
     boundary: BdConfig = BdConfig()
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     init: str = ""  # a native checkpoint to start from; "": random weights, and everything trains
+    kind: Literal["sam2", "unet"] = "sam2"  # a U-Net has only `unet`, `compute_dtype` and `init` of these fields
+    unet: UNetConfig = UNetConfig()
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,7 @@ class DataConfig:
     intensity: float = 0.05  # augmentation: brightness and contrast, fraction (uniform +-)
     gamma: float = 0.1  # augmentation: exponent of the windowed values, 1 / (1 + gamma) to 1 + gamma (log-uniform)
     noise: float = 0.03  # augmentation: SD of white noise, fraction of the window (uniform 0..)
+    foreground: float = 0.33  # of a U-Net: fraction of patches about a voxel of a class; the rest lie anywhere
     features: str = ""  # folder of the frozen encoder's features, made where it lacks them; "": encode at each step
     workers: int = 2  # threads that cut and augment batches; 0: none beside the loop's own
     preprocessing: PreprocessingConfig = PreprocessingConfig()
@@ -134,6 +151,7 @@ class LossConfig:
     """Weights of the terms. A weight is a number, or a schedule `((step, weight), ...)`, linear between its knots."""
 
     bce: float | tuple[tuple[int, float], ...] = 1.0
+    ce: float | tuple[tuple[int, float], ...] = 1.0  # of a U-Net: cross-entropy over classes
     dice: float | tuple[tuple[int, float], ...] = 1.0
     iou: float | tuple[tuple[int, float], ...] = 1.0
     object_score: float | tuple[tuple[int, float], ...] = 1.0
@@ -150,7 +168,7 @@ class TrainingConfig:
     """The training run."""
 
     steps: int = 1000
-    batch_size: int = 4  # B: clips a step, over all devices and parts
+    batch_size: int = 4  # B: clips (of a U-Net, patches) a step, over all devices and parts
     accumulation: int = 1  # equal parts of a batch that are walked one after the other; gradients as of the whole batch
     remat_trunk: Remat = "none"  # of each block of a trunk that trains; see `Remat`
     remat_slices: Remat = "none"  # of each step of the walk over slices
@@ -167,7 +185,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     log_every: int = 10  # steps
     validate_every: int = 500  # steps between Dice on the inner cases, where `data.inner_fraction` holds some back
-    validation_clips: int = 64  # that it is taken over, rounded up to whole batches
+    validation_clips: int = 64  # or patches, that it is taken over, rounded up to whole batches
     images_every: int = 500  # steps between TensorBoard images; 0: none, and nothing compiled for them
     loss_limit: float = 100.0  # a loss this many times the median of the last 100 steps stops the run; 0: none does
     seed: int = 0

@@ -43,8 +43,9 @@ from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.segment import segment_volume
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_model
 from sam2_3dmed_jax.model.sam2_3dmed import random_weights
+from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.loop import train
-from sam2_3dmed_jax.training.setup import compile_ahead
+from sam2_3dmed_jax.training.setup import set_up
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
@@ -113,7 +114,7 @@ def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: 
     data, prepared, workers = root / "data", root / "prepared", min(os.cpu_count() or 1, 8)
     config = demo_config(str(prepared))
     with ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(compile_ahead, config)
+        compiled = pool.submit(lambda: compile_step(set_up(config)))
         if not (data / "dataset.json").exists():
             write_phantom_dataset(
                 data, CASES, seed, "spleen", lambda done, all_: progress("phantoms", done, all_), workers=workers

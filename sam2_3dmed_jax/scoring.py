@@ -38,8 +38,10 @@ from sam2_3dmed_jax.evaluation.results import (
 from sam2_3dmed_jax.evaluation.scores import Measure
 from sam2_3dmed_jax.evaluation.spoken import class_line, difference_line
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, Row, summarise
+from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.model.checkpoint import load_model, without_boundary
+from sam2_3dmed_jax.unet.network import UNet
 
 TRAINED = ("yes", "no", "unknown")
 
@@ -65,6 +67,7 @@ class Wanted:
     prompts_from: str | None = None
     nearest_component: bool = False
     band_mm: float = WIDTH_MM
+    save: str = ""  # folder for the label maps of a checkpoint
     others: Sequence[Row] = field(default_factory=tuple)  # results to compare with
 
     @property
@@ -129,13 +132,16 @@ def score_checkpoint(
     # That none of these cases was trained on, the split has checked, if the run trained on this dataset.
     about = wanted.about(os.path.basename(os.path.normpath(checkpoint)), "no" if run else "unknown", fold)
     about["seed"] = about["seed"] or run.get("seed", "")
-    plan = wanted.plan(classes, wanted.protocol or "one-click", about)
     model = load_model(checkpoint)
+    automatic = isinstance(model, UNet)
+    plan = wanted.plan(classes, wanted.protocol or ("" if automatic else "one-click"), about)
     if wanted.without_bd:
         with naming("--without-bd"):
             model = without_boundary(model)
         about |= {"bd": "left out", "method": wanted.method or f"{about['method']} without BD"}
     if wanted.prompts_from:
+        if automatic:
+            raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
         files = by_name(wanted.prompts_from)
         if not any(case.id in files for case in cases):
             raise UserError(
@@ -143,8 +149,9 @@ def score_checkpoint(
                 f"{cases[0].id}.nii.gz; name each like its case"
             )
         plan = replace(plan, prompt_files={case.id: str(files[case.id]) for case in cases if case.id in files})
-    predictor = VolumePredictor(model, order)
+    predictor = AutomaticPredictor(model) if automatic else VolumePredictor(model, order)
     plan = replace(plan, band_mm=wanted.band_mm, clip_slices=predictor.model.info.model.slice_position.window)
+    plan = replace(plan, save=absolute(wanted.save))
     prompting = [_written(file) for file in (plan.prompt_files or {}).values()]
     finished = FinishedCases(
         wanted.out, {"plan": repr(plan), "order": order, "files": [known, _stamp(checkpoint), *prompting]}

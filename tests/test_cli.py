@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import cli, new_model, save_model, scoring
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig
 from sam2_3dmed_jax.evaluation.evaluator import score_labels
 from sam2_3dmed_jax.training.cases import prepared_dataset
 from sam2_3dmed_jax.volume.io import read_label_map, write_nifti
@@ -171,7 +172,8 @@ def test_train_finds_the_labels_that_a_folder_does_not_declare(
     found = mistake(capsys, *words, "--data.classes", "0")
     assert f"data.classes: {data} has no label 0; choose from 1 to 255" in found
     assert not (tmp_path / "run").exists()
-    assert prepared_dataset(str(data), tmp_path).labels == {1: "label 1", 2: "label 2"}
+    prepared = prepared_dataset(ExperimentConfig(data=DataConfig(path=str(data))), tmp_path)
+    assert prepared.labels == {1: "label 1", 2: "label 2"}
 
 
 def test_train_takes_an_archive_and_evaluate_asks_for_it_to_be_unpacked(
@@ -183,7 +185,7 @@ def test_train_takes_an_archive_and_evaluate_asks_for_it_to_be_unpacked(
     out = ["--out", str(tmp_path / "out")]
     found = mistake(capsys, "evaluate", files.checkpoint, str(file), *out)
     assert f"{file} is an archive, expected a folder here; unpack it" in found
-    assert prepared_dataset(str(file), tmp_path).ids
+    assert prepared_dataset(ExperimentConfig(data=DataConfig(path=str(file))), tmp_path).ids
 
 
 def test_evaluate_scores_the_files_of_any_method(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

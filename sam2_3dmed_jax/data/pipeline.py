@@ -1,4 +1,4 @@
-"""Batches of clips by Grain.
+"""Batches of clips, or of patches, by Grain.
 
 All randomness and batching live in the `MapDataset`, so batch i of a host is a function of the seed and i alone: the
 state to restore is the count of consumed batches, whatever the number and kind of workers. Workers are threads: the
@@ -9,14 +9,16 @@ processes no faster.
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.augment import changes
-from sam2_3dmed_jax.data.clips import Clip, Features, cut_clip
+from sam2_3dmed_jax.data.clips import Features, cut_clip
+from sam2_3dmed_jax.data.patches import Triple, cut_patch
 from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
@@ -63,18 +65,48 @@ def clip_batches(
     """
     if features is not None and changes(config):
         raise ValueError(f"features cannot be augmented: {changes(config)}")
+    cut = functools.partial(_clip, view, config, features)
+    return _batches(cut, cases, batch_size, seed, host, hosts)
+
+
+def patch_batches(
+    view: ModelView,
+    cases: Sequence[CaseEntry],
+    config: DataConfig,
+    size: Triple,
+    batch_size: int,
+    seed: int,
+    host: int = 0,
+    hosts: int = 1,
+) -> grain.MapDataset:
+    """The same of `Patch`es of `size` (D, H, W) voxels; `view` has no image size.
+
+    Raises:
+        UserError: fewer cases than hosts.
+    """
+    return _batches(functools.partial(_patch, view, config, size), cases, batch_size, seed, host, hosts)
+
+
+def _batches(
+    cut: Callable[[CaseEntry, np.random.Generator], Mapping[str, Any]],
+    cases: Sequence[CaseEntry],
+    batch_size: int,
+    seed: int,
+    host: int,
+    hosts: int,
+) -> grain.MapDataset:
     mine = host_cases(cases, seed, host, hosts)
     return (
         grain.MapDataset.range(len(mine))
         .seed(int(np.random.SeedSequence([seed, host]).generate_state(1)[0]))
         .shuffle()
         .repeat()
-        .random_map(functools.partial(_cut, view, mine, config, features))
+        .random_map(functools.partial(_cut, cut, mine))
         .batch(batch_size, drop_remainder=True)
     )
 
 
-def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[Clip]:
+def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[dict[str, Any]]:
     """Batches from number `start` on, cut ahead of time by threads, each a batch at a time.
 
     Close it when done: that cancels what no thread has begun.
@@ -91,11 +123,21 @@ def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[Cl
 
 
 def _cut(
-    view: ModelView,
+    cut: Callable[[CaseEntry, np.random.Generator], Mapping[str, Any]],
     cases: Sequence[CaseEntry],
-    config: DataConfig,
-    features: Features | None,
     index: int,
     rng: np.random.Generator,
-) -> Clip:
-    return cut_clip(view, cases[index], config, rng, features)
+) -> Mapping[str, Any]:
+    return cut(cases[index], rng)
+
+
+def _clip(
+    view: ModelView, config: DataConfig, features: Features | None, case: CaseEntry, rng: np.random.Generator
+) -> Mapping[str, Any]:
+    return cut_clip(view, case, config, rng, features)
+
+
+def _patch(
+    view: ModelView, config: DataConfig, size: Triple, case: CaseEntry, rng: np.random.Generator
+) -> Mapping[str, Any]:
+    return cut_patch(view, case, config, size, rng)

@@ -18,12 +18,12 @@ from sam2_3dmed_jax.data.archive import unpacked
 from sam2_3dmed_jax.data.msd import Case, Dataset
 from sam2_3dmed_jax.data.prepare_folder import SHARDS, TEMPORARY, Stamp, finish_case, writing
 from sam2_3dmed_jax.data.records import Shard, write_shard
-from sam2_3dmed_jax.data.resample import Regrid, regrid, resample_labels, resample_values
 from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.data.stored_values import Scaling, scaling_of
 from sam2_3dmed_jax.data.validate import areas_of, modality_of, read_case
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.resample import Regrid, regrid, resample_labels, resample_values
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A prepared dataset as the model sees it: windowed slices of S x S, and the classes to segment.
+"""A prepared dataset as the model sees it: windowed slices of S x S (or as stored), and the classes to segment.
 
 Values go through the functions that prediction uses (`volume.intensity`). Nothing is kept but each case's window.
 """
@@ -21,7 +21,7 @@ class ModelView:
     """Reads slices of cases. It can be pickled, and threads may share it."""
 
     def __init__(self, dataset: PreparedDataset, config: DataConfig, image_size: int):
-        """`image_size` is S.
+        """`image_size` is S; 0 leaves voxels as they are stored.
 
         Raises:
             UserError: `data.classes` names a label that the dataset does not declare, or the window is none.
@@ -36,20 +36,23 @@ class ModelView:
         return {value: np.array(case.areas[value]) for value in self.classes if any(case.areas.get(value, ()))}
 
     def pixel_mm(self, case: CaseEntry) -> tuple[float, float]:
-        """(dy, dx) of a pixel of the S x S slice."""
+        """(dy, dx) of a pixel of a slice as it is seen."""
         (_, height, width), (_, dy, dx) = case.shape, case.spacing
-        return dy * height / self.image_size, dx * width / self.image_size
+        size = self.image_size
+        return (dy * height / size, dx * width / size) if size else (dy, dx)
 
-    def read(self, case: CaseEntry, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, case: CaseEntry, slices: Sequence[int], crop: tuple[slice, slice] = (slice(None), slice(None))
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Values float32 `[n, S, S]` in [0, 1] and labels uint8 `[n, S, S]` of n slices; other labels become 0.
 
-        A pixel has a label where at least half of it has.
+        A pixel has a label where at least half of it has. `crop` is of the stored rows and columns.
 
         Raises:
             UserError: the shard is damaged.
         """
         values, labels = self.dataset.read(case, slices)
-        return self._shown(case, values), self._chosen(case, labels)
+        return self._shown(case, values[:, *crop]), self._chosen(case, labels[:, *crop])
 
     def values(self, case: CaseEntry, slices: Sequence[int]) -> np.ndarray:
         """The values of `read` alone."""
@@ -60,13 +63,14 @@ class ModelView:
         return self._chosen(case, self.dataset.read(case, slices)[1])
 
     def _shown(self, case: CaseEntry, values: np.ndarray) -> np.ndarray:
-        if values.shape[1:] == (self.image_size, self.image_size):
+        size = self.image_size
+        if not size or values.shape[1:] == (size, size):
             return intensity.apply_window(values, *self.window(case))
-        return intensity.prepare_slices(values, self.window(case), self.image_size)
+        return intensity.prepare_slices(values, self.window(case), size)
 
     def _chosen(self, case: CaseEntry, labels: np.ndarray) -> np.ndarray:
         size = self.image_size
-        if labels.shape[1:] == (size, size):
+        if not size or labels.shape[1:] == (size, size):
             if len(self.classes) < len(self.dataset.labels):
                 kept = np.zeros(256, np.uint8)
                 kept[list(self.classes)] = self.classes

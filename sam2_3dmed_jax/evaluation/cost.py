@@ -18,6 +18,7 @@ import numpy as np
 
 from sam2_3dmed_jax import host_memory
 from sam2_3dmed_jax.evaluation.statistics import spread
+from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.model.parts import PARTS, sizes_of_parts
 
@@ -30,7 +31,7 @@ DEFINITIONS = {
     "tflops": (
         "1e12 floating-point operations of a case, a multiply-add being two, of matrix products and convolutions, from "
         "the jaxpr, loops times their length: each slice encoded once, each object decoded once on each slice; without "
-        "the padding of blocks"
+        "the padding of blocks; of a U-Net, its windows"
     ),
     "peak_host_mib": "peak resident memory of the process while the case was segmented, all that it holds, MiB",
     "peak_device_mib": "peak memory of the first device since the process began, MiB; none where it does not tell",
@@ -69,7 +70,7 @@ class Meter:
         self._compilations += event == _COMPILED
 
 
-def fixed_cost(predictor: VolumePredictor) -> dict[str, Any]:
+def fixed_cost(predictor: VolumePredictor | AutomaticPredictor) -> dict[str, Any]:
     """What is alike for all cases.
 
     Returns:

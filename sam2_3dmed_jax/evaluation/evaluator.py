@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.data.msd import Case
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import reliability
 from sam2_3dmed_jax.evaluation.cost import UNKNOWN, Meter
 from sam2_3dmed_jax.evaluation.finished import FinishedCases
@@ -33,17 +35,18 @@ from sam2_3dmed_jax.evaluation.reliability import object_reliability
 from sam2_3dmed_jax.evaluation.report.pictures import illustrate
 from sam2_3dmed_jax.evaluation.scores import check_grid, score
 from sam2_3dmed_jax.evaluation.summary import Row
-from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.plan.segmentation import SegmentationFlops
+from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
+from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
+from sam2_3dmed_jax.plan.segmentation import SegmentationFlops, flops_of_windows
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
-from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
+from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume, write_labels
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 NOT_MEASURED = {"bd": "", **UNKNOWN}  # of label maps that are there already
 
 
 def evaluate_model(
-    predictor: VolumePredictor,
+    predictor: VolumePredictor | AutomaticPredictor,
     cases: Sequence[Case],
     plan: Plan,
     progress: Progress | None = None,
@@ -54,7 +57,7 @@ def evaluate_model(
     Args:
         predictor: the model.
         cases: labelled scans.
-        plan: with a protocol.
+        plan: with a protocol, or without one for a model that takes no prompts.
         progress: called with (what, done, total) after each case.
         finished: cases that are done already; those done here are added.
 
@@ -63,12 +66,16 @@ def evaluate_model(
         `report.pictures.PICTURE`, in the order of cases and classes.
 
     Raises:
-        UserError: no such protocol, or files that cannot be read or do not fit each other.
+        UserError: no such protocol, one for a model that takes no prompts, or files that cannot be read or do not fit
+            each other.
     """
-    check_protocol(plan.protocol)
+    if not isinstance(predictor, AutomaticPredictor):
+        check_protocol(plan.protocol)
+    elif plan.protocol:
+        raise UserError(f"--protocol: a U-Net takes no prompts, so none of '{plan.protocol}'; leave it out")
     for case in cases:  # before hours are spent on others
         check_grid(read_grid(case.image), plan.measure)
-    flops = SegmentationFlops(predictor)
+    flops = None if isinstance(predictor, AutomaticPredictor) else SegmentationFlops(predictor)
     rows: list[Row] = []
     for done, case in enumerate(cases, 1):
         found = finished.get(case.id) if finished else None
@@ -144,7 +151,11 @@ def score_labels(
 
 
 def _evaluate_case(
-    predictor: VolumePredictor, case: Case, plan: Plan, flops: SegmentationFlops, before: Sequence[Row]
+    predictor: VolumePredictor | AutomaticPredictor,
+    case: Case,
+    plan: Plan,
+    flops: SegmentationFlops | None,
+    before: Sequence[Row],
 ) -> list[Row]:
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
@@ -152,18 +163,10 @@ def _evaluate_case(
     shown = reference
     if plan.prompt_files is not None:
         shown = np.zeros_like(reference) if missing else read_labels(plan.prompt_files[case.id], volume)
-    prompts = _prompts(shown, volume.grid, plan)
-    result = None  # logits of all slices
-    sessions = [(len(volume.array), [prompt for own in prompts.values() for prompt in own])]
-    with Meter() as meter:
-        if plan.protocol == "oracle-clip":
-            labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
-            clips = clip_sessions(reference, prompts, plan.clip_slices)
-            sessions = [(stop - start, moved) for start, stop, moved in clips]
-        else:
-            found = segment_objects(predictor, volume, prompts)
-            labels, result = found.labels, found.result
-    own = {"bd": "yes" if predictor.model.info.model.bd else "no", **meter.columns(flops(sessions))}
+    prompts = _prompts(shown, volume.grid, plan) if plan.protocol else {}
+    labels, result, own = _segment(predictor, volume, reference, prompts, plan, flops)
+    if plan.save:
+        write_labels(Path(plan.save, f"{case.id}.nii.gz"), labels.astype(np.int32), volume)
     rows = rows_of(case.id, labels, reference, volume.grid, prompts, plan, own, missing)
     for row, entry in zip(rows, plan.classes, strict=True):
         told = [prompts[target] for target in prompts if set(target) == set(entry.values)]
@@ -173,6 +176,34 @@ def _evaluate_case(
     window = predictor.model.info.preprocessing.window
     _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
     return rows
+
+
+def _segment(
+    predictor: VolumePredictor | AutomaticPredictor,
+    volume: Volume,
+    reference: np.ndarray,
+    prompts: Prompts,
+    plan: Plan,
+    flops: SegmentationFlops | None,
+) -> tuple[np.ndarray, Result | None, Row]:
+    """Labels `[D, H, W]`, the logits of all slices where one session made them, and what it cost."""
+    if isinstance(predictor, AutomaticPredictor):
+        with Meter() as meter:
+            labels = predictor.segment(volume)
+        return labels, None, {"bd": "no", **meter.columns(flops_of_windows(predictor, volume))}
+    assert flops is not None
+    result = None
+    sessions = [(len(volume.array), [prompt for own in prompts.values() for prompt in own])]
+    with Meter() as meter:
+        if plan.protocol == "oracle-clip":
+            labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
+            clips = clip_sessions(reference, prompts, plan.clip_slices)
+            sessions = [(stop - start, moved) for start, stop, moved in clips]
+        else:
+            found = segment_objects(predictor, volume, prompts)
+            labels, result = found.labels, found.result
+    has_boundary = "yes" if predictor.model.info.model.bd else "no"
+    return labels, result, {"bd": has_boundary, **meter.columns(flops(sessions))}
 
 
 def _illustrate(

@@ -28,6 +28,7 @@ class Plan:
     prompt_files: Mapping[str, str] | None = None  # label maps by case that prompts are made from; None: the reference
     nearest_component: bool = False  # of files: the component nearest to each click is all that is scored
     band_mm: float = WIDTH_MM  # half width, around the boundary, in which probabilities are judged
+    save: str = ""  # folder for a model's label maps, CASE.nii.gz on the image's own grid; "": they are not kept
 
     def __post_init__(self) -> None:
         if self.protocol:

@@ -46,8 +46,10 @@ class VolumePredictor:
                 binarised memories of prompted slices.
 
         Raises:
-            UserError: no such order.
+            UserError: no such order, or a model that takes no prompts.
         """
+        if not isinstance(model, SAM2):
+            raise UserError(f"a {type(model).__name__} takes no prompts; give a checkpoint of SAM 2 or SAM2-3dMed")
         if order not in ORDERS:
             raise UserError(f"order: there is no '{order}'; choose one of {', '.join(ORDERS)}")
         self.model = model

@@ -22,11 +22,12 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from etils import epath
 
-from sam2_3dmed_jax.config import BdConfig, ModelConfig, PreprocessingConfig, SrppConfig
+from sam2_3dmed_jax.config import BdConfig, ModelConfig, PreprocessingConfig, SrppConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
+from sam2_3dmed_jax.unet.network import UNet
 
 FORMAT = 1
 
@@ -50,7 +51,7 @@ def new_model(preset: str, image_size: int | None = None, with_3dmed: bool = Fal
     return assemble(random_weights(config, seed), CheckpointInfo(config))
 
 
-def assemble(weights: Weights, info: CheckpointInfo) -> SAM2:
+def assemble(weights: Weights, info: CheckpointInfo) -> Any:
     """Weights as a module that knows what it was made from (`model.info`)."""
     model = merge(abstract_model(info.model)[0], weights)
     model.info = info
@@ -70,7 +71,7 @@ def without_boundary(model: SAM2) -> SAM2:
     return assemble(kept, info)
 
 
-def save_model(model: SAM2, path: str | os.PathLike[str], info: CheckpointInfo | None = None) -> None:
+def save_model(model: SAM2 | UNet, path: str | os.PathLike[str], info: CheckpointInfo | None = None) -> None:
     """Write a native checkpoint; an existing one at `path` is replaced once the new one is whole.
 
     Raises:
@@ -139,6 +140,9 @@ def parse_info(text: str, where: str) -> CheckpointInfo:
         model = dict(record["model"])
         model["slice_position"] = SrppConfig(**model["slice_position"])
         model["boundary"] = BdConfig(**model["boundary"])
+        if "unet" in model:  # of which older versions know nothing
+            listed: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in model["unet"].items()}
+            model["unet"] = UNetConfig(**listed)
         return CheckpointInfo(
             ModelConfig(**model), PreprocessingConfig(**record["preprocessing"]), dict(record["provenance"])
         )
@@ -177,15 +181,15 @@ def load_weights(path: str | os.PathLike[str], config: ModelConfig) -> Weights:
     if missing or unexpected or shaped:
         parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
         found = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in parts if names)
+        structure = f"model.preset {config.preset}" if config.kind == "sam2" else "model.unet"
         raise UserError(
-            f"{path}: its weights do not fit model.preset {config.preset} ({found}); "
-            "give the preset and modules it was made with"
+            f"{path}: its weights do not fit {structure} ({found}); give the preset and modules it was made with"
         )
     return {name: jax.numpy.asarray(np.asarray(value, np.float32)) for name, value in stored.items()}
 
 
-def load_model(path: str | os.PathLike[str], image_size: int | None = None) -> SAM2:
-    """Load a native checkpoint as an NNX module, SAM2 or SAM2With3DMed, with float32 parameters.
+def load_model(path: str | os.PathLike[str], image_size: int | None = None) -> Any:
+    """Load a native checkpoint as an NNX module, SAM2, SAM2With3DMed or UNet, with float32 parameters.
 
     Args:
         path: the checkpoint's folder.

@@ -14,6 +14,9 @@ PARTS = {
     "sam_mask_decoder.": "mask decoder",
     "slice_position.": "slice position (SRPP)",
     "boundary.": "boundary (BD)",
+    "stem.": "U-Net: stem",
+    "encoder.": "U-Net: encoder",
+    "decoder.": "U-Net: decoder",
 }
 BANK = "memory bank"  # embeddings, pointers and the rest at the top
 

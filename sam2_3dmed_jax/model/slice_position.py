@@ -3,7 +3,8 @@
 Paper: one embedding a slice, a small Transformer encoder over the slices of the clip, an MLP on each ordered pair.
 Ours: the Transformer's output is shared with the mask path through a zero-initialised projection, since a frozen
 encoder gives a training-only head nothing to teach (`SrppConfig.to_mask` false leaves the projection out: the paper's).
-No slice index or position encoding enters: order must be read from anatomy.
+No slice index or position encoding enters, as order must be read from anatomy, unless `SrppConfig.told_order` asks for
+the alternative: a learned embedding of each slice's place, with which SRPP's task is trivial (its loss then weighs 0).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class SlicePosition(nnx.Module):
         dim = config.dim
         self.cell = Linear(channels, dim, dtype=dtype)
         self.pool = Linear(2 * dim, dim, dtype=dtype)
+        self.pos_embed = nnx.Param(jnp.zeros((config.window, dim))) if config.told_order else None
         self.layers = nnx.List([ContextLayer(config, dtype=dtype) for _ in range(config.layers)])
         self.norm = layer_norm(dim, eps=1e-5, dtype=dtype)
         self.pair = MLP((2 * dim, dim, 1), activation=gelu, dtype=jnp.float32)
@@ -52,8 +54,18 @@ class SlicePosition(nnx.Module):
         cells = gelu(self.cell(embedding))
         return self.pool(jnp.concatenate([cells.mean((-3, -2)), cells.max((-3, -2))], axis=-1))
 
-    def context(self, slices: jax.Array, valid: jax.Array) -> jax.Array:
-        """`s'_i` of clips: `slices [B, D, dim]`, `valid` bool `[B, D]`. Returns `[B, D, dim]`."""
+    def context(self, slices: jax.Array, valid: jax.Array, index: jax.Array) -> jax.Array:
+        """`s'_i` of clips: `slices [B, D, dim]`, `valid` bool `[B, D]`, their `index [B, D]` in the volume.
+
+        The index is looked at only with `told_order`, and then only to count the clip's slices from inferior to
+        superior: the stride is not told, nor the direction of the walk.
+
+        Returns:
+            `[B, D, dim]`.
+        """
+        if self.pos_embed is not None:
+            place = ((index[:, None, :] < index[:, :, None]) & valid[:, None, :]).sum(-1)
+            slices = slices + self.pos_embed[...][place].astype(slices.dtype)
         for layer in self.layers:
             slices = layer(slices, valid)
         return self.norm(slices)
@@ -86,7 +98,7 @@ class SlicePosition(nnx.Module):
         last_start = jnp.maximum(depth - window, 0)
         offsets = jnp.arange(window)
         index = jnp.minimum(jnp.arange(n)[:, None], last_start) + offsets  # [n, window]: window i starts at slice i
-        windows = self.context(slices[jnp.minimum(index, n - 1)], index < depth)
+        windows = self.context(slices[jnp.minimum(index, n - 1)], index < depth, index)
         positions = jnp.arange(n)
         low = jnp.clip(positions - window // 2, 0, last_start)  # for odd D both are the same window
         high = jnp.clip(positions - (window - 1) // 2, 0, last_start)

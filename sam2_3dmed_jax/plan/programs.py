@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from sam2_3dmed_jax.config import ExperimentConfig, Sam2Config
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, encoded_at_once
 from sam2_3dmed_jax.inference.propagate import Steps, walk_block
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
@@ -50,6 +51,8 @@ def programs(config: ExperimentConfig, what: What, devices: list[Any]) -> list[P
 def _prediction(config: ExperimentConfig, device: Any) -> list[Program]:
     """A block of slices encoded, and walked in one direction from one prompted slice; on one chip, as `predict`."""
     config = complete(config)
+    if config.model.kind != "sam2":
+        raise UserError("--what predict: a U-Net's prediction has no such plan; leave it out to plan its training")
     graphdef, weights = abstract_model(config.model)
     sam2 = preset_config(config.model.preset, config.model.image_size)
     here = SingleDeviceSharding(device)

@@ -7,20 +7,25 @@ slices and to a power of two of prompts, is left out, so that the figure is one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 
+from sam2_3dmed_jax.inference.automatic import AutomaticPredictor, patch_logits
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, slice_context, slice_position_of
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.prompt import power_of_two
 from sam2_3dmed_jax.inference.propagate import prompt_slices, walk_block
+from sam2_3dmed_jax.inference.sliding_window import window_starts
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.jaxpr_cost import flops
 from sam2_3dmed_jax.plan.programs import block_arguments
 from sam2_3dmed_jax.sam2.prompt_encoder import no_prompts
+from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.resample import regrid
 
 
 class SegmentationFlops:
@@ -65,3 +70,14 @@ class SegmentationFlops:
         prompted = prompt_slices.trace(graphdef, weights, features, context, click, predictor.postprocessing)
         walk = walk_block.trace(graphdef, weights, *walked)
         return encode, flops(prompted.jaxpr), flops(walk.jaxpr) // BLOCK
+
+
+def flops_of_windows(predictor: AutomaticPredictor, volume: Volume) -> int:
+    """Of a U-Net that slides over a volume at its own spacing."""
+    patch = predictor.model.config.patch
+    spacing, name = predictor.model.config.spacing, volume.grid.source or "the volume"
+    shape = regrid(volume.array.shape, volume.canonical_affine, spacing, name).shape
+    windows = math.prod(len(window_starts(max(n, p), p)) for n, p in zip(shape, patch, strict=True))
+    weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), predictor.weights)
+    seen = jax.ShapeDtypeStruct((1, *patch), jnp.float32)
+    return windows * flops(patch_logits.trace(predictor.graphdef, weights, seen).jaxpr)

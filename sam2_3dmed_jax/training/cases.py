@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.config import ExperimentConfig, PrepareConfig
 from sam2_3dmed_jax.data.msd import read_dataset
 from sam2_3dmed_jax.data.prepare import prepare
 from sam2_3dmed_jax.data.prepare_source import Progress
@@ -14,8 +14,8 @@ from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, is_prepared, read_prepared
 from sam2_3dmed_jax.data.view import ModelView, classes_of
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training import processes
+from sam2_3dmed_jax.training.methods import method_of
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +35,23 @@ def check_data(config: ExperimentConfig) -> None:
     choose_split([case.id for case in raw.cases], config.data)
 
 
-def prepared_dataset(path: str, run: Path, progress: Progress | None = None) -> PreparedDataset:
-    """The dataset at `path` if it is prepared; any other is prepared first, into `run/data`.
+def prepared_dataset(config: ExperimentConfig, run: Path, progress: Progress | None = None) -> PreparedDataset:
+    """The dataset at `data.path` if it is prepared; any other is prepared first, into `run/data`.
 
     Raises:
         UserError: no case can be prepared.
     """
+    path = config.data.path
     if is_prepared(path):
         return read_prepared(path)
-    processes.first(lambda: _prepare(path, run, progress))
+    settings = PrepareConfig(method_of(config.model).spacing)
+    processes.first(lambda: _prepare(path, settings, run, progress))
     return read_prepared(str(run / "data"))
 
 
-def _prepare(path: str, run: Path, progress: Progress | None) -> None:
+def _prepare(path: str, settings: PrepareConfig, run: Path, progress: Progress | None) -> None:
     # In this process: a script that calls `train` may have no main module that others can import.
-    report = prepare(read_dataset(path), run / "data", workers=1, progress=progress)
+    report = prepare(read_dataset(path), run / "data", settings, workers=1, progress=progress)
     for case_id, reason in report.refused.items():
         log.warning("%s is left out: %s", case_id, reason)
     if not report.dataset.cases:
@@ -57,8 +59,21 @@ def _prepare(path: str, run: Path, progress: Progress | None) -> None:
 
 
 def open_view(dataset: PreparedDataset, config: ExperimentConfig) -> ModelView:
-    """The dataset as the experiment's model sees it."""
-    return ModelView(dataset, config.data, preset_config(config.model.preset, config.model.image_size).image_size)
+    """The dataset as the experiment's model sees it.
+
+    Raises:
+        UserError: `data.classes` or the window do not fit, or it was prepared at another spacing than the model's.
+    """
+    method = method_of(config.model)
+    for case in dataset.cases:
+        for wanted, mm in zip(method.spacing, case.spacing, strict=True):
+            if wanted is not None and abs(mm - wanted) > 1e-3 * wanted:
+                given = ",".join(f"{each:g}" for each in method.spacing if each)
+                raise UserError(
+                    f"data.path: {case.id} has voxels of {' x '.join(f'{each:g}' for each in case.spacing)} mm, the "
+                    f"model of {given}; prepare the dataset with --spacing {given}, or set the model's spacing"
+                )
+    return ModelView(dataset, config.data, method.image_size)
 
 
 def split_cases(view: ModelView, config: ExperimentConfig) -> tuple[list[CaseEntry], list[CaseEntry], Split]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
+from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.objective import Batch, Numbers, objective, term_numbers
 from sam2_3dmed_jax.training.sharding import BATCH_AXES, gathered, summed, weight_specs
-from sam2_3dmed_jax.training.walk import WalkOutput, walk_clips
 
 Gradient = Callable[[Weights, Weights, Batch, jax.Array], tuple[Weights, dict[str, jax.Array]]]
 
@@ -27,10 +28,10 @@ def global_gradient(config: ExperimentConfig, graphdef: nnx.GraphDef, mesh: Mesh
     Frozen weights have no gradient. Losses are sums over all clips, divided by the global count of terms, so neither
     depends on the mesh or on `training.accumulation`.
     """
-    training = config.training
+    training, method = config.training, method_of(config.model)
 
-    def walk(weights: Weights, batch: Batch) -> WalkOutput:
-        return walk_clips(merge(graphdef, weights), batch, training.remat_trunk, training.remat_slices)
+    def forward(weights: Weights, batch: Batch) -> Any:
+        return method.forward(merge(graphdef, weights), batch, training)
 
     def on_device(
         weights: Weights, frozen: Weights, batch: Batch, step: jax.Array, specs: dict[str, P]
@@ -38,8 +39,8 @@ def global_gradient(config: ExperimentConfig, graphdef: nnx.GraphDef, mesh: Mesh
         constant = gathered(frozen, specs)
 
         def loss(weights: Weights, batch: Batch, numbers: Numbers | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-            out = walk({**constant, **gathered(weights, specs)}, batch)
-            return objective(out, batch, config.model, training.loss, step, over_devices, numbers)
+            out = forward({**constant, **gathered(weights, specs)}, batch)
+            return objective(method.terms(out, batch), training.loss, step, over_devices, numbers)
 
         of_part = jax.grad(loss, has_aux=True)
         if training.accumulation == 1:
@@ -48,7 +49,7 @@ def global_gradient(config: ExperimentConfig, graphdef: nnx.GraphDef, mesh: Mesh
             count = training.accumulation
             parts = {name: x.reshape(count, x.shape[0] // count, *x.shape[1:]) for name, x in batch.items()}
             whole = {**constant, **gathered(weights, specs)}
-            numbers = over_devices(term_numbers(lambda batch: walk(whole, batch), batch, config.model))
+            numbers = over_devices(term_numbers(lambda batch: forward(whole, batch), method.terms, batch))
 
             def add(sums: tuple, part: Batch) -> tuple[tuple, None]:
                 return jax.tree.map(jnp.add, sums, of_part(weights, part, numbers)), None

@@ -23,21 +23,19 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sam2_3dmed_jax.training.disk import write_whole, writing
 
-COLUMNS = (
-    *("step", "loss", "loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score"),
-    *("dice", "dice_inner", "gradient_norm", "learning_rate"),
-)
+COLUMNS = ("dice", "dice_inner", "gradient_norm", "learning_rate")  # after the losses
 
 
 class Log:
     """One row a logged step, and the same on TensorBoard. A context manager."""
 
-    def __init__(self, run: Path, start: int, modules: Iterable[str], config: dict[str, Any]):
+    def __init__(self, run: Path, start: int, losses: Iterable[str], modules: Iterable[str], config: dict[str, Any]):
         """Open the log of a run that goes on after step `start`: rows past it are dropped, events hidden.
 
         Args:
             run: its folder.
             start: the step of the checkpoint that it resumes from, or 0.
+            losses: names of the loss's terms, for columns.
             modules: names of the model's parts, for columns of their gradient norms and learning rates.
             config: the experiment as JSON holds it.
 
@@ -46,7 +44,7 @@ class Log:
         """
         self._path = run / "log.csv"
         by_module = [f"{what}/{module}" for what in ("gradient_norm", "learning_rate") for module in modules]
-        self._columns = (*COLUMNS, *by_module, "mfu", "seconds")
+        self._columns = ("step", "loss", *losses, *COLUMNS, *by_module, "mfu", "seconds")
         self._rows = self._read(start)
         text = io.StringIO()
         self._writer(text).writeheader()

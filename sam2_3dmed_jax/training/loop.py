@@ -18,13 +18,13 @@ from typing import Any
 import jax
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
+from sam2_3dmed_jax.data.pipeline import iterate
 from sam2_3dmed_jax.data.prepare_source import Progress as DataProgress
 from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
-from sam2_3dmed_jax.training import processes
+from sam2_3dmed_jax.training import compilation, processes
 from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, split_cases
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
 from sam2_3dmed_jax.training.disk import writing
@@ -34,8 +34,8 @@ from sam2_3dmed_jax.training.forward import make_forward
 from sam2_3dmed_jax.training.guard import LossGuard
 from sam2_3dmed_jax.training.interruption import stop_requests
 from sam2_3dmed_jax.training.log import Log
+from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.parts import by_part
-from sam2_3dmed_jax.training.pictures import pictures
 from sam2_3dmed_jax.training.profile import Profile
 from sam2_3dmed_jax.training.run_folder import claim_folder, record
 from sam2_3dmed_jax.training.setup import Setup, set_up
@@ -63,7 +63,7 @@ def train(
             when done; with inner cases `best/`, the weights of the highest `dice_inner` so far.
         progress: called at each logged step.
         data_progress: called with (what, done, total, note) while a dataset is prepared first.
-        setup: what `compile_ahead` gave for this experiment; it cannot be used again.
+        setup: that of this experiment, if there is one (`set_up`, `compile_step`); it cannot be used again.
         profile: number of steps to write an xprof trace of.
 
     Returns:
@@ -77,12 +77,12 @@ def train(
     run = Path(out)
     setup = setup or set_up(config)
     config = setup.config
-    training, total = config.training, config.training.steps
+    training, total, method = config.training, config.training.steps, method_of(config.model)
     check_data(config)
     check_features(config, setup.encoder)
 
     processes.first(lambda: claim_folder(run, config))
-    view = open_view(prepared_dataset(config.data.path, run, data_progress), config)
+    view = open_view(prepared_dataset(config, run, data_progress), config)
     cases, inner, split = split_cases(view, config)
     how = how_made(config.data, view.dataset.fingerprint)
     processes.first(lambda: keep_split(run / SPLIT, split, how))
@@ -90,11 +90,14 @@ def train(
     state, start, damaged = restore(run / "checkpoints", setup.state)
     processes.all_here("checkpoints: read")
     processes.first(lambda: set_aside(run / "checkpoints", damaged, start))
+    if compilation.pays(total - start) and isinstance(setup.step, jax.stages.Wrapped):
+        setup = compilation.compile_step(setup)
     host, hosts = jax.process_index(), jax.process_count()
     here = training.batch_size // hosts
-    batches = clip_batches(view, cases, config.data, here, training.seed, host, hosts, features)[:total]
+    batches = method.batches(view, cases, config.data, here, training.seed, host, hosts, features)[:total]
     fixed, drawn = (
-        fixed_batches(view, inner or cases, config.data, training, host, hosts, source) for source in (features, None)
+        fixed_batches(method, view, inner or cases, config.data, training, host, hosts, source)
+        for source in (features, None)
     )
     forward = make_forward(config.model, setup.sharding.mesh, features is None)
 
@@ -102,7 +105,7 @@ def train(
     speaks = processes.is_first()
     used = utilisation(config, setup.devices) if speaks else None
     with (
-        Log(run, start, by_part(state.weights), record(config)) if speaks else nullcontext() as log,
+        Log(run, start, method.losses, by_part(state.weights), record(config)) if speaks else nullcontext() as log,
         Checkpoints(run / "checkpoints", training.keep_checkpoints) as checkpoints,
         Profile(run, start, profile if speaks else 0) as trace,
         stop_requests() as stop,
@@ -139,7 +142,7 @@ def train(
                 (on_devices,) = to_devices([fixed[0]], setup.sharding)
                 seen = forward(result(state), setup.frozen, on_devices)
                 if log:
-                    log.images(done, pictures(drawn[0], seen, config.model))
+                    log.images(done, method.pictures(drawn[0], seen.shown))
             if saves:
                 checkpoints.save(state, done)
             if stopping and not last:

@@ -1,8 +1,9 @@
-"""The objective `L = L_seg + lambda_srpp L_srpp + lambda_bd L_bd` (paper) of a walked batch, or of a part of one."""
+"""The objective `L = L_seg + lambda_srpp L_srpp + lambda_bd L_bd` (paper) from the terms of a batch, or of a part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from sam2_3dmed_jax.training.walk import WalkOutput, walked_slices
 
 Batch = dict[str, jax.Array]
 Numbers = dict[str, jax.Array]  # what divides each term's sum
+SEGMENTATION = ("bce", "ce", "dice", "iou", "object_score")  # the terms of L_seg
 
 
 def terms(out: WalkOutput, batch: Batch, model: ModelConfig) -> dict[str, Term]:
@@ -47,16 +49,16 @@ def terms(out: WalkOutput, batch: Batch, model: ModelConfig) -> dict[str, Term]:
     return found
 
 
-def term_numbers(walk: Callable[[Batch], WalkOutput], batch: Batch, model: ModelConfig) -> Numbers:
+def term_numbers(
+    forward: Callable[[Batch], Any], terms: Callable[[Any, Batch], dict[str, Term]], batch: Batch
+) -> Numbers:
     """What divides the terms of a batch. It depends on the batch alone: the compiler drops the rest of the terms."""
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(walk, batch))
-    return {name: term.number for name, term in terms(nothing, batch, model).items()}
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(forward, batch))
+    return {name: term.number for name, term in terms(nothing, batch).items()}
 
 
 def objective(
-    out: WalkOutput,
-    batch: Batch,
-    model: ModelConfig,
+    found: dict[str, Term],
     weights: LossConfig,
     step: jax.Array,
     total: Callable[[Numbers], Numbers] = lambda numbers: numbers,
@@ -67,20 +69,18 @@ def objective(
     Of a part of a batch they are the part's shares, which add up to the whole's.
 
     Args:
-        out: of the walk over `batch`.
-        batch: clips.
-        model: which modules there are, and their targets.
+        found: the terms of the batch, or of the part, by name; a model has those of its kind.
         weights: of the terms.
         step: int32, where schedules are.
         total: sums numbers over the devices that walk the other parts.
         numbers: of the whole batch, if other parts are walked at another time.
     """
-    found = terms(out, batch, model)
     numbers = numbers or total({name: term.number for name, term in found.items()})
     parts = {name: Term(term.total, numbers[name]).mean() for name, term in found.items()}
     loss = jnp.zeros(())
-    for name in ("bce", "dice", "iou", "object_score"):
-        loss = loss + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
+    for name in SEGMENTATION:
+        if f"loss_{name}" in parts:
+            loss = loss + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
     parts["loss_seg"] = loss
     for name in ("srpp", "bd"):
         if f"loss_{name}" in parts:

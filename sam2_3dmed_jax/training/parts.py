@@ -14,11 +14,18 @@ ENCODER = (r"^image_encoder\.", r"^sam_mask_decoder\.conv_s[01]\.")  # what make
 FROZEN_PRETRAINED = (*ENCODER, r"^sam_prompt_encoder\.")
 
 
-def frozen_patterns(chosen: Sequence[str] | None, pretrained: bool) -> tuple[str, ...]:
-    """The patterns of frozen parameters: those of `training.frozen`, or the default."""
+def frozen_patterns(
+    chosen: Sequence[str] | None,
+    pretrained: bool,
+    default: tuple[tuple[str, ...], tuple[str, ...]] = (FROZEN_ALWAYS, FROZEN_PRETRAINED),
+) -> tuple[str, ...]:
+    """The patterns of frozen parameters: those of `training.frozen`, or the default.
+
+    `default` has those that are always frozen, and those that are with loaded weights.
+    """
     if chosen is None:
-        chosen = FROZEN_PRETRAINED if pretrained else ()
-    return (*FROZEN_ALWAYS, *chosen)
+        chosen = default[1] if pretrained else ()
+    return (*default[0], *chosen)
 
 
 def partition(weights: Weights, frozen: Sequence[str]) -> tuple[Weights, Weights]:

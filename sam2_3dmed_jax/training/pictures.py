@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sam2_3dmed_jax.config import ModelConfig
-from sam2_3dmed_jax.training.forward import Seen
 from sam2_3dmed_jax.training.losses import boundary_target, positions_of, srpp_targets
 
 CLIPS = 4  # that are drawn, at most; of each its first object
@@ -17,7 +17,15 @@ CELL = 16  # pixels of a pair of slices
 GREEN, RED = (0, 200, 0), (255, 60, 60)
 
 
-def pictures(batch: Mapping[str, np.ndarray], seen: Seen, model: ModelConfig) -> dict[str, np.ndarray]:
+class Shown(NamedTuple):
+    """What is drawn of walked clips; R = B x K rows."""
+
+    mask_logits: jax.Array  # float32 [D, R, S/4, S/4]: gated and chosen
+    boundary_logits: jax.Array | None  # [D, R, S/4, S/4], with BD
+    positions: jax.Array | None  # P_pos [B, D, D], with SRPP
+
+
+def pictures(batch: Mapping[str, np.ndarray], seen: Shown, model: ModelConfig) -> dict[str, np.ndarray]:
     """Each picture by name, uint8 `[H, W, 3]`; a clip is a band, its slices stand side by side.
 
     `masks`: the reference's outline in green, the model's in red. `boundaries`: predicted above, target below.
@@ -50,10 +58,14 @@ def pictures(batch: Mapping[str, np.ndarray], seen: Seen, model: ModelConfig) ->
 
 
 def _masks(slices: np.ndarray, reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    size = slices.shape[-1]
-    colours = np.repeat((np.clip(slices, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)  # [D, S, S, 3]
+    return outlined(slices, reference, _enlarged(predicted, slices.shape[-1]))
+
+
+def outlined(slices: np.ndarray, reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Slices `[n, H, W]` side by side, the outline of the reference in green and of the prediction in red."""
+    colours = np.repeat((np.clip(slices, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)  # [n, H, W, 3]
     colours[_outline(reference)] = GREEN
-    colours[_outline(_enlarged(predicted, size))] = RED
+    colours[_outline(predicted)] = RED
     return _side_by_side(colours)
 
 

@@ -1,9 +1,9 @@
-"""All of a run that needs no data: mesh, weights, optimizer state and the train step, which can be compiled ahead."""
+"""All of a run that needs no data: mesh, weights, optimizer state and the train step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +11,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.data.clips import clip_shapes
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import Weights
-from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.features.choice import trains_from_features, without_encoder
-from sam2_3dmed_jax.training.features.encoder import FrozenEncoder, feature_shapes
+from sam2_3dmed_jax.training.features.encoder import FrozenEncoder
+from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, place, weight_shardings
 from sam2_3dmed_jax.training.step import Step, TrainState, abstract_state, init_state, make_step, result
@@ -61,21 +60,6 @@ def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None
     return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh), encoder)
 
 
-def compile_ahead(config: ExperimentConfig) -> Setup:
-    """Set a run up and compile its train step, while data are still being made.
-
-    Returns:
-        For `train`, once: its state is donated to the first step.
-
-    Raises:
-        UserError: as `set_up`.
-    """
-    setup = set_up(config)
-    assert isinstance(setup.step, jax.stages.Wrapped)
-    batch = abstract_batch(setup.config, setup.sharding)
-    return replace(setup, step=setup.step.lower(setup.state, setup.frozen, batch).compile())
-
-
 class AbstractRun(NamedTuple):
     """A run's step and the shapes, dtypes and shardings of its arguments."""
 
@@ -105,10 +89,12 @@ def abstract_run(config: ExperimentConfig, mesh: Mesh) -> AbstractRun:
 
 
 def complete(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment with the fields set that follow from others."""
-    # The slice context sees at prediction as many slices at once as it was trained on.
-    srpp = replace(config.model.slice_position, window=config.data.slices)
-    return config.replace(model=replace(config.model, slice_position=srpp))
+    """The experiment with the fields set that follow from others.
+
+    Raises:
+        UserError: fields that do not fit the kind of model.
+    """
+    return method_of(config.model).complete(config)
 
 
 def divided(config: ExperimentConfig, weights: Weights) -> tuple[nnx.GraphDef, Weights, Weights, Weights]:
@@ -118,20 +104,22 @@ def divided(config: ExperimentConfig, weights: Weights) -> tuple[nnx.GraphDef, W
         UserError: patterns that fit no parameter, or features of an encoder that trains.
     """
     graphdef, _ = abstract_model(config.model, encoder=not trains_from_features(config))
-    trained, frozen = partition(weights, frozen_patterns(config.training.frozen, bool(config.model.init)))
+    trained, frozen = partition(weights, _frozen(config))
     if not config.data.features:
         return graphdef, trained, frozen, {}
     rest, encoder = without_encoder(trained, frozen)
     return (graphdef, trained, rest, encoder) if trains_from_features(config) else (graphdef, trained, frozen, {})
 
 
+def _frozen(config: ExperimentConfig) -> tuple[str, ...]:
+    return frozen_patterns(config.training.frozen, bool(config.model.init), method_of(config.model).frozen)
+
+
 def abstract_batch(config: ExperimentConfig, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and sharding of a batch."""
-    size = preset_config(config.model.preset, config.model.image_size).image_size
-    features = feature_shapes(config.model) if trains_from_features(config) else None
     return {
         name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in clip_shapes(config.data, size, features).items()
+        for name, (shape, dtype) in method_of(config.model).item_shapes(config).items()
     }
 
 
@@ -145,6 +133,11 @@ def initial(config: ExperimentConfig) -> Weights:
     if not config.model.init:
         return weights
     source = read_info(config.model.init)
+    if source.model.kind != config.model.kind:
+        raise UserError(
+            f"model.init: {config.model.init} is of kind {source.model.kind}, the experiment of {config.model.kind}; "
+            "give a checkpoint of its kind"
+        )
     if source.model.preset != config.model.preset:
         raise UserError(
             f"model.init: {config.model.init} is of preset {source.model.preset}, the experiment of "

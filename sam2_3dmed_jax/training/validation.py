@@ -20,10 +20,11 @@ import numpy as np
 from sam2_3dmed_jax.config import DataConfig, TrainingConfig
 from sam2_3dmed_jax.data.augment import CHANGES
 from sam2_3dmed_jax.data.clips import Features
-from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
+from sam2_3dmed_jax.data.pipeline import iterate
 from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.training.feed import to_devices
+from sam2_3dmed_jax.training.methods import Method
 from sam2_3dmed_jax.training.setup import Setup
 from sam2_3dmed_jax.training.step import TrainState, result
 
@@ -31,12 +32,13 @@ SEED = 0  # of the clips: runs of other seeds are compared on the same ones
 
 
 def plain(data: DataConfig) -> DataConfig:
-    """Settings of the same clips without augmentation, each prompted by a click at the object's centre."""
+    """Settings of the same clips without augmentation, each prompted by a click at its object; patches hold a class."""
     still: dict[str, Any] = dict.fromkeys(CHANGES, 0.0)
-    return replace(data, **still, box=0.0, point_noise=0.0)
+    return replace(data, **still, box=0.0, point_noise=0.0, foreground=1.0)
 
 
 def fixed_batches(
+    method: Method,
     view: ModelView,
     cases: Sequence[CaseEntry],
     data: DataConfig,
@@ -50,7 +52,8 @@ def fixed_batches(
     Raises:
         UserError: fewer cases than hosts.
     """
-    batches = clip_batches(view, cases, plain(data), training.batch_size // hosts, SEED, host, hosts, features)
+    here = training.batch_size // hosts
+    batches = method.batches(view, cases, plain(data), here, SEED, host, hosts, features)
     return batches[: max(-(-training.validation_clips // training.batch_size), 1)]
 
 

@@ -14,6 +14,7 @@ from jax import lax
 
 from sam2_3dmed_jax.config import Remat
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
+from sam2_3dmed_jax.model.slice_position import SlicePosition
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
@@ -95,12 +96,18 @@ def walk_clips(
 
     context = jnp.zeros((d, b, model.config.d_model))
     positions = None
+    after_memory: SlicePosition | None = None
     if isinstance(model, SAM2With3DMed) and model.slice_position is not None:
         srpp = model.slice_position
-        shared = srpp.context(jnp.moveaxis(srpp.embed(features.embedding), 0, 1), batch["slice_valid"])
-        positions = srpp.positions(shared)
-        if (to_mask := srpp.to_mask(shared)) is not None:
-            context = jnp.moveaxis(to_mask, 1, 0)
+        if srpp.config.memory:
+            after_memory = srpp
+        else:
+            shared = srpp.context(
+                jnp.moveaxis(srpp.embed(features.embedding), 0, 1), batch["slice_valid"], batch["slice_index"]
+            )
+            positions = srpp.positions(shared)
+            if (to_mask := srpp.to_mask(shared)) is not None:
+                context = jnp.moveaxis(to_mask, 1, 0)
 
     prompts = Prompts(
         coords=batch["coords"].reshape(rows, -1, 2),
@@ -126,7 +133,8 @@ def walk_clips(
         )
         out = model.decode(conditioned, features_t, given)
         kept = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
-        return kept, (out.candidates, out.mask_logits, given.multimask & model.config.multimask)
+        recalled = after_memory.embed(conditioned) if after_memory else None
+        return kept, (out.candidates, out.mask_logits, given.multimask & model.config.multimask, recalled)
 
     def with_context(features_t: SliceFeatures, at: Slice) -> jax.Array:
         added = jnp.repeat(at.context, k, axis=0)[:, None, None]
@@ -167,5 +175,20 @@ def walk_clips(
     # keep the weights for the backward pass.
     last, seen = rematerialised(first, remat_slices)(jax.tree.map(lambda x: x[0], clips))
     _, rest = lax.scan(rematerialised(step, remat_slices), (bank, last), (jnp.arange(1, d), before, now))
-    candidates, mask_logits, multimask = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), seen, rest)
+    every = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), seen, rest)
+    candidates, mask_logits, multimask, recalled = every
+    if after_memory:
+        embedded = _over_objects(recalled, walked_slices(batch), k)
+        positions = after_memory.positions(after_memory.context(embedded, batch["slice_valid"], batch["slice_index"]))
     return WalkOutput(candidates, mask_logits, multimask, positions)
+
+
+def _over_objects(embeddings: jax.Array, walked: jax.Array, k: int) -> jax.Array:
+    """One embedding a slice from those of its objects, which remember different things: their mean.
+
+    `embeddings [D, B x K, dim]`, `walked` bool `[D, B x K]` to `[B, D, dim]`; zero where no object is walked.
+    """
+    d, rows, dim = embeddings.shape
+    there = walked.reshape(d, rows // k, k, 1)
+    total = jnp.where(there, embeddings.reshape(d, rows // k, k, dim), 0).sum(2)
+    return jnp.moveaxis(total / jnp.maximum(there.sum(2), 1).astype(total.dtype), 1, 0)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.loop import train
-from sam2_3dmed_jax.training.setup import Setup, compile_ahead
+from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.volume.phantom import make_case
 from tests.data.prepared_files import write_prepared
 
@@ -52,7 +53,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
             images_every=5,
         ),
     )
-    compiled = compile_ahead(config)
+    compiled = compile_step(set_up(config))
     return Small(compiled.config, compiled)
 
 
@@ -62,3 +63,15 @@ def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     small.train(run, profile=2)
     return run
+
+
+@pytest.fixture(scope="session")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
+    """One step on two phantoms, without SRPP and BD: the quickest to compile."""
+    data = tmp_path_factory.mktemp("data") / "phantom"
+    write_prepared(data, {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in (0, 1)}, {1: "spleen"})
+    return ExperimentConfig(
+        model=ModelConfig("nano", 64, srpp=False, bd=False, slice_position=SrppConfig(dim=16, layers=1)),
+        data=DataConfig(path=str(data), slices=2, objects=2, folds=2),
+        training=TrainingConfig(steps=1, batch_size=2, warmup_steps=1),
+    )

@@ -6,13 +6,19 @@ import numpy as np
 
 from sam2_3dmed_jax.data.store import read_prepared
 from sam2_3dmed_jax.training.cases import open_view
+from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.validation import fixed_batches
 
 
 def test_the_validation_clips_are_the_same_for_every_seed_and_unaugmented(small):
     view = open_view(read_prepared(small.config.data.path), small.config)
     cases, training = view.dataset.cases[:2], replace(small.config.training, validation_clips=3)
-    one, two = (fixed_batches(view, cases, small.config.data, replace(training, seed=seed), 0, 1)[:] for seed in (0, 1))
+    one, two = (
+        fixed_batches(
+            method_of(small.config.model), view, cases, small.config.data, replace(training, seed=seed), 0, 1
+        )[:]
+        for seed in (0, 1)
+    )
     assert len(one) == 2  # of two clips each
     for i in range(2):
         for name, value in one[i].items():

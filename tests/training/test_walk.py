@@ -9,9 +9,10 @@ import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from sam2_3dmed_jax.config import LossConfig, ModelConfig
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import merge
-from sam2_3dmed_jax.training.objective import objective
+from sam2_3dmed_jax.training.objective import objective, terms
 from sam2_3dmed_jax.training.parts import frozen_patterns, partition
 from sam2_3dmed_jax.training.walk import walk_clips, walked_slices
 from tests.quick import QUICK
@@ -75,7 +76,7 @@ def test_the_srpp_loss_reaches_parameters_that_the_mask_depends_on_and_not_the_f
 
     def srpp(trained, frozen):
         out = walk_clips(merge(graphdef, {**frozen, **trained}), batch)
-        return objective(out, batch, MODEL, ONLY_SRPP, jnp.asarray(0))[0]
+        return objective(terms(out, batch, MODEL), ONLY_SRPP, jnp.asarray(0))[0]
 
     def mask(trained):
         return jnp.square(walk_clips(merge(graphdef, {**frozen, **trained}), batch).mask_logits).mean()
@@ -111,8 +112,8 @@ def test_losses_do_not_see_what_lies_in_padding_slices_or_invalid_objects(walk, 
     other["slices"][:, 3] = 0.5
     other["masks"][:, 3] = 1
     other["masks"][1, :, 1] = 1  # object 1 of the second clip is invalid
-    for name, value in objective(walk(weights, batch), batch, MODEL, LossConfig(), jnp.asarray(0))[1].items():
-        changed = objective(walk(weights, other), other, MODEL, LossConfig(), jnp.asarray(0))[1][name]
+    for name, value in objective(terms(walk(weights, batch), batch, MODEL), LossConfig(), jnp.asarray(0))[1].items():
+        changed = objective(terms(walk(weights, other), other, MODEL), LossConfig(), jnp.asarray(0))[1][name]
         assert float(changed) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
@@ -129,7 +130,9 @@ def test_mask_losses_have_a_gradient_where_the_object_score_says_absent(graphdef
 
     def loss(weights):
         out = walk_clips(merge(graphdef, weights), batch)
-        return objective(out, batch, MODEL, LossConfig(object_score=0.0, iou=0.0, srpp=0.0, bd=0.0), jnp.asarray(0))[0]
+        return objective(
+            terms(out, batch, MODEL), LossConfig(object_score=0.0, iou=0.0, srpp=0.0, bd=0.0), jnp.asarray(0)
+        )[0]
 
     gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(absent)
     assert float(jnp.abs(gradient["sam_mask_decoder.output_upscaling.3.kernel"]).max()) > 1e-4
@@ -155,23 +158,42 @@ def test_training_walks_a_clip_as_inference_walks_a_volume(walk, weights):
     np.testing.assert_allclose(result.mask_logits[0, :D], trained, atol=5e-4)
 
 
-@pytest.mark.parametrize("to_mask", [True, False])
-def test_masks_depend_on_the_slice_context_only_with_a_path_to_the_mask(to_mask):
-    model = replace(MODEL, slice_position=replace(MODEL.slice_position, to_mask=to_mask))
+def readers(model, outputs):
+    """Paths of the weights that are there, and those that each of a walk's outputs depends on."""
     graphdef, shapes = abstract_model(model)
 
     def walk(weights):
-        out = walk_clips(merge(graphdef, weights), jax.tree.map(jnp.asarray, clips()))
-        return out.mask_logits, out.positions
+        return outputs(walk_clips(merge(graphdef, weights), jax.tree.map(jnp.asarray, clips())))
 
-    traced, (masks, positions) = jax.make_jaxpr(walk, return_shape=True)(shapes)
+    traced, found = jax.make_jaxpr(walk, return_shape=True)(shapes)
     paths = sorted(shapes)  # as JAX flattens them
 
     def read_by(output):
-        kept = [output == i for i in range(2)]
+        kept = [output == i for i in range(len(found))]
         return {path for path, used in zip(paths, dce_jaxpr(traced.jaxpr, kept)[1], strict=True) if used}
 
+    return paths, [read_by(output) for output in range(len(found))]
+
+
+@pytest.mark.parametrize("to_mask", [True, False])
+def test_masks_depend_on_the_slice_context_only_with_a_path_to_the_mask(to_mask):
+    model = replace(MODEL, slice_position=replace(MODEL.slice_position, to_mask=to_mask))
+    paths, (masks, positions) = readers(model, lambda out: (out.mask_logits, out.positions))
     context = {path for path in paths if path.startswith("slice_position.layers.")}
-    assert context <= read_by(1)
-    assert (context & read_by(0)) == (context if to_mask else set())
+    assert context <= positions
+    assert (context & masks) == (context if to_mask else set())
     assert ("slice_position.to_features.kernel" in paths) == to_mask
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_positions_are_read_through_the_memory_only_where_that_is_asked_for(memory):
+    model = replace(MODEL, slice_position=replace(MODEL.slice_position, to_mask=False, memory=memory))
+    paths, (positions,) = readers(model, lambda out: (out.positions,))
+    recalling = {path for path in paths if path.startswith(("memory_attention.", "memory_encoder."))}
+    assert len(recalling) > 20 and (recalling & positions) == (recalling if memory else set())
+    assert {path for path in paths if path.startswith("slice_position.")} <= positions
+
+
+def test_a_context_that_has_seen_the_memory_cannot_enter_the_mask():
+    with pytest.raises(UserError, match="to_mask to false"):
+        abstract_model(replace(MODEL, slice_position=replace(MODEL.slice_position, memory=True)))

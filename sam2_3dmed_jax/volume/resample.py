@@ -51,6 +51,11 @@ class Regrid:
     step: tuple[float, float, float]
     affine: np.ndarray
 
+    def back(self, shape: tuple[int, int, int], affine: np.ndarray) -> Regrid:
+        """From the new voxels to those that the plan was made for, of this shape and affine: both have one centre."""
+        z, y, x = self.step
+        return Regrid(shape, (1 / z, 1 / y, 1 / x), affine)
+
 
 def regrid(shape: tuple[int, int, int], affine: np.ndarray, wanted: Spacing, name: str = "the case") -> Regrid:
     """Plan the resampling of a case.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.data.resample import parse_spacing, regrid, resample_labels, resample_values
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.resample import parse_spacing, regrid, resample_labels, resample_values
 
 AFFINE = np.array([[0.1, -0.2, -0.8, 40], [0.3, -0.9, 0.1, 50], [2.9, 0.2, 0.1, -30], [0, 0, 0, 1.0]])
 SHAPE = (12, 30, 26)

@@ -1,0 +1,71 @@
+"""Another process compiles the train step of a long run on CPU; the run reads it, and steps as it would have."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from sam2_3dmed_jax.training import compilation
+from sam2_3dmed_jax.training.loop import train
+from sam2_3dmed_jax.training.setup import set_up
+
+SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """An empty persistent cache; other tests have their own again afterwards."""
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    jax.config.update(SETTINGS[0], str(tmp_path / "cache"))
+    jax.config.update(SETTINGS[1], 0.0)
+    compilation_cache.reset_cache()  # another test's command may have opened the user's own
+    yield tmp_path / "cache"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def steps_in(cache: Path) -> set[str]:
+    return {file.name for file in cache.glob("jit_train_step-*-cache")}
+
+
+def test_a_long_run_reads_what_another_process_compiled_and_compiles_no_step(one_step, cache, tmp_path, monkeypatch):
+    started = []
+    run = subprocess.run
+
+    def counted(command, **words):
+        done = run(command, **words)
+        started.append((command, done.stderr, steps_in(cache)))
+        return done
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    monkeypatch.setattr(compilation, "LONG", 1)
+    setup = compilation.compile_step(set_up(one_step))
+    ((command, said, by_the_other),) = started
+    assert command == [sys.executable, "-m", "sam2_3dmed_jax.training.compilation"]
+    assert len(by_the_other) == 1, said.decode()
+    train(one_step, tmp_path / "given", setup=setup)
+    train(one_step, tmp_path / "again")  # finds the mark, and starts no process
+    monkeypatch.setattr(compilation, "LONG", 2)
+    train(one_step, tmp_path / "short")  # compiles as JAX does: at its first step
+    assert len(started) == 1
+    assert steps_in(cache) == by_the_other
+    rows = [(tmp_path / name / "log.csv").read_text().rsplit(",", 1)[0] for name in ("given", "again", "short")]
+    assert rows[0] == rows[1] == rows[2]  # but for the seconds, which come last
+
+
+def test_only_long_runs_on_one_cpu_with_a_cache_are_compiled_apart(cache, monkeypatch):
+    assert compilation.pays(compilation.LONG)
+    assert not compilation.pays(compilation.LONG - 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert not compilation.pays(compilation.LONG)
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert not compilation.pays(compilation.LONG)
+    monkeypatch.undo()
+    jax.config.update(SETTINGS[0], None)
+    assert not compilation.pays(compilation.LONG)

@@ -1,0 +1,55 @@
+"""The network: shapes at each resolution, convolutions that equal XLA's own, and a step that lowers the loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sam2_3dmed_jax.config import LossConfig, ModelConfig, UNetConfig
+from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
+from sam2_3dmed_jax.sam2.parameters import merge
+from sam2_3dmed_jax.training.methods import method_of
+from sam2_3dmed_jax.training.objective import objective
+from sam2_3dmed_jax.unet.network import ConvNorm
+from tests.quick import QUICK
+
+NET = UNetConfig(patch=(4, 16, 16), spacing=(5.0, 1.0, 1.0), features=4, blocks=(1, 1, 2), classes=(1, 3))
+MODEL = ModelConfig(kind="unet", unet=NET)
+
+
+def test_the_decoder_has_logits_of_background_and_classes_at_each_resolution():
+    graphdef, weights = abstract_model(MODEL)
+    out = jax.eval_shape(
+        lambda weights, x: merge(graphdef, weights).every_scale(x), weights, jax.ShapeDtypeStruct((2, 4, 16, 16), "f4")
+    )
+    assert [x.shape for x in out] == [(2, 4, 16, 16, 3), (2, 4, 8, 8, 3)]
+
+
+def test_the_convolution_of_the_cpu_is_that_of_other_chips():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, 4, 6, 6, 2)), rng.normal(size=(1, 3, 3, 2, 5))
+    for stride in ((1, 1, 1), (1, 2, 2), (2, 2, 2)):
+        conv = ConvNorm(2, 5, (1, 3, 3), stride, dtype=jnp.float32)
+        # Sums of 18 float32 products in another order.
+        np.testing.assert_allclose(
+            conv._shifted(jnp.float32(x), jnp.float32(kernel)),
+            conv._convolved(jnp.float32(x), jnp.float32(kernel)),
+            atol=1e-4,
+        )
+
+
+def test_a_step_down_the_gradient_lowers_the_loss_and_every_weight_but_the_coarsest_head_has_one():
+    method, (graphdef, _) = method_of(MODEL), abstract_model(MODEL)
+    weights = random_weights(MODEL, 0)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (2, 4, 16, 16)).astype(np.uint8)
+    batch = {"image": jnp.asarray(labels / 2 + rng.normal(0, 0.1, labels.shape), jnp.float32), "labels": labels}
+
+    def loss(weights):
+        return objective(method.terms(method.forward(merge(graphdef, weights), batch), batch), LossConfig(), 0)[0]
+
+    step = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
+    before, gradient = step(weights)
+    after, _ = step({path: x - 0.02 * gradient[path] for path, x in weights.items()})
+    assert after < before
+    still = {path for path, g in gradient.items() if not jnp.abs(g).max() > 0}
+    assert still == {f"decoder.0.head.{name}" for name in ("kernel", "bias")}
