@@ -1,0 +1,264 @@
+"""The tables of a programme: two blocks a task, paired comparisons, costs, slice positions, agreement of directions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.paper import figures
+from experiments.paper.gather import (
+    COMPARISON_COLUMNS,
+    COST_COLUMNS,
+    MACRO,
+    METRICS,
+    RUN_COLUMNS,
+    TABLE_COLUMNS,
+    Pooled,
+    comparisons,
+    cost_rows,
+    pooled,
+    run_rows,
+    table_rows,
+)
+from experiments.paper.page import Table, markdown, page
+from experiments.paper.programme import Programme, cells
+from experiments.paper.variants import ONE_CLICK
+from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
+from sam2_3dmed_jax.evaluation.report.markup import Number, Range
+from sam2_3dmed_jax.evaluation.report.wording import name_of, number
+from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_texts
+from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, PROMPTED, Row
+
+
+def write_report(programme: Programme, out: Path) -> list[str]:
+    """Write the tables of all that is done; returns a line to print."""
+    found = pooled(programme, out)
+    if not found:
+        return [f"no run of {out} has results yet"]
+    table, runs = table_rows(found), run_rows(found)
+    compared = comparisons(found)
+    costs = cost_rows(found, out)
+    sections = [*_sections(programme, found, compared), *_costs(costs), *_extras(programme, out), _which(programme)]
+    drawn = figures.draw(programme, out)
+    texts = {
+        "table.csv": table_text(TABLE_COLUMNS, table),
+        "runs.csv": table_text(RUN_COLUMNS, runs),
+        "comparison.csv": table_text(COMPARISON_COLUMNS, compared),
+        "costs.csv": table_text(COST_COLUMNS, costs),
+        **{figure.file: figure.svg.decode() for figure in drawn},
+        "tables.md": markdown(programme.title, programme.notes, sections, drawn),
+        "report.html": page(programme.title, programme.notes, sections, drawn),
+    }
+    write_texts(texts, out)
+    done = sum(len(entry.cells) for entry in found)
+    return [f"tables.md, report.html and {', '.join(n for n in texts if n.endswith('.csv'))} in {out}: {done} results"]
+
+
+def _sections(programme: Programme, found: Sequence[Pooled], compared: Sequence[Row]) -> list[tuple[str, list[Table]]]:
+    sections = []
+    for task in programme.tasks:
+        own = [entry for entry in found if entry.task == task]
+        tables = [
+            _block(block, [entry for entry in own if entry.summary["block"] == block])
+            for block in (AUTOMATIC, PROMPTED)
+        ]
+        tables = [table for table in (*tables, _reliability(own)) if table.rows]
+        tables += [table for table in (_compared(programme, [r for r in compared if r["task"] == task.name]),) if table]
+        if tables:
+            sections.append((task.title, tables))
+    return sections
+
+
+def _block(block: str, found: Sequence[Pooled]) -> Table:
+    header = ["method", "class", "runs", "cases", "empty"]
+    for metric in METRICS:
+        header += [name_of(metric), "95 % interval", "SD", "median"]
+    header += ["SD of seeds (Dice)", "SD of folds (Dice)"]
+    rows = []
+    for entry in found:
+        summary = entry.summary
+        for name, values in {**summary["classes"], MACRO: summary["macro"]}.items():
+            if name == MACRO and len(summary["macro_classes"]) == 1:
+                continue
+            cells_: list[Any] = [
+                summary["method"] + (" (exploratory)" if entry.variant.exploratory else ""),
+                name,
+                f"{len(entry.cells)} of {entry.planned}",
+                values.get("cases", ""),
+                sum(values["empty"].values()) if "empty" in values else "",
+            ]
+            for metric in METRICS:
+                of = values[metric]
+                ends = Range(*(number(metric, end) for end in of["ci95"])) if of["ci95"] else ""
+                mean = "undefined" if of.get("undefined") else number(metric, of["mean"])
+                cells_ += [mean, ends, Number(of.get("sd"), number(metric, 0).digits), number(metric, of.get("median"))]
+            cells_ += [Number(values["dice"].get(key)) for key in ("sd_seeds", "sd_folds")]
+            rows.append(cells_)
+    told = found[0].summary if found else {}
+    tolerance = sorted({values["tolerance_mm"] for entry in found for values in entry.summary["classes"].values()})
+    what = {AUTOMATIC: "told nothing of the reference", PROMPTED: "told by a prompt where the object is"}[block]
+    caption = (
+        f"Block: {block} ({what}; the two blocks are not ranked against each other). Mean, SD (n - 1) and median over "
+        "cases, a case being the mean over its seeds; a class at a time, macro: plain mean of classes; intervals: "
+        "hierarchical bootstrap over cases and seeds. NSD at "
+        f"{', '.join(f'{value:g}' for value in tolerance)} mm; HD95 in mm, surfaces as '{told.get('definition', '')}', "
+        f"where one mask is empty '{told.get('empty_policy', '')}'. Empty: results in which a mask is. Exploratory: "
+        "settings that are to be chosen on an inner split, and not by this table."
+    )
+    return Table(caption, header, rows, 2)
+
+
+def _reliability(found: Sequence[Pooled]) -> Table:
+    """Whether BD lowers uncertainty at the boundary."""
+    rows = []
+    for entry in (entry for entry in found if entry.scoring == ONE_CLICK):
+        for name, values in entry.summary["classes"].items():
+            if all(metric in values and values[metric]["n"] for metric in BAND):
+                cells_: list[Any] = [entry.summary["method"], name, values["band_entropy"]["n"]]
+                for metric in BAND:
+                    of = values[metric]
+                    ends = Range(*(number(metric, end) for end in of["ci95"])) if of["ci95"] else ""
+                    cells_ += [number(metric, of["mean"]), ends]
+                rows.append(cells_)
+    header = ["method", "class", "cases"]
+    for metric in BAND:
+        header += [name_of(metric), "95 % interval"]
+    caption = (
+        "Reliability within 5 mm of the reference's boundary, one click each: mean over cases of the entropy of the "
+        "probabilities, of their expected calibration error and of their Brier score. A confident miss has no entropy: "
+        "less of it is no merit by itself."
+    )
+    return Table(caption, header, rows, 2)
+
+
+def _compared(programme: Programme, rows: Sequence[Row]) -> Table | None:
+    if not rows:
+        return None
+    labels = {variant.name: variant.label for variant in programme.rows}
+    header = [
+        "variant",
+        "against",
+        "class",
+        "metric",
+        "cases",
+        "seeds",
+        "difference",
+        "95 % interval",
+        "p (Holm)",
+        "kind",
+    ]
+    body = []
+    for row in rows:
+        metric = row["metric"]
+        if row["difference"] == "" or (metric not in METRICS and metric != "band_entropy"):
+            continue
+        digits = number(metric, 0).digits
+        ends = "" if row["ci95_low"] == "" else Range(Number(row["ci95_low"], digits), Number(row["ci95_high"], digits))
+        p = "" if row["p_holm"] == "" else Number(row["p_holm"], 4, least=1e-4)
+        kind = "primary" if row["primary"] else "exploratory"
+        difference = Number(row["difference"], digits, sign=True)
+        named = [
+            labels[row["variant"]],
+            labels[row["other"]],
+            row["class"],
+            name_of(metric),
+            row["cases"],
+            row["seeds"],
+        ]
+        body.append([*named, difference, ends, p, kind])
+    caption = (
+        "Paired differences, one click each: mean over cases of the variant minus the other, on the seeds that both "
+        "have (none: one of them is not repeated). Primary: Dice and NSD of SAM2-3dMed against fine-tuned SAM 2, "
+        "Wilcoxon's signed-rank test over cases, Holm's correction over all tasks, classes and both metrics together. "
+        "All else is exploratory and has intervals only."
+    )
+    return Table(caption, header, body, 4)
+
+
+def _costs(rows: Sequence[Row]) -> list[tuple[str, list[Table]]]:
+    if not rows:
+        return []
+    header = (
+        "task",
+        "method",
+        "parameters",
+        "of SRPP",
+        "of BD",
+        "TFLOPs a volume",
+        "s a volume",
+        "host MiB",
+        "s a step",
+    )
+    body = [
+        [
+            *(row["task"], row["method"], *(int(row[key]) for key in COST_COLUMNS[5:8])),
+            *(
+                Number(row[key] if row[key] != "" else None, d)
+                for key, d in zip(COST_COLUMNS[8:], (4, 2, 0, 3), strict=True)
+            ),
+        ]
+        for row in rows
+    ]
+    caption = (
+        "Costs. Means over volumes, all objects of one together; seconds without volumes during which XLA compiled. "
+        "A step: the median over logged steps. Times and memory are of this machine with whatever else ran on it, and "
+        "differ from run to run; FLOPs and parameters do not."
+    )
+    return [("Costs", [Table(caption, header, body, 2)])]
+
+
+def _extras(programme: Programme, out: Path) -> list[tuple[str, list[Table]]]:
+    """Slice positions, and agreement of directions: means over runs."""
+    positions, directions = [], []
+    every = cells(programme)
+    for task in programme.tasks:
+        for variant in programme.rows:
+            own = [cell for cell in every if cell.task == task and cell.variant.name == variant.name]
+            for scoring in variant.scorings:
+                files = [cell.scores(out, scoring) / SUMMARY for cell in own if scoring in cell.scorings]
+                told = [json.loads(file.read_text()) for file in files if file.exists()]
+                if told and scoring.kind == "positions":
+                    means = [_mean([t[key] for t in told]) for key in ("abs_error_mm", "right_sign", "r2")]
+                    numbers = [Number(value, digits) for value, digits in zip(means, (2, 4, 4), strict=True)]
+                    positions.append([task.title, variant.label, len(told), *numbers])
+                if told and scoring.kind == "directions":
+                    for labels in told[0]["objects"]:
+                        of = [t["objects"][labels] for t in told if labels in t["objects"]]
+                        keys = ("agreement", "dice_upwards", "dice_downwards")
+                        means = [_mean([entry[key] for entry in of]) for key in keys]
+                        named = [task.title, variant.label, labels, len(told), of[0]["cases"]]
+                        directions.append([*named, *(Number(value) for value in means)])
+    sections = []
+    if positions:
+        caption = (
+            "Distances between slices as they are read from held-out scans, over ordered pairs of slices of a window: "
+            "mean |predicted - true| in mm, share of pairs in the true order, and R2. The probe sees the area of the "
+            "body and its mean density alone."
+        )
+        header = ("task", "method", "runs", "error (mm)", "right order", "R2")
+        sections.append(("Slice positions", [Table(caption, header, positions, 2)]))
+    if directions:
+        caption = (
+            "Agreement of directions: Dice between what a click low in the object (followed upwards) and one high in "
+            "it (followed downwards) make of the slices between them; and of each with the reference."
+        )
+        header = ("task", "method", "labels", "runs", "cases", "agreement", "Dice upwards", "Dice downwards")
+        sections.append(("Forward against backward", [Table(caption, header, directions, 3)]))
+    return sections
+
+
+def _which(programme: Programme) -> tuple[str, list[Table]]:
+    rows = [[variant.name, variant.label, variant.sentence] for variant in programme.rows]
+    caption = (
+        "Variants. Each number of the tables stands in table.csv with the hash that its runs' folders end with; "
+        "runs.csv has a row a run with its folder, hash and seed, and the folder's scores/ has its cases, and a page "
+        "with pictures of the worst ones."
+    )
+    return "What the rows are", [Table(caption, ("name", "row", "what it is"), rows, 1)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,145 @@
+"""The list of runs: what it holds, how runs are named, and what of a config their hash tells."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.paper import msd, phantom, runner
+from experiments.paper.locks import owned, owner
+from experiments.paper.programme import Programme, cells, chosen
+from experiments.paper.runs import structure
+from experiments.paper.variants import Others, changed
+from sam2_3dmed_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def programme() -> Programme:
+    return phantom.programme(Path("cohorts"), phantom.Size())
+
+
+def by_variant(programme: Programme) -> dict:
+    return {cell.variant.name: cell.config for cell in cells(programme) if cell.task.name == "spleen"}
+
+
+def test_the_variants_are_those_that_the_issue_asks_for_and_differ_from_the_base_in_what_they_say(programme: Programme):
+    of = by_variant(programme)
+    full = of["full"]
+    assert (full.model.srpp, full.model.bd, full.model.slice_position.unit) == (True, True, "slice")
+    two_by_two = [(of[name].model.srpp, of[name].model.bd) for name in ("neither", "srpp", "bd", "full")]
+    assert two_by_two == [(False, False), (True, False), (False, True), (True, True)]
+    position = {name: config.model.slice_position for name, config in of.items()}
+    assert not position["srpp-literal"].to_mask and not position["srpp-memory"].to_mask
+    assert position["srpp-memory"].memory and position["learned-position"].told_order
+    assert (position["mm"].unit, position["mm"].scale) == ("mm", 3 * 4.0)
+    loss = {name: config.training.loss for name, config in of.items()}
+    assert loss["bd-unsupervised"].bd == loss["context-unsupervised"].srpp == loss["learned-position"].srpp == 0
+    assert of["scratch"].model.init == "" and not of["scratch"].data.features
+    assert {of[name].data.slices for name in ("d3", "full", "d12")} == {3, 6, 12}
+    assert {(loss[n].srpp, loss[n].bd) for n in of if n.startswith("lambda")} == {
+        *((0.001, 0.1), (0.1, 0.1), (0.01, 0.01), (0.01, 1.0))
+    }
+    assert of["unet"].model.kind == "unet" and {"zero-shot", "region-growing", "position-probe"} <= of.keys()
+    # Each differs in nothing else.
+    blank = {"model": full.model, "data": full.data}
+    for name in ("neither", "srpp", "bd", "srpp-literal", "srpp-memory", "bd-unsupervised", "mm"):
+        same = replace(of[name].model, srpp=True, bd=True, slice_position=full.model.slice_position)
+        assert replace(of[name], training=full.training, **{**blank, "data": of[name].data}) == full
+        assert same == full.model and replace(loss[name], bd=full.training.loss.bd) == full.training.loss
+
+
+def test_there_are_eight_seeds_of_the_two_by_two_three_of_the_rest_and_forty_test_phantoms(programme: Programme):
+    seeds: dict[str, set[int]] = {}
+    for cell in cells(programme):
+        seeds.setdefault(cell.variant.name, set()).add(cell.seed)
+    assert {len(seeds[name]) for name in ("neither", "srpp", "bd", "full")} == {8}
+    once = {"zero-shot", "region-growing", "position-probe"}
+    assert {len(seeds[name]) for name in once} == {1}
+    assert {len(found) for name, found in seeds.items() if name not in {*once, "neither", "srpp", "bd", "full"}} == {3}
+    assert phantom.Size().cases // phantom.Size().folds >= 40 and programme.folds == (0,)
+
+
+def test_every_run_has_a_name_of_its_own_and_its_hash_differs_where_its_config_does(programme: Programme):
+    every = cells(programme)
+    assert len({cell.name for cell in every}) == len(every)
+    hashes: dict[str, set[str]] = {}
+    for cell in every:
+        hashes.setdefault(cell.digest, set()).add(f"{cell.task.name} {cell.variant.name}")
+        assert cell.name == f"{cell.task.name}-{cell.variant.name}-fold0-seed{cell.seed}-{cell.digest}"
+    assert all(len(names) == 1 for names in hashes.values())
+    cell = next(cell for cell in every if cell.variant.name == "full")
+    other = replace(cell, config=changed(cell.config, training__learning_rate=1e-5))
+    patient = replace(cell, config=changed(cell.config, training__checkpoint_every=7))
+    assert other.digest != cell.digest and patient.digest == cell.digest
+
+
+def test_runs_share_a_step_only_if_it_is_the_same(programme: Programme):
+    of = by_variant(programme)
+    pancreas = next(c.config for c in cells(programme) if (c.task.name, c.variant.name) == ("pancreas", "full"))
+    assert structure(of["full"]) == structure(changed(pancreas, training__seed=5))
+    trained = {
+        name: structure(of[name]) for name in of if name not in ("zero-shot", "region-growing", "position-probe")
+    }
+    assert len(set(trained.values())) == len(trained)
+
+
+def test_the_decathlon_programme_holds_the_experiments_with_positions_in_slices_and_the_methods_of_others():
+    words = msd.Words(others=("nnU-Net=preds/{task}/{fold}=no",))
+    programme = msd.programme(words)
+    every = cells(programme)
+    full = next(cell.config for cell in every if cell.name.startswith("lung-full-"))
+    assert full.model.preset == "sam2.1_hiera_large" and full.data.slices == 12
+    assert full.model.slice_position.unit == "slice" and full.data.preprocessing.window == "lung_medsam"
+    others = [cell for cell in every if cell.variant.kind == "files"]
+    assert len(others) == 3 * 5 and others[0].variant.name == "others-nnu-net"
+    with pytest.raises(UserError, match="NAME=FOLDER=TRAINED"):
+        msd.programme(msd.Words(others=("nnU-Net=preds=perhaps",)))
+
+
+def test_a_part_of_the_programme_is_chosen_by_name_and_a_wrong_name_is_refused(programme: Programme):
+    part = chosen(programme, ("lung",), ("full", "unet"), (), (1, 5))
+    assert [(cell.variant.name, cell.seed) for cell in cells(part)] == [("full", 1), ("unet", 1), ("full", 5)]
+    with pytest.raises(UserError, match="--variants: there is no ful;"):
+        chosen(programme, variants=("ful",))
+
+
+def test_a_method_of_others_that_is_named_like_another_is_refused(programme: Programme):
+    twice = replace(programme, others=(Others("A b", "x", "no"), Others("a-b", "y", "no")))
+    with pytest.raises(UserError, match="names a run twice"):
+        cells(twice)
+
+
+def test_a_run_has_one_owner_and_a_killed_one_leaves_it_to_others(tmp_path: Path):
+    program = (
+        "import sys, time; from pathlib import Path; from experiments.paper.locks import owned\n"
+        "with owned(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", program, str(tmp_path / "run")]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n"
+    with owned(tmp_path / "run") as mine:
+        assert not mine
+    assert f"process {process.pid} on " in owner(tmp_path / "run")
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert owner(tmp_path / "run") == ""
+    with owned(tmp_path / "run") as mine:
+        assert mine
+
+
+def test_the_list_tells_state_expected_time_and_folder_of_each_run(programme: Programme, tmp_path: Path):
+    part = chosen(programme, ("spleen",), ("full", "neither"), (), (0, 1))
+    first, second, *_ = cells(part)
+    first.folder(tmp_path).mkdir(parents=True)
+    runner._done(first, tmp_path, 50.0, 90.0)
+    lines = list(runner.listed(part, tmp_path))
+    assert lines[0].split() == ["begun", "0:01:30", f"runs/{first.name}"]  # its scores are not there
+    assert lines[1].split() == ["waiting", "0:01:30", f"runs/{second.name}"]  # of another variant of the same D
+    assert lines[4] == "4 runs: 1 begun, 3 waiting" and lines[5].startswith("CPU time: 0:06:00 in all, 0:06:00 left")

@@ -1,0 +1,123 @@
+"""The runner from runs to tables: killed in the middle, it ends with the tables of one that was not."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.paper import cohorts
+from experiments.paper.phantom import INIT
+from experiments.paper.programme import cells
+from sam2_3dmed_jax import new_model, save_model
+from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation.results import read_results
+from sam2_3dmed_jax.volume.io import read_labels, read_volume
+from tests.experiments.paper.two_seeds import SIZE, programme
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def silent(*_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("programme") / "cohorts"
+    cohorts.make_cohort(root / "data" / "spleen", "spleen", SIZE.cases, 0, SIZE.matrix, silent)
+    cohorts.make_prepared(root / "data" / "spleen", root / "prepared" / "spleen", (None, None, None), silent)
+    save_model(new_model("nano", image_size=SIZE.image_size, seed=0), root / INIT)
+    return root
+
+
+def start(data: Path, *folders: Path) -> subprocess.Popen:
+    words = [sys.executable, "-m", "tests.experiments.paper.two_seeds", *map(str, (data, *folders))]
+    quick = "--xla_backend_optimization_level=0"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quick}"}
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """Folders of a programme that was killed in its first run, and of one that was not; and what they said."""
+    killed, whole = (tmp_path_factory.mktemp(name) for name in ("killed", "whole"))
+    first = next(cell for cell in cells(programme(data)) if cell.variant.kind == "trained").folder(killed)
+    process = start(data, killed)
+    while process.poll() is None and not (first / "run" / "log.csv").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (first / "scores").exists()
+    process = start(data, killed, whole)
+    _, told = process.communicate(timeout=600)
+    assert process.returncode == 2, told  # for the run that fails
+    return killed, whole, told
+
+
+def test_a_killed_programme_ends_with_the_tables_of_one_that_was_not(runs):
+    killed, whole, _ = runs
+    for name in ("table.csv", "runs.csv", "comparison.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert len((whole / "table.csv").read_text().splitlines()) > 20
+
+
+def test_a_run_that_fails_is_recorded_and_stops_no_other(runs, data: Path):
+    _, whole, told = runs
+    failed = [cell for cell in cells(programme(data)) if (cell.folder(whole) / "failed.json").exists()]
+    assert [cell.variant.name for cell in failed] == ["others-lost"]
+    assert "nowhere/spleen" in json.loads((failed[0].folder(whole) / "failed.json").read_text())["error"]
+    assert "1 runs have failed" in told.splitlines()[-1] and "others-lost" in told.splitlines()[-1]
+    done = [cell for cell in cells(programme(data)) if (cell.folder(whole) / "done.json").exists()]
+    assert [cell.variant.name for cell in done] == ["neither", "region-growing", "neither"]
+
+
+def test_every_mean_of_the_table_is_that_of_the_cases_in_the_runs_that_it_names(runs):
+    _, whole, _ = runs
+    with (whole / "table.csv").open() as file, (whole / "runs.csv").open() as other:
+        table, listed = list(csv.DictReader(file)), list(csv.DictReader(other))
+    checked = 0
+    for row in (row for row in table if row["mean"] and row["class"] != "macro"):
+        of = [r for r in listed if all(r[key] == row[key] for key in ("task", "variant", "scoring", "class"))]
+        assert {r["config_hash"] for r in of} == {row["config_hash"]} and len(of) == int(row["runs"])
+        by_case: dict[str, list[float]] = {}
+        for run in of:
+            assert run["run"].endswith(f"seed{run['seed']}-{row['config_hash']}")
+            for case in read_results(whole / run["run"] / "scores" / row["scoring"]):
+                assert case["seed"] == run["seed"] and case["class"] == row["class"]
+                by_case.setdefault(case["case"], []).append(case[row["metric"]])
+        assert float(row["mean"]) == pytest.approx(
+            np.nanmean([np.mean(values) for values in by_case.values()]), rel=1e-4
+        )
+        checked += 1
+    assert checked >= 12 and {row["variant"] for row in table} == {"neither", "region-growing"}
+
+
+def test_the_page_and_the_text_say_what_they_cannot_tell_and_hold_the_tables(runs):
+    _, whole, _ = runs
+    text, page = ((whole / name).read_text() for name in ("tables.md", "report.html"))
+    for told in (text, page):
+        assert "cannot show that SRPP or BD helps on patients" in told
+        assert "Block: reference-prompted" in told and "Region growing" in told and "For research use only" in told
+    assert "![Training on Spleen (phantoms)](figures/training_spleen.svg)" in text
+    assert (whole / "figures" / "training_spleen.svg").read_text().startswith("<?xml")
+
+
+def test_cohorts_are_joined_with_a_label_for_each_of_theirs_and_no_person_is_in_two(data: Path, tmp_path: Path):
+    spleen, lung = data / "data" / "spleen", tmp_path / "lung"
+    cohorts.make_cohort(lung, "lung", 1, 7, 32, silent)
+    cohorts.join_cohorts([lung, spleen], tmp_path / "all")
+    joined = read_dataset(tmp_path / "all")
+    assert joined.labels == {1: "lung cancer", 2: "spleen spleen"} and len(joined.cases) == 1 + SIZE.cases
+    for case in joined.cases:
+        found = set(np.unique(read_labels(case.label, read_volume(case.image))).tolist()) - {0}
+        assert found == ({1} if case.id.startswith("lung") else {2})
+    cohorts.check_disjoint([spleen, lung])
+    with pytest.raises(UserError, match="share the person"):
+        cohorts.check_disjoint([spleen, data / "data" / "spleen"])
