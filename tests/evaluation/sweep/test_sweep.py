@@ -280,6 +280,29 @@ def test_a_case_that_a_run_was_trained_on_is_refused(capsys: pytest.CaptureFixtu
     assert cli.main(["sweep", "spec.py", "--out", "new", "--dry-run", *words, "--folds", "1"]) == 0
 
 
+def test_masks_and_several_prompted_slices_are_walked_and_the_prompted_mask_is_the_output_there(swept: Path):
+    words = ["--prompt", "mask", "--prompted_slices", "1", "3", "--misplacement_mm", "0", "--threshold", "0"]
+    rows = table(sweep(*words, "--seeds", "0", "--bd", "True", out="masks") / "sweep.csv")
+    one, three = sorted(rows, key=lambda row: int(row["prompted_slices"]))
+    assert (one["prompt"], one["placement"], one["n_prompts"], three["n_prompts"]) == ("mask", "none", "1", "3")
+    assert len(three["prompt_slices"].split()) == 3
+    assert set(one["prompt_slices"].split()) < set(three["prompt_slices"].split())
+    # SAM 2 returns a mask prompt as its output, so more of them raise Dice, but not that without prompted slices.
+    assert float(three["dice"]) > float(one["dice"]) > float(one["dice_without_prompted_slices"])
+
+
+@pytest.mark.long  # each process compiles for itself
+def test_two_processes_share_the_cases_and_give_the_same_tables(swept: Path):
+    words = ["--folds", "1", "2", "--seeds", "0", "--bd", "True", "--threshold", "0"]
+    launcher = [sys.executable, str(ROOT / "experiments" / "launch" / "local.py"), "--processes", "2", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*launcher, "sweep", "spec.py", "--out", "processes", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole = sweep(*words, out="alone")
+    assert texts(Path("processes")) == texts(whole)
+
+
 @pytest.mark.long  # each device compiles for itself
 def test_several_devices_share_the_cases_and_give_the_same_tables(swept: Path):
     words = ["--folds", "1", "2", "--seeds", "0", "--bd", "True", "--threshold", "0"]
