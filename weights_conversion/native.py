@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sam2_3dmed_jax.model.checkpoint import FORMAT, CheckpointInfo, parse_info, read_info, reading, save_weights
+from sam2_3dmed_jax.model.checkpoint import FORMAT, CheckpointInfo, parse_info, read_info, read_weights, reading, save_weights
 from weights_conversion.safetensors_files import SafetensorsFile, write_safetensors
 from weights_conversion.source import Source, Tensor
 
@@ -32,8 +32,7 @@ def open_native_folder(path: Path) -> Source:
 
     def read(name: str) -> np.ndarray:
         if not loaded:  # Orbax takes as long for one tensor as for all
-            with reading(path) as folder:
-                loaded.update(ocp.load(folder))
+            loaded.update(read_weights(path))
         return np.asarray(loaded[name], np.float32)
 
     with reading(path) as folder:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from sam2_3dmed_jax.data.store import FORMAT, INDEX, CaseEntry, entry_from_json,
 from sam2_3dmed_jax.errors import UserError
 
 SETTINGS, SHARDS, SIDECARS, TEMPORARY = "prepare.json", "shards", "cases", ".unfinished"
+UNFINISHED = ".tmp"  # suffix of files before they are renamed
 NEW, CHANGED, LOST, UNDECLARED = (
     "new",
     "its files changed",
@@ -51,7 +53,7 @@ def claimed(out: Path, dataset: Dataset, settings: PrepareConfig) -> Iterator[No
     file = out / SETTINGS
     if file.exists():
         _check_settings(file, ours)
-    elif out.exists() and not (out.is_dir() and all(path.name == _unfinished(file).name for path in out.iterdir())):
+    elif out.exists() and not (out.is_dir() and all(_is_unfinished(path, file) for path in out.iterdir())):
         raise UserError(f"{out} holds something else than what `prepare` writes; give a new or an empty folder as OUT")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -129,10 +131,17 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text under a temporary name, then rename, so that it is there whole or not at all; raises OSError."""
-    temporary = _unfinished(file)
-    temporary.write_bytes(text.encode())
-    temporary.replace(file)
+    """Write a text under a temporary name, then rename, so that it is there whole or not at all; raises OSError.
+
+    The name is the writer's own: several processes may write one file at a time, and the last one stands.
+    """
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    try:
+        temporary.write_bytes(text.encode())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -178,8 +187,9 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _unfinished(file: Path) -> Path:
-    return file.with_name(f".{file.name}.tmp")
+def _is_unfinished(path: Path, file: Path) -> bool:
+    """Whether a path is what a writer of a file that died left."""
+    return path.name.startswith(f".{file.name}.") and path.suffix == UNFINISHED
 
 
 def _sidecar(out: Path, case_id: str) -> Path:

@@ -165,6 +165,18 @@ def reading(path: str | os.PathLike[str]) -> Iterator[str]:
         raise UserError(f"{path}: its weights cannot be read ({type(error).__name__}); write it again") from error
 
 
+def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """All weights of a native checkpoint by name, on the host, whatever devices they lay on when they were written.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    with reading(path) as folder:
+        # Orbax would else look for the devices of the machine that wrote them.
+        on_host = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in ocp.metadata(folder).metadata.items()}
+        return dict(ocp.load(folder, on_host))
+
+
 def load_weights(path: str | os.PathLike[str], config: ModelConfig) -> Weights:
     """Load the weights of a native checkpoint into the structure of `config`.
 
@@ -172,8 +184,7 @@ def load_weights(path: str | os.PathLike[str], config: ModelConfig) -> Weights:
         UserError: the checkpoint is of another preset or has other modules, or cannot be read.
     """
     _, abstract = abstract_model(config)
-    with reading(path) as folder:
-        stored = ocp.load(folder)
+    stored = read_weights(path)
     missing, unexpected = sorted(set(abstract) - set(stored)), sorted(set(stored) - set(abstract))
     shaped = sorted(
         name for name in set(abstract) & set(stored) if tuple(abstract[name].shape) != tuple(stored[name].shape)

@@ -154,7 +154,7 @@ def _tree(state: TrainState) -> dict:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith((SUMS, f"{SUMS}.tmp")))
+    files = (path for path in folder.rglob("*") if path.is_file() and SUMS not in path.name)
     return {path.relative_to(folder).as_posix(): path for path in sorted(files)}
 
 

@@ -6,6 +6,7 @@ is known by its entry in that dataset's index, which names its source files by h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.data.prepare_folder import write_whole, writing
+from sam2_3dmed_jax.data.prepare_folder import UNFINISHED, write_whole, writing
 from sam2_3dmed_jax.data.record_files import OpenFiles
 from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.errors import UserError
@@ -90,7 +91,7 @@ class FeatureCache:
             raise UserError(f"data.features: {self.path} is no local folder, as shards need; give one")
         folder, file = Path(self.path), Path(self.path, INDEX)
         if not file.exists():
-            if folder.exists() and not (folder.is_dir() and all(path.suffix == ".tmp" for path in folder.iterdir())):
+            if folder.exists() and not (folder.is_dir() and all(path.suffix == UNFINISHED for path in folder.iterdir())):
                 raise UserError(f"data.features: {folder} holds something else; give a new or an empty folder")
             return
         try:
@@ -115,9 +116,10 @@ class FeatureCache:
         with writing(Path(self.path)):
             for name in (SHARDS, CASES):
                 Path(self.path, name).mkdir(parents=True, exist_ok=True)
-            for path in Path(self.path, SHARDS).glob(".*.tmp"):
-                if time.time() - path.stat().st_mtime > ABANDONED:
-                    path.unlink(missing_ok=True)
+            for path in Path(self.path).rglob(f".*{UNFINISHED}"):
+                with contextlib.suppress(FileNotFoundError):  # another run has finished it, or removed it too
+                    if time.time() - path.stat().st_mtime > ABANDONED:
+                        path.unlink()
         write_whole(Path(self.path, INDEX), json.dumps({"format": FORMAT, "key": asdict(self.key)}, indent=1) + "\n")
 
     def _file(self, folder: str, case: CaseEntry, suffix: str) -> Path:

@@ -1,0 +1,54 @@
+"""Native checkpoints: what one machine wrote, another reads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax import load_model, new_model
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.sam2.parameters import split
+
+ROOT = Path(__file__).resolve().parents[2]
+ON_THE_SECOND_DEVICE = """
+import sys
+import jax
+from sam2_3dmed_jax import new_model
+from sam2_3dmed_jax.model.checkpoint import save_weights
+from sam2_3dmed_jax.sam2.parameters import split
+
+model = new_model("nano", 64, seed=3)
+weights = {name: jax.device_put(value, jax.devices()[1]) for name, value in split(model)[1].items()}
+save_weights(weights, sys.argv[1], model.info)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of weights that lay on a device which this process lacks, as those of a GPU or a TPU do."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "checkpoint"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", ON_THE_SECOND_DEVICE, str(folder)], env=environment, check=True, timeout=300)
+    return folder
+
+
+def test_a_checkpoint_is_read_without_the_devices_that_wrote_it(elsewhere: Path):
+    assert jax.local_device_count() == 1
+    found = split(load_model(elsewhere))[1]
+    for name, value in split(new_model("nano", 64, seed=3))[1].items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_damaged_weights_are_one_sentence(elsewhere: Path, tmp_path: Path):
+    for file in (elsewhere / "weights").rglob("*"):
+        if file.is_file():
+            copy = tmp_path / "cut" / "weights" / file.relative_to(elsewhere / "weights")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (tmp_path / "cut" / "config.json").write_bytes((elsewhere / "config.json").read_bytes())
+    with pytest.raises(UserError, match="its weights cannot be read"):
+        load_model(tmp_path / "cut")
