@@ -10,7 +10,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from sam2_3dmed_jax.model.checkpoint import FORMAT, CheckpointInfo, parse_info, read_info, read_weights, reading, save_weights
+from sam2_3dmed_jax.model.checkpoint import (
+    FORMAT,
+    CheckpointInfo,
+    parse_info,
+    read_info,
+    read_weights,
+    reading,
+    save_weights,
+)
 from weights_conversion.safetensors_files import SafetensorsFile, write_safetensors
 from weights_conversion.source import Source, Tensor
 

@@ -91,7 +91,8 @@ class FeatureCache:
             raise UserError(f"data.features: {self.path} is no local folder, as shards need; give one")
         folder, file = Path(self.path), Path(self.path, INDEX)
         if not file.exists():
-            if folder.exists() and not (folder.is_dir() and all(path.suffix == UNFINISHED for path in folder.iterdir())):
+            ours = not folder.exists() or (folder.is_dir() and all(p.suffix == UNFINISHED for p in folder.iterdir()))
+            if not ours:
                 raise UserError(f"data.features: {folder} holds something else; give a new or an empty folder")
             return
         try:

@@ -1,4 +1,4 @@
-"""Every command in `experiments/paper/README.md` is one that there is, with arguments that it takes."""
+"""Every command in `experiments/README.md` and `experiments/paper/README.md` is there, with arguments that it takes."""
 
 import re
 import shlex
@@ -15,21 +15,27 @@ from weights_conversion.commands import add_verbs
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
-LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+ABOVE = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+LINES, LINES_ABOVE = (
+    [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    for text in (README, ABOVE)
+)
 MODULES = {"experiments.paper.phantom": phantom.Words, "experiments.paper.msd": msd.Words}
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", [*LINES, *LINES_ABOVE])
 def test_a_command_takes_its_arguments(line: str):
     program, *words = shlex.split(line)
     if program == "sam2-3dmed":
-        assert not parser(add_verbs).parse_known_args(words)[1]
+        options, rest = parser(add_verbs).parse_known_args(words)
+        if rest:  # fields of an experiment
+            read_experiment(str(ROOT / options.experiment), rest)
     elif words[0] == "-m":
         tyro.cli(MODULES[words[1]], args=words[2:])
     else:
         assert ROOT / words[0] == Path(export_nnunet.__file__)
         tyro.cli(export_nnunet.Export, args=words[1:])
-    assert len(LINES) == 15
+    assert (len(LINES), len(LINES_ABOVE)) == (15, 5)
 
 
 def test_the_decathlon_programme_reads_what_the_lines_before_it_make():
@@ -56,3 +62,11 @@ def test_every_file_that_the_readme_names_is_written():
     source = Path(tables.__file__).read_text(encoding="utf-8")
     for name in re.findall(r"`(\w+\.(?:csv|md|html))`", README):
         assert f'"{name}"' in source
+
+
+def test_the_experiments_and_numbers_of_runs_that_the_readme_names_are_those_that_there_are():
+    there = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"decathlon.py"}  # what the others share
+    assert set(re.findall(r"`(\w+\.py)`", ABOVE)) == there
+    every = cells(msd.programme(msd.Words()))
+    trained = [cell for cell in every if cell.variant.kind == "trained" and cell.config.model.kind == "sam2"]
+    assert f"{len(every):,} runs" in ABOVE and f"all {len(trained)} runs that train SAM 2" in ABOVE
