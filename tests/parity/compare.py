@@ -2,7 +2,8 @@
 
 Float32 sums in another order differ by some 1e-7 of the terms; layers and slices pile that up. Measured: up to
 1.3e-6 for features (2.5e-5 after the sharp memory attention) and 3.5e-5 for logits after 12 slices. The tolerances are
-the project's promise; where there are several objects, the memory moves the last slice by 20 times theirs or more.
+the project's promise; where there are several objects, an error is also at most a twentieth of what memory does to the
+last slice, so that a walk whose memory has no say never passes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tests.parity.stages import Stages
 
 FEATURES = 1e-4  # of the reference's largest magnitude; one stage on its own, so errors do not add up
 LOGITS = 1e-3  # of the reference's largest magnitude: each of 12 slices builds on the errors of those before
+FAR = 20  # what memory does to the last slice is at least so many times the error
 SCORES = 1e-3  # absolute: an object score decides presence at 0, and is of order 1
 SAME_SIGN = 0.9999  # pixels whose logit lies within rounding of 0 may fall on either side
 SAME_SIGN_BFLOAT16 = 0.99  # 8 bits of mantissa: 4e-3 of each number; stated, not hidden
@@ -69,24 +71,29 @@ def assert_same_stages(ours: Stages, reference: Stages) -> None:
 
 
 def assert_same_walk(ours: Tracked, reference: Tracked) -> None:
-    """Masks and scores of a scenario agree in float32."""
-    assert_telling(reference)
+    """Masks and scores of a scenario agree in float32, far closer than a walk without memory would."""
+    memory = assert_telling(reference)
     found = agreement(ours, reference)
     print(f"\n{found}")
-    assert found.error <= LOGITS, found
+    assert found.error <= min(LOGITS, memory / FAR), found
     assert found.same_sign >= SAME_SIGN, found
     assert found.score_error <= SCORES, found
 
 
-def assert_telling(reference: Tracked) -> None:
-    """The reference can tell right from wrong: both signs, objects present, slices and objects that differ."""
+def assert_telling(reference: Tracked) -> float:
+    """The reference can tell right from wrong: both signs, objects present, slices and objects that differ.
+
+    Returns:
+        What memory does: the difference of two objects on the last slice, over their largest logit; of one, infinity.
+    """
     logits = reference.mask_logits
     assert np.isfinite(logits).all()
     assert (logits > GATED).mean() > 0.5, "most masks are gated to -1024"
     inside = (logits[logits > GATED] > 0).mean()
     assert 0.02 < inside < 0.98, f"{inside:.1%} of pixels are inside"
-    # Away from the prompt only the memory tells objects apart, so memory has to matter far beyond the tolerance.
+    # Away from the prompt only the memory tells objects apart.
     first = logits[0]
-    if len(first) > 1:
-        apart = np.abs(first[0, -1] - first[1, -1]).max() / np.abs(first[:, -1]).max()
-        assert apart > 20 * LOGITS, f"on the last slice two objects differ by {apart:.1e}: memory has no say"
+    if len(first) == 1:
+        return float("inf")
+    apart = np.abs(first[0, -1] - first[1, -1]).max() / np.abs(first[:, -1]).max()
+    return float(apart)
