@@ -60,7 +60,7 @@ class Size:
     folds: int = 3  # of which the first is held out
     pretraining_cases: int = 60  # of each task
     pretraining_steps: int = 4000
-    steps: int = 600
+    steps: int = 300
     seeds: int = 8  # of the two-by-two
     few: int = 3  # of the rest
     slices: int = 6  # D
