@@ -75,10 +75,7 @@ class TestTinyAt512:
         compare.assert_same_walk(*pairs(preset, 512, 12).track(SCENARIOS["three_objects_and_a_correction"](12)))
 
 
-# The two large ones take minutes each: their 48 blocks have to be compiled.
-@pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=pytest.mark.long if "large" in name else ()) for name in OTHERS]
-)
+@pytest.mark.parametrize("preset", OTHERS)
 def test_the_converter_and_a_short_clip_agree_for_every_other_preset(pairs: Pairs, preset: str) -> None:
     compare.assert_same_walk(*pairs(preset, 256, 4).track(SCENARIOS["one_object"](4)))
 
