@@ -18,7 +18,7 @@ from sam2_3dmed_jax import VolumePredictor, load_model
 from sam2_3dmed_jax.data.msd import Case
 from sam2_3dmed_jax.evaluation.overlap import overlap_metrics
 from sam2_3dmed_jax.evaluation.plan import Plan
-from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_texts
+from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_files
 from sam2_3dmed_jax.inference.predictor import Session
 from sam2_3dmed_jax.inference.segment import label_result, to_slices
 from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
@@ -88,4 +88,4 @@ def write(rows: Iterator[dict[str, Any]], out: Path) -> None:
             means[name] = float(values.mean()) if len(values) else None
         left = sum(math.isnan(row["agreement"]) for row in own)
         summary["objects"][labels] = {**means, "cases": len(own) - left, "left_out": left}
-    write_texts({TABLE: table_text(COLUMNS, found), SUMMARY: json.dumps(summary, indent=2) + "\n"}, out)
+    write_files({TABLE: table_text(COLUMNS, found), SUMMARY: json.dumps(summary, indent=2) + "\n"}, out)

@@ -5,6 +5,7 @@ Means, intervals and tests are the package's (`evaluation.summary`, `evaluation.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ RUN_COLUMNS = (*NAMED, "class", "fold", "seed", "run", "config_hash", "cases", *
 COMPARISON_COLUMNS = ("task", "variant", "other", "seeds", *comparison.COLUMNS)
 COST_COLUMNS = (*NAMED, "parameters", "srpp", "bd", "tflops", "seconds_a_volume", "peak_host_mib", "step_seconds")
 MACRO = "macro"
+CONFIGS = "configs.json"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,12 @@ def run_rows(found: Iterable[Pooled]) -> list[Row]:
                 named = {"class": name, "config_hash": cell.digest, "cases": len(of_class)}
                 rows.append({**told, **named, **means})
     return rows
+
+
+def configs_text(every: Iterable[Cell]) -> str:
+    """What each hash was made of, by hash."""
+    told = {cell.digest: cell.identity for cell in every}
+    return json.dumps(dict(sorted(told.items())), indent=1) + "\n"
 
 
 def comparisons(found: Sequence[Pooled]) -> list[Row]:

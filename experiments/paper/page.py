@@ -27,8 +27,8 @@ class Table:
 class Figure:
     """A picture with its words."""
 
-    file: str  # beside the page
-    svg: bytes
+    file: str  # beside the page: .svg or .png
+    data: bytes
     heading: str
     caption: str
 
@@ -43,7 +43,10 @@ def page(title: str, notes: Sequence[str], sections: Sections, figures: Sequence
     parts += [
         (name, "".join(markup.table(t.caption, t.header, t.rows, t.heads) for t in tables)) for name, tables in sections
     ]
-    drawn = "".join(markup.figure("svg+xml", f.svg, f"{f.heading}. {f.caption}", f.caption) for f in figures)
+    drawn = "".join(
+        markup.figure("png" if f.file.endswith(".png") else "svg+xml", f.data, f"{f.heading}. {f.caption}", f.caption)
+        for f in figures
+    )
     parts.append(("Figures", f'<div class="plots">{drawn}</div>' if drawn else ""))
     return frame.framed(title, parts)
 

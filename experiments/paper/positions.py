@@ -19,7 +19,7 @@ from flax import nnx
 from sam2_3dmed_jax import VolumePredictor, load_model
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.msd import Case
-from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_texts
+from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_files
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
@@ -138,4 +138,4 @@ def write(found: Iterator[Read], out: Path) -> None:
         summary |= dict(zip(("abs_error_mm", "right_sign"), means, strict=True))
         summary["r2"] = float(1 - ((p - y) ** 2).sum() / ((y - y.mean()) ** 2).sum())
     summary["definitions"] = DEFINITIONS
-    write_texts({TABLE: table_text(COLUMNS, rows), SUMMARY: json.dumps(summary, indent=2) + "\n"}, out)
+    write_files({TABLE: table_text(COLUMNS, rows), SUMMARY: json.dumps(summary, indent=2) + "\n"}, out)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from experiments.paper.variants import Others, Scoring, Task, Variant, changed
 from sam2_3dmed_jax.config import ExperimentConfig
@@ -60,15 +61,19 @@ class Cell:
     scorings: tuple[Scoring, ...]
 
     @property
-    def digest(self) -> str:
-        """Of config and scoring, but for fold and seed, which the name tells, and for what decides no number."""
+    def identity(self) -> dict[str, Any]:
+        """Config and scoring, but for fold and seed, which the name tells, and for what decides no number."""
         plain = record(changed(self.config, data__fold=0, training__seed=0))
         for name in MAY_CHANGE:
             part, key = name.split(".")
             del plain[part][key]
         scored = {"classes": self.task.classes, "tolerance_mm": self.task.tolerance_mm}
-        told = json.dumps({"kind": self.variant.kind, "config": plain, **scored}, sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:10]
+        return {"kind": self.variant.kind, "config": plain, **scored}
+
+    @property
+    def digest(self) -> str:
+        """Of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.paper.page import Figure
 from experiments.paper.programme import Cell, Programme, cells
 from experiments.paper.variants import Task
 from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.console import ConsoleProgress
+from sam2_3dmed_jax.evaluation.report import plots
 from sam2_3dmed_jax.evaluation.sweep.run import read_sweep, run_sweep
+from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS
+from sam2_3dmed_jax.evaluation.sweep.tables import MACRO, SUMMARY
 
 FOLDER = "robustness"
 SWEPT = ("full", "neither")
+CURVES = {"misplacement_mm": "misplacement (mm)", "noise_mm": "noise, SD (mm)"}
 
 
 def specs(programme: Programme, out: Path) -> Iterator[tuple[Task, SweepSpec]]:
@@ -51,6 +57,46 @@ def sweep(programme: Programme, out: Path, progress: ConsoleProgress) -> list[st
     for task, spec in specs(programme, out):
         lines += run_sweep(read_sweep(spec), str(out / FOLDER / task.name), None, progress)
     return lines or ["no task has all runs that the sweep of prompts needs; run the programme first"]
+
+
+def curves(programme: Programme, out: Path) -> list[Figure]:
+    """Dice against noisy and misplaced prompts, of the sweeps that are done."""
+    found = []
+    for task in programme.tasks:
+        file = out / FOLDER / task.name / SUMMARY
+        if not file.exists():
+            continue
+        with file.open(newline="") as table:
+            rows = [row for row in csv.DictReader(table) if row["class"] == MACRO and row["dice_mean"]]
+        for factor, axis in CURVES.items():
+            fixed = [name for name in FACTORS if name not in (factor, "prompt", "bd")]
+            points = []
+            for row in rows:
+                # The first row of a kind of prompt is its base, which all but the factor has to equal.
+                base = next(other for other in rows if other["prompt"] == row["prompt"])
+                if all(row[name] == base[name] for name in fixed):
+                    ends = (row["dice_ci95_low"], row["dice_ci95_high"])
+                    points.append(
+                        {
+                            "x": float(row[factor]),
+                            "series": f"{row['prompt']}, {_label(programme, row['model'])}",
+                            "mean": float(row["dice_mean"]),
+                            "ci95": tuple(map(float, ends)) if all(ends) else None,
+                        }
+                    )
+            if points:
+                caption = (
+                    f"{task.title}: mean Dice over classes against {axis} of the prompt, by kind of prompt; bands: "
+                    f"95 % intervals over cases. Exploratory. {FOLDER}/{task.name} has all conditions."
+                )
+                svg = plots.curves(points, axis, "mean Dice")
+                name = f"figures/robustness_{factor}_{task.name}.svg"
+                found.append(Figure(name, svg, f"Robustness on {task.title}", caption))
+    return found
+
+
+def _label(programme: Programme, model: str) -> str:
+    return next((v.label for v in programme.rows if f"-{v.name}-fold" in model), model)
 
 
 def _checkpoint(cell: Cell, out: Path) -> Path:

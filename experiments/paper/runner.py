@@ -41,7 +41,7 @@ class Options:
     out: str  # folder of runs, tables and figures
     list: bool = False  # print the runs with their state and expected time, and do nothing
     tables: bool = False  # write the tables of what is done, and do nothing else
-    robustness: bool = False  # sweep prompts over the runs that are done, and do nothing else
+    robustness: bool = False  # sweep prompts over the runs that are done, and train nothing
     tasks: tuple[str, ...] = ()  # only these; (): all
     variants: tuple[str, ...] = ()  # only these; (): all
     folds: tuple[int, ...] = ()  # only these; (): all
@@ -68,9 +68,9 @@ def run(made: Callable[[], Programme], options: Options) -> int:
             with terminated_as_interrupted(), ConsoleProgress() as progress:
                 if options.robustness:
                     print("\n".join(robustness.sweep(part, out, progress)))
-                    return
-                part.before(progress)
-                work_off(part, out, progress)
+                else:
+                    part.before(progress)
+                    work_off(part, out, progress)
         print("\n".join([*write_report(programme, out), *_sum(part, out)]))
         if failed := [cell for cell in cells(part) if (cell.folder(out) / FAILED).exists()]:
             told = json.loads((failed[0].folder(out) / FAILED).read_text())["error"]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.paper import figures
+from experiments.paper import failures, figures, robustness
 from experiments.paper.gather import (
     COMPARISON_COLUMNS,
+    CONFIGS,
     COST_COLUMNS,
     MACRO,
     METRICS,
@@ -17,6 +18,7 @@ from experiments.paper.gather import (
     TABLE_COLUMNS,
     Pooled,
     comparisons,
+    configs_text,
     cost_rows,
     pooled,
     run_rows,
@@ -28,7 +30,7 @@ from experiments.paper.variants import ONE_CLICK
 from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.report.markup import Number, Range
 from sam2_3dmed_jax.evaluation.report.wording import name_of, number
-from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_texts
+from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_files
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, PROMPTED, Row
 
 
@@ -41,19 +43,20 @@ def write_report(programme: Programme, out: Path) -> list[str]:
     compared = comparisons(found)
     costs = cost_rows(found, out)
     sections = [*_sections(programme, found, compared), *_costs(costs), *_extras(programme, out), _which(programme)]
-    drawn = figures.draw(programme, out)
-    texts = {
+    drawn = [*figures.draw(programme, out), *robustness.curves(programme, out), *failures.pictures(programme, out)]
+    files = {
         "table.csv": table_text(TABLE_COLUMNS, table),
         "runs.csv": table_text(RUN_COLUMNS, runs),
         "comparison.csv": table_text(COMPARISON_COLUMNS, compared),
         "costs.csv": table_text(COST_COLUMNS, costs),
-        **{figure.file: figure.svg.decode() for figure in drawn},
+        CONFIGS: configs_text(cell for entry in found for cell in entry.cells),
+        **{figure.file: figure.data for figure in drawn},
         "tables.md": markdown(programme.title, programme.notes, sections, drawn),
         "report.html": page(programme.title, programme.notes, sections, drawn),
     }
-    write_texts(texts, out)
+    write_files(files, out)
     done = sum(len(entry.cells) for entry in found)
-    return [f"tables.md, report.html and {', '.join(n for n in texts if n.endswith('.csv'))} in {out}: {done} results"]
+    return [f"tables.md, report.html and {', '.join(n for n in files if n.endswith('.csv'))} in {out}: {done} results"]
 
 
 def _sections(programme: Programme, found: Sequence[Pooled], compared: Sequence[Row]) -> list[tuple[str, list[Table]]]:
@@ -252,9 +255,9 @@ def _extras(programme: Programme, out: Path) -> list[tuple[str, list[Table]]]:
 def _which(programme: Programme) -> tuple[str, list[Table]]:
     rows = [[variant.name, variant.label, variant.sentence] for variant in programme.rows]
     caption = (
-        "Variants. Each number of the tables stands in table.csv with the hash that its runs' folders end with; "
-        "runs.csv has a row a run with its folder, hash and seed, and the folder's scores/ has its cases, and a page "
-        "with pictures of the worst ones."
+        "Variants. Each number of the tables stands in table.csv with the hash that its runs' folders end with, and "
+        "configs.json has what was hashed; runs.csv has a row a run with its folder, hash and seed, and the folder's "
+        "scores/ has its cases, and a page with pictures of the worst ones."
     )
     return "What the rows are", [Table(caption, ("name", "row", "what it is"), rows, 1)]
 

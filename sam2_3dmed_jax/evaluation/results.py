@@ -75,21 +75,21 @@ def write_results(
         texts[RELIABILITY] = table_text(RELIABILITY_COLUMNS, bins)
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     texts |= beside or {}
-    write_texts(texts, out)
+    write_files(texts, out)
     for name in {LESIONS, RELIABILITY, REPORT, *COMPARISON} - texts.keys():  # of an earlier evaluation
         Path(out, name).unlink(missing_ok=True)
 
 
-def write_texts(texts: Mapping[str, str], out: str | os.PathLike[str]) -> None:
+def write_files(files: Mapping[str, str | bytes], out: str | os.PathLike[str]) -> None:
     """Write files of these names into a folder, under temporary names first.
 
     Raises:
         UserError: the folder cannot be written.
     """
     with ExitStack() as written:
-        for name, text in texts.items():
+        for name, content in files.items():
             part = written.enter_context(written_whole(Path(out, name), Path(name).suffix))
-            part.write_text(text, encoding="utf-8", newline="")
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def table_text(columns: Sequence[str], rows: Sequence[Row]) -> str:

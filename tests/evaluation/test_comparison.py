@@ -10,7 +10,7 @@ from scipy import stats
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
-from sam2_3dmed_jax.evaluation.results import COLUMNS, write_texts
+from sam2_3dmed_jax.evaluation.results import COLUMNS, write_files
 from sam2_3dmed_jax.evaluation.scores import SCORES
 from sam2_3dmed_jax.evaluation.statistics import holm
 
@@ -89,7 +89,7 @@ def test_what_was_not_measured_or_told_alike_is_not_compared(more: dict[str, Any
 
 
 def test_a_comparison_is_written_as_json_and_csv(tmp_path: Path):
-    write_texts(comparison_texts(compare(rows_of(OURS), rows_of(THEIRS))), tmp_path / "out")
+    write_files(comparison_texts(compare(rows_of(OURS), rows_of(THEIRS))), tmp_path / "out")
     header, first, *_ = (tmp_path / "out" / "comparison.csv").read_text().splitlines()
     assert header.startswith("class,metric,cases,left_out,mean,mean_other,difference,ci95_low,ci95_high")
     cells = dict(zip(header.split(","), first.split(","), strict=True))

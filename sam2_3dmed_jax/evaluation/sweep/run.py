@@ -18,7 +18,7 @@ from sam2_3dmed_jax.data.msd import Case, Dataset, fingerprint, on_disk, read_da
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import label_classes
 from sam2_3dmed_jax.evaluation.plan import Plan
-from sam2_3dmed_jax.evaluation.results import table_text, write_texts
+from sam2_3dmed_jax.evaluation.results import table_text, write_files
 from sam2_3dmed_jax.evaluation.scores import Measure, check_grid
 from sam2_3dmed_jax.evaluation.sweep import tables
 from sam2_3dmed_jax.evaluation.sweep.cells import Cells
@@ -185,7 +185,7 @@ def _write(sweep: Sweep, out: str, cells: Cells, progress: Progress) -> list[str
         tables.RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n",
         tables.REPORT: sweep_page(sweep.spec, summary, record),
     }
-    write_texts(texts, out)
+    write_files(texts, out)
     cells.tidy()
     *names, last = texts
     return [

@@ -1,6 +1,8 @@
 """The runner from runs to tables: killed in the middle, it ends with the tables of one that was not."""
 
+import base64
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -12,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.paper import cohorts
+from experiments.paper import cohorts, robustness
 from experiments.paper.phantom import INIT
 from experiments.paper.programme import cells
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.data.msd import read_dataset
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.results import read_results
+from sam2_3dmed_jax.evaluation.report import plots
+from sam2_3dmed_jax.evaluation.results import read_results, table_text
+from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 from tests.experiments.paper.two_seeds import SIZE, programme
 
@@ -107,6 +111,43 @@ def test_the_page_and_the_text_say_what_they_cannot_tell_and_hold_the_tables(run
         assert "Block: reference-prompted" in told and "Region growing" in told and "For research use only" in told
     assert "![Training on Spleen (phantoms)](figures/training_spleen.svg)" in text
     assert (whole / "figures" / "training_spleen.svg").read_text().startswith("<?xml")
+    assert "![Failure on Spleen (phantoms)](figures/failure_spleen_neither_1.png)" in text
+    picture = (whole / "figures" / "failure_spleen_neither_1.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in page
+
+
+def test_each_hash_is_that_of_the_config_beside_the_tables(runs, data: Path):
+    _, whole, _ = runs
+    told = json.loads((whole / "configs.json").read_text())
+    with (whole / "runs.csv").open() as file:
+        assert {row["config_hash"] for row in csv.DictReader(file)} == told.keys()
+    for digest, config in told.items():
+        assert hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest().startswith(digest)
+
+
+def test_curves_of_robustness_hold_what_differs_from_the_base_in_one_factor(data: Path, tmp_path: Path, monkeypatch):
+    base = {**dict.fromkeys(FACTORS, "0"), "placement": "centre", "class": "macro", "dice_mean": "0.5"}
+    rows = [
+        {**base, "model": f"runs/spleen-{variant}-fold0-seed0-abc", "prompt": prompt, **changed, "dice_mean": mean}
+        for variant in ("neither", "region-growing")
+        for prompt in ("point", "box")
+        for changed, mean in (({}, "0.8"), ({"noise_mm": "2"}, "0.7"), ({"misplacement_mm": "5"}, "0.6"))
+    ]
+    rows.append({**rows[0], "noise_mm": "2", "placement": "random", "dice_mean": "0.1"})
+    folder = tmp_path / "robustness" / "spleen"
+    folder.mkdir(parents=True)
+    columns = ["model", "class", "dice_mean", "dice_ci95_low", "dice_ci95_high", *FACTORS]
+    (folder / "summary.csv").write_text(table_text(columns, rows))
+    drawn: list = []
+    monkeypatch.setattr(plots, "curves", lambda points, *_: drawn.append(points) or b"")
+    figures = robustness.curves(programme(data), tmp_path)
+    assert [f.file for f in figures] == [
+        f"figures/robustness_{name}_spleen.svg" for name in ("misplacement_mm", "noise_mm")
+    ]
+    names = ("SAM 2, fine-tuned", "Region growing")
+    for points, x, mean in zip(drawn, (5.0, 2.0), (0.6, 0.7), strict=True):
+        assert {point["series"] for point in points} == {f"{p}, {name}" for p in ("point", "box") for name in names}
+        assert {(point["x"], point["mean"]) for point in points} == {(0.0, 0.8), (x, mean)} and len(points) == 8
 
 
 def test_cohorts_are_joined_with_a_label_for_each_of_theirs_and_no_person_is_in_two(data: Path, tmp_path: Path):
