@@ -45,10 +45,11 @@ def compile_all(config: ExperimentConfig, what: What, topology: Topology, stage:
         UserError: the compiler is not installed, or settings do not fit the topology or each other.
     """
     toolchain.check(topology)
-    return [_compile(program, topology, stage) for program in programs(config, what, topology.devices())]
+    return [compile_program(program, topology, stage) for program in programs(config, what, topology.devices())]
 
 
-def _compile(program: Program, topology: Topology, stage: Callable[[str], None]) -> dict[str, Any]:
+def compile_program(program: Program, topology: Topology, stage: Callable[[str], None]) -> dict[str, Any]:
+    """Compile one program; returns its record."""
     stage(f"{program.name}: tracing")
     traced = program.trace(*program.arguments.values())
     total = flops(traced.jaxpr)

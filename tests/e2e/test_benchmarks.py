@@ -32,3 +32,15 @@ def test_the_data_benchmark_compares_shards_with_nifti_and_shows_memory_at_inter
     assert all(float(value) > 0 for row in speeds for value in row[3:6])
     assert len([row for row in rows[10:] if row.startswith("| ")]) == 1 + 10
     assert rows[-1].startswith("Growth after the first 2 clips")
+
+
+def test_the_tpu_benchmark_prints_what_the_compiler_says_and_no_score_is_held():
+    words = ["--presets", "nano", "--image-size", "512", "--work", "attention", "--attention", "flash"]
+    command = [sys.executable, "-m", "experiments.benchmarks.tpu", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    told, _, header, _, row = done.stdout.splitlines()
+    names, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (header, row))
+    found = dict(zip(names, cells, strict=True))
+    assert told.startswith("v5e:1x1, 512 px") and found["program"] == "memory attention, one slice"
+    assert float(found["ms"]) > 0 and 0 < float(found["of the peak"].removesuffix("%")) <= 100
+    assert found["[N, M] in HBM"] == "no"
