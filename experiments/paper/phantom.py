@@ -69,10 +69,10 @@ class Size:
     matrix: int = 128  # pixels a side of a phantom's slice
     dim: int = 64  # of the slice context
     batch_size: int = 4
-    unet_steps: int = 1000
+    unet_steps: int = 600
     unet_features: int = 8
     unet_spacing: float = 4.0  # mm, along each axis
-    unet_patch: tuple[int, int, int] = (32, 64, 64)
+    unet_patch: tuple[int, int, int] = (24, 48, 48)
     seed: int = 0  # of the cohorts
     tasks: tuple[str, ...] = tuple(SLICE_MM)
 

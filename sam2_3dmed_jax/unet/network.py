@@ -6,7 +6,6 @@ residual blocks whose first one strides, a convolution after each transposed one
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,9 @@ from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import Remat, UNetConfig
 from sam2_3dmed_jax.sam2.initial import transposed
-from sam2_3dmed_jax.sam2.layers import parameter, precision_of, product
+from sam2_3dmed_jax.sam2.layers import parameter, product
 from sam2_3dmed_jax.sam2.rematerialisation import rematerialised
+from sam2_3dmed_jax.unet.convolution import convolve
 from sam2_3dmed_jax.unet.topology import Triple, stages_of
 
 EPSILON = 1e-5
@@ -60,32 +60,7 @@ class ConvNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[B, d, h, w, in]` to `[B, d', h', w', out]`."""
-        convolved = lax.platform_dependent(
-            x.astype(self.dtype), self.kernel[...].astype(self.dtype), cpu=self._shifted, default=self._convolved
-        )
-        return self.norm(convolved)
-
-    def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            self.stride,
-            [(k // 2, k // 2) for k in kernel.shape[:3]],
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-            precision=precision_of(self.dtype),
-        )
-
-    def _shifted(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The same as a product a tap: XLA's own 3D convolution has gradients that take many times as long on CPU."""
-        sizes = kernel.shape[:3]
-        shape = [-(-n // s) for n, s in zip(x.shape[1:4], self.stride, strict=True)]
-        x = jnp.pad(x, [(0, 0), *((k // 2, k // 2) for k in sizes), (0, 0)])
-        total = jnp.zeros((), self.dtype)
-        for tap in itertools.product(*map(range, sizes)):
-            ends = [t + s * (n - 1) + 1 for t, s, n in zip(tap, self.stride, shape, strict=True)]
-            seen = lax.slice(x, (0, *tap, 0), (x.shape[0], *ends, x.shape[4]), (1, *self.stride, 1))
-            total = total + product(seen, kernel[tap], self.dtype)
-        return total
+        return self.norm(convolve(x, self.kernel[...], self.stride, self.dtype))
 
 
 class Residual(nnx.Module):
