@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.paper import directions, positions
 from experiments.paper.programme import PROMPTED, Cell, Programme, located, sibling
 from experiments.paper.variants import Scoring, changed
@@ -35,6 +37,9 @@ from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
 MAPS = "predictions"  # of automatic methods, for the bridges
 STEPS: dict[str, Any] = {}  # compiled in this process, by all of a config that a step depends on
+# At once. On CPU a step and the walks of its model take some 5,000 mappings of memory, of which Linux gives a process
+# 65,530: after a dozen structures LLVM could load no more.
+KEPT = 4
 
 
 class WaitsError(Exception):
@@ -80,6 +85,9 @@ class Workshop:
         """Runs of equal structure compile once in a process."""
         setup, key = set_up(config), structure(config)
         if key not in STEPS:
+            if len(STEPS) >= KEPT:
+                STEPS.clear()
+                jax.clear_caches()
             STEPS[key] = compile_step(setup).step
         return replace(setup, step=STEPS[key])
 

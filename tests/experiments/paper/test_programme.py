@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from experiments.paper import msd, phantom, runner
+from experiments.paper import msd, phantom, runner, runs
 from experiments.paper.locks import owned, owner
 from experiments.paper.programme import Programme, cells, chosen
 from experiments.paper.runs import structure
@@ -86,6 +86,27 @@ def test_runs_share_a_step_only_if_it_is_the_same(programme: Programme):
         name: structure(of[name]) for name in of if name not in ("zero-shot", "region-growing", "position-probe")
     }
     assert len(set(trained.values())) == len(trained)
+
+
+def test_a_process_holds_the_programs_of_a_few_structures_at_once(programme: Programme, tmp_path: Path, monkeypatch):
+    @dataclass(frozen=True)
+    class Prepared:
+        step: object = None
+
+    cleared: list[int] = []
+    monkeypatch.setattr(runs, "STEPS", {})
+    monkeypatch.setattr(runs, "set_up", lambda config: Prepared())
+    monkeypatch.setattr(runs, "compile_step", lambda setup: Prepared(object()))
+    monkeypatch.setattr(runs.jax, "clear_caches", lambda: cleared.append(len(runs.STEPS)))
+    workshop, of = runs.Workshop(programme, tmp_path), by_variant(programme)
+    first = workshop._set_up(of["full"]).step
+    assert workshop._set_up(changed(of["full"], training__seed=3)).step is first
+    for name in ("neither", "srpp", "bd"):
+        workshop._set_up(of[name])
+    assert len(runs.STEPS) == runs.KEPT and not cleared
+    workshop._set_up(of["mm"])
+    assert len(runs.STEPS) == 1 and cleared == [0]
+    assert workshop._set_up(of["full"]).step is not first
 
 
 def test_the_decathlon_programme_holds_the_experiments_with_positions_in_slices_and_the_methods_of_others():
