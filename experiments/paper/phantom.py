@@ -45,9 +45,9 @@ NOTES = (
     "Phantoms, not patients: synthetic torsos with the known anatomy that a generator gives them. What this shows is "
     "that the programme runs, that its controls work, and how large the noise between seeds is at this size.",
     "It cannot show that SRPP or BD helps on patients, it ranks nothing against nnU-Net, and it chooses no lambda.",
-    "The model is nano (about a million parameters), its encoder trained on a cohort of other people, to segment whichever "
-    "of seven organs is clicked, and then frozen: 'zero-shot' is that checkpoint as it is, so it has seen such organs, but "
-    "none of these people; 'no pre-training' starts from random weights, and takes the same number of steps.",
+    "The model is nano (about a million parameters), its encoder trained on a cohort of other people, to segment "
+    "whichever of seven organs is clicked, and then frozen: 'zero-shot' is that checkpoint as it is, so it has seen such "
+    "organs, but none of these people; 'no pre-training' starts from random weights, and takes the same number of steps.",
     "No setting was tuned on these cases, and none is left out of the tables.",
 )
 
@@ -151,7 +151,7 @@ def _claim(root: Path, size: Size) -> None:
 
 
 def _base(size: Size) -> ExperimentConfig:
-    """The demo's recipe, for all runs; SRPP and BD weigh what the paper says."""
+    """The demo's recipe but for the decay of weights, for all runs; SRPP and BD weigh what the paper says."""
     return ExperimentConfig(
         model=ModelConfig(
             "nano",
@@ -183,7 +183,8 @@ def _base(size: Size) -> ExperimentConfig:
             ema=0.99,
             batch_size=size.batch_size,
             learning_rate=2.5e-3,
-            weight_decay=0.8,
+            # Not the demo's 0.8, which is for one organ: kernels shrink to a tenth, and then no click is heeded.
+            weight_decay=0.05,
             warmup_steps=30,
             checkpoint_every=200,
             keep_checkpoints=1,
