@@ -33,5 +33,5 @@ def test_the_convolution_of_the_cpu_is_that_of_other_chips_and_so_are_its_gradie
         return y, *gradients
 
     for found, expected in zip(of(by_products), of(by_library), strict=True):
-        # Sums of up to 1440 float32 products in another order.
-        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
+        # Sums of up to 2400 float32 products in another order: of the largest number.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
