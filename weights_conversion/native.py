@@ -24,7 +24,7 @@ from weights_conversion.source import Source, Tensor
 
 CONFIG_KEY = "sam2_3dmed_config"  # in the metadata of a native .safetensors
 PROVENANCE_KEY = "sam2_3dmed_provenance"  # in the metadata of the others that we write
-WRITE_BYTES = 32 << 20  # being compressed and written at a time; by default all are
+WRITE_BYTES = 32 << 20  # being written at a time; by default all are
 
 
 def open_native_folder(path: Path) -> Source:
@@ -72,6 +72,7 @@ def write_native_folder(
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
     context.memory.write_concurrent_bytes = WRITE_BYTES
+    context.array.saving.use_compression = False  # of weights it saves 6 %, and holds nearly all of them a second time
     with context:
         save_weights(cast(Any, weights), path, info)
 

@@ -5,7 +5,7 @@
 
 prints FLOPs, HBM traffic, memory, the compiler's estimate of the time, and the FLOPs over what the chip's peak makes of
 that time. `blocked` is the walk of attention by XLA's own products, which other platforms take: what the kernel is
-worth. `[N, M] in HBM` says whether any buffer of the program holds a score of each query and key.
+worth. `[N, M] in HBM` says whether any buffer of memory attention could hold a score of each query and key.
 """
 
 import argparse
@@ -80,16 +80,17 @@ def made(work: str, config: ExperimentConfig, topology: Topology) -> Program:
     return programs(config, "predict" if work == "encoder" else "train", devices)[0]
 
 
-def row(plan: ProgramPlan, topology: Topology, image_size: int) -> str:
+def row(work: str, plan: ProgramPlan, topology: Topology, image_size: int) -> str:
     """Cells of the table."""
     if plan.times is None or plan.bytes is None:
         return f"{plan.flops / 1e12:.2f} | | {plan.total / 2**30:.2f} | does not fit | | |"
     seconds = plan.times.estimate
     queries = (image_size // 16) ** 2
-    scores = queries * MEMORIES * queries  # of one row of a batch, in the smallest type that could hold them
-    largest = max(buffer["bytes"] for buffer in plan.largest)
+    scores = 2 * queries * MEMORIES * queries  # bytes in bfloat16, of one object
     share = plan.flops / plan.chips / seconds / topology.chip.bf16_flops
-    held = "yes" if largest >= 2 * scores else "no"
+    held = ""
+    if work == "attention":  # images of a block of slices are as large
+        held = "yes" if any(buffer["bytes"] >= scores for buffer in plan.largest) else "no"
     return (
         f"{plan.flops / 1e12:.2f} | {plan.bytes / 2**30:.2f} | {plan.total / 2**30:.2f} | {seconds * 1e3:.1f} | "
         f"{share:.0%} | {plan.times.bound} | {held}"
@@ -121,7 +122,8 @@ def main() -> int:
                 program = made(work, config, topology)
                 record = compile_program(program, topology, lambda text: print(text, file=sys.stderr, flush=True))
                 (plan,) = make_plan(config, topology, "train", [record]).programs
-                print(f"| {plan.name} | {preset} | {kind} | {row(plan, topology, options.image_size)} |", flush=True)
+                cells = row(work, plan, topology, options.image_size)
+                print(f"| {plan.name} | {preset} | {kind} | {cells} |", flush=True)
     return 0
 
 
