@@ -46,8 +46,8 @@ NOTES = (
     "that the programme runs, that its controls work, and how large the noise between seeds is at this size.",
     "It cannot show that SRPP or BD helps on patients, it ranks nothing against nnU-Net, and it chooses no lambda.",
     "The model is nano (about a million parameters), its encoder trained on a cohort of other people, to segment "
-    "whichever of seven organs is clicked, and then frozen: 'zero-shot' is that checkpoint as it is, so it has seen such "
-    "organs, but none of these people; 'no pre-training' starts from random weights, and takes the same number of steps.",
+    "whichever of seven organs is clicked, and then frozen: 'zero-shot' is that checkpoint as it is, which has seen "
+    "such organs, but none of these people; 'no pre-training' starts from random weights and takes as many steps.",
     "No setting was tuned on these cases, and none is left out of the tables.",
 )
 
