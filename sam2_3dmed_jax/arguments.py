@@ -47,7 +47,9 @@ def parser(add_more: Callable[[Callable[..., argparse.ArgumentParser]], None]) -
     p.add_argument("out", help="folder to write")
     p.add_argument("--cases", type=int, default=40, help="number of cases")
     p.add_argument("--seed", type=int, default=0, help="of the anatomies")
-    p.add_argument("--task", choices=("spleen", "pancreas", "lung"), default="spleen", help="which organs are labelled")
+    p.add_argument(
+        "--task", choices=("spleen", "pancreas", "lung", "organs"), default="spleen", help="which organs are labelled"
+    )
 
     p = verb("prepare", "write a dataset as shards for training; goes on where it stopped, and does again what changed")
     p.add_argument("dataset", metavar="DATASET", help="folder of a dataset in MSD or nnU-Net layout, or MSD's .tar")

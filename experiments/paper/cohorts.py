@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.msd import read_dataset
 from sam2_3dmed_jax.data.prepare import prepare
 from sam2_3dmed_jax.data.store import is_prepared
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
 from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 from sam2_3dmed_jax.volume.resample import Spacing
 
@@ -47,37 +43,6 @@ def make_prepared(raw: Path, out: Path, spacing: Spacing, progress: Progress) ->
         report = prepare(read_dataset(raw), out, PrepareConfig(spacing), workers=workers(), progress=progress)
         if report.refused:
             raise UserError(f"{raw}: {next(iter(report.refused.values()))}; make the phantoms again")
-
-
-def join_cohorts(cohorts: Sequence[Path], out: Path) -> None:
-    """One dataset of several, each label of each becoming one of its own, if it is not there."""
-    if (out / RECORD).exists():
-        return
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
-    labels, training = {"0": "background"}, []
-    try:
-        for part in ("imagesTr", "labelsTr", "imagesTs"):
-            (unfinished / part).mkdir(parents=True)
-        for cohort in cohorts:
-            dataset, first = read_dataset(cohort), len(labels)
-            becomes = {value: first + at for at, value in enumerate(dataset.labels)}
-            labels |= {str(becomes[value]): f"{cohort.name} {name}" for value, name in dataset.labels.items()}
-            for case in dataset.cases:
-                volume = read_volume(case.image)
-                found = read_labels(case.label, volume)
-                table = np.zeros(max(becomes) + 1, np.int32)
-                table[list(becomes)] = list(becomes.values())
-                shutil.copyfile(case.image, unfinished / "imagesTr" / f"{case.id}.nii.gz")
-                write_labels(unfinished / "labelsTr" / f"{case.id}.nii.gz", table[found], volume)
-                training.append({"image": f"./imagesTr/{case.id}.nii.gz", "label": f"./labelsTr/{case.id}.nii.gz"})
-        record = {
-            **{"name": "Phantom_pretraining", "licence": "CC0", "modality": {"0": "CT"}, "labels": labels},
-            **{"numTraining": len(training), "numTest": 0, "training": training, "test": []},
-        }
-        (unfinished / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_disjoint(cohorts: Sequence[Path]) -> None:

@@ -59,6 +59,21 @@ def test_every_task_has_its_labels_and_a_clinical_grid(task, values):
         assert set(np.unique(label)) == values
 
 
+def test_all_organs_are_labelled_where_they_are_and_the_tumour_lies_in_the_pancreas():
+    seen: set[int] = set()
+    for seed in (7, 8, 9, 11):
+        hu, label, (dz, dy, dx) = make_case(seed, "organs")
+        ml = dz * dy * dx / 1000 * np.bincount(label.ravel(), minlength=8)
+        seen |= set(np.flatnonzero(ml))
+        assert ml[2] == 0 or abs(np.median(hu[label == 2]) - 80) < 45  # the liver's density
+        if (label == 4).any() and (label == 5).any():
+            assert (ndimage.binary_dilation(label == 5) & (label == 4)).any()
+        if label[-1].any():
+            continue
+        assert np.argwhere(label == 1)[:, 2].mean() > np.argwhere(label == 2)[:, 2].mean()  # the spleen is on the left
+    assert seen == set(range(8))
+
+
 def test_the_liver_lies_at_low_columns_the_spleen_at_high_ones_and_the_spine_at_high_rows(spleens):
     for hu, label, _ in spleens.values():
         assert np.argwhere(label)[:, 2].mean() > hu.shape[2] / 2 + 10

@@ -27,6 +27,10 @@ _LABELS = {
     "spleen": {"0": "background", "1": "spleen"},
     "pancreas": {"0": "background", "1": "pancreas", "2": "cancer"},
     "lung": {"0": "background", "1": "cancer"},
+    "organs": {
+        **{"0": "background", "1": "spleen", "2": "liver", "3": "kidney", "4": "pancreas", "5": "pancreatic cancer"},
+        **{"6": "heart", "7": "lung nodule"},
+    },
 }
 
 
@@ -35,7 +39,8 @@ def make_case(seed: int, task: str, matrix: int = 128) -> tuple[np.ndarray, np.n
 
     Args:
         seed: The anatomy seed, an integer >= 0; it settles the person, the scan and the noise.
-        task: "spleen" (1 spleen), "pancreas" (1 pancreas, 2 cancer) or "lung" (1 cancer: the nodules).
+        task: "spleen" (1 spleen), "pancreas" (1 pancreas, 2 cancer), "lung" (1 cancer: the nodules) or "organs" (all
+            of these, liver, kidneys and heart, on scans of any of the three).
         matrix: Pixels along each side of a slice; the field of view stays 358-410 mm.
 
     Returns:
@@ -67,7 +72,7 @@ def write_phantom_dataset(
         out: The folder to make; it may exist if it is empty.
         cases: Number of cases, >= 1.
         seed: Seed of the dataset; the first cases of a larger dataset of the same seed are the same people.
-        task: "spleen", "pancreas" or "lung"; see `make_case`.
+        task: "spleen", "pancreas", "lung" or "organs"; see `make_case`.
         progress: Called with (cases done, cases) after each case.
         matrix: Pixels along each side of a slice.
         workers: Processes; with more than one, the caller's main module must be importable.

@@ -22,7 +22,9 @@ TASKS: dict[str, dict[str, int]] = {  # task -> tissue -> label
     "spleen": {"spleen": 1},
     "pancreas": {"pancreas": 1, "tumour": 2},
     "lung": {"nodule": 1},
+    "organs": {"spleen": 1, "liver": 2, "kidney": 3, "pancreas": 4, "tumour": 5, "heart": 6, "nodule": 7},
 }
+WITHIN = {"tumour": "pancreas"}  # a tissue that the reader contours inside of another's outline
 
 FINE = 3  # samples along z in a slice
 
@@ -71,10 +73,11 @@ def draw_acquisition(anatomy: Anatomy, task: str, matrix: int = 128) -> Acquisit
     if task not in TASKS:
         raise UserError(f"The phantom has no task {task!r}: choose one of {', '.join(TASKS)}.")
     rng = np.random.default_rng(np.random.SeedSequence([anatomy.seed, 1, list(TASKS).index(task)]))
+    part = str(rng.choice(["spleen", "pancreas", "lung"])) if task == "organs" else task
     field_of_view = float(np.clip(2.0 * anatomy.torso.half_width + rng.uniform(10, 40), 128 * 2.8, 128 * 3.2))
-    spacing = float(rng.choice([3.0, 3.75, 4.0, 5.0] if task == "lung" else [3.0, 4.0, 5.0, 5.0, 6.0]))
+    spacing = float(rng.choice([3.0, 3.75, 4.0, 5.0] if part == "lung" else [3.0, 4.0, 5.0, 5.0, 6.0]))
     slices = int(rng.integers(36, 57))
-    low, high = _target_range(anatomy, task)
+    low, high = _target_range(anatomy, part)
     length = (slices - 1) * spacing
     if rng.random() < 0.3:  # cut at one end
         cut = rng.uniform(0.15, 0.4) * (high - low)
@@ -133,8 +136,19 @@ def scan(anatomy: Anatomy, acquisition: Acquisition, task: str, matrix: int = 12
     image = ndimage.gaussian_filter(image, (0, a.sharpness, a.sharpness))
     noise = ndimage.gaussian_filter(rng.standard_normal(image.shape, np.float32), (0.35, a.noise_grain, a.noise_grain))
     image += noise * np.float32(a.noise_sd / noise.std())
-    label = contour({t: _profile(c) for t, c in covered.items()}, TASKS[task], a.jitter, rng)
+    label = np.zeros(image.shape, np.uint8)
+    for outline in _outlines(TASKS[task]):
+        drawn = contour({tissue: _profile(covered[tissue]) for tissue in outline}, outline, a.jitter, rng)
+        label = np.where(drawn, drawn, label)
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16), label
+
+
+def _outlines(values: dict[str, int]) -> list[dict[str, int]]:
+    """The labels of each outline that the reader draws, the outer one first."""
+    outlines: dict[str, dict[str, int]] = {}
+    for tissue, value in values.items():
+        outlines.setdefault(WITHIN.get(tissue, tissue), {})[tissue] = value
+    return list(outlines.values())
 
 
 def _points(anatomy: Anatomy, a: Acquisition, matrix: int) -> np.ndarray:
