@@ -45,12 +45,20 @@ def test_a_row_tells_times_by_pairs_peak_memory_arithmetic_agreement_and_the_mac
     assert row["agreement"].startswith("features within") and {"CPU", "jax", "torch", "date"} <= row["machine"].keys()
 
 
+def test_a_row_tells_where_the_time_of_a_call_of_each_side_goes(figures: Path) -> None:
+    row = json.loads((figures / "encoder.json").read_text())
+    for side in ("ours", "theirs"):
+        where = row[f"{side}_where"]
+        assert where["products"] > 0 and where["other"] > 0 and where["between"] >= 0
+        assert sum(where[kind] for kind in ("products", "copies", "other", "between")) >= where["seconds"] * 0.999
+
+
 def test_rows_become_one_table_and_a_plot(figures: Path) -> None:
     files = sorted(figures.glob("*.json"))
     run("combine", *files, "--out", figures)
     lines = (figures / "pytorch.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith(("| image encoder", "| memory attention"))]
-    assert len(rows) == 2 and (figures / "pytorch.png").read_bytes().startswith(b"\x89PNG")
+    assert len(rows) == 2 + 4 and (figures / "pytorch.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_volume_agrees_with_the_reference() -> None:

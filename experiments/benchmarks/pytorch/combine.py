@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.pytorch import memory_growth, side_by_side
+from experiments.benchmarks.pytorch import memory_growth, side_by_side, where
 
 NOTES = "notes.md"  # where the time goes and what was tried, written by hand
 
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if times:
         draw(times, out / "pytorch.png")
         text += [side_by_side.table(times), "", "![ratios](pytorch.png)", ""]
+        text += ["## Where the time of one call goes, by the profilers", "", where.table(times), ""]
     if grown:
         text += ["## Peak memory by slices", "", memory_growth.table(grown), ""]
     if (out / NOTES).exists():

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.pytorch import where
 from sam2_3dmed_jax import compilation_cache, host_memory
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -77,7 +78,7 @@ def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] |
         row = _pairs(work, options, given, Path(name))
     if options.json:
         Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
-    print(table([row]))
+    print("\n".join([table([row]), "", where.table([row])]))
     return 0
 
 
@@ -130,6 +131,8 @@ def _serve(work: Work, options: argparse.Namespace) -> None:
             before = watch_memory()
         elif line == "peak\n":
             answer = {"peak_mib": host_memory.peak() / MIB, "before_mib": before}
+        elif line == "where\n":
+            answer = (where.ours if options.alone == "ours" else where.theirs)(side.run)
         elif line == "matmul\n":
             answer = matmul_rate(options)
         print(ANSWER + json.dumps(answer), flush=True)
@@ -175,6 +178,7 @@ def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder
     for side, worker in sides.items():
         row |= {f"{side}_{key}": value for key, value in worker.ask("peak").items()}
         row[f"{side}_flops"] = worker.ready["flops"]
+        row[f"{side}_where"] = worker.ask("where")
         worker.close()
     return row
 

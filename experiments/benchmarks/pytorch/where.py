@@ -1,0 +1,80 @@
+"""Where the time of one call goes: the profilers of XLA and of PyTorch, their operations added up by kind."""
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+KINDS = ("products", "copies", "other")
+# XLA's CPU backend hands products, and reductions beside them, to YNNPACK (`ynn_fusion`); its own names say the rest.
+XLA = (
+    (r"ynn|dot|conv(?!ert)", "products"),
+    (r"copy|transpose|slice|concatenate|pad|gather|bitcast|reshape", "copies"),
+)
+CONTAINERS = r"while|conditional|call"  # their operations have events of their own
+TORCH = (
+    (r"mm$|baddbmm|convolution|conv\d?d|scaled_dot_product|linear$|matmul$", "products"),
+    (r"copy_|clone|cat$|contiguous|pad|index|stack|slice|permute|view|roll", "copies"),
+)
+
+
+def kind(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """Of an operation's name; the first rule that it has decides."""
+    return next((told for pattern, told in rules if re.search(pattern, name)), "other")
+
+
+def ours(run: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of each kind, and of `between`: no operation ran, but the host."""
+    import jax
+
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder, profiler_options=options):
+            start = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - start
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(file))
+    return _sums(((e.name, e.duration_ns / 1e9) for e in _operations(data)), XLA, seconds)
+
+
+def _operations(data: Any) -> Iterator[Any]:
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                if "hlo_op" in dict(event.stats) and not re.match(CONTAINERS, event.name):
+                    yield event
+
+
+def theirs(run: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of each kind, by what operations take themselves, and of `between`: Python."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+    rows = ((row.key, row.self_cpu_time_total / 1e6) for row in profile.key_averages())
+    return _sums(rows, TORCH, seconds)
+
+
+def _sums(rows: Iterator[tuple[str, float]], rules: Sequence[tuple[str, str]], seconds: float) -> dict[str, float]:
+    sums = dict.fromkeys(KINDS, 0.0)
+    for name, spent in rows:
+        sums[kind(name, rules)] += spent
+    return {**sums, "between": max(0.0, seconds - sum(sums.values())), "seconds": seconds}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """One traced call of each side, in shares of its time, as Markdown. A tracer slows what is made of small parts."""
+    lines = ["| work | dtype | by | traced, s | products | copies | other | between |", "|---" * 8 + "|"]
+    for row in rows:
+        for side, name in (("ours", "ours"), ("theirs", row["reference"])):
+            found = row[f"{side}_where"]
+            shares = [f"{found[kind] / found['seconds']:.0%}" for kind in (*KINDS, "between")]
+            cells = [row["work"], row["dtype"], name, f"{found['seconds']:.3g}", *shares]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
