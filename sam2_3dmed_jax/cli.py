@@ -7,16 +7,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 from sam2_3dmed_jax import arguments
-from sam2_3dmed_jax.command import exit_code, joined_coordinates, terminated_as_interrupted
+from sam2_3dmed_jax.command import exit_code, joined_coordinates, start, terminated_as_interrupted
 from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.predict_command import predict
 from sam2_3dmed_jax.training import processes
 from weights_conversion import commands as checkpoints
-
-SEGMENTATIONS = (".nii", ".nii.gz", ".dcm")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -33,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def demo(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Train, score and segment on phantoms."""
-    _start()
+    start()
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.demo import run_demo
 
@@ -94,7 +91,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
     processes.join()
     with processes.ending_together():
         config = read_experiment(options.experiment, rest)
-        _start()
+        start()
         from sam2_3dmed_jax.console import ConsoleProgress
         from sam2_3dmed_jax.training import loop
 
@@ -104,109 +101,6 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> None:
             final = loop.train(config, options.out, progress.training, progress, profile=options.profile)
     if processes.is_first():
         print(f"trained model in {final}")
-
-
-def predict(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Segment a volume, or many, from prompts."""
-    if options.prompts_from and not options.msd_test:
-        raise UserError("--prompts-from is for --msd-test TASK; give that too")
-    if options.msd_test:
-        return _predict_test_set(options)
-    if options.cases:
-        return _predict_cases(options)
-    if not options.image:
-        raise UserError("there is no image; give IMAGE, or --cases CSV|FOLDER for many")
-    if not options.out.endswith(SEGMENTATIONS):
-        raise UserError(f"--out: {options.out} is no name of a segmentation; let it end in .nii.gz, or .dcm for DICOM")
-    if options.reference and not (options.overlay or options.planes):
-        raise UserError("--reference is drawn in pictures; give --overlay PNG or --planes PNG too")
-    if options.overlay and options.overlay == options.planes:
-        raise UserError("--planes: it is the file of --overlay; give another")
-    _start()
-    from sam2_3dmed_jax import prediction
-    from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.inference.cases import Case
-    from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.inference.prompt_flags import PromptFlags
-    from sam2_3dmed_jax.model.checkpoint import load_model
-
-    words: dict[str, Any] = {flag.name: getattr(options, flag.name) for flag in fields(PromptFlags)}
-    words |= {name: tuple(given) for name, given in words.items() if isinstance(given, list)}
-    outputs = prediction.Outputs(options.out, options.separate, options.overlay, options.planes)
-    case = Case(options.out, options.image, PromptFlags(**words), options.reference, options.volume)
-    job = prediction.prepare(case, outputs, options.resample)
-    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
-    with ConsoleProgress() as progress:
-        lines = prediction.run(job, predictor, progress)
-    print("\n".join(lines))
-    print(f"segmentation in {options.out} (for research use only)")
-    for path in job.separate.values():
-        print(f"one object in {path}")
-    for name in ("overlay", "planes"):
-        if getattr(options, name):
-            print(f"{name} in {getattr(options, name)}")
-
-
-def _predict_test_set(options: argparse.Namespace) -> None:
-    """Segment the test images of a Decathlon task, in the challenge's form."""
-    from sam2_3dmed_jax.inference.cases import COLUMNS
-
-    for name in (*(column for column in COLUMNS if column in options), "separate", "overlay", "planes", "resample"):
-        if getattr(options, name) not in (None, [], False):
-            flag = "IMAGE" if name == "image" else f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} goes with other volumes; leave it out with --msd-test")
-    if bool(options.cases) == bool(options.prompts_from):
-        raise UserError("--msd-test: give either --cases CSV|FOLDER, with prompts, or --prompts-from DIR")
-    if Path(options.out).is_file() or options.out.endswith(SEGMENTATIONS):
-        raise UserError(f"--out: {options.out} is no folder; with --msd-test, give one")
-    _start()
-    from sam2_3dmed_jax.challenge import export
-    from sam2_3dmed_jax.console import ConsoleProgress
-
-    how = options.cases, options.prompts_from, options.protocol, options.order
-    with ConsoleProgress() as progress:
-        lines = export(options.checkpoint, options.msd_test, options.out, *how, progress)
-    print("\n".join(lines))
-
-
-def _predict_cases(options: argparse.Namespace) -> None:
-    """Segment the cases of a table or folder; those that fail are told at the end."""
-    from sam2_3dmed_jax.inference.cases import COLUMNS, read_cases, without_prompts
-
-    for name in (column for column in COLUMNS if column in options):
-        if getattr(options, name) not in (None, []):
-            flag = "IMAGE" if name == "image" else f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} goes with a single volume; with --cases, name it there")
-    if Path(options.out).is_file() or options.out.endswith(SEGMENTATIONS):
-        raise UserError(f"--out: {options.out} is no folder; with --cases, give one")
-    _start()
-    from sam2_3dmed_jax import prediction
-    from sam2_3dmed_jax.console import ConsoleProgress
-    from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.model.checkpoint import load_model
-
-    cases = read_cases(options.cases)
-
-    def outputs(name: str) -> prediction.Outputs:
-        overlay = f"{options.overlay}/{name}.png" if options.overlay else None
-        planes = f"{options.planes}/{name}_planes.png" if options.planes else None
-        return prediction.Outputs(f"{options.out}/{name}.nii.gz", options.separate, overlay, planes)
-
-    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
-    with ConsoleProgress() as progress:
-        lines, failures = prediction.run_cases(cases, outputs, predictor, progress, options.resample, options.debug)
-    for line in lines:
-        print(line)
-    if Path(options.cases).is_dir() and (bare := without_prompts(options.cases)):
-        print(f"left out, as no prompts lie beside them: {', '.join(bare)}")
-    print(f"{len(cases) - len(failures)} of {len(cases)} segmentations in {options.out} (for research use only)")
-    for name, reason in failures.items():
-        print(f"failed: {name}: {reason}")
-    if failures:
-        raise UserError(
-            f"--cases: {len(failures)} of {len(cases)} failed, for the reasons above; mend them and run this again, "
-            "which skips the finished ones"
-        )
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -227,7 +121,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')} is for a checkpoint; leave it out")
     if options.nearest_component and "protocol" in options:
         raise UserError("--nearest-component is a protocol of its own; leave out --protocol")
-    _start()
+    start()
     from sam2_3dmed_jax import scoring
     from sam2_3dmed_jax.console import ConsoleProgress
     from sam2_3dmed_jax.data.split_choice import FIELDS
@@ -258,7 +152,7 @@ def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
         processes.join()
     with processes.ending_together():
         spec = read_spec(options.spec, rest)
-        _start()
+        start()
         from sam2_3dmed_jax.console import ConsoleProgress
         from sam2_3dmed_jax.evaluation.sweep import run
 
@@ -309,17 +203,6 @@ VERBS = {
     "plan": plan,
     "doctor": doctor,
 }
-
-
-def _start() -> None:
-    """What every command that computes begins with."""
-    from absl import logging
-
-    from sam2_3dmed_jax import compilation_cache, host_memory
-
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with pages of tracebacks, what it also raises
-    host_memory.keep()
-    compilation_cache.enable()
 
 
 if __name__ == "__main__":

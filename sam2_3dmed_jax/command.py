@@ -79,3 +79,14 @@ def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:
         print(f"a bug: {type(error).__name__}: {error} (run again with --debug and report it)", file=sys.stderr)
         return 1
     return 0
+
+
+def start() -> None:
+    """What every command that computes begins with."""
+    from absl import logging
+
+    from sam2_3dmed_jax import compilation_cache, host_memory
+
+    logging.set_verbosity(logging.FATAL)  # Orbax logs, with pages of tracebacks, what it also raises
+    host_memory.keep()
+    compilation_cache.enable()

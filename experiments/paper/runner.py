@@ -24,8 +24,7 @@ from experiments.paper import robustness
 from experiments.paper.locks import owned, owner
 from experiments.paper.programme import RUNS, Cell, Programme, cells, chosen
 from experiments.paper.tables import write_report
-from sam2_3dmed_jax import compilation_cache, host_memory
-from sam2_3dmed_jax.command import exit_code, terminated_as_interrupted
+from sam2_3dmed_jax.command import exit_code, start, terminated_as_interrupted
 from sam2_3dmed_jax.console import ConsoleProgress
 from sam2_3dmed_jax.errors import Stopped, UserError
 from sam2_3dmed_jax.training.disk import write_whole
@@ -60,11 +59,7 @@ def run(made: Callable[[], Programme], options: Options) -> int:
             print("\n".join(listed(part, out)))
             return
         if not options.tables:
-            from absl import logging
-
-            logging.set_verbosity(logging.FATAL)  # Orbax logs, with pages of tracebacks, what it also raises
-            host_memory.keep()
-            compilation_cache.enable()
+            start()
             with terminated_as_interrupted(), ConsoleProgress() as progress:
                 if options.robustness:
                     print("\n".join(robustness.sweep(part, out, progress)))

@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.pytorch import memory_growth, side_by_side, where
+from experiments.benchmarks.pytorch import memory_growth, rows, where
 
 NOTES = "notes.md"  # where the time goes and what was tried, written by hand
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
     """Ratios as bars, with the spread of all pairs and the limits."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.42 * len(rows)), layout="constrained")
-    for place, row in enumerate(rows):
+    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.42 * len(figures)), layout="constrained")
+    for place, row in enumerate(figures):
         there = statistics.median(row["theirs_seconds"])
-        value = side_by_side.ratio(row)
+        value = rows.ratio(row)
         low, high = (extreme(row["ours_seconds"]) / there for extreme in (min, max))
         axes.barh(place, value, color="#4477aa" if row["dtype"] == "float32" else "#99bbdd", height=0.6)
         axes.plot([low, high], [place, place], color="black", linewidth=1)
@@ -34,7 +34,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         if row["limit"]:
             axes.plot([row["limit"]] * 2, [place - 0.4, place + 0.4], color="#cc3311", linewidth=2)
     axes.axvline(1, color="gray", linestyle=":")
-    axes.set_yticks(range(len(rows)), [f"{row['work']}, {row['dtype']}, {row['reference']}" for row in rows])
+    axes.set_yticks(range(len(figures)), [f"{row['work']}, {row['dtype']}, {row['reference']}" for row in figures])
     axes.invert_yaxis()
     axes.set_xlabel("time, ours / reference (medians; line: all of ours; red: what issue 8 asks for)")
     figure.savefig(path, dpi=120)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = ["# Ours and PyTorch, side by side", "", "Written by `experiments.benchmarks.pytorch.combine`.", ""]
     if times:
         draw(times, out / "pytorch.png")
-        text += [side_by_side.table(times), "", "![ratios](pytorch.png)", ""]
+        text += [rows.table(times), "", "![ratios](pytorch.png)", ""]
         text += ["## Where the time of one call goes, by the profilers", "", where.table(times), ""]
     if grown:
         text += ["## Peak memory by slices", "", memory_growth.table(grown), ""]

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.benchmarks.pytorch.references import build, load
-from experiments.benchmarks.pytorch.side_by_side import SEED, machine, peak_of
+from experiments.benchmarks.pytorch.rows import machine
+from experiments.benchmarks.pytorch.side_by_side import SEED, peak_of
 from sam2_3dmed_jax import host_memory
 from tests.parity import compare, generated
 from tests.parity.scenarios import Tracked, one_object

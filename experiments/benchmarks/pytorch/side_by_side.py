@@ -8,22 +8,18 @@ import argparse
 import json
 import os
 import pickle
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.pytorch import where
+from experiments.benchmarks.pytorch import rows, where
 from sam2_3dmed_jax import compilation_cache, host_memory
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -78,7 +74,7 @@ def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] |
         row = _pairs(work, options, given, Path(name))
     if options.json:
         Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
-    print("\n".join([table([row]), "", where.table([row])]))
+    print("\n".join([rows.table([row]), "", where.table([row])]))
     return 0
 
 
@@ -173,7 +169,7 @@ def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder
         "first_call_seconds": first_call,
         "matmul_flops_per_second": rate,
         "agreement": agreement,
-        "machine": machine(),
+        "machine": rows.machine(),
     }
     for side, worker in sides.items():
         row |= {f"{side}_{key}": value for key, value in worker.ask("peak").items()}
@@ -246,72 +242,3 @@ def counted(run: Callable[[], Any]) -> float:
     with FlopCounterMode(display=False, custom_mapping=custom) as counter:
         run()
     return float(counter.get_total_flops())
-
-
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    with open("/proc/cpuinfo") as file:
-        names = {line.split(":")[1].strip() for line in file if line.startswith("model name")}
-    root = Path(__file__).parent
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "torch", "transformers", "sam2")}
-    return {
-        "CPU": f"{', '.join(sorted(names))}, {os.cpu_count()} cores",
-        "Python": platform.python_version(),
-        **versions,
-        "commit": commit,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median, least and most."""
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
-def ratio(row: dict[str, Any]) -> float:
-    """Of the medians: ours over the reference's."""
-    return statistics.median(row["ours_seconds"]) / statistics.median(row["theirs_seconds"])
-
-
-HEADER = (
-    "work",
-    "dtype",
-    "reference",
-    "ours, s",
-    "reference, s",
-    "ratio",
-    "limit",
-    "peak MiB, ours",
-    "reference",
-    "first call, s",
-    "GFLOP, ours",
-    "reference",
-    "of a matmul's FLOP/s, ours",
-    "reference",
-    "agreement",
-)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as Markdown, with the machine's facts under them."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    for row in rows:
-        cells = [row["work"], row["dtype"], row["reference"]]
-        cells += [spread(row["ours_seconds"]), spread(row["theirs_seconds"]), f"{ratio(row):.2f}"]
-        cells += [f"{row['limit']}" if row["limit"] else ""]
-        cells += [f"{row[f'{side}_peak_mib']:.0f}" if f"{side}_peak_mib" in row else "" for side in ("ours", "theirs")]
-        cells += [f"{row['first_call_seconds']:.1f}"]
-        flops = {side: row[f"{side}_flops"] for side in ("ours", "theirs")}
-        cells += [f"{count / 1e9:.0f}" if count else "" for count in flops.values()]
-        for side, count in flops.items():
-            rate = (count or 0) / statistics.median(row[f"{side}_seconds"])
-            cells.append(f"{rate / row['matmul_flops_per_second']:.0%}" if count else "")
-        lines.append("| " + " | ".join([*cells, row["agreement"]]) + " |")
-    facts = []
-    for row in rows:
-        described = ", ".join(f"{name} {value}" for name, value in row["machine"].items())
-        if described not in facts:
-            facts.append(described)
-    return "\n".join([*lines, "", *facts])
