@@ -89,11 +89,11 @@ def layer_norm(features: int, *, eps: float, dtype: DTypeLike) -> nnx.LayerNorm:
 
 
 class Conv(nnx.Module):
-    """A square 2D convolution with PyTorch's symmetric padding, as one product of shifted blocks and kernel.
+    """A square 2D convolution with PyTorch's symmetric padding, as one product of shifted maps and kernel.
 
     SAM 2's convolutions are few and small. XLA's own have gradients that take ten times as long on CPU, and channel
-    counts (1, 3, 4, 16) that leave a TPU's matrix unit idle. Blocks are as large as the stride: a 7x7 kernel with
-    stride 4 reads four shifted maps of 4x4 blocks and not 49 strided ones.
+    counts (1, 3, 4, 16) that leave a TPU's matrix unit idle. Across, pixels are taken in blocks of a stride, which
+    lie together in memory, so that nothing is transposed: a 7x7 kernel with stride 4 reads 7 rows of two blocks.
     """
 
     def __init__(
@@ -108,34 +108,24 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[B, H, W, in]` to `[B, H', W', out]`."""
         kernel = self.kernel[...]
-        size, stride = kernel.shape[0], self.stride
-        h, w = ((n + 2 * self.padding - size) // stride + 1 for n in x.shape[1:3])
-        lead = -self.padding % stride  # so that the padding in front is whole blocks
-        front = self.padding + lead
-        shifts = -(-(size + lead) // stride)
-        rows, cols = (n + shifts - 1 for n in (h, w))  # blocks
-        pads = [(front, count * stride - n - front) for count, n in zip((rows, cols), x.shape[1:3], strict=True)]
+        size, stride, padding = kernel.shape[0], self.stride, self.padding
+        h, w = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
+        lead = -padding % stride  # columns, so that the padding in front is whole blocks; the kernel is 0 there
+        blocks = -(-(size + lead) // stride)  # that a window reads across
+        shape = (h - 1 - (-size // stride)) * stride, (w + blocks - 1) * stride
         # Rows and columns at the end that no window reads are cut, by a negative padding.
-        x = lax.pad(
-            x.astype(self.dtype), jnp.zeros((), self.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0))
-        )
-        blocks = x.reshape(x.shape[0], rows, stride, cols, stride, -1).swapaxes(2, 3)
-        patches, kernels = [], []
-        for i in range(shifts):
-            for j in range(shifts):
-                (down, kernel_down), (across, kernel_across) = (_taps(shift, stride, lead, size) for shift in (i, j))
-                block = blocks[:, i : i + h, j : j + w, down, across]
-                patches.append(block.reshape(*block.shape[:3], -1))
-                kernels.append(kernel[kernel_down, kernel_across].reshape(-1, kernel.shape[-1]))
-        y = product(jnp.concatenate(patches, axis=-1), jnp.concatenate(kernels), self.dtype)
+        pads = [
+            (front, n - had - front, 0)
+            for front, n, had in zip((padding, padding + lead), shape, x.shape[1:3], strict=True)
+        ]
+        x = lax.pad(x.astype(self.dtype), jnp.zeros((), self.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+        x = x.reshape(*x.shape[:2], w + blocks - 1, -1)
+        x = jnp.concatenate([x[:, :, j : j + w] for j in range(blocks)], axis=-1)
+        x = x.reshape(x.shape[0], -1, stride, w, x.shape[-1])
+        rows = [x[:, i // stride : i // stride + h, i % stride] for i in range(size)]
+        taps = jnp.pad(kernel, ((0, 0), (lead, blocks * stride - size - lead), (0, 0), (0, 0)))
+        y = product(jnp.concatenate(rows, axis=-1), taps.reshape(-1, taps.shape[-1]), self.dtype)
         return y + self.bias[...].astype(self.dtype)
-
-
-def _taps(shift: int, stride: int, lead: int, size: int) -> tuple[slice, slice]:
-    """Which pixels of a block that is `shift` blocks on the kernel reads, and with which of its rows."""
-    first = shift * stride - lead  # the kernel's row at the block's first pixel
-    low, high = max(first, 0), min(first + stride, size)
-    return slice(low - first, high - first), slice(low, high)
 
 
 def gelu(x: jax.Array) -> jax.Array:
