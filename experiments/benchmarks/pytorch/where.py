@@ -11,9 +11,14 @@ KINDS = ("products", "copies", "other")
 # XLA's CPU backend hands products, and reductions beside them, to YNNPACK (`ynn_fusion`); its own names say the rest.
 XLA = (
     (r"ynn|dot|conv(?!ert)", "products"),
-    (r"copy|transpose|slice|concatenate|pad|gather|bitcast|reshape", "copies"),
+    # A fusion is named by what it does: one that also computes is no copy.
+    (
+        r"^((wrapped|fusion|copy|transpose|slice|dynamic|update|concatenate|pad|gather|bitcast|reshape|broadcast|constant)"
+        r"[-_.\d]*)+$",
+        "copies",
+    ),
 )
-CONTAINERS = r"while|conditional|call"  # their operations have events of their own
+CONTAINERS = r"(.*_)?(while|cond|conditional|call)(\.|$)"  # their operations have events of their own
 TORCH = (
     (r"mm$|baddbmm|convolution|conv\d?d|scaled_dot_product|linear$|matmul$", "products"),
     (r"copy_|clone|cat$|contiguous|pad|index|stack|slice|permute|view|roll", "copies"),
@@ -38,15 +43,29 @@ def ours(run: Callable[[], Any]) -> dict[str, float]:
             seconds = time.perf_counter() - start
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
-    return _sums(((e.name, e.duration_ns / 1e9) for e in _operations(data)), XLA, seconds)
+    return _sums(_operations(data), XLA, seconds)
 
 
-def _operations(data: Any) -> Iterator[Any]:
+def _operations(data: Any) -> Iterator[tuple[str, float]]:
+    """Names and what each took itself, in seconds: of a thread's events that lie in one another, the inner count."""
     for plane in data.planes:
         for line in plane.lines:
-            for event in line.events:
-                if "hlo_op" in dict(event.stats) and not re.match(CONTAINERS, event.name):
-                    yield event
+            events = [event for event in line.events if "hlo_op" in dict(event.stats)]
+            open_: list[list[Any]] = []  # name, end, own time
+            for event in sorted(events, key=lambda e: (e.start_ns, -e.duration_ns)):
+                while open_ and open_[-1][1] <= event.start_ns:
+                    yield from _closed(open_.pop())
+                if open_:
+                    open_[-1][2] -= event.duration_ns
+                open_.append([event.name, event.start_ns + event.duration_ns, event.duration_ns])
+            for entry in open_:
+                yield from _closed(entry)
+
+
+def _closed(entry: list[Any]) -> Iterator[tuple[str, float]]:
+    name, _, own = entry
+    if not re.match(CONTAINERS, name):
+        yield name, max(0.0, own) / 1e9
 
 
 def theirs(run: Callable[[], Any]) -> dict[str, float]:
