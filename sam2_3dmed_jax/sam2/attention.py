@@ -22,7 +22,8 @@ from sam2_3dmed_jax.sam2 import blocked_attention, flash_attention
 from sam2_3dmed_jax.sam2.blocked_attention import add_keys, with_ones
 from sam2_3dmed_jax.sam2.layers import Linear
 
-# Scores of one (batch, head) beyond this many are computed block by block; 2^20 float32 are 4 MiB.
+# Scores of all rows and heads that are held at once; 2^20 float32 are 4 MiB. Those of windows, a quarter or less a
+# row, always are.
 MAX_SCORES = 1 << 20
 
 
@@ -38,7 +39,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = N
     Returns:
         `[B, N, heads, dv]` in `v`'s dtype. Scores and softmax are float32.
     """
-    if q.shape[1] * k.shape[1] <= MAX_SCORES:
+    (b, n, heads, _), m = q.shape, k.shape[1]
+    if n * m <= MAX_SCORES // 4 or b * heads * n * m <= MAX_SCORES:
         return _attend_at_once(q, k, v, valid)
     return _attend_in_blocks(q, k, v, valid)
 
@@ -64,10 +66,11 @@ _attend_in_blocks.defvjp(_forward, _backward)
 
 
 def _by_platform(q: jax.Array, flash: Callable, blocked: Callable) -> Callable:
-    """One of two functions, where the kernel can hold the queries `q` at all."""
-    if not flash_attention.fits(q.shape[1], q.shape[3]):
-        return blocked
-    return functools.partial(lax.platform_dependent, tpu=_each_device_its_rows(flash), default=blocked)
+    """The function of a platform; the kernel where it can hold the queries `q` at all."""
+    kinds = {"cpu": blocked_attention.one_by_one(blocked), "default": blocked}
+    if flash_attention.fits(q.shape[1], q.shape[3]):
+        kinds["tpu"] = _each_device_its_rows(flash)
+    return functools.partial(lax.platform_dependent, **kinds)
 
 
 def _each_device_its_rows(kernel: Callable) -> Callable:

@@ -124,6 +124,35 @@ def backward(
     return of_q.astype(q.dtype), _by_token(of_k).astype(k.dtype), _by_token(of_v).astype(v.dtype)
 
 
+def one_by_one(attention: Callable) -> Callable:
+    """`forward` or `backward`, rows and heads one by one: the blocks of all of them would not fit a CPU's cache."""
+
+    def apply(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None, *rest: jax.Array) -> tuple:
+        b, _, heads, _ = q.shape
+        if b * heads == 1:
+            return attention(q, k, v, valid, *rest)
+        spread = valid if valid is None else jnp.repeat(valid, heads, axis=0)[:, None]
+        given = (*map(_alone, (q, k, v)), spread, *map(_alone, rest))
+        found = lax.map(lambda row: attention(*row), given)
+        return tuple(_together(x, b, heads) for x in found)
+
+    return apply
+
+
+def _alone(x: jax.Array) -> jax.Array:
+    """`[B, N, heads, c]` to `[B * heads, 1, N, 1, c]`, or `[B, heads, N]` to `[B * heads, 1, 1, N]`."""
+    if x.ndim == 3:
+        return x.reshape(-1, 1, 1, x.shape[-1])
+    return _by_head(x).reshape(-1, 1, x.shape[1], 1, x.shape[-1])
+
+
+def _together(x: jax.Array, b: int, heads: int) -> jax.Array:
+    """Undo `_alone`."""
+    if x.ndim == 4:
+        return x.reshape(b, heads, -1)
+    return _by_token(x.reshape(b, heads, x.shape[2], x.shape[-1]))
+
+
 def add_keys(softmax: Softmax | None, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> Softmax:
     """Attend to some more keys: `q [B, heads, n, d]` scaled, `k` and `v [B, heads, m, ...]`, `v` with ones."""
     scores = _masked(_product("bhnd,bhmd->bhnm", q, k), valid)

@@ -1,5 +1,6 @@
 """Attention in blocks against attention at once, and that what need not be computed or held is not."""
 
+import functools
 import math
 import re
 
@@ -49,6 +50,24 @@ def test_masked_keys_and_blocks_that_some_or_all_rows_skip_count_as_if_they_were
     valid = jnp.asarray(valid)
     for got, want in zip(in_blocks(q, k, v, valid, gradient), at_once(q, k, v, valid, gradient), strict=True):
         np.testing.assert_allclose(got, want, atol=4e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_and_heads_one_after_another_equal_all_at_once_and_so_do_their_gradients(masked):
+    q, k, v, gradient = operands(48, 300)
+    valid = jnp.asarray(np.random.default_rng(1).random((3, 300)) < 0.5) if masked else None
+    forward = blocked_attention.one_by_one(functools.partial(blocked_attention.forward, scores=SCORES))
+    backward = blocked_attention.one_by_one(functools.partial(blocked_attention.backward, scores=SCORES))
+    out, logsumexp = forward(q, k, v, valid)
+    found = out, *backward(q, k, v, valid, out, logsumexp, gradient)
+    for got, want in zip(found, at_once(q, k, v, valid, gradient), strict=True):
+        np.testing.assert_allclose(got, want, atol=4e-6)
+
+
+def test_on_a_cpu_the_scores_of_a_single_row_and_head_are_held():
+    text = jax.jit(attention.attend).lower(*operands(2048, 2048)[:3]).compile().as_text()
+    sizes = [math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)]
+    assert max(sizes) == blocked_attention.SCORES
 
 
 def test_a_skipped_block_is_not_looked_at():
