@@ -36,7 +36,7 @@ def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
     axes.axvline(1, color="gray", linestyle=":")
     axes.set_yticks(range(len(figures)), [f"{row['work']}, {row['dtype']}, {row['reference']}" for row in figures])
     axes.invert_yaxis()
-    axes.set_xlabel("time, ours / reference (medians; line: all of ours; red: what issue 8 asks for)")
+    axes.set_xlabel("time, ours / reference (medians; line: all of ours; red: the limit)")
     figure.savefig(path, dpi=120)
 
 
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if times:
         draw(times, out / "pytorch.png")
         text += [rows.table(times), "", "![ratios](pytorch.png)", ""]
-        text += ["## Where the time of one call goes, by the profilers", "", where.table(times), ""]
+    if traced := [row for row in times if "ours_where" in row]:
+        text += ["## Where the time of one call goes, by the profilers", "", where.table(traced), ""]
     if grown:
         text += ["## Peak memory by slices", "", memory_growth.table(grown), ""]
     if (out / NOTES).exists():
