@@ -36,7 +36,7 @@ def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
     axes.axvline(1, color="gray", linestyle=":")
     axes.set_yticks(range(len(figures)), [f"{row['work']}, {row['dtype']}, {row['reference']}" for row in figures])
     axes.invert_yaxis()
-    axes.set_xlabel("time, ours / reference (medians; line: all of ours; red: the limit)")
+    axes.set_xlabel("ours / reference (line: all of ours; red: limit)")
     figure.savefig(path, dpi=120)
 
 
