@@ -1,0 +1,102 @@
+"""The committed report of the phantom programme: each of its numbers leads to a run's folder, a hash and a seed."""
+
+import csv
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "experiments" / "paper" / "results" / "phantom"
+TEXT = (FOLDER / "tables.md").read_text(encoding="utf-8")
+ABOUT = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with (FOLDER / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+TABLE, RUNS = rows("table.csv"), rows("runs.csv")
+CONFIGS = json.loads((FOLDER / "configs.json").read_text(encoding="utf-8"))
+
+
+def runs_of(row: dict[str, str]) -> list[dict[str, str]]:
+    same = ("task", "variant", "scoring", "class")
+    return [run for run in RUNS if all(run[name] == row[name] for name in same)]
+
+
+def test_each_hash_is_that_of_the_config_that_is_there():
+    assert {row["config_hash"] for row in (*TABLE, *RUNS)} == CONFIGS.keys()
+    for digest, config in CONFIGS.items():
+        assert hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest().startswith(digest)
+
+
+def test_each_run_is_named_by_its_task_variant_seed_and_hash():
+    for run in RUNS:
+        told = f"{run['task']}-{run['variant']}-fold{run['fold']}-seed{run['seed']}-{run['config_hash']}"
+        assert run["run"] == f"runs/{told}"
+        assert int(run["cases"]) >= 40
+
+
+def test_each_number_of_the_table_is_the_mean_of_the_runs_that_it_names():
+    checked = 0
+    for row in (row for row in TABLE if row["class"] != "macro" and row["metric"] in ("dice", "iou", "nsd", "hd95_mm")):
+        own = runs_of(row)
+        assert len(own) == int(row["runs"]) and {run["config_hash"] for run in own} == {row["config_hash"]}, row
+        if row["mean"]:
+            mean = sum(float(run[row["metric"]]) for run in own) / len(own)
+            assert float(row["mean"]) == pytest.approx(mean, rel=2e-4, abs=1e-5), row
+            checked += 1
+    assert checked > 300
+
+
+def test_the_markdown_has_the_numbers_of_the_table():
+    means = {(row["method"], row["class"], row["metric"], row["runs"], row["mean"]) for row in TABLE}
+    found = 0
+    for line in TEXT.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 23 and re.fullmatch(r"\d+ of \d+", cells[2]):
+            method, runs = cells[0].removesuffix(" (exploratory)"), cells[2].split()[0]
+            of = [
+                float(mean)
+                for m, name, metric, n, mean in means
+                if (m, name, metric, n) == (method, cells[1], "dice", runs)
+            ]
+            assert any(f"{mean:.4f}" == cells[5] for mean in of), line
+            found += 1
+    assert found > 80
+
+
+def test_every_variant_of_every_task_is_there_with_its_first_seed():
+    from experiments.paper import phantom
+
+    programme = phantom.programme(Path("cohorts"), phantom.Size())
+    there = {row["variant"] for row in RUNS} | {"position-probe"}  # which has no masks
+    assert there == {variant.name for variant in programme.variants}
+    for name in ("neither", "srpp", "bd", "full"):
+        assert "0" in {run["seed"] for run in RUNS if run["variant"] == name}
+    assert {run["task"] for run in RUNS} == set(phantom.Size().tasks)
+
+
+def test_every_figure_is_there_and_the_page_too():
+    named = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", TEXT)
+    assert len(named) > 15
+    assert {path.relative_to(FOLDER).as_posix() for path in (FOLDER / "figures").iterdir()} == set(named)
+    assert "cannot show that SRPP or BD helps on patients" in (FOLDER / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_text_says_by_what_command_on_what_and_when():
+    (line,) = re.findall(r"```sh\n(python -m experiments.paper.phantom --out phantom_programme)\n", ABOUT)
+    assert line in (ROOT / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
+    for told in (
+        r"\b2026-\d\d-\d\d\b",
+        r"\bcommit [0-9a-f]{7}\b",
+        r"\b2 cores\b",
+        r"\bjax \d",
+        "cannot show",
+        "research use only",
+    ):
+        assert re.search(told, ABOUT), told
