@@ -19,7 +19,7 @@ caption { text-align: left; color: #444; padding: .3rem 0; max-width: 70rem; min
 th, td { padding: .18rem .6rem; border-bottom: 1px solid #e3e3e3; text-align: left; vertical-align: top;
   max-width: 44rem; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
-tbody th { font-weight: 500; max-width: 22rem; }
+tbody th { font-weight: 500; min-width: 9rem; max-width: 22rem; }
 th.n, td.n { text-align: right; white-space: nowrap; }
 tbody tr:hover { background: #f3f6fa; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
