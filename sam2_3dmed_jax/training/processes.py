@@ -26,6 +26,7 @@ from sam2_3dmed_jax.errors import Stopped, UserError
 HEARTBEAT_SECONDS = 20
 HEARTBEAT = "SAM2_3DMED_HEARTBEAT_SECONDS"
 GRACE_SECONDS = 3.0  # for a process to end by itself when another has failed, and to hear of it before the first goes
+LAST_SECONDS = 0.5  # between a process's last word and its exit
 POLL_SECONDS = 10
 FAILED = "sam2_3dmed/failed"  # code and sentence of the process that failed first
 AGAIN = "run the same command again in all processes: it goes on from the last checkpoint"
@@ -61,6 +62,8 @@ class _Group:
 
     def end(self, code: int) -> NoReturn:
         """End at once: the exit of a JAX process waits for the others, minutes for those that hang or are dead."""
+        sys.stdout.flush()
+        sys.stderr.flush()
         with contextlib.suppress(Exception):
             self.client.key_value_set(f"sam2_3dmed/gone/{self.index}", "")
             if self.index == 0:  # the others hear through this process
@@ -69,8 +72,8 @@ class _Group:
                     self.client.blocking_key_value_get(
                         f"sam2_3dmed/gone/{other}", max(1, int(1000 * (until - time.monotonic())))
                     )
-        sys.stdout.flush()
-        sys.stderr.flush()
+                # They say so just before they exit; JAX aborts one that is still there when the first goes.
+                time.sleep(LAST_SECONDS)
         os._exit(code)
 
     def _watch(self) -> None:
