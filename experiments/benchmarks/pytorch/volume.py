@@ -53,7 +53,7 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 def check(found: Tracked, reference: tuple[Tracked, Tracked], options: argparse.Namespace) -> str:
     """To the parity tests' tolerances; ours in bfloat16 against the reference in float32, by the signs of logits.
 
-    Autocast cannot be the measure: its rounding is enough to choose another of the candidate masks on some slice.
+    Autocast cannot be the measure: its own rounding may choose another of two candidate masks that are about as good.
     """
     rounded, exact = reference
     agreement = compare.agreement(found, exact)
