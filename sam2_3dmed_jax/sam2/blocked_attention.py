@@ -173,6 +173,10 @@ def with_ones(v: jax.Array) -> jax.Array:
 
 def _row_maximum(scores: jax.Array) -> jax.Array:
     """Over the last axis, kept as 1. XLA's reduction of rows goes number by number on CPU; halves meet in vectors."""
+    return lax.platform_dependent(scores, cpu=_maximum_by_halves, default=lambda x: x.max(-1, keepdims=True))
+
+
+def _maximum_by_halves(scores: jax.Array) -> jax.Array:
     while scores.shape[-1] > 64 and scores.shape[-1] % 2 == 0:
         half = scores.shape[-1] // 2
         scores = jnp.maximum(scores[..., :half], scores[..., half:])
