@@ -70,15 +70,22 @@ def test_the_markdown_has_the_numbers_of_the_table():
     assert found > 80
 
 
-def test_every_variant_of_every_task_is_there_with_its_first_seed():
+def test_as_many_runs_are_there_as_the_text_says_and_the_two_by_two_has_eight_seeds():
     from experiments.paper import phantom
 
     programme = phantom.programme(Path("cohorts"), phantom.Size())
-    there = {row["variant"] for row in RUNS} | {"position-probe"}  # which has no masks
-    assert there == {variant.name for variant in programme.variants}
-    for name in ("neither", "srpp", "bd", "full"):
-        assert "0" in {run["seed"] for run in RUNS if run["variant"] == name}
-    assert {run["task"] for run in RUNS} == set(phantom.Size().tasks)
+    named = {variant.name for variant in programme.variants}
+    probe = "position-probe"  # which has no masks, and a row a task in a table of its own
+    there = {(run["task"], run["variant"]): set() for run in RUNS}
+    for run in RUNS:
+        there[run["task"], run["variant"]].add(run["seed"])
+    assert there.keys() == {(task, name) for task in phantom.Size().tasks for name in named - {probe}}
+    for task in phantom.Size().tasks:
+        for name in ("neither", "srpp", "bd", "full"):
+            assert there[task, name] == set(map(str, range(8))), (task, name)
+    probes = len(phantom.Size().tasks)
+    (told,) = re.findall(r"\*\*Done so far: (\d+) of 231 runs", ABOUT)
+    assert sum(map(len, there.values())) + probes == int(told)
 
 
 def test_every_figure_is_there_and_the_page_too():
