@@ -114,3 +114,11 @@ def test_compiled_memory_attention_holds_no_scores_of_all_queries_and_keys(gradi
     shapes = re.findall(r"\b(?:f32|bf16|pred)\[([\d,]+)\]", compiled.as_text())
     largest = max(math.prod(map(int, found.split(","))) for found in shapes)
     assert largest < cells * tokens / 2  # the hidden layer of the feed-forward part, and projected keys
+
+
+@pytest.mark.parametrize(("platform", "halved"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_rows_maxima_meet_by_halves_on_cpu_alone(platform, halved):
+    """Elsewhere the slices are copies."""
+    scores = jax.ShapeDtypeStruct((2, 256), jnp.float32)
+    lowered = jax.jit(blocked_attention._row_maximum).trace(scores).lower(lowering_platforms=(platform,))
+    assert ("stablehlo.slice" in lowered.as_text()) == halved
