@@ -54,9 +54,10 @@ def track_slice(
     prompts: Prompts,
     by_stability: bool = False,
 ) -> SliceOutput:
-    """Decode R rows on a slice each from memory; `features` and `context` have leading axis R."""
+    """Decode R rows on a slice each from memory; `features` and `context [G, C]` are each of R / G neighbours."""
     memory = model.recall(bank, index, direction, depth)
     conditioned = model.condition_on_memory(add_context(features.embedding, context), memory)
+    features = jax.tree.map(lambda x: jnp.repeat(x, index.shape[0] // x.shape[0], axis=0), features)
     return model.decode(conditioned, features, prompts, by_stability=by_stability)
 
 
@@ -87,11 +88,8 @@ def walk_block(
     rows = direction.shape[0]
 
     def walk(bank: MemoryBank, at: Steps) -> tuple[MemoryBank, SliceResult]:
-        repeats = rows // at.context.shape[0]
-        features = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), at.features)
-        context = jnp.repeat(at.context, repeats, axis=0)
-        out = track_slice(model, bank, features, context, at.on, direction, depth, no_prompts(rows))
-        memory = model.encode_memory(features.embedding, out.mask_logits, out.object_score_logits)
+        out = track_slice(model, bank, at.features, at.context, at.on, direction, depth, no_prompts(rows))
+        memory = model.encode_memory(at.features.embedding, out.mask_logits, out.object_score_logits)
         recent: Recent = bank.recent.write(at.on, at.active, memory, out.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
         return bank, SliceResult(out.mask_logits, out.object_score_logits, memory, out.pointer)

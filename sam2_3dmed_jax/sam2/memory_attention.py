@@ -2,6 +2,7 @@
 
 Memories have 64 channels before projection, so values are reassociated exactly: `softmax(QK^T)(M W + b) =
 (softmax(QK^T) M) W + b`. One head, RoPE on features and spatial memories, none on pointer tokens. Dropout is 0.
+Before the first memory all objects of a slice are alike: the first self-attention is of slices, not of objects.
 """
 
 from __future__ import annotations
@@ -70,9 +71,10 @@ class MemoryAttentionLayer(nnx.Module):
         self.norm3 = layer_norm(c, eps=1e-5, dtype=dtype)
 
     def __call__(self, x: jax.Array, memory: MemoryTokens, side: int) -> jax.Array:
-        """Map `x [K, N, C]` to `[K, N, C]`."""
+        """Map `x [B, N, C]` to `[K, N, C]`; each of B rows is that of K / B neighbouring rows of the memory."""
         y = self.norm1(x)
         x = x + self.self_attn(y, y, y, side)
+        x = jnp.repeat(x, memory.tokens.shape[0] // x.shape[0], axis=0)
         keys = memory.tokens + memory.position
         x = x + self.cross_attn_image(self.norm2(x), keys, memory.tokens, side, memory.pointers, memory.valid)
         return x + self.linear2(jax.nn.relu(self.linear1(self.norm3(x))))
@@ -89,9 +91,9 @@ class MemoryAttention(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, embedding: jax.Array, memory: MemoryTokens) -> jax.Array:
-        """Condition `embedding [K, h, w, C]` (h = w) on the memory; returns `[K, h, w, C]`."""
-        k, h, w, c = embedding.shape
-        x = (embedding + 0.1 * sine_position(h, w, c)).astype(self.dtype).reshape(k, h * w, c)
+        """Condition `embedding [B, h, w, C]` (h = w) on the memory of K rows, K / B neighbours each: `[K, h, w, C]`."""
+        b, h, w, c = embedding.shape
+        x = (embedding + 0.1 * sine_position(h, w, c)).astype(self.dtype).reshape(b, h * w, c)
         for layer in self.layers:
             x = layer(x, memory, h)
-        return self.norm(x).reshape(k, h, w, c)
+        return self.norm(x).reshape(-1, h, w, c)

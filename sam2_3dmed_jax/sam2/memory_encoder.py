@@ -113,8 +113,13 @@ class MemoryEncoder(nnx.Module):
         self.out_proj = Linear(c, config.mem_dim, dtype=dtype)
 
     def __call__(self, embedding: jax.Array, masks: jax.Array) -> jax.Array:
-        """Encode `embedding [K, h, w, C]` and `masks [K, S, S]` in [-10, 10]; returns `[K, h, w, mem_dim]`."""
-        x = self.pix_feat_proj(embedding) + self.mask_downsampler(masks[..., None])
+        """Encode `masks [K, S, S]` in [-10, 10] with `embedding [B, h, w, C]`, K / B neighbours a slice.
+
+        Returns:
+            `[K, h, w, mem_dim]`.
+        """
+        of_slices, of_masks = self.pix_feat_proj(embedding), self.mask_downsampler(masks[..., None])
+        x = jnp.repeat(of_slices, of_masks.shape[0] // of_slices.shape[0], axis=0) + of_masks
         for layer in self.fuser["layers"]:
             x = layer(x)
         return self.out_proj(x)

@@ -84,7 +84,7 @@ class SAM2(nnx.Module):
         return memory_tokens(bank, index, direction, depth, self.config, slot_position, self.obj_ptr_tpos_proj)
 
     def condition_on_memory(self, embedding: jax.Array, memory: MemoryTokens) -> jax.Array:
-        """Condition `embedding [K, h, w, C]` on each object's memory."""
+        """Condition `embedding [B, h, w, C]` on each object's memory: `[K, h, w, C]`, K / B neighbours a slice."""
         return self.memory_attention(embedding, memory)
 
     # Step 3
@@ -151,7 +151,7 @@ class SAM2(nnx.Module):
     def encode_memory(
         self, embedding: jax.Array, mask_logits: jax.Array, object_score_logits: jax.Array, *, binarise: bool = False
     ) -> jax.Array:
-        """Encode masks `[K, S/4, S/4]` and unconditioned features `[K, h, w, C]` as memories `[K, N, mem_dim]`.
+        """Encode masks `[K, S/4, S/4]` and unconditioned features `[B, h, w, C]` as memories `[K, N, mem_dim]`.
 
         `binarise` is the reference's `binarize_mask_from_pts_for_mem_enc`, for prompted slices only.
         """

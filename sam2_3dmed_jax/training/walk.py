@@ -122,12 +122,13 @@ def walk_clips(
     # Pointers' temporal encoding is normalised as in any volume of 16 slices or more.
     depth = model.config.max_obj_ptrs
 
-    def of_rows(t: jax.Array, at: Slice) -> tuple[SliceFeatures, jax.Array, jax.Array]:
-        """Features of each row, its live rows, and those that are prompted on this step."""
+    def of_rows(t: jax.Array, at: Slice) -> tuple[jax.Array, jax.Array]:
+        """Live rows, and those that are prompted on this step."""
         live = jnp.repeat(at.valid, k) & object_valid
-        return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), at.features), live, (prompt_step == t) & live
+        return live, (prompt_step == t) & live
 
-    def decode(features_t: SliceFeatures, conditioned: jax.Array, prompted: jax.Array) -> tuple[Decoded, tuple]:
+    def decode(at: Slice, conditioned: jax.Array, prompted: jax.Array) -> tuple[Decoded, tuple]:
+        features_t = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), at.features)
         given = jax.tree.map(
             lambda new, none: jnp.where(prompted.reshape(-1, *[1] * (new.ndim - 1)), new, none), prompts, tracked
         )
@@ -136,35 +137,37 @@ def walk_clips(
         recalled = after_memory.embed(conditioned) if after_memory else None
         return kept, (out.candidates, out.mask_logits, given.multimask & model.config.multimask, recalled)
 
-    def with_context(features_t: SliceFeatures, at: Slice) -> jax.Array:
-        added = jnp.repeat(at.context, k, axis=0)[:, None, None]
-        return features_t.embedding + added.astype(features_t.embedding.dtype)
+    def with_context(at: Slice) -> jax.Array:
+        return at.features.embedding + at.context[:, None, None].astype(at.features.embedding.dtype)
+
+    def without_memory(embedding: jax.Array) -> jax.Array:
+        return jnp.repeat(model.without_memory(embedding), k, axis=0)
 
     def first(at: Slice) -> tuple[Decoded, tuple]:
-        features_t, _, prompted = of_rows(jnp.int32(0), at)
-        return decode(features_t, model.without_memory(with_context(features_t, at)), prompted)
+        _, prompted = of_rows(jnp.int32(0), at)
+        return decode(at, without_memory(with_context(at)), prompted)
 
     def step(
         carry: tuple[MemoryBank, Decoded], at: tuple[jax.Array, Slice, Slice]
     ) -> tuple[tuple[MemoryBank, Decoded], tuple]:
         (bank, last), (t, before, now) = carry, at
         # The last slice's output becomes a memory here, where it is first looked at: that of step D - 1 never is.
-        features_t, live, prompted = of_rows(t - 1, before)
-        encoded = model.encode_memory(features_t.embedding, last.mask_logits, last.object_score_logits)
+        live, prompted = of_rows(t - 1, before)
+        encoded = model.encode_memory(before.features.embedding, last.mask_logits, last.object_score_logits)
         index = jnp.full(rows, t - 1, jnp.int32)
         bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, last.pointer)
         recent = bank.recent.write(index, live & (prompt_step < t - 1), encoded, last.pointer)
         bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
 
-        features_t, _, prompted = of_rows(t, now)
-        embedding = with_context(features_t, now)
+        _, prompted = of_rows(t, now)
+        embedding = with_context(now)
         memory = model.recall(bank, index + 1, direction, depth)
         conditioned = jnp.where(
             prompted[:, None, None, None],
-            model.without_memory(embedding),
+            without_memory(embedding),
             model.condition_on_memory(embedding, memory),
         )
-        kept, seen = decode(features_t, conditioned, prompted)
+        kept, seen = decode(now, conditioned, prompted)
         return (bank, kept), seen
 
     # Between the prompted slice and the last one lie at most D - 2 slices to remember.

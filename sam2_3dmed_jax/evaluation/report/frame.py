@@ -20,6 +20,7 @@ th, td { padding: .18rem .6rem; border-bottom: 1px solid #e3e3e3; text-align: le
   max-width: 44rem; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
 tbody th { font-weight: 500; min-width: 9rem; max-width: 22rem; }
+tbody td { min-width: 3.2rem; }
 th.n, td.n { text-align: right; white-space: nowrap; }
 tbody tr:hover { background: #f3f6fa; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
