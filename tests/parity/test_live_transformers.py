@@ -48,13 +48,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     return Pairs(tmp_path_factory.mktemp("transformers"))
 
 
-@pytest.mark.parametrize("preset", FAST, scope="class")
 class TestTinyAt512:
+    @pytest.mark.parametrize("preset", FAST)
     def test_every_stage_agrees(self, pairs: Pairs, preset: str) -> None:
         pairs.make(preset, 512, 12)
         found = ours.stages(ours.load(pairs.checkpoint, 512), SEED)
         compare.assert_same_stages(found, reference("tests.parity.hf").stages(pairs.model, SEED))
 
+    @pytest.mark.parametrize("preset", FAST[1:])  # the first walks in CI against Meta, and here in the full matrix
     def test_twelve_slices_of_one_object_agree_after_walking_both_ways(self, pairs: Pairs, preset: str) -> None:
         compare.assert_same_walk(*pairs.track(preset, 512, 12, "one_object"))
 
