@@ -1,7 +1,7 @@
 """The demo's experiment, to train by hand: `sam2-3dmed train experiments/demo.py --data.path DATASET --out RUN`."""
 
+from sam2_3dmed_jax.commands.demo import demo_config
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.demo import demo_config
 
 
 def get_config() -> ExperimentConfig:

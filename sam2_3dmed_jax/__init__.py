@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.inference.prompt import Prompt
     from sam2_3dmed_jax.model.checkpoint import load_model, new_model, save_model
+    from sam2_3dmed_jax.prompts.prompt import Prompt
 
 __all__ = ["Prompt", "VolumePredictor", "load_model", "new_model", "save_model"]
 
 # Loaded on first use, so that `import sam2_3dmed_jax` and `sam2-3dmed --help` stay fast.
 _HOMES = {
-    "Prompt": "sam2_3dmed_jax.inference.prompt",
+    "Prompt": "sam2_3dmed_jax.prompts.prompt",
     "VolumePredictor": "sam2_3dmed_jax.inference.predictor",
     "load_model": "sam2_3dmed_jax.model.checkpoint",
     "new_model": "sam2_3dmed_jax.model.checkpoint",

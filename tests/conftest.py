@@ -15,7 +15,7 @@ def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What one test compiled, another loads, in the other workers too: a train step takes most of a minute."""
     base = tmp_path_factory.getbasetemp()
     os.environ["SAM2_3DMED_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
-    from sam2_3dmed_jax import compilation_cache
+    from sam2_3dmed_jax.runtime import compilation_cache
 
     compilation_cache.enable()
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed_jax.arguments import parser
+from sam2_3dmed_jax.commands.arguments import parser
+from sam2_3dmed_jax.commands.experiment_files import read_experiment, read_spec
 from sam2_3dmed_jax.evaluation.sweep.settings import check_spec, settings_of
-from sam2_3dmed_jax.experiment import read_experiment, read_spec
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from weights_conversion.commands import add_verbs
 
@@ -40,7 +40,7 @@ def code_block(marker: str) -> str:
 
 @pytest.fixture(scope="module")
 def command_help() -> str:
-    return run("-m", "sam2_3dmed_jax.cli", "--help")
+    return run("-m", "sam2_3dmed_jax.commands.main", "--help")
 
 
 def test_the_readme_shows_the_first_commands():
@@ -109,7 +109,7 @@ def test_importing_the_package_takes_under_two_seconds_and_no_torch():
 
 def test_the_installed_project_offers_the_command_under_its_licence():
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="sam2-3dmed")
-    assert command.value == "sam2_3dmed_jax.cli:main"
+    assert command.value == "sam2_3dmed_jax.commands.main:main"
     metadata = importlib.metadata.metadata("sam2-3dmed-jax")
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata.get_all("License-File")) == {"LICENSE", "NOTICE"}

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sam2_3dmed_jax.command import Parser, exit_code
+from sam2_3dmed_jax.commands.command_line import Parser, exit_code
 from weights_conversion.commands import VERBS, add_verbs
 
 

@@ -44,7 +44,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Convert a checkpoint."""
-    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.runtime.progress import ConsoleProgress
     from weights_conversion import convert as conversion
 
     with ConsoleProgress() as progress:
@@ -73,7 +73,7 @@ def inspect(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Compare two checkpoints."""
-    from sam2_3dmed_jax.console import ConsoleProgress
+    from sam2_3dmed_jax.runtime.progress import ConsoleProgress
     from weights_conversion import compare as comparison
 
     if not options.atol >= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed_jax.model.parts import sizes_of_parts
+from sam2_3dmed_jax.model.parameter_groups import sizes_of_parts
 from sam2_3dmed_jax.sam2.presets import preset_config
 from weights_conversion.presets import native_shapes, recognise
 from weights_conversion.sources import open_source

@@ -26,10 +26,10 @@ import numpy as np
 from scipy import ndimage
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.prepare import prepare
-from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset, read_prepared
+from sam2_3dmed_jax.data.prepare.prepare import prepare
+from sam2_3dmed_jax.data.prepared import CaseEntry, PreparedDataset, read_prepared
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.volume.geometry import Grid, to_canonical
 

@@ -20,20 +20,20 @@ from pathlib import Path
 
 import jax
 
-from sam2_3dmed_jax import host_memory
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, PrepareConfig, TrainingConfig
 from sam2_3dmed_jax.data.augment import CHANGES
-from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.prepare import prepare
-from sam2_3dmed_jax.data.store import PreparedDataset
-from sam2_3dmed_jax.training.cases import open_view, split_cases
+from sam2_3dmed_jax.data.prepare.prepare import prepare
+from sam2_3dmed_jax.data.prepared import PreparedDataset
+from sam2_3dmed_jax.phantom import write_phantom_dataset
+from sam2_3dmed_jax.runtime import host_memory
+from sam2_3dmed_jax.training.dataset import open_view, split_cases
 from sam2_3dmed_jax.training.features.make import open_features
 from sam2_3dmed_jax.training.features.shards import slice_bytes
 from sam2_3dmed_jax.training.feed import to_devices
-from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED
+from sam2_3dmed_jax.training.parameter_groups import FROZEN_PRETRAINED
 from sam2_3dmed_jax.training.setup import set_up
-from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
 SLICE_MM = 24.0  # between slices of the phantom: some fifteen of them
 AGREE = 0.01  # relative difference of losses that bfloat16 features may make

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from sam2_3dmed_jax.evaluation import surface_metrics
-from tests.evaluation.surface_cases import ASK, Case
+from tests.helpers.surface_cases import ASK, Case
 
 SHAPE, SPACING, TOLERANCE = (100, 512, 512), (2.5, 0.79, 0.79), 3.0
 PACKAGES = {"surface-distance": ("surface_distance",), "monai": ("monai", "torch")}

@@ -20,11 +20,12 @@ import numpy as np
 
 def measure(options: argparse.Namespace, objects: int) -> dict[str, float]:
     """One row, in this process."""
-    from sam2_3dmed_jax import Prompt, VolumePredictor, compilation_cache, host_memory, load_model, new_model
+    from sam2_3dmed_jax import Prompt, VolumePredictor, load_model, new_model
     from sam2_3dmed_jax.config import PreprocessingConfig
+    from sam2_3dmed_jax.phantom import make_case
+    from sam2_3dmed_jax.runtime import compilation_cache, host_memory
     from sam2_3dmed_jax.volume.geometry import Grid, Volume
     from sam2_3dmed_jax.volume.intensity import PreparedSlices
-    from sam2_3dmed_jax.volume.phantom import make_case
 
     compilation_cache.enable()
     if options.checkpoint:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-COMMAND = [sys.executable, "-u", "-m", "sam2_3dmed_jax.cli"]
+COMMAND = [sys.executable, "-u", "-m", "sam2_3dmed_jax.commands.main"]
 GRACE_SECONDS = 10.0  # for the others to end by themselves after a death
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit codes of processes that stopped as they were asked
 STOP_SECONDS = 120.0  # to save a checkpoint after Ctrl-C, once the first process has stopped

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sam2_3dmed_jax.config import PrepareConfig
-from sam2_3dmed_jax.data.msd import read_dataset
-from sam2_3dmed_jax.data.prepare import prepare
-from sam2_3dmed_jax.data.store import is_prepared
+from sam2_3dmed_jax.data.datasets import read_dataset
+from sam2_3dmed_jax.data.prepare.prepare import prepare
+from sam2_3dmed_jax.data.prepared import is_prepared
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
+from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.volume.resample import Spacing
 
 Progress = Callable[..., None]

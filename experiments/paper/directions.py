@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax import VolumePredictor, load_model
-from sam2_3dmed_jax.data.msd import Case
-from sam2_3dmed_jax.evaluation.overlap import overlap_metrics
-from sam2_3dmed_jax.evaluation.plan import Plan
+from sam2_3dmed_jax.data.datasets import Case
 from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_files
+from sam2_3dmed_jax.evaluation.settings import Plan
 from sam2_3dmed_jax.inference.predictor import Session
 from sam2_3dmed_jax.inference.segment import label_result, to_slices
-from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.metrics.overlap import overlap_metrics
+from sam2_3dmed_jax.prompts.simulation import centre_point
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
-from sam2_3dmed_jax.volume.prompts import centre_point
 
 TABLE = "directions.csv"
 COLUMNS = ("case", "labels", "low_slice", "high_slice", "agreement", "dice_upwards", "dice_downwards")

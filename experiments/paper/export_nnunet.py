@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.msd import Case, Dataset, on_disk, read_dataset
+from sam2_3dmed_jax.data.datasets import Case, Dataset, on_disk, read_dataset
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.data.split_files import read_splits, write_nnunet_splits
 from sam2_3dmed_jax.errors import UserError

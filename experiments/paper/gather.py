@@ -17,8 +17,8 @@ from experiments.paper.variants import ONE_CLICK, Scoring, Task, Variant
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import comparison
 from sam2_3dmed_jax.evaluation.results import SUMMARY, read_fixed_cost, read_results
-from sam2_3dmed_jax.evaluation.statistics import holm
 from sam2_3dmed_jax.evaluation.summary import Row, summarise
+from sam2_3dmed_jax.metrics.statistics import holm
 
 METRICS = ("dice", "iou", "nsd", "hd95_mm")
 FURTHER = ("dice_without_prompted_slices", "fp_ml_outside_extent", "band_entropy", "band_ece", "band_brier")

@@ -19,8 +19,8 @@ import tyro
 from experiments.paper.programme import Programme
 from experiments.paper.runner import Options, run
 from experiments.paper.variants import Others, Task, changed, paper_variants
+from sam2_3dmed_jax.commands.experiment_files import read_experiment
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.experiment import read_experiment
 
 HERE = Path(__file__).resolve().parents[1]
 TASKS: dict[str, tuple[str, str, float, str]] = {  # name: title, folder, slice in mm and tolerance of METHOD.md

@@ -31,9 +31,9 @@ from sam2_3dmed_jax.config import (
     TrainingConfig,
     UNetConfig,
 )
-from sam2_3dmed_jax.console import ConsoleProgress
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.training.disk import write_whole
+from sam2_3dmed_jax.runtime.disk import write_whole
+from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 from sam2_3dmed_jax.training.loop import train
 
 SLICE_MM = {"spleen": 4.0, "pancreas": 4.0, "lung": 3.0}  # typical ones of the phantoms

@@ -18,7 +18,7 @@ from flax import nnx
 
 from sam2_3dmed_jax import VolumePredictor, load_model
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.msd import Case
+from sam2_3dmed_jax.data.datasets import Case
 from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_files
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.volume.geometry import Volume

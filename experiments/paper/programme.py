@@ -11,8 +11,8 @@ from typing import Any
 
 from experiments.paper.variants import Others, Scoring, Task, Variant, changed
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.console import ConsoleProgress
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 from sam2_3dmed_jax.training.run_folder import MAY_CHANGE, record
 
 RUNS = "runs"

@@ -10,11 +10,11 @@ from experiments.paper.page import Figure
 from experiments.paper.programme import Cell, Programme, cells
 from experiments.paper.variants import Task
 from sam2_3dmed_jax.config import SweepSpec
-from sam2_3dmed_jax.console import ConsoleProgress
 from sam2_3dmed_jax.evaluation.report import plots
+from sam2_3dmed_jax.evaluation.sweep.results import MACRO, SUMMARY
 from sam2_3dmed_jax.evaluation.sweep.run import read_sweep, run_sweep
 from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS
-from sam2_3dmed_jax.evaluation.sweep.tables import MACRO, SUMMARY
+from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
 FOLDER = "robustness"
 SWEPT = ("full", "neither")

@@ -24,10 +24,10 @@ from experiments.paper import robustness
 from experiments.paper.locks import owned, owner
 from experiments.paper.programme import RUNS, Cell, Programme, cells, chosen
 from experiments.paper.tables import write_report
-from sam2_3dmed_jax.command import exit_code, start, terminated_as_interrupted
-from sam2_3dmed_jax.console import ConsoleProgress
+from sam2_3dmed_jax.commands.command_line import exit_code, start, terminated_as_interrupted
 from sam2_3dmed_jax.errors import Stopped, UserError
-from sam2_3dmed_jax.training.disk import write_whole
+from sam2_3dmed_jax.runtime.disk import write_whole
+from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
 DONE, FAILED = "done.json", "failed.json"
 POLL = 20.0  # seconds between looks at what other processes do

@@ -14,25 +14,25 @@ from experiments.paper import directions, positions
 from experiments.paper.programme import PROMPTED, Cell, Programme, located, sibling
 from experiments.paper.variants import Scoring, changed
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig
-from sam2_3dmed_jax.console import ConsoleProgress
-from sam2_3dmed_jax.data.msd import Case, Dataset, on_disk, read_dataset
+from sam2_3dmed_jax.data.datasets import Case, Dataset, on_disk, read_dataset
 from sam2_3dmed_jax.data.split_choice import FIELDS, choose_split
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import label_classes
-from sam2_3dmed_jax.evaluation.evaluator import evaluate_files, rows_of
+from sam2_3dmed_jax.evaluation.evaluate import Wanted, score_checkpoint
 from sam2_3dmed_jax.evaluation.label_files import Pair, by_name
-from sam2_3dmed_jax.evaluation.plan import Plan
-from sam2_3dmed_jax.evaluation.prompted import prompts_of_objects
 from sam2_3dmed_jax.evaluation.region_growing import region_growing
 from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.results import REPORT, SUMMARY, write_results
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, rows_of
+from sam2_3dmed_jax.evaluation.settings import Plan
 from sam2_3dmed_jax.evaluation.summary import Row, summarise
-from sam2_3dmed_jax.scoring import Wanted, score_checkpoint
+from sam2_3dmed_jax.prompts.protocols import prompts_of_objects
+from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.run_folder import record
 from sam2_3dmed_jax.training.setup import Setup, set_up
+from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
 MAPS = "predictions"  # of automatic methods, for the bridges

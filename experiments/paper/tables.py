@@ -27,11 +27,11 @@ from experiments.paper.gather import (
 from experiments.paper.page import Table, markdown, page
 from experiments.paper.programme import Programme, cells
 from experiments.paper.variants import ONE_CLICK
-from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.report.markup import Number, Range
 from sam2_3dmed_jax.evaluation.report.wording import name_of, number
 from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_files
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, PROMPTED, Row
+from sam2_3dmed_jax.metrics.reliability import COLUMNS as BAND
 
 
 def write_report(programme: Programme, out: Path) -> list[str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from etils import epath
 
+from sam2_3dmed_jax.data.datasets import Case, Dataset
 from sam2_3dmed_jax.data.layouts import ENDINGS
-from sam2_3dmed_jax.data.msd import Case, Dataset
 from sam2_3dmed_jax.errors import UserError
 
 # As the Decathlon's own downloads have them.

@@ -14,10 +14,10 @@ import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.augment import draw_motion, shade
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume import prompts
+from sam2_3dmed_jax.prompts import simulation
 
 TOKENS = 4  # prompt tokens an object: two box corners, or a point, and one "not a point"; a power of two
 
@@ -120,13 +120,13 @@ def cut_clip(
     for k in np.flatnonzero(object_valid).tolist():
         mask = masks[prompt_step[k], k] > 0
         if rng.random() < config.box:
-            box = prompts.jitter_box(prompts.box_of(mask), 0.05, rng, mask.shape)
+            box = simulation.jitter_box(simulation.box_of(mask), 0.05, rng, mask.shape)
             coords[k, :2], point_labels[k, :2] = np.reshape(box, (2, 2)), (2, 3)
             token_valid[k, 2], multimask[k] = True, False
         elif rng.random() < config.point_noise:
-            coords[k, 0], point_labels[k, 0] = prompts.random_point(mask, rng), 1
+            coords[k, 0], point_labels[k, 0] = simulation.random_point(mask, rng), 1
         else:
-            coords[k, 0], point_labels[k, 0] = prompts.centre_point(mask, view.pixel_mm(case)), 1
+            coords[k, 0], point_labels[k, 0] = simulation.centre_point(mask, view.pixel_mm(case)), 1
     clip = Clip(
         masks=masks,
         slice_valid=valid,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sam2_3dmed_jax.data.description import ending_of, short
+from sam2_3dmed_jax.data.dataset_json import ending_of, short
 from sam2_3dmed_jax.data.tar_members import clean, leaves
 from sam2_3dmed_jax.data.trees import DESCRIPTION, IMAGES, LABELS, Tree
 from sam2_3dmed_jax.errors import UserError

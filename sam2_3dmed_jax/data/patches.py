@@ -14,7 +14,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.augment import draw_motion, shade
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 
 Triple = tuple[int, int, int]

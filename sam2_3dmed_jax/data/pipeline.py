@@ -19,7 +19,7 @@ from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.augment import changes
 from sam2_3dmed_jax.data.clips import Features, cut_clip
 from sam2_3dmed_jax.data.patches import Triple, cut_patch
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.clips import Clip, cut_clip
-from sam2_3dmed_jax.data.store import PreparedDataset
+from sam2_3dmed_jax.data.prepared import PreparedDataset
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
 

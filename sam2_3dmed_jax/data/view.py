@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.description import MAX_LABEL
-from sam2_3dmed_jax.data.store import CaseEntry, PreparedDataset
+from sam2_3dmed_jax.data.dataset_json import MAX_LABEL
+from sam2_3dmed_jax.data.prepared import CaseEntry, PreparedDataset
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import intensity
 from sam2_3dmed_jax.volume.geometry import Grid, Volume

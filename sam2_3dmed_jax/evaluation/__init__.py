@@ -1,6 +1,6 @@
 """From masks to numbers, tables and pictures."""
 
-from sam2_3dmed_jax.evaluation.overlap import overlap_metrics
-from sam2_3dmed_jax.evaluation.surface import surface_metrics
+from sam2_3dmed_jax.metrics.overlap import overlap_metrics
+from sam2_3dmed_jax.metrics.surface import surface_metrics
 
 __all__ = ["overlap_metrics", "surface_metrics"]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.reliability import CALIBRATION, widths
-from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.results import COMPARISON, table_text
 from sam2_3dmed_jax.evaluation.scores import LOWER_IS_BETTER, SCORES, SURFACE
-from sam2_3dmed_jax.evaluation.statistics import bootstrap_means, holm, interval, over_seeds, wilcoxon
 from sam2_3dmed_jax.evaluation.summary import Row, undefined, values_of
+from sam2_3dmed_jax.metrics.reliability import CALIBRATION, widths
+from sam2_3dmed_jax.metrics.reliability import COLUMNS as BAND
+from sam2_3dmed_jax.metrics.statistics import bootstrap_means, holm, interval, over_seeds, wilcoxon
 
 PRIMARY = ("dice", "nsd")
 _ALIKE = ("block", "definition", "empty_policy", "tolerance_mm", "labels")  # of a class, in both

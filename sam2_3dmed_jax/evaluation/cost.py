@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam2_3dmed_jax import host_memory
-from sam2_3dmed_jax.evaluation.statistics import spread
 from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.model.parts import PARTS, sizes_of_parts
+from sam2_3dmed_jax.metrics.statistics import spread
+from sam2_3dmed_jax.model.parameter_groups import PARTS, sizes_of_parts
+from sam2_3dmed_jax.runtime import host_memory
 
 MEASURED = ("seconds", "tflops", "peak_host_mib", "peak_device_mib")  # numbers of a case
 UNKNOWN = {**dict.fromkeys(MEASURED, math.nan), "compiled": ""}

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.nearest_grid import onto_grid
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, check_same_grid
 from sam2_3dmed_jax.volume.io import read_label_map, read_volume
+from sam2_3dmed_jax.volume.nearest_grid import onto_grid
 
 _SUFFIXES = (".nii.gz", ".nii")
 

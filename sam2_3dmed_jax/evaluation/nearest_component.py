@@ -10,13 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from sam2_3dmed_jax.evaluation.label_classes import Target, painted_values
-from sam2_3dmed_jax.evaluation.prompted import Prompts
-from sam2_3dmed_jax.evaluation.protocol import CONNECTED
-from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.prompts.protocols import ObjectPrompts
+from sam2_3dmed_jax.volume.geometry import NEIGHBOURS_26, Grid
+from sam2_3dmed_jax.volume.label_classes import Target, painted_values
 
 
-def nearest_components(labels: np.ndarray, grid: Grid, objects: Sequence[Target], clicks: Prompts) -> np.ndarray:
+def nearest_components(labels: np.ndarray, grid: Grid, objects: Sequence[Target], clicks: ObjectPrompts) -> np.ndarray:
     """The label map with one component (26 neighbours) an object, the one with the voxel nearest to its click in mm.
 
     What else belongs to the object becomes background, or what the object is nested in: a tumour's other components
@@ -37,7 +36,7 @@ def nearest_components(labels: np.ndarray, grid: Grid, objects: Sequence[Target]
         if target in clicks and mask.any():
             (prompt,) = clicks[target]
             ((x, y),) = prompt.points
-            components, _ = ndimage.label(mask, CONNECTED)
+            components, _ = ndimage.label(mask, NEIGHBOURS_26)
             voxels = np.argwhere(mask)
             steps = (voxels - (prompt.slice, y, x)) @ grid.canonical_affine[:3, :3].T
             keep = components == components[tuple(voxels[np.square(steps).sum(1).argmin()])]

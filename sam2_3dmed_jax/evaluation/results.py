@@ -21,11 +21,11 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.cost import MEASURED
-from sam2_3dmed_jax.evaluation.lesions import COUNTS
-from sam2_3dmed_jax.evaluation.reliability import BINS
-from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.scores import BEYOND, OVERLAP, SURFACE, UNPROMPTED, VOLUMES
 from sam2_3dmed_jax.evaluation.summary import Row
+from sam2_3dmed_jax.metrics.lesions import COUNTS
+from sam2_3dmed_jax.metrics.reliability import BINS
+from sam2_3dmed_jax.metrics.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.volume.image_file import written_whole
 
 CASES, LESIONS, RELIABILITY = "cases.csv", "lesions.csv", "reliability.csv"

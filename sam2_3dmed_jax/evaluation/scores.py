@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.nearest_grid import check_orthogonal, is_orthogonal, onto_grid, orthogonal_grid
-from sam2_3dmed_jax.evaluation.overlap import overlap_metrics
-from sam2_3dmed_jax.evaluation.surface import DEFINITIONS, EMPTY_POLICIES, surface_metrics
+from sam2_3dmed_jax.metrics.overlap import overlap_metrics
+from sam2_3dmed_jax.metrics.surface import DEFINITIONS, EMPTY_POLICIES, surface_metrics
 from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.nearest_grid import check_orthogonal, is_orthogonal, onto_grid, orthogonal_grid
 
 OVERLAP = ("dice", "iou")
 SURFACE = ("nsd", "hd95_mm", "hd_mm", "assd_mm")

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import cost, reliability
-from sam2_3dmed_jax.evaluation.lesions import COUNTS, summarise_lesions
-from sam2_3dmed_jax.evaluation.protocol import EXPLAINED
+from sam2_3dmed_jax.evaluation import cost
 from sam2_3dmed_jax.evaluation.scores import BEYOND, LOWER_IS_BETTER, SCORES, SURFACE, VOLUMES
-from sam2_3dmed_jax.evaluation.statistics import DRAWS, bootstrap_means, interval, spread
+from sam2_3dmed_jax.metrics import reliability
+from sam2_3dmed_jax.metrics.lesions import COUNTS, summarise_lesions
+from sam2_3dmed_jax.metrics.statistics import DRAWS, bootstrap_means, interval, spread
+from sam2_3dmed_jax.prompts.protocols import EXPLAINED
 
 Row = dict[str, Any]
 

@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
-from sam2_3dmed_jax.inference.prompt import power_of_two
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.model.slice_position import SlicePosition
+from sam2_3dmed_jax.prompts.prompt import power_of_two
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.volume.intensity import PreparedSlices

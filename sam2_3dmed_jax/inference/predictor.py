@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.inference.compiled_steps import correct_slices, mask_slices, prompt_slices
 from sam2_3dmed_jax.inference.feature_store import FeatureStore, Progress, Slices
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
-from sam2_3dmed_jax.inference.orders import ORDERS, Order, Walker
-from sam2_3dmed_jax.inference.prompt import Prompt, batch_prompts, power_of_two
-from sam2_3dmed_jax.inference.propagate import correct_slices, mask_slices, prompt_slices
-from sam2_3dmed_jax.inference.tracks import Track, load_bank, prompted_capacity
+from sam2_3dmed_jax.inference.object_state import Track, load_bank, prompted_capacity
+from sam2_3dmed_jax.inference.propagation import ORDERS, Order, Walker
+from sam2_3dmed_jax.prompts.prompt import Prompt, batch_prompts, power_of_two
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import split
 
@@ -31,6 +31,10 @@ class Result:
     object_ids: tuple[int, ...]
     mask_logits: np.ndarray  # float32 [K, D, S/4, S/4]; positive inside
     object_score_logits: np.ndarray  # float32 [K, D]; positive where the object is on the slice
+
+    def logits_of(self, object_id: int) -> np.ndarray | None:
+        """Return the logits of one object, float32 `[D, S/4, S/4]`, or None for an id without a mask."""
+        return self.mask_logits[self.object_ids.index(object_id)] if object_id in self.object_ids else None
 
 
 class VolumePredictor:

@@ -9,11 +9,11 @@ import numpy as np
 
 from sam2_3dmed_jax.inference.feature_store import Progress
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
-from sam2_3dmed_jax.inference.prompt import Prompt
-from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt, merge_prompts
+from sam2_3dmed_jax.prompts.prompt import Prompt
+from sam2_3dmed_jax.prompts.simulation import to_pixels
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices, resize_slices, restore_logits
-from sam2_3dmed_jax.volume.prompts import to_pixels
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from sam2_3dmed_jax.config import BdConfig, ModelConfig, Sam2Config, SrppConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.boundary import Boundary
 from sam2_3dmed_jax.model.slice_position import SlicePosition
-from sam2_3dmed_jax.sam2.initial import RULES, constant, initial_weights
+from sam2_3dmed_jax.sam2.initializers import RULES, constant, initial_weights
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights

@@ -18,12 +18,12 @@ import jax
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.jaxpr_cost import flops
 from sam2_3dmed_jax.plan import toolchain
 from sam2_3dmed_jax.plan.hlo_cost import cost
 from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse
 from sam2_3dmed_jax.plan.programs import Program, What, programs
 from sam2_3dmed_jax.plan.topologies import Topology
+from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 
 # From the name of an argument to what it is. The first match decides.
 ARGUMENTS = (

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sam2_3dmed_jax.chips import CHIPS, Chip
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.chips import CHIPS, Chip
 
 # A v4 chip's two cores are one device where it runs, but two to its compiler without one: a plan would be wrong.
 PLANNED = tuple(name for name in CHIPS if name != "v4")

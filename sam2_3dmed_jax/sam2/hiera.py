@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from sam2_3dmed_jax.config import HieraConfig, Remat
 from sam2_3dmed_jax.sam2.attention import attend
 from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, gelu, layer_norm, parameter
-from sam2_3dmed_jax.sam2.rematerialisation import rematerialised
+from sam2_3dmed_jax.sam2.remat import rematerialised
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:

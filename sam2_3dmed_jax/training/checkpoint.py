@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.training import processes
-from sam2_3dmed_jax.training.disk import write_whole, writing
+from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.disk import write_whole, writing
 from sam2_3dmed_jax.training.step import TrainState
 
 SUMS = "sums.json"
@@ -62,7 +62,7 @@ class Checkpoints:
 
         def finish() -> None:
             response.result()
-            if processes.is_first():
+            if distributed.is_first():
                 _write_sums(self._folder / str(step))
 
         self._writing = step, self._pool.submit(finish)

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.training import processes
+from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.disk import writing
 from sam2_3dmed_jax.training.checkpoint import restore
-from sam2_3dmed_jax.training.disk import writing
 from sam2_3dmed_jax.training.setup import Setup
 
 WINDOW = 100  # steps whose median an exploding loss is measured by
@@ -65,7 +65,7 @@ class LossGuard:
             self._recent.append(float(loss))
 
     def _stop(self, step: int, what: str, mend: str) -> None:
-        part = f"_process_{jax.process_index()}" if processes.several() else ""
+        part = f"_process_{jax.process_index()}" if distributed.several() else ""
         file = self._run / FAILED / f"step_{step}{part}.npz"
         temporary = file.with_name(f".{file.stem}.tmp.npz")
         with writing(file):

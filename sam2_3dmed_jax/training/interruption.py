@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from sam2_3dmed_jax.training import processes
+from sam2_3dmed_jax.runtime import distributed
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ def stop_requests() -> Iterator[StopRequest]:
     """Take the two signals as requests, inside the block. A second Ctrl-C interrupts at once.
 
     Elsewhere than on the main thread, which alone gets signals, no request ever comes. Nor in several processes, which
-    JAX lets stop at one step: its own handler must stay (`processes.should_stop`).
+    JAX lets stop at one step: its own handler must stay (`distributed.should_stop`).
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread() or processes.several():
+    if threading.current_thread() is not threading.main_thread() or distributed.several():
         yield request
         return
 

@@ -21,7 +21,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from sam2_3dmed_jax.training.disk import write_whole, writing
+from sam2_3dmed_jax.runtime.disk import write_whole, writing
 
 COLUMNS = ("dice", "dice_inner", "gradient_norm", "learning_rate")  # after the losses
 

@@ -19,15 +19,16 @@ import jax
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.pipeline import iterate
-from sam2_3dmed_jax.data.prepare_source import Progress as DataProgress
+from sam2_3dmed_jax.data.prepare.source import Progress as DataProgress
 from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
-from sam2_3dmed_jax.training import compilation, processes
-from sam2_3dmed_jax.training.cases import check_data, open_view, prepared_dataset, split_cases
+from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.disk import writing
+from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
-from sam2_3dmed_jax.training.disk import writing
+from sam2_3dmed_jax.training.dataset import check_data, open_view, prepared_dataset, split_cases
 from sam2_3dmed_jax.training.features.make import check_features, open_features
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.forward import make_forward
@@ -35,7 +36,7 @@ from sam2_3dmed_jax.training.guard import LossGuard
 from sam2_3dmed_jax.training.interruption import stop_requests
 from sam2_3dmed_jax.training.log import Log
 from sam2_3dmed_jax.training.methods import method_of
-from sam2_3dmed_jax.training.parts import by_part
+from sam2_3dmed_jax.training.parameter_groups import by_part
 from sam2_3dmed_jax.training.profile import Profile
 from sam2_3dmed_jax.training.run_folder import claim_folder, record
 from sam2_3dmed_jax.training.setup import Setup, set_up
@@ -81,15 +82,15 @@ def train(
     check_data(config)
     check_features(config, setup.encoder)
 
-    processes.first(lambda: claim_folder(run, config))
+    distributed.first(lambda: claim_folder(run, config))
     view = open_view(prepared_dataset(config, run, data_progress), config)
     cases, inner, split = split_cases(view, config)
     how = how_made(config.data, view.dataset.fingerprint)
-    processes.first(lambda: keep_split(run / SPLIT, split, how))
+    distributed.first(lambda: keep_split(run / SPLIT, split, how))
     features = open_features(config, setup.encoder, setup.devices, view, [*cases, *inner], data_progress)
     state, start, damaged = restore(run / "checkpoints", setup.state)
-    processes.all_here("checkpoints: read")
-    processes.first(lambda: set_aside(run / "checkpoints", damaged, start))
+    distributed.all_here("checkpoints: read")
+    distributed.first(lambda: set_aside(run / "checkpoints", damaged, start))
     if compilation.pays(total - start) and isinstance(setup.step, jax.stages.Wrapped):
         setup = compilation.compile_step(setup)
     host, hosts = jax.process_index(), jax.process_count()
@@ -102,7 +103,7 @@ def train(
     forward = make_forward(config.model, setup.sharding.mesh, features is None)
 
     guard, clock, logged = LossGuard(run, batches, training.loss_limit), time.monotonic(), start
-    speaks = processes.is_first()
+    speaks = distributed.is_first()
     used = utilisation(config, setup.devices) if speaks else None
     with (
         Log(run, start, method.losses, by_part(state.weights), record(config)) if speaks else nullcontext() as log,
@@ -110,14 +111,14 @@ def train(
         Profile(run, start, profile if speaks else 0) as trace,
         stop_requests() as stop,
         closing(iterate(batches, start, config.data.workers)) as clips,
-        processes.ending_together(),  # innermost: what tidies up would wait for a process that is lost
+        distributed.ending_together(),  # innermost: what tidies up would wait for a process that is lost
     ):
-        best = processes.agreed(log.best("dice_inner") if log else 0.0)
+        best = distributed.agreed(log.best("dice_inner") if log else 0.0)
         for done, batch in enumerate(to_devices(clips, setup.sharding), start + 1):
             state, metrics = setup.step(state, setup.frozen, batch)
             trace.after(done, state)
             guard.add(done, metrics)
-            last, stopping = done == total, bool(stop.signal) or processes.should_stop(done)
+            last, stopping = done == total, bool(stop.signal) or distributed.should_stop(done)
             validates = bool(inner) and (last or _due(done, training.validate_every))
             saves = last or stopping or _due(done, training.checkpoint_every)
             logs = last or validates or _due(done, training.log_every)

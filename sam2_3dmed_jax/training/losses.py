@@ -7,15 +7,15 @@ has one on every slice (`SEMANTICS`: what SAM 2 gates would get no gradient).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sam2_3dmed_jax.config import BdConfig, SrppConfig
+from sam2_3dmed_jax.config import BdConfig
+from sam2_3dmed_jax.model.targets import boundary_target, srpp_targets
 
 Weight = float | tuple[tuple[int, float], ...]
 
@@ -102,20 +102,6 @@ def object_score_bce(score_logits: jax.Array, holds: jax.Array, counts: jax.Arra
     return Term((loss * counts).sum(), counts.sum(dtype=jnp.float32))
 
 
-def positions_of(batch: Mapping[str, Any], config: SrppConfig) -> Any:
-    """The positions `[B, D]` that a batch's targets are made of: volume slice indices or mm."""
-    return batch["position_mm"] if config.unit == "mm" else batch["slice_index"]
-
-
-def srpp_targets(positions: jax.Array, scale: float) -> jax.Array:
-    """`GT_pos[i, j] = position_j - position_i`, signed superior, over `scale`: `[B, D]` to `[B, D, D]`.
-
-    Positions are volume slice indices or mm (never clip indices), so the target of a pair of source slices depends
-    neither on walking direction nor on the stride (paper's `j - i`; physical positions: ours).
-    """
-    return (positions[:, None, :] - positions[:, :, None]) / scale
-
-
 def srpp_loss(predicted: jax.Array, positions: jax.Array, valid: jax.Array, scale: float) -> Term:
     """Squared error of each ordered pair i != j of valid slices (paper, L_srpp).
 
@@ -128,16 +114,6 @@ def srpp_loss(predicted: jax.Array, positions: jax.Array, valid: jax.Array, scal
     pairs = valid[:, :, None] & valid[:, None, :] & ~jnp.eye(valid.shape[1], dtype=bool)
     error = jnp.square(predicted - srpp_targets(positions, scale))
     return Term((error * pairs).sum(), pairs.sum(dtype=jnp.float32))
-
-
-def boundary_target(mask: jax.Array, width: int) -> jax.Array:
-    """Morphological gradient, dilation minus erosion by a square of `width` pixels: `[..., H, W]` in {0, 1}."""
-    window = (1,) * (mask.ndim - 2) + (width, width)
-    strides = (1,) * mask.ndim
-    mask = mask.astype(jnp.float32)
-    dilated = lax.reduce_window(mask, -jnp.inf, lax.max, window, strides, "SAME")
-    eroded = lax.reduce_window(mask, jnp.inf, lax.min, window, strides, "SAME")
-    return dilated - eroded
 
 
 def boundary_loss(logits: jax.Array, target: jax.Array, holds: jax.Array, normaliser: str) -> Term:

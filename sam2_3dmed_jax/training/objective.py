@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from sam2_3dmed_jax.config import LossConfig, ModelConfig
+from sam2_3dmed_jax.model.targets import positions_of
 from sam2_3dmed_jax.sam2.layers import resize_masks
 from sam2_3dmed_jax.training import losses
 from sam2_3dmed_jax.training.losses import Term
-from sam2_3dmed_jax.training.walk import WalkOutput, walked_slices
+from sam2_3dmed_jax.training.unroll import WalkOutput, walked_slices
 
 Batch = dict[str, jax.Array]
 Numbers = dict[str, jax.Array]  # what divides each term's sum
@@ -41,7 +42,7 @@ def terms(out: WalkOutput, batch: Batch, model: ModelConfig) -> dict[str, Term]:
     }
     if out.positions is not None:
         srpp = model.slice_position
-        positions = losses.positions_of(batch, srpp)
+        positions = positions_of(batch, srpp)
         found["loss_srpp"] = losses.srpp_loss(out.positions, positions, batch["slice_valid"], srpp.scale)
     if out.candidates.boundary_logits is not None:
         boundary = resize_masks(out.candidates.boundary_logits, size)

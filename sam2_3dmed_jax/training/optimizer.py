@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import TrainingConfig
 from sam2_3dmed_jax.sam2.parameters import Weights
-from sam2_3dmed_jax.training.parts import rate_factors
+from sam2_3dmed_jax.training.parameter_groups import rate_factors
 from sam2_3dmed_jax.training.sharding import SMALL, weight_shardings
 
 # Far above rounding and far below gradients: a softmax does not see its keys' bias, whose gradient is rounding alone

@@ -9,7 +9,7 @@ from typing import Any
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.training.disk import write_whole, writing
+from sam2_3dmed_jax.runtime.disk import write_whole, writing
 
 CONFIG = "config.json"
 # What a resumed run may change: none of it decides a number that is trained, or which weights become `best`.

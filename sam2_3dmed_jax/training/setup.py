@@ -18,7 +18,7 @@ from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.features.choice import trains_from_features, without_encoder
 from sam2_3dmed_jax.training.features.encoder import FrozenEncoder
 from sam2_3dmed_jax.training.methods import method_of
-from sam2_3dmed_jax.training.parts import frozen_patterns, partition
+from sam2_3dmed_jax.training.parameter_groups import frozen_patterns, partition
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, place, weight_shardings
 from sam2_3dmed_jax.training.step import Step, TrainState, abstract_state, init_state, make_step, result
 

@@ -16,7 +16,7 @@ from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.gradient import global_gradient
 from sam2_3dmed_jax.training.objective import Batch
 from sam2_3dmed_jax.training.optimizer import Optimizer, learning_rate
-from sam2_3dmed_jax.training.parts import by_part, rate_factors
+from sam2_3dmed_jax.training.parameter_groups import by_part, rate_factors
 from sam2_3dmed_jax.training.sharding import place, weight_shardings
 
 

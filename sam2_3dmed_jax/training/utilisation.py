@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import jax
 
-from sam2_3dmed_jax.chips import chip_of
 from sam2_3dmed_jax.config import ExperimentConfig, MeshConfig
-from sam2_3dmed_jax.jaxpr_cost import flops
+from sam2_3dmed_jax.runtime.chips import chip_of
+from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 from sam2_3dmed_jax.training.setup import abstract_run
 from sam2_3dmed_jax.training.sharding import make_mesh
 

@@ -21,7 +21,7 @@ from sam2_3dmed_jax.config import DataConfig, TrainingConfig
 from sam2_3dmed_jax.data.augment import CHANGES
 from sam2_3dmed_jax.data.clips import Features
 from sam2_3dmed_jax.data.pipeline import iterate
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.methods import Method

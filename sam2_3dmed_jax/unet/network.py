@@ -16,9 +16,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import Remat, UNetConfig
-from sam2_3dmed_jax.sam2.initial import transposed
+from sam2_3dmed_jax.sam2.initializers import transposed
 from sam2_3dmed_jax.sam2.layers import parameter, product
-from sam2_3dmed_jax.sam2.rematerialisation import rematerialised
+from sam2_3dmed_jax.sam2.remat import rematerialised
 from sam2_3dmed_jax.unet.convolution import convolve
 from sam2_3dmed_jax.unet.topology import Triple, stages_of
 

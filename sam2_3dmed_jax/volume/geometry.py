@@ -19,6 +19,8 @@ _CANONICAL = orientations.axcodes2ornt(("S", "P", "L"))
 # Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges lie in a plane.
 _SINGULAR = 1e-6
 
+NEIGHBOURS_26 = np.ones((3, 3, 3), bool)  # voxels that share a corner belong to one connected component
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:

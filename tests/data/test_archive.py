@@ -17,7 +17,7 @@ import pytest
 
 from sam2_3dmed_jax.data import tar_members
 from sam2_3dmed_jax.data.archive import KNOWN_MD5, archive_md5, md5_warning, unpacked
-from sam2_3dmed_jax.data.msd import on_disk, read_dataset
+from sam2_3dmed_jax.data.datasets import on_disk, read_dataset
 from sam2_3dmed_jax.data.tar_members import read_members
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.io import read_volume

@@ -14,8 +14,8 @@ from sam2_3dmed_jax.data.augment import draw_motion, shade
 from sam2_3dmed_jax.data.clips import cut_clip
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.data.warp import Warp
-from sam2_3dmed_jax.training.losses import boundary_target
-from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+from sam2_3dmed_jax.model.targets import boundary_target
+from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
 
 SIZE, DEPTH = 64, 9
 STEP = 10  # HU a voxel

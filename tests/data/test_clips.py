@@ -10,7 +10,7 @@ from sam2_3dmed_jax.data.clips import cut_clip
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import intensity
-from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
 
 STILL = DataConfig(
     slices=5,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.errors import UserError
 from tests.data.conftest import pack, write_volume
 

@@ -8,7 +8,7 @@ import pytest
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.patches import cut_patch, patch_shapes
 from sam2_3dmed_jax.data.view import ModelView
-from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
 
 STILL = DataConfig(classes=(1, 4), foreground=1.0, **NO_AUGMENTATION)
 

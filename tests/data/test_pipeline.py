@@ -19,10 +19,10 @@ from absl import flags
 from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
 from sam2_3dmed_jax.data import pipeline, record_files
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.store import PreparedDataset, read_prepared
+from sam2_3dmed_jax.data.prepared import PreparedDataset, read_prepared
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
-from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES, BATCH, SIZE = 7, 2, 32
@@ -36,7 +36,7 @@ import hashlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.store import read_prepared
+from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.data.view import ModelView
 dataset, config = read_prepared(sys.argv[1]), {CONFIG!r}
 batches = clip_batches(ModelView(dataset, config, {SIZE}), dataset.cases, config, {BATCH}, seed=3)

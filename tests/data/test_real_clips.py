@@ -8,8 +8,8 @@ from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.volume import intensity
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
-from tests.data.prepared_files import NO_AUGMENTATION
-from tests.data.source_files import canonical, link_case, run
+from tests.helpers.prepared_files import NO_AUGMENTATION
+from tests.helpers.source_files import canonical, link_case, run
 
 NAMES = {"0": "background", **{str(value): f"organ {value}" for value in range(1, 7)}}
 # Every HU that is stored has its own grey, and nothing is augmented.

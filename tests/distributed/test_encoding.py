@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from tests.distributed import encode_on_devices
+from tests.helpers import encode_on_devices
 
 
 def test_eight_devices_give_one_devices_features_of_blocks_that_do_not_divide(tmp_path):

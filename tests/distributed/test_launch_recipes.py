@@ -4,8 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-from sam2_3dmed_jax.arguments import parser
-from sam2_3dmed_jax.experiment import read_experiment
+from sam2_3dmed_jax.commands.arguments import parser
+from sam2_3dmed_jax.commands.experiment_files import read_experiment
 from weights_conversion.commands import add_verbs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distributed import train_on_meshes
+from tests.helpers import train_on_meshes
 
 
 def train(mesh: str, out: Path) -> dict[str, np.ndarray]:

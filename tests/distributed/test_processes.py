@@ -23,13 +23,13 @@ sys.exit(local.main(["--processes", "2", "--", "none"]))
 """
 PROGRAM = """
 import sys, time
-from sam2_3dmed_jax.command import exit_code
+from sam2_3dmed_jax.commands.command_line import exit_code
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.training import processes
+from sam2_3dmed_jax.runtime import distributed
 
 def work():
-    processes.join()
-    with processes.ending_together():
+    distributed.join()
+    with distributed.ending_together():
         from jax.experimental import multihost_utils
         WORK
 
@@ -37,13 +37,13 @@ def steps():
     from jax.experimental import multihost_utils
     for step in range(100_000):
         multihost_utils.sync_global_devices("a step")
-        if step == 3 and processes.is_first():
+        if step == 3 and distributed.is_first():
             print("under way", flush=True)
-        if processes.should_stop(step):
+        if distributed.should_stop(step):
             raise KeyboardInterrupt
         time.sleep(0.02)
 
-processes.leave(exit_code(work, False, "saved"))
+distributed.leave(exit_code(work, False, "saved"))
 """
 
 
@@ -103,7 +103,7 @@ def test_a_signal_to_the_launcher_stops_all_processes_after_the_same_step(under_
 
 def test_a_mistake_that_one_process_makes_ends_the_others_with_the_same_sentence():
     mistake = """
-        if not processes.is_first():
+        if not distributed.is_first():
             raise UserError("shard 7 is damaged")
         multihost_utils.sync_global_devices("waits for the other")
     """
@@ -117,7 +117,7 @@ def test_a_mistake_of_the_first_process_reaches_those_that_wait_for_its_work():
     mistake = """
         def prepare():
             raise UserError("no case can be prepared")
-        processes.first(prepare)
+        distributed.first(prepare)
     """
     process = launch(mistake)
     output, _ = process.communicate(timeout=120)
@@ -141,22 +141,22 @@ def test_a_mistake_of_the_first_process_reaches_those_that_wait_for_its_work():
 )
 def test_variables_that_name_no_process_are_one_line(monkeypatch, variables, sentence):
     from sam2_3dmed_jax.errors import UserError
-    from sam2_3dmed_jax.training import processes
+    from sam2_3dmed_jax.runtime import distributed
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=sentence):
-        processes.join()
+        distributed.join()
 
 
 def test_one_process_alone_joins_nobody_and_waits_for_nobody(monkeypatch):
-    from sam2_3dmed_jax.training import processes
+    from sam2_3dmed_jax.runtime import distributed
 
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
-    processes.join()
+    distributed.join()
     done = []
-    processes.first(lambda: done.append(1))
+    distributed.first(lambda: done.append(1))
     assert done
-    assert processes.is_first()
-    assert not processes.should_stop(1)
-    processes.leave(2)  # returns: there are no others
+    assert distributed.is_first()
+    assert not distributed.should_stop(1)
+    distributed.leave(2)  # returns: there are no others

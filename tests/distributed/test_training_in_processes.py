@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import load_model
+from sam2_3dmed_jax.phantom import make_case
 from sam2_3dmed_jax.sam2.parameters import split
-from sam2_3dmed_jax.volume.phantom import make_case
-from tests.data.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "experiments" / "launch" / "local.py"

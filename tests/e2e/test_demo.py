@@ -7,8 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import cli, demo
-from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.commands import demo, main
+from sam2_3dmed_jax.data.datasets import read_dataset
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "CASES", 5)
         patch.setattr(demo, "demo_config", config)
-        assert cli.main(["demo", "--out", str(out)]) == 0
+        assert main(["demo", "--out", str(out)]) == 0
     return out
 
 
@@ -46,9 +46,9 @@ def test_the_demo_leaves_a_segmentation_pictures_scores_and_a_checkpoint_where_i
 
 
 def test_a_demo_of_another_seed_or_other_files_are_not_overwritten(small, tmp_path, capsys):
-    assert cli.main(["demo", "--out", str(small), "--seed", "1"]) == 2
+    assert main(["demo", "--out", str(small), "--seed", "1"]) == 2
     assert "another seed" in capsys.readouterr().err
     (tmp_path / "thesis.tex").write_text("precious")
-    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    assert main(["demo", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

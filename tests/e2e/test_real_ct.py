@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import cli
+from sam2_3dmed_jax.commands.main import main
 
 EXPERIMENT = """
 from sam2_3dmed_jax.config import (
@@ -61,7 +61,7 @@ def test_a_real_ct_is_trained_on_and_segmented_from_one_point_an_organ_on_its_ow
 ):
     experiment, run, out = tmp_path / "experiment.py", tmp_path / "run", tmp_path / "seg.nii.gz"
     experiment.write_text(EXPERIMENT)
-    assert cli.main(["train", str(experiment), "--out", str(run), "--data.path", str(abdomen)]) == 0
+    assert main(["train", str(experiment), "--out", str(run), "--data.path", str(abdomen)]) == 0
 
     ct = abdomen / "imagesTr" / "abdomen_1.nii.gz"
     reference = nibabel.load(abdomen / "labelsTr" / "abdomen_1.nii.gz")
@@ -74,7 +74,7 @@ def test_a_real_ct_is_trained_on_and_segmented_from_one_point_an_organ_on_its_ow
         points += ["--point", f"{i},{j},{k},1,{value}"]
     overlay = tmp_path / "overlay.png"
     arguments = ["predict", str(run / "final"), str(ct), "--out", str(out), "--overlay", str(overlay), *points]
-    assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert main(arguments) == 0, capsys.readouterr().err
 
     predicted = nibabel.load(out)
     assert predicted.shape == reference.shape

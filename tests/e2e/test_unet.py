@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import cli
-from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.evaluation import overlap_metrics
+from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.volume.io import read_label_map
-from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
-from tests.training.run_files import rows
+from tests.helpers.run_files import rows
 
 EXPERIMENT = """
 from sam2_3dmed_jax.config import *
@@ -45,13 +45,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data" / "dataset.json").write_text(json.dumps(record))
     (root / "unet.py").write_text(EXPERIMENT)
     words = ["train", str(root / "unet.py"), "--data.path", str(root / "data"), "--out", str(root / "run")]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     return root
 
 
 def test_a_phantom_learned_by_heart_is_segmented_without_a_prompt_in_the_automatic_block(files: Path):
     words = ["evaluate", str(files / "run" / "final"), str(files / "data"), "--out", str(files / "scores")]
-    assert cli.main([*words, "--save", str(files / "maps")]) == 0
+    assert main([*words, "--save", str(files / "maps")]) == 0
     with (files / "scores" / "cases.csv").open(newline="") as table:
         (row,) = csv.DictReader(table)
     assert float(row["dice"]) > 0.8
@@ -68,7 +68,7 @@ def test_a_run_resumes_to_the_same_log(files: Path, tmp_path: Path):
     shutil.rmtree(run / "checkpoints" / "50")
     shutil.rmtree(run / "final")
     words = ["train", str(files / "unet.py"), "--data.path", str(files / "data"), "--out", str(run)]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     assert rows(run) == rows(files / "run") and float(rows(run)[-1]["loss_ce"]) < float(rows(run)[0]["loss_ce"])
 
 
@@ -85,6 +85,6 @@ def test_a_protocol_no_classes_and_data_at_another_spacing_are_refused(files: Pa
         (["predict", str(files / "run" / "final"), str(next(files.glob("data/imagesTr/*"))), "--point", "1,1,1"], ""),
     ):
         out = "out.nii.gz" if words[0] == "predict" else "out"
-        assert cli.main([*words, "--out", str(tmp_path / out)]) == 2
+        assert main([*words, "--out", str(tmp_path / out)]) == 2
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / out).exists()

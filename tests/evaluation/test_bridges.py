@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import VolumePredictor, new_model
-from sam2_3dmed_jax.data.msd import Dataset, read_dataset
+from sam2_3dmed_jax.data.datasets import Dataset, read_dataset
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import evaluator
-from sam2_3dmed_jax.evaluation.evaluator import evaluate_model
-from sam2_3dmed_jax.evaluation.label_classes import LabelClass
+from sam2_3dmed_jax.evaluation import score_cases
 from sam2_3dmed_jax.evaluation.nearest_component import nearest_components
-from sam2_3dmed_jax.evaluation.plan import Plan
-from sam2_3dmed_jax.evaluation.prompted import prompts_of_objects
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_model
+from sam2_3dmed_jax.evaluation.settings import Plan
 from sam2_3dmed_jax.inference.predictor import Result
 from sam2_3dmed_jax.inference.segment import Segmentation
-from sam2_3dmed_jax.inference.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.phantom import write_phantom_dataset
+from sam2_3dmed_jax.prompts.protocols import prompts_of_objects
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
-from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
+from sam2_3dmed_jax.volume.label_classes import LabelClass
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_prompts_come_from_an_automatic_prediction_and_nothing_of_the_reference_
             np.zeros(volume.array.shape, np.uint16), Result((), np.zeros((0, depth, 0, 0)), np.zeros(0))
         )
 
-    monkeypatch.setattr(evaluator, "segment_objects", segment)
+    monkeypatch.setattr(score_cases, "segment_objects", segment)
     files = {case.id: str(tmp_path / f"{case.id}.nii.gz")}
     plan = Plan([LabelClass("spleen", (1,))], "box-mid", prompt_files=files)
     one, none = evaluate_model(VolumePredictor(new_model("nano", 64)), dataset.cases, plan)

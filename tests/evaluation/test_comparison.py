@@ -12,7 +12,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
 from sam2_3dmed_jax.evaluation.results import COLUMNS, write_files
 from sam2_3dmed_jax.evaluation.scores import SCORES
-from sam2_3dmed_jax.evaluation.statistics import holm
+from sam2_3dmed_jax.metrics.statistics import holm
 
 OURS = np.array([0.91, 0.85, 0.80, 0.95, 0.70, 0.88, 0.93, 0.60])
 THEIRS = OURS - [0.05, 0.02, 0.01, 0.04, -0.03, 0.06, 0.07, 0.08]

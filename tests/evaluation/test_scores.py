@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import nearest_element
-from sam2_3dmed_jax.evaluation.label_classes import LabelClass
-from sam2_3dmed_jax.evaluation.lesions import count_lesions, diameter_mm, summarise_lesions
-from sam2_3dmed_jax.evaluation.nearest_grid import is_orthogonal, onto_grid, orthogonal_grid
 from sam2_3dmed_jax.evaluation.scores import SURFACE, Measure, score
+from sam2_3dmed_jax.metrics import nearest_surface
+from sam2_3dmed_jax.metrics.lesions import count_lesions, diameter_mm, summarise_lesions
 from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.label_classes import LabelClass
+from sam2_3dmed_jax.volume.nearest_grid import is_orthogonal, onto_grid, orthogonal_grid
 
 
 def grid_of(shape: tuple[int, int, int], spacing: tuple[float, float, float] = (5.0, 2.0, 1.0)) -> Grid:
@@ -125,7 +125,7 @@ def test_an_unknown_definition_or_policy_is_refused_with_the_choices():
 
 def test_a_hundred_cases_of_differing_size_compile_at_most_eight_times():
     rng = np.random.default_rng(0)
-    nearest_element._search.clear_cache()
+    nearest_surface._search.clear_cache()
     for shape in rng.integers((6, 20, 20), (30, 90, 90), (100, 3)).tolist():
         reference, prediction = np.zeros((2, *shape), bool)
         low, high = (2, 4, 4), [n - 2 for n in shape]
@@ -133,7 +133,7 @@ def test_a_hundred_cases_of_differing_size_compile_at_most_eight_times():
         prediction[tuple(slice(a - 1, b) for a, b in zip(low, high, strict=True))] = True
         found = score(prediction, reference, grid_of((shape[0], shape[1], shape[2])), [3], 2.0)
         assert 0 < found["dice"] < 1
-    assert 1 <= nearest_element._search._cache_size() <= 8
+    assert 1 <= nearest_surface._search._cache_size() <= 8
 
 
 def test_lesions_are_components_found_by_a_touch_and_false_without_one():

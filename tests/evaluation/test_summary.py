@@ -9,13 +9,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.evaluator import score_labels
-from sam2_3dmed_jax.evaluation.label_classes import LabelClass, parse_classes
-from sam2_3dmed_jax.evaluation.plan import Plan
 from sam2_3dmed_jax.evaluation.results import COLUMNS
+from sam2_3dmed_jax.evaluation.score_cases import score_labels
 from sam2_3dmed_jax.evaluation.scores import LOWER_IS_BETTER, SCORES, Measure
+from sam2_3dmed_jax.evaluation.settings import Plan
 from sam2_3dmed_jax.evaluation.summary import summarise
 from sam2_3dmed_jax.volume.geometry import Grid
+from sam2_3dmed_jax.volume.label_classes import LabelClass, parse_classes
 
 SHAPE = (4, 8, 8)
 GRID = Grid((8, 8, 4), np.diag([-1.0, -1.0, 3.0, 1.0]))

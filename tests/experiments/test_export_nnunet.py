@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.msd import read_dataset
+from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.data.split_files import read_splits
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
+from sam2_3dmed_jax.phantom import write_phantom_dataset
 
 FILE = Path(__file__).resolve().parents[2] / "experiments" / "paper" / "export_nnunet.py"
 spec = importlib.util.spec_from_file_location("export_nnunet", FILE)

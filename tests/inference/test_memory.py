@@ -19,11 +19,12 @@ SHORT, LONG = 100, 400
 CHILD = """
 import json, sys
 import numpy as np
-from sam2_3dmed_jax import Prompt, VolumePredictor, compilation_cache, new_model
+from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
+from sam2_3dmed_jax.runtime import compilation_cache
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.inference.segment import VoxelPrompt, segment_volume
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
-from sam2_3dmed_jax.volume.phantom import make_case
+from sam2_3dmed_jax.phantom import make_case
 
 compilation_cache.enable()
 predictor = VolumePredictor(new_model("nano", with_3dmed=True))

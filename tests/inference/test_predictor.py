@@ -8,7 +8,7 @@ import pytest
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference import feature_store, propagate
+from sam2_3dmed_jax.inference import compiled_steps, feature_store
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
 from sam2_3dmed_jax.model.sam2_3dmed import random_weights
 
@@ -151,21 +151,23 @@ def test_a_session_starts_again_on_the_same_features(model, monkeypatch):
 def test_volumes_of_different_depth_share_their_compiled_functions(model):
     predictor = VolumePredictor(model)
     predictor.predict(volume(18), [click(3)])
-    sizes = [f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store.encode_block)]
+    sizes = [
+        f._cache_size() for f in (compiled_steps.walk_block, compiled_steps.prompt_slices, feature_store.encode_block)
+    ]
     predictor.predict(volume(27), [click(22)])
     assert sizes == [
-        f._cache_size() for f in (propagate.walk_block, propagate.prompt_slices, feature_store.encode_block)
+        f._cache_size() for f in (compiled_steps.walk_block, compiled_steps.prompt_slices, feature_store.encode_block)
     ]
 
 
 def test_weights_are_arguments_of_the_compiled_walk(model):
     slices = volume(5)
     one = VolumePredictor(model).predict(slices, [click(2)])
-    size = propagate.walk_block._cache_size()
+    size = compiled_steps.walk_block._cache_size()
     other = busy_model()
     other.no_mem_embed[...] = other.no_mem_embed[...] + 1.0
     two = VolumePredictor(other).predict(slices, [click(2)])
-    assert propagate.walk_block._cache_size() == size
+    assert compiled_steps.walk_block._cache_size() == size
     assert np.abs(one.mask_logits - two.mask_logits).max() > 1e-3
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from sam2_3dmed_jax import VolumePredictor, new_model
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference.prompt import Prompt
 from sam2_3dmed_jax.inference.segment import segment_volume
-from sam2_3dmed_jax.inference.voxel_prompts import (
+from sam2_3dmed_jax.prompts.prompt import Prompt
+from sam2_3dmed_jax.prompts.voxel_prompts import (
     VoxelPrompt,
     box_prompts,
     mask_prompts,

@@ -7,7 +7,7 @@ from flax import nnx
 
 from sam2_3dmed_jax.config import SrppConfig
 from sam2_3dmed_jax.model.slice_position import SlicePosition
-from sam2_3dmed_jax.sam2.initial import initial_weights
+from sam2_3dmed_jax.sam2.initializers import initial_weights
 from sam2_3dmed_jax.sam2.parameters import merge
 
 D, DIM = 4, 16

@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
-from sam2_3dmed_jax.inference.prompt import Prompt
 from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
+from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.sam2.memory_attention import MemoryTokens
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split

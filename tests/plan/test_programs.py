@@ -2,8 +2,8 @@
 
 import jax
 
-from sam2_3dmed_jax.jaxpr_cost import flops
 from sam2_3dmed_jax.plan.programs import programs
+from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 from tests.plan.test_tpu import experiment
 
 

@@ -121,7 +121,7 @@ def test_attention_of_arrays_on_a_mesh_can_be_differentiated_in_a_checkpointed_s
 @pytest.fixture(scope="module")
 def compiled():
     """What `compile_for_tpu.py` saw, in a process of its own: libtpu's settings are the environment's."""
-    script = Path(__file__).with_name("compile_for_tpu.py")
+    script = Path(__file__).parents[1] / "helpers" / "compile_for_tpu.py"
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)

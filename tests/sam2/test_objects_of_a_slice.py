@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.jaxpr_cost import flops
+from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 from sam2_3dmed_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
 from sam2_3dmed_jax.sam2.memory_encoder import MemoryEncoder
 from sam2_3dmed_jax.sam2.parameters import merge, split

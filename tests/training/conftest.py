@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.phantom import make_case
 from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.setup import Setup, set_up
-from sam2_3dmed_jax.volume.phantom import make_case
-from tests.data.prepared_files import write_prepared
+from tests.helpers.prepared_files import write_prepared
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.checkpoint import restore
 from sam2_3dmed_jax.training.guard import LossGuard, replay
 from sam2_3dmed_jax.training.loop import train
-from tests.training.run_files import assert_same_result
+from tests.helpers.run_files import assert_same_result
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy_and_its_batch_replays(small, whole, tmp_path):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sam2_3dmed_jax.command import exit_code
+from sam2_3dmed_jax.commands.command_line import exit_code
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.training.interruption import stop_requests
 

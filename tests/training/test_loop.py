@@ -11,10 +11,10 @@ from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.data.split_files import keep_split, read_splits
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.phantom import make_case
 from sam2_3dmed_jax.training.loop import train
-from sam2_3dmed_jax.volume.phantom import make_case
-from tests.data.prepared_files import write_prepared
-from tests.training.run_files import assert_same_result, events, rows
+from tests.helpers.prepared_files import write_prepared
+from tests.helpers.run_files import assert_same_result, events, rows
 
 
 @pytest.fixture(scope="module")

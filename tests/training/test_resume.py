@@ -16,7 +16,7 @@ from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.checkpoint import SUMS, restore
 from sam2_3dmed_jax.training.run_folder import claim_folder
-from tests.training.run_files import assert_same_result, rows, signalled
+from tests.helpers.run_files import assert_same_result, rows, signalled
 
 
 def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_never_was(small, whole, tmp_path):

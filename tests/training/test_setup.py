@@ -12,7 +12,7 @@ from sam2_3dmed_jax.training.sharding import make_mesh
 
 
 def test_a_clip_has_the_shapes_that_are_told_without_data(one_step):
-    from sam2_3dmed_jax.data.store import read_prepared
+    from sam2_3dmed_jax.data.prepared import read_prepared
 
     data = replace(one_step.data, slices=5)
     dataset = read_prepared(one_step.data.path)

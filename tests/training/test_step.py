@@ -9,8 +9,8 @@ import pytest
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.setup import set_up
-from tests.quick import QUICK
-from tests.training.random_clips import random_batch
+from tests.helpers.quick import QUICK
+from tests.helpers.random_clips import random_batch
 
 CONFIG = ExperimentConfig(
     model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),

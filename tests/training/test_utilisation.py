@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from sam2_3dmed_jax.chips import CHIPS, chip_of
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from sam2_3dmed_jax.runtime.chips import CHIPS, chip_of
 from sam2_3dmed_jax.training import loop
 from sam2_3dmed_jax.training.utilisation import step_flops, utilisation
-from tests.training.run_files import rows
+from tests.helpers.run_files import rows
 
 CONFIG = ExperimentConfig(
     model=ModelConfig("nano", 64, srpp=False, bd=False),

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from sam2_3dmed_jax.data.store import read_prepared
-from sam2_3dmed_jax.training.cases import open_view
+from sam2_3dmed_jax.data.prepared import read_prepared
+from sam2_3dmed_jax.training.dataset import open_view
 from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.validation import fixed_batches
 

@@ -9,7 +9,7 @@ from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import merge
 from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.objective import objective
-from tests.quick import QUICK
+from tests.helpers.quick import QUICK
 
 NET = UNetConfig(patch=(4, 16, 16), spacing=(5.0, 1.0, 1.0), features=4, blocks=(1, 1, 2), classes=(1, 3))
 MODEL = ModelConfig(kind="unet", unet=NET)

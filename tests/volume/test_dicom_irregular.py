@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from sam2_3dmed_jax.volume import image_file
 from sam2_3dmed_jax.volume.io import read_volume
-from tests.volume.dicom_files import AXIAL, ramp, write_series
-from tests.volume.nifti_files import refusal
+from tests.helpers.dicom_files import AXIAL, ramp, write_series
+from tests.helpers.nifti_files import refusal
 
 LPS = np.diag([-1, -1, 1, 1])
 HEIGHTS = (0.0, 2.5, 5.0, 10.0, 12.5)  # one slice is missing at 7.5 mm

@@ -10,8 +10,8 @@ from pydicom.uid import JPEGLSLossless
 
 from sam2_3dmed_jax.volume.geometry import voxel_to_canonical
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
-from tests.volume.dicom_files import SHAPE, edit, header, ramp, save, write_multi_frame, write_series
-from tests.volume.nifti_files import real
+from tests.helpers.dicom_files import SHAPE, edit, header, ramp, save, write_multi_frame, write_series
+from tests.helpers.nifti_files import real
 
 SAGITTAL = (0, 1, 0, 0, 0, -1)
 OBLIQUE = tuple(np.linalg.qr([[1, 0.2], [0.1, 1], [0.3, -0.2]])[0].T.ravel() * np.repeat([-1, -1], 3))

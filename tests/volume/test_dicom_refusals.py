@@ -9,8 +9,8 @@ import pytest
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import dicom, image_file
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
-from tests.volume.dicom_files import edit, ramp, write_multi_frame, write_series
-from tests.volume.nifti_files import make, refusal
+from tests.helpers.dicom_files import edit, ramp, write_multi_frame, write_series
+from tests.helpers.nifti_files import make, refusal
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from sam2_3dmed_jax.volume import dicom_seg
 from sam2_3dmed_jax.volume.dicom_seg import write_dicom_seg
 from sam2_3dmed_jax.volume.geometry import from_canonical
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
-from tests.volume.dicom_files import edit, write_multi_frame, write_series
-from tests.volume.nifti_files import make, real, refusal
+from tests.helpers.dicom_files import edit, write_multi_frame, write_series
+from tests.helpers.nifti_files import make, real, refusal
 
 OBLIQUE = tuple(np.linalg.qr([[1, 0.2], [0.1, 1], [0.3, -0.2]])[0].T.ravel() * np.repeat([-1, -1], 3))
 

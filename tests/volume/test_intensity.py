@@ -6,6 +6,7 @@ import pytest
 
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.prompts.simulation import to_pixels
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.intensity import (
     PERCENTILES,
@@ -20,7 +21,6 @@ from sam2_3dmed_jax.volume.intensity import (
     restore_logits,
     window_of,
 )
-from sam2_3dmed_jax.volume.prompts import to_pixels
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import nifti
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
-from tests.volume.nifti_files import ORIENTATIONS, READABLE, REALDATA, make, real, refusal
+from tests.helpers.nifti_files import ORIENTATIONS, READABLE, REALDATA, make, real, refusal
 
 REFUSED = {
     "nb_functional_4d_int16_slope.nii": "4D",

@@ -11,7 +11,7 @@ import pytest
 
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels, write_nifti
-from tests.volume.nifti_files import ORIENTATIONS, READABLE, make, real, refusal
+from tests.helpers.nifti_files import ORIENTATIONS, READABLE, make, real, refusal
 
 GEOMETRY = ("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d")
 GEOMETRY += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - the library's own abbreviation
 
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
-from tests.volume.nifti_files import make, real, refusal
+from tests.helpers.nifti_files import make, real, refusal
 
 SUFFIXES = ("nrrd", "nhdr", "mha", "mhd")
 DIRECTION = tuple(np.linalg.qr([[1, 0.2, 0], [0.1, -1, 0.3], [0.2, 0.1, 1]])[0].ravel())

@@ -8,7 +8,7 @@ import pytest
 
 from sam2_3dmed_jax.volume.geometry import to_canonical
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
-from tests.volume.nifti_files import make, real, refusal
+from tests.helpers.nifti_files import make, real, refusal
 
 
 @pytest.mark.parametrize("name", ["nb_functional_4d_int16_slope.nii", "nb_example_nifti2.nii.gz"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sam2_3dmed_jax import cli
+from sam2_3dmed_jax.commands.main import main as product_command
 from weights_conversion.__main__ import main
 from weights_conversion.convert import convert
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = "image_encoder.trunk.blocks.0.mlp.layers.0"
 
 
-@pytest.fixture(params=[main, cli.main], ids=["python -m weights_conversion", "sam2-3dmed"])
+@pytest.fixture(params=[main, product_command], ids=["python -m weights_conversion", "sam2-3dmed"])
 def command(request, capsys):
     """Runs words by either command: exit code, standard output, standard error."""
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sam2_3dmed_jax import cli, new_model, save_model
+from sam2_3dmed_jax import new_model, save_model
+from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.sam2.presets import PRESETS
 from tests.parity.live import reference
 from weights_conversion.compare import compare
@@ -141,14 +142,14 @@ def test_the_readmes_lines_take_an_official_checkpoint_to_a_segmented_ct(tmp_pat
 
     model = new_model("sam2.1_hiera_tiny", image_size=256, seed=0)
     save_model(model, tmp_path / "random")
-    assert cli.main(["convert", str(tmp_path / "random"), str(tmp_path / "sam2.1_hiera_tiny.pt")]) == 0
+    assert main(["convert", str(tmp_path / "random"), str(tmp_path / "sam2.1_hiera_tiny.pt")]) == 0
     ct = nibabel.load(realdata / "abdomen" / "ct.nii.gz")
     nibabel.save(ct.slicer[:, :, 28:32], tmp_path / "CT.nii.gz")
     monkeypatch.chdir(tmp_path)
     for line in (convert_line, predict_line):
         words = shlex.split(line.replace("60,45,30", "60,45,2"))
         assert words[0] == "sam2-3dmed"
-        assert cli.main(words[1:]) == 0, capsys.readouterr().err
+        assert main(words[1:]) == 0, capsys.readouterr().err
     segmented = nibabel.load("segmentation.nii.gz")
     assert segmented.shape == ct.shape[:2] + (4,)
     np.testing.assert_array_equal(segmented.affine, ct.slicer[:, :, 28:32].affine)

@@ -38,7 +38,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
 def ours(options: argparse.Namespace, folder: Path) -> Side:
     import jax
 
-    from sam2_3dmed_jax.jaxpr_cost import flops
+    from sam2_3dmed_jax.runtime.jaxpr_flops import flops
     from sam2_3dmed_jax.sam2.parameters import merge, split
 
     graphdef, weights = split(load(options, folder, options.size))

@@ -61,7 +61,7 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
     import jax
     import jax.numpy as jnp
 
-    from sam2_3dmed_jax.jaxpr_cost import flops
+    from sam2_3dmed_jax.runtime.jaxpr_flops import flops
     from sam2_3dmed_jax.sam2.memory_attention import MemoryTokens
     from sam2_3dmed_jax.sam2.parameters import merge, split
 

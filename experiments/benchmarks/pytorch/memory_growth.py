@@ -19,7 +19,7 @@ import numpy as np
 from experiments.benchmarks.pytorch.references import build, load
 from experiments.benchmarks.pytorch.rows import machine
 from experiments.benchmarks.pytorch.side_by_side import SEED, peak_of
-from sam2_3dmed_jax import host_memory
+from sam2_3dmed_jax.runtime import host_memory
 from tests.parity import compare, generated
 from tests.parity.scenarios import Tracked, one_object
 
@@ -44,7 +44,7 @@ def walker(options: argparse.Namespace) -> Callable[[int], Tracked]:
 
     folder = Path(options.folder)
     if options.alone == "ours":
-        from sam2_3dmed_jax import compilation_cache
+        from sam2_3dmed_jax.runtime import compilation_cache
         from tests.parity.ours import Video
 
         host_memory.keep()

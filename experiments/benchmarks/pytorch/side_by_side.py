@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.pytorch import rows, where
-from sam2_3dmed_jax import compilation_cache, host_memory
+from sam2_3dmed_jax.runtime import compilation_cache, host_memory
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 

@@ -42,7 +42,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     from torch.nn import functional
 
     from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
-    from sam2_3dmed_jax.training.walk import MEAN, SD
+    from sam2_3dmed_jax.training.unroll import MEAN, SD
 
     model = build(options, folder, options.size)
     model.binarize_mask_from_pts_for_mem_enc = False  # an inference trick of the video predictor
@@ -118,11 +118,11 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 
     from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
     from sam2_3dmed_jax.data.clips import clip_shapes
-    from sam2_3dmed_jax.jaxpr_cost import flops
     from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+    from sam2_3dmed_jax.runtime.jaxpr_flops import flops
     from sam2_3dmed_jax.sam2.parameters import split
     from sam2_3dmed_jax.training.gradient import global_gradient
-    from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED, frozen_patterns, partition
+    from sam2_3dmed_jax.training.parameter_groups import FROZEN_PRETRAINED, frozen_patterns, partition
     from sam2_3dmed_jax.training.sharding import make_mesh
 
     grey, masks, click = clip(options)

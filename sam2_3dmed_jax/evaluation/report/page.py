@@ -6,16 +6,16 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from sam2_3dmed_jax.evaluation.reliability import BINS
 from sam2_3dmed_jax.evaluation.report import plots, tables
 from sam2_3dmed_jax.evaluation.report.cost import cost_tables
 from sam2_3dmed_jax.evaluation.report.frame import framed
 from sam2_3dmed_jax.evaluation.report.markup import figure, table
-from sam2_3dmed_jax.evaluation.report.pictures import PICTURE, worst
 from sam2_3dmed_jax.evaluation.report.wording import name_of, row_cell, tolerances
+from sam2_3dmed_jax.evaluation.report.worst_cases import PICTURE, worst
 from sam2_3dmed_jax.evaluation.scores import SCORES
-from sam2_3dmed_jax.evaluation.statistics import over_seeds
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, Row, values_of
+from sam2_3dmed_jax.metrics.reliability import BINS
+from sam2_3dmed_jax.metrics.statistics import over_seeds
 
 _PLOTTED = (*(m for m in SCORES if not m.startswith("iou_")), "volume_error_percent")
 _AGREEMENT = 12  # plots of volumes, at most

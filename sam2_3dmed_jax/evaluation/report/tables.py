@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sam2_3dmed_jax.evaluation.reliability import COLUMNS as BAND
 from sam2_3dmed_jax.evaluation.report.markup import NONE, Cell, Number, Range, facts, table
 from sam2_3dmed_jax.evaluation.report.wording import is_share, name_of, number, row_cell, tolerances
 from sam2_3dmed_jax.evaluation.results import COLUMNS
 from sam2_3dmed_jax.evaluation.scores import UNPROMPTED
-from sam2_3dmed_jax.evaluation.statistics import DRAWS
 from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, AVERAGED, Row
+from sam2_3dmed_jax.metrics.reliability import COLUMNS as BAND
+from sam2_3dmed_jax.metrics.statistics import DRAWS
 
 ROWS = 2000  # of cases, at most: the rest stands in cases.csv
 _FIXED = ("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "bd", "labels", "definition")

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from sam2_3dmed_jax.config import SweepSpec
-from sam2_3dmed_jax.data.msd import Dataset, fingerprint
+from sam2_3dmed_jax.data.datasets import Dataset, fingerprint
 from sam2_3dmed_jax.data.split_choice import run_of, split_to_score
 from sam2_3dmed_jax.data.split_files import sha256
 from sam2_3dmed_jax.errors import UserError, naming

@@ -9,11 +9,11 @@ from typing import Any
 from sam2_3dmed_jax.config import BdConfig, ModelConfig, SrppConfig
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
-from sam2_3dmed_jax.inference.orders import ORDERS
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
+from sam2_3dmed_jax.inference.propagation import ORDERS
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_weights
 from sam2_3dmed_jax.sam2.parameters import Weights, digest
-from sam2_3dmed_jax.training.parts import ENCODER, partition
+from sam2_3dmed_jax.training.parameter_groups import ENCODER, partition
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 

@@ -12,10 +12,10 @@ from sam2_3dmed_jax.evaluation.report import plots
 from sam2_3dmed_jax.evaluation.report.frame import framed
 from sam2_3dmed_jax.evaluation.report.markup import Cell, Number, Range, facts, figure, table
 from sam2_3dmed_jax.evaluation.report.wording import name_of, number
-from sam2_3dmed_jax.evaluation.statistics import DRAWS
 from sam2_3dmed_jax.evaluation.summary import Row
+from sam2_3dmed_jax.evaluation.sweep.results import MACRO, WHY, as_text
 from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS, Setting, base_of, meaningful
-from sam2_3dmed_jax.evaluation.sweep.tables import MACRO, WHY, as_text
+from sam2_3dmed_jax.metrics.statistics import DRAWS
 
 ROWS = 2000  # of settings, at most: the rest stands in summary.csv
 _CURVES = {

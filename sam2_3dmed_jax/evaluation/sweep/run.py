@@ -14,20 +14,20 @@ from queue import Empty, SimpleQueue
 import jax
 
 from sam2_3dmed_jax.config import SweepSpec
-from sam2_3dmed_jax.data.msd import Case, Dataset, fingerprint, on_disk, read_dataset
+from sam2_3dmed_jax.data.datasets import Case, Dataset, fingerprint, on_disk, read_dataset
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import label_classes
-from sam2_3dmed_jax.evaluation.plan import Plan
 from sam2_3dmed_jax.evaluation.results import table_text, write_files
 from sam2_3dmed_jax.evaluation.scores import Measure, check_grid
-from sam2_3dmed_jax.evaluation.sweep import tables
+from sam2_3dmed_jax.evaluation.settings import Plan
+from sam2_3dmed_jax.evaluation.sweep import results
+from sam2_3dmed_jax.evaluation.sweep.case_sweep import CaseSweep, walks_of
 from sam2_3dmed_jax.evaluation.sweep.cells import Cells
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry, read_entries
 from sam2_3dmed_jax.evaluation.sweep.features import Models
 from sam2_3dmed_jax.evaluation.sweep.report import sweep_page
 from sam2_3dmed_jax.evaluation.sweep.settings import Setting, check_spec, settings_of
-from sam2_3dmed_jax.evaluation.sweep.walks import CaseSweep, walks_of
-from sam2_3dmed_jax.training import processes
+from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import read_grid
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -97,7 +97,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     Raises:
         UserError: another form, or a part in several processes, which have parts already.
     """
-    if processes.several():
+    if distributed.several():
         if text:
             raise UserError("--shard: the processes of this run share the cases by themselves; leave it out")
         return jax.process_index(), jax.process_count()
@@ -124,7 +124,7 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
     """
     index, parts = parse_shard(shard)
     cells = Cells(out)
-    processes.first(lambda: cells.claim(sweep.spec, sweep.entries, fingerprint(sweep.dataset)))
+    distributed.first(lambda: cells.claim(sweep.spec, sweep.entries, fingerprint(sweep.dataset)))
     jobs = sweep.jobs[index::parts]
     total, walks = sweep.walks(jobs), count(1)
     work = CaseSweep(
@@ -135,9 +135,9 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
         lambda: progress("sweeping", next(walks), total),
     )
     _on_devices(work, jobs)
-    processes.all_done("sweep")
+    distributed.all_done("sweep")
     lines: list[str] = []
-    processes.first(lambda: lines.extend(_write(sweep, out, cells, progress)))
+    distributed.first(lambda: lines.extend(_write(sweep, out, cells, progress)))
     return lines
 
 
@@ -173,17 +173,17 @@ def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
 
 
 def _write(sweep: Sweep, out: str, cells: Cells, progress: Progress) -> list[str]:
-    rows, missing = tables.read_rows(sweep.entries, sweep.settings, cells)
+    rows, missing = results.read_rows(sweep.entries, sweep.settings, cells)
     if missing:
         done = sweep.walks(sweep.jobs) - missing
         return [f"{done} of {done + missing} walks are done in {out}; the tables come with the last --shard"]
-    summary = tables.summary_rows(rows, progress)
-    record = tables.record(sweep.spec, sweep.entries, rows, summary)
+    summary = results.summary_rows(rows, progress)
+    record = results.record(sweep.spec, sweep.entries, rows, summary)
     texts = {
-        tables.TABLE: table_text(tables.ROW_COLUMNS, [tables.as_text(row) for row in rows]),
-        tables.SUMMARY: table_text(tables.SUMMARY_COLUMNS, [tables.as_text(row) for row in summary]),
-        tables.RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n",
-        tables.REPORT: sweep_page(sweep.spec, summary, record),
+        results.TABLE: table_text(results.ROW_COLUMNS, [results.as_text(row) for row in rows]),
+        results.SUMMARY: table_text(results.SUMMARY_COLUMNS, [results.as_text(row) for row in summary]),
+        results.RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n",
+        results.REPORT: sweep_page(sweep.spec, summary, record),
     }
     write_files(texts, out)
     cells.tidy()
@@ -191,6 +191,6 @@ def _write(sweep: Sweep, out: str, cells: Cells, progress: Progress) -> list[str
     return [
         *(f"note: {warning}" for warning in sweep.dataset.warnings),
         sweep.size,
-        tables.WHY,
+        results.WHY,
         f"{', '.join(names)} and {last} in {out} (for research use only)",
     ]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference.orders import ORDERS, Order
+from sam2_3dmed_jax.inference.propagation import ORDERS, Order
+from sam2_3dmed_jax.prompts.perturbation import PromptVariation
 
 PROMPTS, PLACEMENTS = ("point", "box", "mask"), ("centre", "random")
 NONE = "none"  # of a factor that a prompt or a model lacks
@@ -37,6 +38,11 @@ class Setting:
     def propagation(self) -> Setting:
         """What settings share that differ in the threshold alone: one walk through the volume."""
         return replace(self, threshold=0.0)
+
+    @property
+    def prompting(self) -> PromptVariation:
+        """The factors that the prompts depend on."""
+        return PromptVariation(**{field.name: getattr(self, field.name) for field in fields(PromptVariation)})
 
     @property
     def protocol(self) -> str:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.data.prepare_folder import UNFINISHED, write_whole, writing
+from sam2_3dmed_jax.data.prepare.folder import write_whole, writing
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.record_files import OpenFiles
-from sam2_3dmed_jax.data.store import CaseEntry
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED
 from sam2_3dmed_jax.training.features.shards import FeatureShard, Shapes
 
 FORMAT = 1

@@ -8,7 +8,7 @@ from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.augment import changes
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import Weights
-from sam2_3dmed_jax.training.parts import ENCODER
+from sam2_3dmed_jax.training.parameter_groups import ENCODER
 
 
 def trains_from_features(config: ExperimentConfig) -> bool:

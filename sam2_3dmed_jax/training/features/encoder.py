@@ -17,7 +17,7 @@ from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, digest, merge
 from sam2_3dmed_jax.sam2.presets import preset_config
-from sam2_3dmed_jax.training.walk import normalise
+from sam2_3dmed_jax.training.unroll import normalise
 
 SLICES_PER_DEVICE = 4  # encoded at once: by the large trunk at 1024 pixels they take 2 GB, in bfloat16
 

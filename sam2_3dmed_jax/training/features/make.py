@@ -16,12 +16,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.data.prepare_folder import writing
-from sam2_3dmed_jax.data.prepare_source import Progress
-from sam2_3dmed_jax.data.store import CaseEntry, is_prepared, read_prepared
+from sam2_3dmed_jax.data.prepare.folder import writing
+from sam2_3dmed_jax.data.prepare.source import Progress
+from sam2_3dmed_jax.data.prepared import CaseEntry, is_prepared, read_prepared
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.training.cases import open_view, split_cases
+from sam2_3dmed_jax.training.dataset import open_view, split_cases
 from sam2_3dmed_jax.training.features.cache import NEW, FeatureCache, FeatureKey
 from sam2_3dmed_jax.training.features.choice import why_not
 from sam2_3dmed_jax.training.features.encoder import FrozenEncoder

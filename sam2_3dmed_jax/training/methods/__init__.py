@@ -10,7 +10,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from sam2_3dmed_jax.data.clips import Features
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.training.losses import Term
 from sam2_3dmed_jax.training.methods.clips import ClipMethod

@@ -13,17 +13,17 @@ from jax.sharding import PartitionSpec as P
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
 from sam2_3dmed_jax.data.clips import Features, clip_shapes
 from sam2_3dmed_jax.data.pipeline import clip_batches
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.pictures import training
 from sam2_3dmed_jax.sam2.presets import preset_config
-from sam2_3dmed_jax.training import pictures
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from sam2_3dmed_jax.training.features.encoder import feature_shapes
 from sam2_3dmed_jax.training.losses import Term
 from sam2_3dmed_jax.training.objective import Batch, terms
-from sam2_3dmed_jax.training.parts import FROZEN_ALWAYS, FROZEN_PRETRAINED
+from sam2_3dmed_jax.training.parameter_groups import FROZEN_ALWAYS, FROZEN_PRETRAINED
 from sam2_3dmed_jax.training.sharding import BATCH_AXES
-from sam2_3dmed_jax.training.walk import WalkOutput, walk_clips
+from sam2_3dmed_jax.training.unroll import WalkOutput, walk_clips
 from sam2_3dmed_jax.volume.resample import Spacing
 
 
@@ -75,17 +75,17 @@ class ClipMethod:
         """Those of `objective`."""
         return terms(out, batch, self.model)
 
-    def shown(self, out: WalkOutput) -> pictures.Shown:
+    def shown(self, out: WalkOutput) -> training.Shown:
         """Masks, boundaries and positions."""
-        return pictures.Shown(out.mask_logits, out.candidates.boundary_logits, out.positions)
+        return training.Shown(out.mask_logits, out.candidates.boundary_logits, out.positions)
 
     @property
     def shown_specs(self) -> Any:
         """Rows are the second axis."""
         rows: Any = P(None, BATCH_AXES)
         clips: Any = P(BATCH_AXES)
-        return pictures.Shown(rows, rows, clips)
+        return training.Shown(rows, rows, clips)
 
-    def pictures(self, batch: Mapping[str, np.ndarray], shown: pictures.Shown) -> dict[str, np.ndarray]:
+    def pictures(self, batch: Mapping[str, np.ndarray], shown: training.Shown) -> dict[str, np.ndarray]:
         """Clips side by side with what is shown of them."""
-        return pictures.pictures(batch, shown, self.model)
+        return training.pictures(batch, shown, self.model)

@@ -21,10 +21,10 @@ from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, Tra
 from sam2_3dmed_jax.data.clips import Features
 from sam2_3dmed_jax.data.patches import patch_shapes
 from sam2_3dmed_jax.data.pipeline import patch_batches
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.training import pictures
+from sam2_3dmed_jax.pictures import training
 from sam2_3dmed_jax.training.losses import Term
 from sam2_3dmed_jax.training.objective import Batch
 from sam2_3dmed_jax.training.sharding import BATCH_AXES
@@ -115,9 +115,9 @@ class PatchMethod:
     def pictures(self, batch: Mapping[str, np.ndarray], shown: np.ndarray) -> dict[str, np.ndarray]:
         """`masks`: the middle slice of each patch, side by side; all classes outlined, the reference's in green."""
         middle = batch["image"].shape[1] // 2
-        chosen = slice(pictures.CLIPS)
+        chosen = slice(training.CLIPS)
         image, labels = batch["image"][chosen, middle], batch["labels"][chosen, middle]
-        return {"masks": pictures.outlined(image, labels > 0, np.asarray(shown)[chosen] > 0)}
+        return {"masks": training.outlined(image, labels > 0, np.asarray(shown)[chosen] > 0)}
 
 
 def _nearest(labels: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import cli
+from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.volume.io import write_nifti
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -93,7 +93,7 @@ def folder(root: Path, name: str, cases: dict[str, np.ndarray]) -> str:
 
 
 def evaluate(*words: str) -> None:
-    assert cli.main(["evaluate", *words]) == 0
+    assert main(["evaluate", *words]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +277,9 @@ def test_images_of_no_reference_are_a_mistake(root: Path, capsys: pytest.Capture
     references = str(root / "references")
     words = ["evaluate", "--predictions", references, "--references", references, "--out", str(root / "x")]
     strange = folder(root, "strange", {"z": box()})
-    assert cli.main([*words, "--images", strange]) == 2
+    assert main([*words, "--images", strange]) == 2
     assert "holds no image of a reference" in capsys.readouterr().err
-    assert cli.main(["evaluate", "--results", str(root / "out"), "--images", strange, "--out", str(root / "x")]) == 2
+    assert main(["evaluate", "--results", str(root / "out"), "--images", strange, "--out", str(root / "x")]) == 2
     assert "--images is for --predictions" in capsys.readouterr().err
 
 

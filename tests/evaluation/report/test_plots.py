@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.evaluation.report import plots
-from sam2_3dmed_jax.evaluation.statistics import spread
+from sam2_3dmed_jax.metrics.statistics import spread
 
 
 def texts(svg: bytes) -> list[str]:

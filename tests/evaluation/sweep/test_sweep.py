@@ -16,15 +16,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import cli, new_model, save_model
+from sam2_3dmed_jax import new_model, save_model
+from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.msd import fingerprint, read_dataset
+from sam2_3dmed_jax.data.datasets import fingerprint, read_dataset
 from sam2_3dmed_jax.data.split_choice import choose_split, how_made
 from sam2_3dmed_jax.data.split_files import keep_split
-from sam2_3dmed_jax.inference import feature_store, propagate
+from sam2_3dmed_jax.inference import compiled_steps, feature_store
 from sam2_3dmed_jax.model.checkpoint import assemble
+from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.sam2.parameters import split
-from sam2_3dmed_jax.volume.phantom import write_phantom_dataset
 
 ROOT = Path(__file__).resolve().parents[3]
 SPEC = """
@@ -38,7 +39,7 @@ def get_spec():
 """
 COMPILED = (
     *(feature_store.encode_block, feature_store._embed_block, feature_store.slice_context),
-    *(propagate.prompt_slices, propagate.mask_slices, propagate.walk_block),
+    *(compiled_steps.prompt_slices, compiled_steps.mask_slices, compiled_steps.walk_block),
 )
 
 
@@ -68,13 +69,13 @@ def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sweep(*words: str, out: str) -> Path:
-    assert cli.main(["sweep", "spec.py", "--out", out, *words]) == 0
+    assert main(["sweep", "spec.py", "--out", out, *words]) == 0
     return Path(out)
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *words: str, spec: str = "spec.py", out: str = "new") -> str:
     capsys.readouterr()
-    assert cli.main(["sweep", spec, "--out", out, *words]) == 2
+    assert main(["sweep", spec, "--out", out, *words]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert not Path("new").exists()
     return line
@@ -142,7 +143,7 @@ def test_two_checkpoints_of_one_encoder_encode_a_case_once_for_all_cells(swept: 
 
 def test_the_base_cell_is_what_evaluate_says(swept: Path):
     words = ["evaluate", "seed1", "data", "--fold", "0", "--metrics", "overlap", "--out", "evaluated"]
-    assert cli.main(words) == 0
+    assert main(words) == 0
     (direct,) = table(Path("evaluated/cases.csv"))
     (cell,) = [
         row
@@ -182,7 +183,7 @@ def test_the_summary_averages_seeds_and_says_that_it_is_exploratory(swept: Path)
 
 def test_a_killed_sweep_goes_on_to_the_same_tables_to_the_byte(swept: Path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "sam2_3dmed_jax.cli", "sweep", "spec.py", "--out", "killed"]
+    command = [sys.executable, "-m", "sam2_3dmed_jax.commands.main", "sweep", "spec.py", "--out", "killed"]
     child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     cells = Path("killed/cells")
     begin = time.monotonic()
@@ -242,7 +243,7 @@ def test_a_folder_takes_more_cells_and_refuses_another_sweep(swept: Path, capsys
 
 
 def test_a_dry_run_counts_the_cells_and_writes_nothing(capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["sweep", "spec.py", "--out", "new", "--dry-run"]) == 0
+    assert main(["sweep", "spec.py", "--out", "new", "--dry-run"]) == 0
     assert "16 cells: 8 settings, 2 checkpoints, 1 cases, 1 classes; 8 walks" in capsys.readouterr().out
     assert not Path("new").exists()
 
@@ -277,7 +278,7 @@ def test_a_case_that_a_run_was_trained_on_is_refused(capsys: pytest.CaptureFixtu
     keep_split(tmp_path / "run" / "split.json", split_, how_made(config, fingerprint(dataset)))
     words = ["--checkpoints", str(tmp_path / "run" / "final")]
     assert "was trained on 1 of the 1 cases to score" in mistake(capsys, *words)
-    assert cli.main(["sweep", "spec.py", "--out", "new", "--dry-run", *words, "--folds", "1"]) == 0
+    assert main(["sweep", "spec.py", "--out", "new", "--dry-run", *words, "--folds", "1"]) == 0
 
 
 def test_masks_and_several_prompted_slices_are_walked_and_the_prompted_mask_is_the_output_there(swept: Path):
@@ -307,7 +308,7 @@ def test_two_processes_share_the_cases_and_give_the_same_tables(swept: Path):
 def test_several_devices_share_the_cases_and_give_the_same_tables(swept: Path):
     words = ["--folds", "1", "2", "--seeds", "0", "--bd", "True", "--threshold", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, "-m", "sam2_3dmed_jax.cli", "sweep", "spec.py", "--out", "devices", *words]
+    command = [sys.executable, "-m", "sam2_3dmed_jax.commands.main", "sweep", "spec.py", "--out", "devices", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     whole = sweep(*words, out="alone")

@@ -9,8 +9,8 @@ import tyro
 
 from experiments.paper import export_nnunet, msd, phantom
 from experiments.paper.programme import cells
-from sam2_3dmed_jax.arguments import parser
-from sam2_3dmed_jax.experiment import read_experiment
+from sam2_3dmed_jax.commands.arguments import parser
+from sam2_3dmed_jax.commands.experiment_files import read_experiment
 from weights_conversion.commands import add_verbs
 
 ROOT = Path(__file__).resolve().parents[3]

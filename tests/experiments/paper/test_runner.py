@@ -22,7 +22,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.report import plots
 from sam2_3dmed_jax.evaluation.results import read_results, table_text
 from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS
-from tests.experiments.paper.two_seeds import SIZE, programme
+from tests.helpers.two_seeds import SIZE, programme
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(data: Path, *folders: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "tests.experiments.paper.two_seeds", *map(str, (data, *folders))]
+    words = [sys.executable, "-m", "tests.helpers.two_seeds", *map(str, (data, *folders))]
     quick = "--xla_backend_optimization_level=0"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quick}"}
     return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

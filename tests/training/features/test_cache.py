@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.config import ModelConfig
-from sam2_3dmed_jax.data.store import CaseEntry
+from sam2_3dmed_jax.data.prepared import CaseEntry
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.training.features.cache import NEW, FeatureCache, FeatureKey

@@ -9,9 +9,9 @@ from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, Srp
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.training.features.choice import trains_from_features, why_not
-from sam2_3dmed_jax.training.parts import FROZEN_PRETRAINED
+from sam2_3dmed_jax.training.parameter_groups import FROZEN_PRETRAINED
 from sam2_3dmed_jax.training.setup import set_up
-from tests.data.prepared_files import NO_AUGMENTATION
+from tests.helpers.prepared_files import NO_AUGMENTATION
 
 CONFIG = ExperimentConfig(
     model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.data.store import read_prepared
+from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.parameters import merge
-from sam2_3dmed_jax.training.cases import open_view
+from sam2_3dmed_jax.training.dataset import open_view
 from sam2_3dmed_jax.training.features.make import check_features
 from sam2_3dmed_jax.training.setup import set_up
-from sam2_3dmed_jax.training.walk import clip_features
-from tests.training.features.runs import DEPTH, experiment, made
+from sam2_3dmed_jax.training.unroll import clip_features
+from tests.helpers.feature_runs import DEPTH, experiment, made
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ import pytest
 
 from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.store import read_prepared
+from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import merge, split
-from sam2_3dmed_jax.training.cases import open_view, split_cases
+from sam2_3dmed_jax.training.dataset import open_view, split_cases
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.optimizer import Optimizer
 from sam2_3dmed_jax.training.setup import set_up
-from sam2_3dmed_jax.training.walk import clip_features
-from tests.training.features.runs import experiment, made, quick_step, without_features
-from tests.training.run_files import rows, signalled
+from sam2_3dmed_jax.training.unroll import clip_features
+from tests.helpers.feature_runs import experiment, made, quick_step, without_features
+from tests.helpers.run_files import rows, signalled
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,47 @@
+"""How a volume's values become int16: CT as HU, other integers as they are, all else over its own range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sam2_3dmed_jax.data.prepare.validate import HU_RANGE
+
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """`value = slope * stored + intercept`; only CT is clipped."""
+
+    slope: float
+    intercept: float
+    clip: tuple[int, int] = (int(_INT16.min), int(_INT16.max))
+
+    def stored(self, values: np.ndarray) -> np.ndarray:
+        """Values float32 of any shape as int16, to the nearest."""
+        exact = values if (self.slope, self.intercept) == (1.0, 0.0) else (values.astype(np.float64) - self.intercept)
+        scaled = np.rint(exact if self.slope == 1.0 else exact / self.slope)
+        return np.clip(scaled, *self.clip).astype(np.int16)
+
+
+def scaling_of(values: np.ndarray, modality: str) -> Scaling:
+    """The scaling that loses nothing where 16 bits allow it.
+
+    CT is rounded to HU and clipped to [-1024, 3071]. Integers of another modality are exact when they span at most
+    65535; other values are off by at most half a slope, a 131,000th of their range.
+
+    Args:
+        values: `[D, H, W]` float32.
+        modality: DICOM's word.
+    """
+    if modality == "CT":
+        return Scaling(1.0, 0.0, HU_RANGE)
+    low, high = float(values.min()), float(values.max())
+    levels = float(_INT16.max) - float(_INT16.min)
+    if high - low <= levels and all(bool((plane == np.rint(plane)).all()) for plane in values):
+        fits = low >= _INT16.min and high <= _INT16.max
+        return Scaling(1.0, 0.0 if fits else low - float(_INT16.min))
+    slope = (high - low) / levels
+    return Scaling(slope, low - float(_INT16.min) * slope)

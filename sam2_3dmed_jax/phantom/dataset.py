@@ -1,0 +1,165 @@
+"""Phantoms as a dataset in the layout of the Medical Segmentation Decathlon (MSD).
+
+All cases are training cases (results are cross-validated, as MSD withholds its test labels). Each case is another
+person; the anatomy seeds stand in `dataset.json` under "phantom", so that a split by anatomy can be checked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.phantom.person import draw_anatomy
+from sam2_3dmed_jax.phantom.scanner import TASKS, draw_acquisition, scan
+
+_LABELS = {
+    "spleen": {"0": "background", "1": "spleen"},
+    "pancreas": {"0": "background", "1": "pancreas", "2": "cancer"},
+    "lung": {"0": "background", "1": "cancer"},
+    "organs": {
+        **{"0": "background", "1": "spleen", "2": "liver", "3": "kidney", "4": "pancreas", "5": "pancreatic cancer"},
+        **{"6": "heart", "7": "lung nodule"},
+    },
+}
+
+
+def make_case(seed: int, task: str, matrix: int = 128) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """One phantom scan with a reader's labels.
+
+    Args:
+        seed: The anatomy seed, an integer >= 0; it settles the person, the scan and the noise.
+        task: "spleen" (1 spleen), "pancreas" (1 pancreas, 2 cancer), "lung" (1 cancer: the nodules) or "organs" (all
+            of these, liver, kidneys and heart, on scans of any of the three).
+        matrix: Pixels along each side of a slice; the field of view stays 358-410 mm.
+
+    Returns:
+        HU int16 [D, H, W], labels uint8 [D, H, W] and the spacing (dz, dy, dx) in mm, in canonical orientation:
+        slices inferior to superior, rows anterior to posterior, columns the person's right to left.
+
+    Raises:
+        UserError: If the task is unknown.
+    """
+    anatomy = draw_anatomy(seed)
+    acquisition = draw_acquisition(anatomy, task, matrix)
+    hu, label = scan(anatomy, acquisition, task, matrix)
+    return hu, label, (acquisition.slice_spacing, acquisition.pixel, acquisition.pixel)
+
+
+def write_phantom_dataset(
+    out: str | Path,
+    cases: int,
+    seed: int = 0,
+    task: str = "spleen",
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    matrix: int = 128,
+    workers: int = 1,
+) -> Path:
+    """Writes `imagesTr/`, `labelsTr/`, an empty `imagesTs/` and `dataset.json` into `out`, all at once at the end.
+
+    Args:
+        out: The folder to make; it may exist if it is empty.
+        cases: Number of cases, >= 1.
+        seed: Seed of the dataset; the first cases of a larger dataset of the same seed are the same people.
+        task: "spleen", "pancreas", "lung" or "organs"; see `make_case`.
+        progress: Called with (cases done, cases) after each case.
+        matrix: Pixels along each side of a slice.
+        workers: Processes; with more than one, the caller's main module must be importable.
+
+    Returns:
+        `out` as a path.
+
+    Raises:
+        UserError: If the task is unknown, a number is out of range, or `out` holds files already.
+    """
+    out = Path(out)
+    if task not in TASKS:
+        raise UserError(f"The phantom has no task {task!r}: choose one of {', '.join(TASKS)}.")
+    if cases < 1 or matrix < 32 or workers < 1 or seed < 0:
+        raise UserError(
+            f"A phantom dataset needs cases >= 1, matrix >= 32, workers >= 1 and seed >= 0, but got cases {cases}, "
+            f"matrix {matrix}, workers {workers}, seed {seed}: change the one that is too small."
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder: remove it, or choose another one for the phantoms.")
+    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(cases)]
+    names = [f"{task}_{i:04d}.nii.gz" for i in range(1, cases + 1)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
+    try:
+        for folder in ("imagesTr", "labelsTr", "imagesTs"):
+            (unfinished / folder).mkdir(parents=True)
+        write = partial(_write_case, folder=unfinished, task=task, matrix=matrix)
+        for done, _ in enumerate(_map(write, list(zip(names, seeds, strict=True)), workers), start=1):
+            if progress is not None:
+                progress(done, cases)
+        description = _description(task, names, seeds, seed, matrix)
+        (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        os.replace(unfinished, out)  # an empty `out` is replaced; one that was filled meanwhile is not
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out
+
+
+def _map(function: Callable[[tuple[str, int]], None], items: list[tuple[str, int]], workers: int) -> Iterator[None]:
+    if workers == 1:
+        yield from map(function, items)
+        return
+    # Spawned, since a forked child of a process that runs JAX's threads may deadlock.
+    # They give way to what the caller computes meanwhile: the demo compiles.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(items)), context, initializer=os.nice, initargs=(5,)) as pool:
+        yield from pool.map(function, items)
+
+
+def _write_case(item: tuple[str, int], folder: Path, task: str, matrix: int) -> None:
+    name, seed = item
+    hu, label, spacing = make_case(seed, task, matrix)
+    table = float(np.random.default_rng([seed, 3]).uniform(-900, 300))  # z of a scan says where the table was, no more
+    _save(hu, spacing, table, folder / "imagesTr" / name)
+    _save(label, spacing, table, folder / "labelsTr" / name)
+
+
+def _save(volume: np.ndarray, spacing: tuple[float, float, float], z_origin: float, path: Path) -> None:
+    """Writes a canonical volume [D, H, W] as RAS, as MSD's files are, with reproducible bytes."""
+    dz, dy, dx = spacing
+    affine = np.diag([dx, dy, dz, 1.0])
+    affine[:3, 3] = -(volume.shape[2] - 1) / 2 * dx, -(volume.shape[1] - 1) / 2 * dy, z_origin
+    image = nib.Nifti1Image(np.ascontiguousarray(volume.transpose(2, 1, 0)[::-1, ::-1]), affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
+
+
+def _description(task: str, names: list[str], seeds: list[int], seed: int, matrix: int) -> dict[str, object]:
+    return {
+        "name": f"Phantom_{task.capitalize()}",
+        "description": f"Synthetic torso CT, {task}: no patient data. For tests and demonstrations only.",
+        "reference": "sam2_3dmed_jax.phantom",
+        "licence": "CC0",
+        "release": "1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": _LABELS[task],
+        "numTraining": len(names),
+        "numTest": 0,
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+        "test": [],
+        "phantom": {
+            "seed": seed,
+            "matrix": matrix,
+            "anatomy_seeds": {name.removesuffix(".nii.gz"): s for name, s in zip(names, seeds, strict=True)},
+        },
+    }

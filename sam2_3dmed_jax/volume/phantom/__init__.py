@@ -1,5 +1,0 @@
-"""Anatomical synthetic torso CT, for tests and the demo: random people, a scanner, and datasets in MSD layout."""
-
-from sam2_3dmed_jax.volume.phantom.dataset import make_case, write_phantom_dataset
-
-__all__ = ["make_case", "write_phantom_dataset"]

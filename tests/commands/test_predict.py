@@ -1,0 +1,248 @@
+"""`sam2-3dmed predict` from files to files: every kind of prompt, files kept apart, pictures, and many cases."""
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax import new_model, save_model
+from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.inference import compiled_steps
+from sam2_3dmed_jax.runtime.outputs import object_files, written_together
+from sam2_3dmed_jax.volume.io import write_nifti
+
+AFFINE = np.diag([-0.8, -0.8, 3.0, 1.0])
+SHAPE = (24, 20, 5)
+
+
+def scan(path: Path, seed: int = 0) -> Path:
+    noise = np.random.default_rng(seed).normal(40, 100, SHAPE)
+    write_nifti(path, noise.astype(np.int16), AFFINE)
+    return path
+
+
+def labels(path: Path, *blocks: tuple[int, tuple[slice, slice, slice]]) -> Path:
+    painted = np.zeros(SHAPE, np.uint8)
+    for value, block in blocks:
+        painted[block] = value
+    write_nifti(path, painted, AFFINE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    save_model(new_model("nano", 64, with_3dmed=True), folder)
+    return str(folder)
+
+
+def predict(*words: str | Path) -> int:
+    return main(["predict", *map(str, words)])
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """The `error: ` line of a command that must end with exit code 2."""
+    assert predict(*words) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: ")
+    return last
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stored(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_every_kind_of_prompt_with_all_outputs_in_one_command(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    image, out = scan(tmp_path / "ct.nii.gz"), tmp_path / "out"
+    strokes = labels(tmp_path / "strokes.nii.gz", (2, np.s_[4:12, 9, 1]), (9, np.s_[4:12, 16, 1]))
+    reference = labels(tmp_path / "reference.nii.gz", (1, np.s_[4:12, 4:12, 1:4]))
+    node = {"type": "Fiducial", "coordinateSystem": "LPS", "name": "big cyst"}
+    node["controlPoints"] = [{"position": [8, 8, 6]}, {"label": "-", "position": [1, 1, 6]}]
+    (tmp_path / "F.mrk.json").write_text(json.dumps({"markups": [node]}))
+    (tmp_path / "own.json").write_text(json.dumps({"objects": [{"id": 1, "points": [{"voxel": [7, 7, 2]}]}]}))
+    words = ["--point", "5,5,1,1,2", "--point-mm", "-4,-4,3,0,2", "--box", "3,3,1,9,9,1,2"]
+    words += ["--scribble", strokes, "--scribble-outside", "9"]
+    words += ["--prompts", tmp_path / "F.mrk.json", "--prompts", tmp_path / "own.json"]
+    words += ["--reference", reference, "--overlay", out / "sheet.png", "--planes", out / "planes.png", "--separate"]
+    assert predict(checkpoint, image, "--out", out / "seg.nii.gz", *words) == 0
+    apart = {1: "big_cyst", 2: "object2"}
+    files = [f"seg_{name}.nii.gz" for name in apart.values()]
+    assert names(out) == sorted(["planes.png", "seg.nii.gz", "sheet.png", *files])
+    whole = stored(out / "seg.nii.gz")
+    masks = {value: stored(out / f"seg_{name}.nii.gz") for value, name in apart.items()}
+    assert (whole > 0).any() and all(set(np.unique(mask)) <= {0, 1} for mask in masks.values())
+    # Where objects overlap the label map has one of them, and their own files have each.
+    assert np.array_equal(whole > 0, np.any([mask > 0 for mask in masks.values()], axis=0))
+    assert all(mask[whole == value].all() for value, mask in masks.items())
+    assert "object 1 (big cyst): " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--point-mm", "-400,0,0"], "--point-mm: voxel x = 500 lies outside"),
+        (["--point-mm", "1,2"], "--point-mm: '1,2' is not x,y,z"),
+        (["--point", "nan,1,1"], "--point: voxel x = nan lies outside"),
+        (["--scribble", "absent.nii.gz"], "absent.nii.gz does not exist"),
+        (["--scribble-outside", "3"], "--scribble-outside: there is no scribble"),
+        (["--prompts", "absent.json"], "absent.json does not exist"),
+        (["--point", "1,1,1", "--reference", "r.nii.gz"], "--reference is drawn in pictures; give --overlay"),
+        (["--point", "1,1,1", "--overlay", "a.png", "--planes", "a.png"], "--planes: it is the file of --overlay"),
+        (["--point", "1,1,1", "--planes", "a.png", "--reference", "absent.nii.gz"], "absent.nii.gz does not exist"),
+        (["--cases", "cases.csv"], "IMAGE goes with a single volume; with --cases, name it there"),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_line_and_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str
+):
+    image = scan(tmp_path / "ct.nii.gz")
+    assert named in mistake(capsys, "no checkpoint", image, "--out", tmp_path / "out" / "seg.nii.gz", *words)
+    assert names(tmp_path) == ["ct.nii.gz"]
+
+
+def test_without_an_image_or_with_prompts_beside_cases_the_flag_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert "there is no image; give IMAGE, or --cases" in mistake(capsys, "ckpt", "--out", f"{out}.nii", "--point", "1")
+    cases = ["ckpt", "--cases", "cases.csv", "--out"]
+    assert "--point-mm goes with a single volume" in mistake(capsys, *cases, out, "--point-mm", "-1,2,3")
+    assert "is no folder; with --cases, give one" in mistake(capsys, *cases, f"{out}.nii.gz")
+    assert "cases.csv does not exist" in mistake(capsys, *cases, out)
+
+
+def test_a_batch_finishes_its_cases_lists_its_failures_and_goes_on_with_them_alone(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for seed, name in enumerate("ab"):
+        scan(tmp_path / f"{name}.nii.gz", seed)
+    table, out = tmp_path / "cases.csv", tmp_path / "out"
+    two = '"5,5,1;9,9,2,1,2"'  # objects
+    rows = ["image,name,point", f"a.nii.gz,,{two}"]
+    bad = [f"absent.nii.gz,,{two}", 'a.nii.gz,far,"5,5,99"', "a.nii.gz,none,"]
+    table.write_text("\n".join([*rows, *bad, f"b.nii.gz,c,{two}"]))
+    words = [checkpoint, "--cases", table, "--out", out, "--planes", tmp_path / "pictures"]
+    assert "--cases: 3 of 5 failed" in mistake(capsys, *words)
+    assert names(out) == ["a.nii.gz", "c.nii.gz"] and names(tmp_path / "pictures") == ["a_planes.png", "c_planes.png"]
+
+    compiled = compiled_steps.walk_block._cache_size()
+    (out / "c.nii.gz").unlink()
+    before = (out / "a.nii.gz").stat().st_mtime_ns
+    line = mistake(capsys, *words)
+    assert "--cases: 3 of 5 failed" in line
+    assert compiled_steps.walk_block._cache_size() == compiled
+    assert (out / "a.nii.gz").stat().st_mtime_ns == before
+
+    table.write_text("\n".join(rows))
+    assert predict(*words) == 0
+    assert "a: skipped" in capsys.readouterr().out
+
+
+def test_failures_of_a_batch_are_told_with_their_reasons(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    for name in ("a", "bare"):
+        scan(folder / f"{name}.nii.gz")
+    entries = [{"points": [{"voxel": voxel}]} for voxel in ([5, 5, 1], [9, 9, 2])]
+    (folder / "a.prompts.json").write_text(json.dumps({"objects": entries}))
+    (folder / "gone.mrk.json").write_text('{"markups": []}')
+    assert predict(checkpoint, "--cases", folder, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr()
+    assert "failed: gone: " in told.out and "gone.nii.gz does not exist" in told.out
+    assert "left out, as no prompts lie beside them: bare.nii.gz" in told.out
+    assert told.err.strip().splitlines()[-1].startswith("error: --cases: 1 of 2 failed")
+    assert names(tmp_path / "out") == ["a.nii.gz"]
+
+
+def test_a_batch_never_takes_an_image_for_its_segmentation(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = scan(tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "cases.csv").write_text('image,point\na.nii.gz,"5,5,1"')
+    assert predict(checkpoint, "--cases", tmp_path / "cases.csv", "--out", tmp_path) == 2
+    assert "is the image itself" in capsys.readouterr().out
+    assert (tmp_path / "a.nii.gz").read_bytes() == before and names(tmp_path) == ["a.nii.gz", "cases.csv"]
+
+
+def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path):
+    def write(fail: bool) -> None:
+        with written_together() as place:
+            for name in ("one", "two"):
+                place(tmp_path / name).write_text(name)
+            if fail:
+                raise UserError(f"{next(tmp_path.iterdir())} is full")
+
+    with pytest.raises(UserError, match=r"(one|two) is full") as caught:
+        write(fail=True)
+    assert ".one" not in str(caught.value) and names(tmp_path) == []
+    write(fail=False)
+    assert names(tmp_path) == ["one", "two"]
+    os.mkdir(tmp_path / "folder")
+    with pytest.raises(UserError, match="folder is a folder"), written_together() as place:
+        place(tmp_path / "three")
+        place(tmp_path / "folder")
+    assert names(tmp_path) == ["folder", "one", "two"]
+
+
+def test_objects_whose_files_would_be_one_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"two objects would be written to .*seg_object2\.nii\.gz; name them apart"):
+        object_files(tmp_path / "seg.nii.gz", [1, 2], {1: "object2"})
+
+
+def test_a_dicom_series_becomes_a_label_map_and_a_dicom_segmentation(checkpoint: str, tmp_path: Path, realdata: Path):
+    series = realdata / "dicom" / "ct-3slice"
+    words = [checkpoint, series, "--box", "100,200,0,300,400,2", "--mask", realdata / "dicom" / "liver_seg.nrrd"]
+    for kept in ("seg.nii.gz", "seg.dcm"):
+        assert predict(*words[:-2], "--out", tmp_path / kept) == 0
+    whole = nib.load(tmp_path / "seg.nii.gz")
+    assert whole.shape == (512, 512, 3)
+    np.testing.assert_allclose(nib.affines.voxel_sizes(whole.affine), (0.810547, 0.810547, 1.0), atol=1e-4)
+    assert (tmp_path / "seg.dcm").read_bytes()[128:132] == b"DICM"
+    assert predict(checkpoint, series, *words[-2:], "--out", tmp_path / "drawn.nii.gz") == 0
+    assert stored(tmp_path / "drawn.nii.gz").any()
+
+
+def test_one_volume_of_a_4d_file_is_chosen_by_its_index(checkpoint: str, tmp_path: Path, capsys, realdata: Path):
+    image = realdata / "headers" / "nb_functional_4d_int16_slope.nii"
+    words = [checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.nii.gz"]
+    assert "(predict: --volume)" in mistake(capsys, *words)
+    assert "an index from 0 to" in mistake(capsys, *words, "--volume", "1000")
+    assert predict(*words, "--volume", "1") == 0
+    assert stored(tmp_path / "seg.nii.gz").shape == nib.load(image).shape[:3]
+
+
+def test_a_dicom_segmentation_of_anything_else_is_refused(checkpoint: str, tmp_path: Path, capsys):
+    image = scan(tmp_path / "ct.nii.gz")
+    said = mistake(capsys, checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.dcm")
+    assert "needs a DICOM series behind it" in said
+    assert names(tmp_path) == ["ct.nii.gz"]
+
+
+def test_six_axis_orders_of_one_brain_get_one_segmentation_each_on_its_own_grid(
+    checkpoint: str, tmp_path: Path, realdata: Path
+):
+    files = sorted((realdata / "orientations").glob("*.nii.gz"))
+    assert len(files) == 6
+    canonical = []
+    for image in files:
+        out = tmp_path / image.name
+        assert predict(checkpoint, image, "--point-mm", "20,-20,10", "--out", out) == 0
+        source, segmented = nib.load(image), nib.load(out)
+        assert segmented.shape == source.shape
+        np.testing.assert_array_equal(segmented.affine, source.affine)
+        canonical.append(np.asarray(nib.as_closest_canonical(segmented).dataobj))
+    assert 0 < canonical[0].mean() < 1
+    for other in canonical[1:]:
+        np.testing.assert_array_equal(other, canonical[0])

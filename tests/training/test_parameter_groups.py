@@ -1,0 +1,84 @@
+"""Tables of patterns: freezing, learning rates, the packed optimizer and the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sam2_3dmed_jax.config import MeshConfig, TrainingConfig
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training import optimizer as packed
+from sam2_3dmed_jax.training.parameter_groups import frozen_patterns, partition, rate_factors
+from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh
+
+WEIGHTS = {
+    "image_encoder.neck.convs.0.kernel": jnp.ones((4, 8)),
+    "sam_prompt_encoder.not_a_point_embed": jnp.ones(8),
+    "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": jnp.ones((2, 4)),
+    "sam_mask_decoder.conv_s0.kernel": jnp.ones((8, 2)),
+    "sam_mask_decoder.iou_token": jnp.full((1, 8), 2.0),
+    "memory_attention.norm.bias": jnp.zeros(8),
+    "memory_attention.layers.0.linear1.kernel": jnp.full((8, 16), 0.5),
+}
+
+
+def test_loaded_weights_freeze_both_encoders_and_the_two_high_resolution_convolutions():
+    trained, frozen = partition(WEIGHTS, frozen_patterns(None, pretrained=True))
+    assert sorted(trained) == [
+        "memory_attention.layers.0.linear1.kernel",
+        "memory_attention.norm.bias",
+        "sam_mask_decoder.iou_token",
+    ]
+    assert {**trained, **frozen}.keys() == WEIGHTS.keys()
+
+
+def test_from_scratch_everything_trains_but_the_random_fourier_matrix():
+    _, frozen = partition(WEIGHTS, frozen_patterns(None, pretrained=False))
+    assert list(frozen) == ["sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(UserError, match=r"training\.frozen: no parameter matches 'encodr'"):
+        partition(WEIGHTS, ("encodr",))
+    with pytest.raises(UserError, match=r"training\.part_learning_rates: no trained parameter matches 'encodr'"):
+        rate_factors(WEIGHTS, (("encodr", 0.1),))
+    with pytest.raises(UserError, match="nothing to train"):
+        partition(WEIGHTS, (".",))
+
+
+@pytest.mark.parametrize("small", [0, 100, 1 << 16])
+def test_the_packed_optimizer_equals_adamw_on_each_parameter(monkeypatch, small):
+    monkeypatch.setattr(packed, "SMALL", small)
+    config = TrainingConfig(steps=10, warmup_steps=2, part_learning_rates=(("neck", 0.1),), learning_rate=0.01)
+    ours = packed.Optimizer(config, WEIGHTS)
+    weights, state = WEIGHTS, ours.init(WEIGHTS)
+    rng = np.random.default_rng(0)
+    reference = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(0.9, 0.95, packed.EPSILON),
+        optax.add_decayed_weights(0.01, mask={path: path.endswith("kernel") for path in WEIGHTS}),
+        optax.scale_by_learning_rate(packed.learning_rate(config)),
+    )
+    expected, reference_state = WEIGHTS, reference.init(WEIGHTS)
+    for _ in range(4):
+        gradients = {path: jnp.asarray(rng.normal(size=v.shape), jnp.float32) for path, v in WEIGHTS.items()}
+        weights, state = ours.apply(gradients, state, weights)
+        updates, reference_state = reference.update(gradients, reference_state, expected)
+        updates["image_encoder.neck.convs.0.kernel"] *= 0.1
+        expected = optax.apply_updates(expected, updates)
+    for path in WEIGHTS:
+        np.testing.assert_allclose(weights[path], expected[path], rtol=1e-5)
+
+
+def test_a_mesh_that_does_not_cover_the_devices_is_refused():
+    with pytest.raises(UserError, match=f"mesh: 3 x 5 does not cover {jax.device_count()} devices"):
+        make_mesh(MeshConfig(data=3, fsdp=5))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    class ThreeDevices:
+        size = 3
+
+    with pytest.raises(UserError, match=r"training\.batch_size: 4 is not divisible by 3"):
+        batch_sharding(ThreeDevices(), 4)
