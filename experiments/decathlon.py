@@ -1,20 +1,22 @@
-"""What the experiments on the Medical Segmentation Decathlon share: the paper's settings, and where ours differ.
+"""Shared settings of the experiments on the Medical Segmentation Decathlon: the paper's, and ours where they differ.
 
-Paper: frozen encoder, D = 12, lambda_srpp 0.01, lambda_bd 0.1. It names neither backbone nor size, batch, steps or
-optimizer; those are ours. The encoder is frozen, so it is the largest, at the 1024 pixels that it was trained at:
-another size would ask of it what it never learned. On a small machine:
+The paper freezes the encoder and uses D = 12, lambda_srpp = 0.01 and lambda_bd = 0.1. It names no backbone, image size,
+batch size, number of steps or optimizer; ours are below. Because the encoder is frozen, we use the largest one, at the
+1024 pixels that it was trained with. On a small machine, add these flags:
 `--model.preset sam2.1_hiera_tiny --model.init checkpoints/sam2.1_hiera_tiny --training.batch_size 1`.
 """
 
 from dataclasses import replace
 
 from sam2_3dmed_jax.config import (
+    AugmentationConfig,
     BdConfig,
     DataConfig,
     ExperimentConfig,
     LossConfig,
     ModelConfig,
     PreprocessingConfig,
+    SplitConfig,
     SrppConfig,
     TrainingConfig,
     UNetConfig,
@@ -25,29 +27,33 @@ SLICES = 12
 
 
 def ours(data: str, window: str, slice_mm: float, steps: int = 4000) -> ExperimentConfig:
-    """SRPP shared with the mask path, positions in mm.
+    """Return our variant of SAM2-3dMed: SRPP is shared with the mask path, and positions are in mm.
 
-    `slice_mm` is the task's typical slice spacing: positions are counted in it, so that lambda_srpp means on such a
-    scan what it means in the paper.
+    Args:
+        data: prepared folder.
+        window: CT window, as `data.preprocessing.window`.
+        slice_mm: the task's typical slice spacing, in mm. Positions are divided by it, so that lambda_srpp has the same
+            weight on a typical scan as in the paper.
+        steps: training steps.
     """
     return ExperimentConfig(
         model=ModelConfig(
             preset=PRESET,
             image_size=1024,
-            slice_position=SrppConfig(unit="mm", scale=slice_mm, window=SLICES),
+            slice_position=SrppConfig(unit="mm", scale=slice_mm),
             compute_dtype="bfloat16",
             init=f"checkpoints/{PRESET}",
         ),
         data=DataConfig(
             path=data,
             slices=SLICES,
-            inner_fraction=0.1,  # chooses best/
+            split=SplitConfig(inner_fraction=0.1),  # for the choice of best/
             preprocessing=PreprocessingConfig(window),
         ),
         training=TrainingConfig(
             steps=steps,
-            batch_size=16,  # a clip a chip of v5e:4x4
-            remat_slices="all",  # else the walk keeps the attention of twelve steps at 1024 pixels
+            batch_size=16,  # one clip per chip of v5e:4x4
+            remat_slices="all",  # otherwise the attention of twelve slices at 1024 pixels is stored for the gradient
             loss=LossConfig(srpp=0.01, bd=0.1),
         ),
     )
@@ -61,15 +67,23 @@ def unet(
     patch: tuple[int, int, int],
     steps: int = 16000,
 ) -> ExperimentConfig:
-    """The native baseline that is no SAM, at the task's median spacing."""
+    """Return the U-Net, our own baseline without prompts, at the task's median spacing.
+
+    Args:
+        data: folder that was prepared at `spacing`.
+        window: CT window, as `data.preprocessing.window`.
+        classes: label values to segment.
+        spacing: (dz, dy, dx), in mm.
+        patch: (D, H, W), in voxels.
+        steps: training steps.
+    """
     return ExperimentConfig(
-        model=ModelConfig(kind="unet", unet=UNetConfig(patch=patch, spacing=spacing), compute_dtype="bfloat16"),
+        model=UNetConfig(patch=patch, spacing=spacing, compute_dtype="bfloat16"),
         data=DataConfig(
             path=data,
             classes=classes,
-            inner_fraction=0.1,
-            rotation=30.0,
-            scaling=0.3,
+            split=SplitConfig(inner_fraction=0.1),
+            augmentation=AugmentationConfig(rotation=30.0, scaling=0.3),
             preprocessing=PreprocessingConfig(window),
         ),
         training=TrainingConfig(steps=steps, batch_size=16, learning_rate=1e-3, remat_trunk="all"),
@@ -77,6 +91,7 @@ def unet(
 
 
 def paper(config: ExperimentConfig) -> ExperimentConfig:
-    """To the letter: SRPP without a path to the mask, positions `j - i` in slices, BD divided by all pixels."""
+    """Return the paper's variant: SRPP without a path to the mask, positions in slices, BD divided by all pixels."""
+    assert isinstance(config.model, ModelConfig)
     srpp = replace(config.model.slice_position, to_mask=False, unit="slice", scale=1.0)
     return config.replace(model=replace(config.model, slice_position=srpp, boundary=BdConfig(normaliser="paper")))

@@ -1,9 +1,12 @@
-"""The demo's experiment, to train by hand: `sam2-3dmed train experiments/demo.py --data.path DATASET --out RUN`."""
+"""The experiment of the demo, to train it yourself.
+
+sam2-3dmed train experiments/demo.py --data.path DATASET --out RUN
+"""
 
 from sam2_3dmed_jax.commands.demo import demo_config
 from sam2_3dmed_jax.config import ExperimentConfig
 
 
 def get_config() -> ExperimentConfig:
-    """The nano model on phantom spleens."""
+    """Return the nano model on phantom spleens."""
     return demo_config("")

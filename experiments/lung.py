@@ -1,12 +1,12 @@
-"""SAM2-3dMed on the Decathlon's lung tumours (Task06): 63 CTs, slices of 1.245 mm typically.
+"""SAM2-3dMed on lung tumours of the Decathlon (Task06): 63 CTs, with slices of typically 1.245 mm.
 
-The window is MedSAM's, which tells a tumour at the mediastinum from it.
+The window is MedSAM's, in which a tumour can be distinguished from the adjacent mediastinum.
 
     sam2-3dmed prepare Task06_Lung.tar data/lung
     sam2-3dmed convert sam2.1_hiera_large.pt checkpoints/sam2.1_hiera_large
     sam2-3dmed train experiments/lung.py --out runs/lung
 
-`--data.path` and `--model.init` name other places.
+`--data.path` and `--model.init` give other places.
 """
 
 from decathlon import ours

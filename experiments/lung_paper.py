@@ -1,4 +1,4 @@
-"""As `lung.py`, but SAM2-3dMed to the letter of the paper."""
+"""The experiment of `lung.py` with SAM2-3dMed as in the paper."""
 
 from decathlon import paper
 from lung import get_config as ours

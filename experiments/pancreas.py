@@ -1,12 +1,12 @@
-"""SAM2-3dMed on the Decathlon's pancreas and its tumours (Task07): 281 CTs, slices of 2.5 mm typically.
+"""SAM2-3dMed on the pancreas and its tumours of the Decathlon (Task07): 281 CTs, with slices of typically 2.5 mm.
 
-Pancreas and tumour are an object each, and a clip is prompted for either.
+Pancreas and tumour are separate objects. The prompt of a clip is for one of them.
 
     sam2-3dmed prepare Task07_Pancreas.tar data/pancreas
     sam2-3dmed convert sam2.1_hiera_large.pt checkpoints/sam2.1_hiera_large
     sam2-3dmed train experiments/pancreas.py --out runs/pancreas
 
-`--data.path` and `--model.init` name other places.
+`--data.path` and `--model.init` give other places.
 """
 
 from decathlon import ours

@@ -1,4 +1,4 @@
-"""As `pancreas.py`, but SAM2-3dMed to the letter of the paper."""
+"""The experiment of `pancreas.py` with SAM2-3dMed as in the paper."""
 
 from decathlon import paper
 from pancreas import get_config as ours

@@ -1,4 +1,4 @@
-"""As `spleen.py`, but SAM2-3dMed to the letter of the paper."""
+"""The experiment of `spleen.py` with SAM2-3dMed as in the paper."""
 
 from decathlon import paper
 from spleen import get_config as ours

@@ -1,14 +1,16 @@
-"""How much a misplaced, noisy or scarce prompt costs, with and without BD; exploratory, on the held-out cases of a run.
+"""The cost of a misplaced, noisy or scarce prompt, with and without BD: an exploratory sweep on a run's held-out cases.
 
-`sam2-3dmed sweep experiments/sweep_robustness.py --out DIR --checkpoints RUN/final --data DATASET`; a path such as
-`runs/fold{fold}_seed{seed}/final` with `--folds 0 1 2 --seeds 0 1` takes several runs of one model together.
+    sam2-3dmed sweep experiments/sweep_robustness.py --out DIR --checkpoints RUN/final --data DATASET
+
+To combine several runs of one model, give a path such as `runs/fold{fold}_seed{seed}/final` with
+`--folds 0 1 2 --seeds 0 1`.
 """
 
 from sam2_3dmed_jax.config import SweepSpec
 
 
 def get_spec() -> SweepSpec:
-    """One factor at a time, for each kind of prompt, with and without BD."""
+    """Vary one factor at a time, for each kind of prompt, with and without BD."""
     return SweepSpec(
         checkpoints=("runs/demo/final",),
         data="data/phantom",

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Prompt", "VolumePredictor", "load_model", "new_model", "save_model"]
 
-# Loaded on first use, so that `import sam2_3dmed_jax` and `sam2-3dmed --help` stay fast.
-_HOMES = {
+# Modules of the public names; imported on first use, so that `import sam2_3dmed_jax` and `--help` stay fast.
+_MODULES = {
     "Prompt": "sam2_3dmed_jax.prompts.prompt",
     "VolumePredictor": "sam2_3dmed_jax.inference.predictor",
     "load_model": "sam2_3dmed_jax.model.checkpoint",
@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from where it is defined."""
-    if name not in _HOMES:
+    """Import a public name from the module that defines it."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed_jax.commands.arguments import parser
 from sam2_3dmed_jax.commands.experiment_files import read_experiment, read_spec
-from sam2_3dmed_jax.evaluation.sweep.settings import check_spec, settings_of
+from sam2_3dmed_jax.commands.main import parser
+from sam2_3dmed_jax.evaluation.sweep.factors import check_spec, settings_of
 from sam2_3dmed_jax.training.features.choice import trains_from_features
-from weights_conversion.commands import add_verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +55,7 @@ def test_every_command_line_in_the_readme_has_arguments_that_the_command_takes()
     lines = re.findall(r"^sam2-3dmed (.+)$", README, re.MULTILINE)
     assert len(lines) > 8
     for line in lines:
-        _, rest = parser(add_verbs).parse_known_args(shlex.split(line))
+        _, rest = parser().parse_known_args(shlex.split(line))
         assert not rest or line.startswith(("train ", "plan ", "sweep ")), (
             line
         )  # an experiment's fields are read with it
@@ -66,7 +65,7 @@ def test_every_training_line_in_the_readme_sets_fields_that_there_are_and_the_ca
     lines = [shlex.split(line) for line in re.findall(r"^sam2-3dmed (train .+)$", README, re.MULTILINE)]
     cached = []
     for line in lines:
-        options, rest = parser(add_verbs).parse_known_args(line)
+        options, rest = parser().parse_known_args(line)
         config = read_experiment(str(ROOT / options.experiment), rest)
         assert config.data.path in (
             "data/prepared",
@@ -81,7 +80,7 @@ def test_every_training_line_in_the_readme_sets_fields_that_there_are_and_the_ca
 def test_every_sweep_line_in_the_readme_is_a_spec_with_cells_and_fields_that_there_are():
     lines = [shlex.split(line) for line in re.findall(r"^sam2-3dmed (sweep .+)$", README, re.MULTILINE)]
     for line in lines:
-        options, rest = parser(add_verbs).parse_known_args(line)
+        options, rest = parser().parse_known_args(line)
         spec = read_spec(str(ROOT / options.spec), rest)
         check_spec(spec)
         assert spec.data == "data/phantom" and len(settings_of(spec)) > 50

@@ -1,1 +1,1 @@
-"""Official SAM 2 checkpoints to the native layout and back."""
+"""Conversion of SAM 2 checkpoints between the layouts of Meta, of transformers and of this project."""

@@ -1,11 +1,11 @@
-"""Convert a checkpoint between layouts: first compare all names and shapes, then move tensor by tensor.
+"""Strict conversion of a checkpoint between layouts.
 
-Strict: every tensor of the source is used, every parameter is filled, and a value that is not finite is an error.
+All names and shapes are compared first; then the tensors are converted one at a time. Every tensor of the source is
+used, every parameter is filled, and a value that is not finite is an error.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -16,28 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.config import ModelConfig
+from sam2_3dmed_jax.config import AnyModelConfig, ModelConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo
+from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, atomic_path
+from sam2_3dmed_jax.runtime.hashing import BLOCK, sha256_of_file
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.presets import preset_config
 from weights_conversion.mapping import Layout, Shapes, layout_map
 from weights_conversion.names import EXTRA
 from weights_conversion.native import PROVENANCE_KEY, write_native_folder, write_native_safetensors
-from weights_conversion.outputs import Target, choose_target, renamed_when_whole
+from weights_conversion.opening import WEIGHTS, open_source
+from weights_conversion.outputs import Target, choose_target
 from weights_conversion.presets import Fit, best_fit, native_shapes, recognise
 from weights_conversion.safetensors_files import write_safetensors
 from weights_conversion.source import Source
-from weights_conversion.sources import WEIGHTS, open_source
 from weights_conversion.transformers_config import transformers_config
 
-Progress = Callable[[str, int, int], None]
 Read = Callable[[str], np.ndarray]
-BLOCK = 1 << 20  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What was converted."""
+class Conversion:
+    """The result of a conversion."""
 
     preset: str
     source_layout: Layout
@@ -45,7 +46,7 @@ class Converted:
     tensors: int
 
 
-def convert(
+def convert_checkpoint(
     source: Path,
     destination: Path,
     *,
@@ -53,37 +54,39 @@ def convert(
     image_size: int | None = None,
     to: str | None = None,
     drop_extra: bool = False,
-    progress: Progress = lambda what, done, total: None,
-) -> Converted:
+    progress: Progress | None = None,
+) -> Conversion:
     """Convert a checkpoint.
 
     Args:
         source: a .pt, a .safetensors, a transformers folder or a native folder.
         destination: a folder, or a name that ends in .safetensors or .pt.
-        preset: hold the source to this one; None: recognise it.
-        image_size: S in pixels to store; None: the source's own.
-        to: the layout to write; None: native, or Meta's for .pt.
-        drop_extra: leave out SRPP and BD.
-        progress: called with what is done, how much of it and of how much.
+        preset: preset that the source must fit; None: recognise it.
+        image_size: image size to store, in pixels; None: as in the source.
+        to: layout to write; None: native, or Meta's for .pt.
+        drop_extra: leave out the parameters of SRPP and BD.
+        progress: called after each block that is hashed and each tensor.
 
     Raises:
-        UserError: the source does not fit or is damaged, or the destination cannot be written; nothing is left there.
+        UserError: the source does not fit or is damaged, or the destination cannot be written. In all cases, nothing
+            is left at the destination.
     """
     target = choose_target(destination, to)
     if destination.exists() and source.exists() and destination.samefile(source):
-        raise UserError(f"{destination}: it is the source itself; give another name")
+        raise UserError(f"{destination}: it is the source itself; give another destination")
     opened = open_source(source)
     config, fit = recognise(opened, preset)
     require_fit(opened, config, fit, preset)
-    config = replace(config, image_size=config.image_size if image_size is None else image_size)
-    preset_config(config.preset, config.image_size)
+    if isinstance(config, ModelConfig):
+        config = replace(config, image_size=config.image_size if image_size is None else image_size)
+        preset_config(config.preset, config.image_size)
     config = _without_extra(opened, config, target, drop_extra)
     shapes = native_shapes(config)
 
     def read_source(name: str) -> np.ndarray:
         value = opened.read(name)
         if not np.isfinite(value).all():
-            raise UserError(f"{source}: {name} holds NaN or infinity; the file is damaged, fetch it again")
+            raise UserError(f"{source}: {name} contains NaN or infinity; the file is damaged, download it again")
         return value
 
     def read(name: str) -> np.ndarray:
@@ -99,33 +102,47 @@ def convert(
         count = _write(target, shapes, read, info, progress)
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror or error}; nothing was written") from error
-    return Converted(config.preset, fit.mapping.layout, target, count)
+    return Conversion(fit.preset, fit.mapping.layout, target, count)
 
 
-def require_fit(source: Source, config: ModelConfig, fit: Fit, asked: str | None) -> None:
-    """Refuse a checkpoint that is not exactly what it should be, in one line that lists all that is wrong.
+def require_fit(source: Source, config: AnyModelConfig, fit: Fit, preset: str | None) -> None:
+    """Check that a checkpoint fits its model exactly.
+
+    Args:
+        source: the checkpoint.
+        config: its model.
+        fit: how it differs from the model.
+        preset: the preset that the user requires; None: any.
 
     Raises:
-        UserError: it is not.
+        UserError: it does not fit; the message lists all discrepancies.
     """
     if not fit.discrepancies:
         return
-    if asked is None and source.info is None:
+    if preset is None and source.info is None:
         raise UserError(
-            f"{source.path}: it fits no preset; {fit.preset} in {fit.mapping.layout} layout fits best, but for "
-            f"{fit.text}; fetch the checkpoint again, or give one of SAM 2"
+            f"{source.path}: it fits no preset; {fit.preset} in {fit.mapping.layout} layout fits best, except for "
+            f"{fit.text}; download the checkpoint again, or give a checkpoint of SAM 2"
         )
     best = recognise(source)[1] if source.info else best_fit(source.tensors)
     if best.preset != fit.preset:
-        how = "exactly" if not best.discrepancies else f"best, with {best.discrepancies} discrepancies"
-        mend = f"{best.preset} fits {how}: give --model {best.preset}"
+        quality = "exactly" if not best.discrepancies else f"best, with {best.discrepancies} discrepancies"
+        fix = f"{best.preset} fits {quality}: give --model {best.preset}"
     else:
-        mend = f"no other preset fits better than {fit.preset}: fetch the checkpoint again"
-    raise UserError(f"{source.path}: it does not fit {config.preset}: {fit.text}; {mend}")
+        fix = f"no other preset fits better than {fit.preset}: download the checkpoint again"
+    raise UserError(f"{source.path}: it does not fit {fit.preset}: {fit.text}; {fix}")
 
 
-def _without_extra(source: Source, config: ModelConfig, target: Target, drop: bool) -> ModelConfig:
-    """The model to write: SRPP and BD go where there is a place for them, unless dropped."""
+def _without_extra(source: Source, config: AnyModelConfig, target: Target, drop: bool) -> AnyModelConfig:
+    """Return the model to write, without SRPP and BD if they are dropped.
+
+    Raises:
+        UserError: the layout cannot store them.
+    """
+    if isinstance(config, UNetConfig):
+        if target.layout != "native":
+            raise UserError(f"{source.path}: {target.layout} layout stores no U-Net; give --to native")
+        return config
     extra = [name for name in source.tensors if name.startswith(EXTRA)]
     if not extra:
         return config
@@ -133,43 +150,42 @@ def _without_extra(source: Source, config: ModelConfig, target: Target, drop: bo
         return replace(config, srpp=False, bd=False)
     if target.layout != "native":
         raise UserError(
-            f"{source.path}: {target.layout} layout has no place for {len(extra)} parameters of SRPP and BD: "
+            f"{source.path}: {target.layout} layout cannot store the {len(extra)} parameters of SRPP and BD: "
             f"{', '.join(extra)}; give --drop-extra to leave them out, or --to native"
         )
     return config
 
 
-def _provenance(source: Source, config: ModelConfig, fit: Fit, progress: Progress) -> dict[str, Any]:
-    """Where the weights come from. What a source says of its own origin is kept."""
+def _provenance(source: Source, config: AnyModelConfig, fit: Fit, progress: Progress | None) -> dict[str, Any]:
+    """Return the record of where the weights come from, with the record of the source as `previous`."""
     record: dict[str, Any] = {
         "source": source.path.name,
         "sha256": sha256(source, progress),
         "layout": fit.mapping.layout,
-        "preset": config.preset,
+        "preset": fit.preset,
         "tool_version": metadata.version("sam2-3dmed-jax"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     return {**record, "previous": source.provenance} if source.provenance else record
 
 
-def sha256(source: Source, progress: Progress) -> dict[str, str]:
-    """The SHA-256 of each file that holds weights, by its name."""
+def sha256(source: Source, progress: Progress | None) -> dict[str, str]:
+    """Return the SHA-256 of each file of weights, by name."""
     total = sum(-(-file.stat().st_size // BLOCK) for file in source.files)
-    done, found = 0, {}
-    for path in source.files:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-                done += 1
-                progress("SHA-256, MiB", done, total)
-        root = source.path if source.path.is_dir() else source.path.parent
-        found[path.relative_to(root).as_posix()] = digest.hexdigest()
-    return found
+    root = source.path if source.path.is_dir() else source.path.parent
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress("SHA-256, MiB", done, total)
+
+    return {path.relative_to(root).as_posix(): sha256_of_file(path, report) for path in source.files}
 
 
-def _write(target: Target, shapes: Shapes, read: Read, info: CheckpointInfo, progress: Progress) -> int:
-    """Write a model's parameters; returns how many tensors that are."""
+def _write(target: Target, shapes: Shapes, read: Read, info: CheckpointInfo, progress: Progress | None) -> int:
+    """Write the parameters of a model and return the number of tensors."""
     mapping = layout_map(target.layout, shapes)
     foreign = mapping.foreign_shapes(shapes)
     done = 0
@@ -178,23 +194,25 @@ def _write(target: Target, shapes: Shapes, read: Read, info: CheckpointInfo, pro
         nonlocal done
         value = read(name) if target.layout == "native" else mapping.to_foreign(name, read)
         done += 1
-        progress("tensors", done, len(foreign))
+        if progress:
+            progress("tensors", done, len(foreign))
         return value
 
-    described = {"format": "pt", PROVENANCE_KEY: json.dumps(info.provenance)}
-    with renamed_when_whole(target.path) as path:
-        if target.form == "torch":
-            from weights_conversion.torch_files import write_torch
+    metadata_entries = {"format": "pt", PROVENANCE_KEY: json.dumps(info.provenance)}
+    if target.form == "folder" and target.layout == "native":
+        write_native_folder(target.path, foreign, counted, info)
+    elif target.form == "folder":
+        with atomic_folder(target.path) as folder:
+            (folder / "config.json").write_text(json.dumps(transformers_config(info.sam2), indent=2))
+            write_safetensors(folder / WEIGHTS, foreign, counted, metadata_entries)
+    else:
+        with atomic_path(target.path, target.path.suffix) as path:
+            if target.form == "torch":
+                from weights_conversion.torch_files import write_torch
 
-            write_torch(path, foreign, counted)
-        elif target.layout == "native" and target.form == "folder":
-            write_native_folder(path, foreign, counted, info)
-        elif target.layout == "native":
-            write_native_safetensors(path, foreign, counted, info)
-        elif target.form == "safetensors":
-            write_safetensors(path, foreign, counted, described)
-        else:
-            path.mkdir()
-            (path / "config.json").write_text(json.dumps(transformers_config(info.model), indent=2))
-            write_safetensors(path / WEIGHTS, foreign, counted, described)
+                write_torch(path, foreign, counted)
+            elif target.layout == "native":
+                write_native_safetensors(path, foreign, counted, info)
+            else:
+                write_safetensors(path, foreign, counted, metadata_entries)
     return len(foreign)

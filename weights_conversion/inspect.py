@@ -1,72 +1,98 @@
-"""Describe a checkpoint from its headers: what it is, how large each part is, and where it comes from."""
+"""Description of a checkpoint from its headers: preset, layout, parameters by part, provenance."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sam2_3dmed_jax.model.parameter_groups import sizes_of_parts
+from sam2_3dmed_jax.config import ModelConfig
+from sam2_3dmed_jax.model.parameter_counts import ParameterCount, count_parameters
 from sam2_3dmed_jax.sam2.presets import preset_config
+from weights_conversion.mapping import Layout
+from weights_conversion.opening import open_source
 from weights_conversion.presets import native_shapes, recognise
-from weights_conversion.sources import open_source
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What a checkpoint is, as JSON can hold it.
+@dataclass(frozen=True)
+class Description:
+    """The description of a checkpoint, with the fields of `inspect --json`."""
+
+    path: str
+    kind: str  # file format
+    layout: Layout
+    preset: str
+    exact: bool  # the tensors fit the preset without discrepancies
+    discrepancies: dict[str, list[str]]  # tensors by what is wrong with them
+    image_size: int  # pixels
+    srpp: bool
+    bd: bool
+    window: str | None  # CT window of the preprocessing, of a native checkpoint
+    tensors: int
+    dtypes: list[str]
+    bytes: int
+    parameters: int
+    parts: dict[str, ParameterCount]  # numbers of tensors and parameters
+    provenance: dict[str, object]
+
+
+def describe_checkpoint(path: Path) -> Description:
+    """Describe a checkpoint.
 
     Raises:
-        UserError: nothing readable is there.
+        UserError: the checkpoint does not exist or cannot be read.
     """
     source = open_source(path)
     config, fit = recognise(source)
-    parts = sizes_of_parts(native_shapes(config))
-    return {
-        "path": str(path),
-        "kind": source.kind,
-        "layout": fit.mapping.layout,
-        "preset": fit.preset,
-        "exact": not fit.discrepancies,
-        "discrepancies": {
+    parts = count_parameters(native_shapes(config))
+    return Description(
+        path=str(path),
+        kind=source.kind,
+        layout=fit.mapping.layout,
+        preset=fit.preset,
+        exact=not fit.discrepancies,
+        discrepancies={
             "missing": list(fit.missing),
             "unexpected": list(fit.unexpected),
             "misshaped": list(fit.misshaped),
             "mistyped": list(fit.mistyped),
         },
-        "image_size": preset_config(config.preset, config.image_size).image_size,
-        "srpp": config.srpp,
-        "bd": config.bd,
-        "window": source.info.preprocessing.window if source.info else None,
-        "tensors": len(source.tensors),
-        "dtypes": sorted({tensor.dtype for tensor in source.tensors.values()}),
-        "bytes": sum(file.stat().st_size for file in source.files),
-        "parameters": sum(entry["parameters"] for entry in parts.values()),
-        "parts": parts,
-        "provenance": source.provenance,
-    }
+        image_size=preset_config(config.preset, config.image_size).image_size if isinstance(config, ModelConfig) else 0,
+        srpp=isinstance(config, ModelConfig) and config.srpp,
+        bd=isinstance(config, ModelConfig) and config.bd,
+        window=source.info.preprocessing.window if source.info else None,
+        tensors=len(source.tensors),
+        dtypes=sorted({tensor.dtype for tensor in source.tensors.values()}),
+        bytes=sum(file.stat().st_size for file in source.files),
+        parameters=sum(entry["parameters"] for entry in parts.values()),
+        parts=parts,
+        provenance=source.provenance,
+    )
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """A description for people."""
-    modules = [name for name, there in (("SRPP", found["srpp"]), ("BD", found["bd"])) if there]
+def as_text(description: Description) -> str:
+    """Return a description as readable lines."""
+    modules = [name for name, present in (("SRPP", description.srpp), ("BD", description.bd)) if present]
+    megabytes = description.bytes / 1e6
     lines = [
-        f"{found['path']}: {found['kind']}, {found['layout']} layout, {found['bytes'] / 1e6:.1f} MB",
-        f"preset        {found['preset']}{' with ' + ' and '.join(modules) if modules else ''}"
-        + ("" if found["exact"] else " (fits best, not exactly)"),
-        f"image size    {found['image_size']} px",
-        f"tensors       {found['tensors']} ({', '.join(found['dtypes'])})",
-        f"parameters    {found['parameters']:,}",
+        f"{description.path}: {description.kind}, {description.layout} layout, {megabytes:.1f} MB",
+        f"preset        {description.preset}{' with ' + ' and '.join(modules) if modules else ''}"
+        + ("" if description.exact else " (fits best, not exactly)"),
+        f"image size    {description.image_size} px",
+        f"tensors       {description.tensors} ({', '.join(description.dtypes)})",
+        f"parameters    {description.parameters:,}",
     ]
     lines += [
-        f"  {part:28} {entry['tensors']:5} tensors {entry['parameters']:13,}" for part, entry in found["parts"].items()
+        f"  {part:28} {entry['tensors']:5} tensors {entry['parameters']:13,}"
+        for part, entry in description.parts.items()
     ]
-    if found["window"]:
-        lines.append(f"preprocessing window {found['window']}")
-    lines += [f"{what}: {', '.join(names)}" for what, names in found["discrepancies"].items() if names]
-    lines += _provenance(found["provenance"], "")
+    if description.window:
+        lines.append(f"preprocessing window {description.window}")
+    lines += [f"{what}: {', '.join(names)}" for what, names in description.discrepancies.items() if names]
+    lines += _provenance(description.provenance, "")
     return "\n".join(lines)
 
 
-def _provenance(record: dict[str, Any], indent: str) -> list[str]:
+def _provenance(record: dict[str, object], indent: str) -> list[str]:
     lines = ["provenance" if record else "provenance    none stored"] if not indent else []
     for key, value in record.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""From the table of names to a map between a layout's tensors and our parameters, checked and in both directions."""
+"""Map between the tensors of a layout and the native parameters, built from the table of names."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ _WILDCARD = re.compile(r"#|\([^()]*\)")
 
 @dataclass(frozen=True)
 class Link:
-    """One of our parameters and the tensors that hold it."""
+    """One native parameter and the tensors of the layout that store it."""
 
     native: str
-    foreign: tuple[str, ...]  # several hold equal copies
+    foreign: tuple[str, ...]  # several are equal copies
     transform: Transform
-    row: int | None = None  # of a tensor in which several parameters are stacked
+    row: int | None = None  # row of a tensor that stacks several parameters
 
 
 @dataclass(frozen=True)
 class LayoutMap:
-    """All links of one model in one layout."""
+    """All links between one model and one layout."""
 
     layout: Layout
     links: tuple[Link, ...]
 
     @cached_property
     def by_native(self) -> dict[str, Link]:
-        """The link of each of our parameters."""
+        """The link of each native parameter."""
         return {link.native: link for link in self.links}
 
     @cached_property
     def by_foreign(self) -> dict[str, list[Link]]:
-        """The links that make up each tensor of the layout, by row."""
-        found: dict[str, list[Link]] = {}
+        """The links of each tensor of the layout, sorted by row."""
+        links_by_name: dict[str, list[Link]] = {}
         for link in self.links:
             for name in link.foreign:
-                found.setdefault(name, []).append(link)
-        for links in found.values():
+                links_by_name.setdefault(name, []).append(link)
+        for links in links_by_name.values():
             links.sort(key=lambda link: link.row or 0)
-        return found
+        return links_by_name
 
     def foreign_shapes(self, native: Mapping[str, tuple[int, ...]]) -> Shapes:
-        """The shapes of the layout's tensors, from those of our parameters."""
+        """Return the shapes of the tensors of the layout, given the shapes of the native parameters."""
         shapes = {}
         for name, links in self.by_foreign.items():
             first, *rest = links[0].transform.foreign_shape(native[links[0].native])
@@ -63,7 +63,11 @@ class LayoutMap:
         return shapes
 
     def to_native(self, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        """One of our parameters, from the layout's tensors.
+        """Return a native parameter.
+
+        Args:
+            name: its native name.
+            read: returns a tensor of the layout from its name.
 
         Raises:
             UserError: tensors that must be copies of each other differ.
@@ -73,33 +77,38 @@ class LayoutMap:
         value = read(first)
         for copy in copies:
             if not np.array_equal(value, read(copy)):
-                raise UserError(f"{first} and {copy} must be equal and differ; the file is damaged or was edited")
+                raise UserError(f"{first} and {copy} must be equal, but differ; the file is damaged or was edited")
         if link.row is not None:
             value = value[link.row : link.row + 1]
         return link.transform.to_native(value)
 
     def to_foreign(self, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        """One tensor of the layout, from our parameters."""
+        """Return a tensor of the layout.
+
+        Args:
+            name: its name in the layout.
+            read: returns a native parameter from its name.
+        """
         parts = [link.transform.to_foreign(read(link.native)) for link in self.by_foreign[name]]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def layout_map(layout: Layout, names: Iterable[str], rows: Iterable[Row] = ROWS) -> LayoutMap:
-    """Map our parameter names into a layout.
+    """Return the map of native parameter names into a layout.
 
     Raises:
-        ValueError: names that no row or several rows of the table match, all of them listed.
+        ValueError: no row or several rows of the table match a name; the message lists all such names.
     """
     if layout == "native":
         return LayoutMap(layout, tuple(Link(name, (name,), SAME) for name in names))
     compiled = [(_regex(row.native + leaf.native), row, leaf) for row in rows for leaf in row.leaves]
     links, wrong = [], []
     for name in names:
-        found = [(match, row, leaf) for regex, row, leaf in compiled if (match := regex.fullmatch(name))]
-        if len(found) == 1:
-            links.append(_link(layout, name, *found[0]))
+        matches = [(match, row, leaf) for regex, row, leaf in compiled if (match := regex.fullmatch(name))]
+        if len(matches) == 1:
+            links.append(_link(layout, name, *matches[0]))
         else:
-            wrong.append(f"{name} ({len(found)} rows)")
+            wrong.append(f"{name} ({len(matches)} rows)")
     mapping = LayoutMap(layout, tuple(links))
     for foreign, sharing in mapping.by_foreign.items():
         if [link.row for link in sharing] not in ([None], list(range(len(sharing)))):

@@ -1,7 +1,8 @@
-"""The name maps as data: what every parameter is called by us, by Meta and by transformers, and how it is stored.
+"""Table of the names of every parameter in the native layout, in Meta's layout and in transformers' layout.
 
-In a pattern, `#` stands for a number and `(a|b)` for one of several words; both carry over in order. Meta's names are
-ours up to the leaves, except where a row says otherwise. Upstream: Meta's `sam2/modeling`, transformers' `sam2_video`.
+In a pattern, `#` matches a number and `(a|b)` one of several words; the matches are inserted in the same order into the
+patterns of the other layouts. Meta's names equal the native ones up to the leaves, except where a row gives another
+pattern. Upstream: `sam2/modeling` of Meta, `models/sam2_video` of transformers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from weights_conversion.transforms import (
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of a row: what follows the stem here and there, and its change of axes."""
+    """One tensor of a row: the endings of its native and foreign names, and its change of axes."""
 
     native: str
     foreign: str
@@ -48,18 +49,19 @@ def _plain(transform: Transform) -> tuple[Leaf, ...]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: a pattern for each layout, and the leaves below it.
+    """One row of the table: a pattern per layout, and the leaves below it.
 
-    Several transformers names hold the same tensor; a name that ends in `[#]` holds it as the row of that number.
+    Several transformers names are copies of the same tensor. A name that ends in `[#]` is a tensor that stacks several
+    parameters; `#` is the row.
     """
 
     native: str
     transformers: str | tuple[str, ...]
     leaves: tuple[Leaf, ...]
-    meta: str | None = None  # None: as native
+    meta: str | None = None  # None: equal to native
 
 
-# Numbered layers of an MLP are proj_in, layers.0, proj_out in transformers.
+# The layers 0, 1, 2 of an MLP are proj_in, layers.0, proj_out in transformers.
 def _mlp(native: str, transformers: str, names: tuple[str, ...]) -> tuple[Row, ...]:
     return tuple(Row(f"{native}.layers.{i}", f"{transformers}.{name}", DENSE) for i, name in enumerate(names))
 
@@ -96,7 +98,7 @@ MEMORY_ATTENTION = (
 )
 
 MEMORY_ENCODER = (
-    # Meta's downsampler is a sequence of convolution, norm and activation.
+    # Each stage of Meta's downsampler has three modules: convolution, norm and activation.
     *(
         row
         for i in range(4)
@@ -191,5 +193,5 @@ MEMORY_BANK = (
 
 ROWS = (*TRUNK, *NECK, *MEMORY_ATTENTION, *MEMORY_ENCODER, *PROMPT_ENCODER, *MASK_DECODER, *MEMORY_BANK)
 
-# What foreign layouts have no place for: SRPP and BD of a fine-tuned SAM2-3dMed.
+# Parameters that foreign layouts cannot store: SRPP and BD of a fine-tuned SAM2-3dMed.
 EXTRA = ("slice_position.", "boundary.")

@@ -1,4 +1,4 @@
-"""Native checkpoints, as a folder (Orbax) or as one `.safetensors` whose metadata holds the folder's `config.json`."""
+"""Native checkpoints, as an Orbax folder, or as one `.safetensors` file with the `config.json` in its metadata."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from sam2_3dmed_jax.model.checkpoint import (
     parse_info,
     read_info,
     read_weights,
-    reading,
     save_weights,
+    weights_folder,
 )
 from weights_conversion.safetensors_files import SafetensorsFile, write_safetensors
 from weights_conversion.source import Source, Tensor
 
 CONFIG_KEY = "sam2_3dmed_config"  # in the metadata of a native .safetensors
-PROVENANCE_KEY = "sam2_3dmed_provenance"  # in the metadata of the others that we write
-WRITE_BYTES = 32 << 20  # being written at a time; by default all are
+PROVENANCE_KEY = "sam2_3dmed_provenance"  # in the metadata of the .safetensors that we write in other layouts
+WRITE_BYTES = 32 << 20  # bytes that Orbax writes at a time; its default writes all tensors at once
 
 
 def open_native_folder(path: Path) -> Source:
-    """Open a native checkpoint's folder.
+    """Open the folder of a native checkpoint.
 
     Raises:
-        UserError: it is not one, or is damaged.
+        UserError: it is not a native checkpoint, or is damaged.
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
@@ -43,7 +43,7 @@ def open_native_folder(path: Path) -> Source:
             loaded.update(read_weights(path))
         return np.asarray(loaded[name], np.float32)
 
-    with reading(path) as folder:
+    with weights_folder(path) as folder:
         shapes = dict(ocp.metadata(folder).metadata)
     tensors = {name: Tensor(tuple(leaf.shape), np.dtype(leaf.dtype).name) for name, leaf in shapes.items()}
     files = tuple(sorted(file for file in (path / "weights").rglob("*") if file.is_file()))
@@ -51,10 +51,10 @@ def open_native_folder(path: Path) -> Source:
 
 
 def open_native_safetensors(file: SafetensorsFile) -> Source:
-    """A `.safetensors` that has our configuration in its metadata.
+    """Open a `.safetensors` file that has a native configuration in its metadata.
 
     Raises:
-        UserError: a configuration that this version cannot read.
+        UserError: this version cannot read the configuration.
     """
     info = parse_info(file.metadata[CONFIG_KEY], str(file.path))
     return Source(
@@ -65,14 +65,14 @@ def open_native_safetensors(file: SafetensorsFile) -> Source:
 def write_native_folder(
     path: Path, names: Mapping[str, object], read: Callable[[str], np.ndarray], info: CheckpointInfo
 ) -> None:
-    """Write a native folder. Orbax wants all weights at once, and is kept from copying them."""
+    """Write a native folder. Orbax takes all weights at once; the settings below keep it from copying them."""
     import orbax.checkpoint.experimental.v1 as ocp
 
     weights = {name: np.array(read(name), np.float32, order="C") for name in names}
     context = ocp.Context()
-    context.memory.deepcopy_host_arrays = False  # nobody changes them while they are written
+    context.memory.deepcopy_host_arrays = False  # they do not change while they are written
     context.memory.write_concurrent_bytes = WRITE_BYTES
-    context.array.saving.use_compression = False  # of weights it saves 6 %, and holds nearly all of them a second time
+    context.array.saving.use_compression = False  # it saves 6 % of the size, and needs memory for a second copy
     with context:
         save_weights(cast(Any, weights), path, info)
 
@@ -80,6 +80,6 @@ def write_native_folder(
 def write_native_safetensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray], info: CheckpointInfo
 ) -> None:
-    """Write a native `.safetensors`, tensor by tensor."""
+    """Write a native `.safetensors` file, one tensor at a time."""
     record = {"format": FORMAT, **dataclasses.asdict(info)}
     write_safetensors(path, shapes, read, {CONFIG_KEY: json.dumps(record)})

@@ -1,6 +1,6 @@
-"""Recognise a checkpoint's layout and preset from the names and shapes of its tensors, and nothing else.
+"""Recognition of the layout and preset of a checkpoint from the names and shapes of its tensors.
 
-A native checkpoint says what it is, and is held to it.
+A native checkpoint is not recognised but checked: its preset is in its configuration.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
-from sam2_3dmed_jax.config import ModelConfig
-from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+from sam2_3dmed_jax.config import AnyModelConfig, ModelConfig
+from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.sam2.presets import PRESETS, preset_config
 from weights_conversion.mapping import Layout, LayoutMap, Shapes, layout_map
 from weights_conversion.source import FLOATS, Source, Tensor
@@ -19,23 +19,23 @@ from weights_conversion.source import FLOATS, Source, Tensor
 
 @dataclass(frozen=True)
 class Fit:
-    """A preset in a layout, and how a checkpoint differs from it."""
+    """The discrepancies between a checkpoint and a preset in a layout."""
 
-    preset: str
+    preset: str  # or "unet"
     mapping: LayoutMap
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    misshaped: tuple[str, ...]  # each with the shapes expected and found
-    mistyped: tuple[str, ...]
+    misshaped: tuple[str, ...]  # with the expected and the actual shape
+    mistyped: tuple[str, ...]  # with the actual type
 
     @property
     def discrepancies(self) -> int:
-        """How many tensors do not fit."""
+        """The number of tensors that do not fit."""
         return len(self.missing) + len(self.unexpected) + len(self.misshaped) + len(self.mistyped)
 
     @property
     def text(self) -> str:
-        """All discrepancies by name."""
+        """All discrepancies, by name of the tensor."""
         parts = {
             "missing": self.missing,
             "unexpected": self.unexpected,
@@ -46,24 +46,24 @@ class Fit:
 
 
 @cache
-def native_shapes(config: ModelConfig) -> Shapes:
-    """The shapes of a model's parameters by name."""
+def native_shapes(config: AnyModelConfig) -> Shapes:
+    """Return the shapes of the parameters of a model, by native name."""
     return {name: tuple(leaf.shape) for name, leaf in abstract_model(config)[1].items()}
 
 
 @cache
-def _expected(config: ModelConfig, layout: Layout) -> tuple[LayoutMap, Shapes]:
+def _expected(config: AnyModelConfig, layout: Layout) -> tuple[LayoutMap, Shapes]:
     shapes = native_shapes(config)
     mapping = layout_map(layout, shapes)
     return mapping, mapping.foreign_shapes(shapes)
 
 
-def fit(tensors: Mapping[str, Tensor], config: ModelConfig, layout: Layout) -> Fit:
-    """Compare a checkpoint with a model in a layout; reads no values."""
+def fit(tensors: Mapping[str, Tensor], config: AnyModelConfig, layout: Layout) -> Fit:
+    """Compare the tensors of a checkpoint with a model in a layout, without reading values."""
     mapping, expected = _expected(config, layout)
     both = [name for name in expected if name in tensors]
     return Fit(
-        config.preset,
+        config.preset if isinstance(config, ModelConfig) else "unet",
         mapping,
         tuple(name for name in expected if name not in tensors),
         tuple(name for name in tensors if name not in expected),
@@ -81,47 +81,49 @@ def fit(tensors: Mapping[str, Tensor], config: ModelConfig, layout: Layout) -> F
 
 
 def best_fit(tensors: Mapping[str, Tensor], preset: str | None = None) -> Fit:
-    """The preset and foreign layout that fit best: exactly, or with the fewest discrepancies.
+    """Return the preset and foreign layout with the fewest discrepancies.
 
     Args:
-        tensors: of a Meta or transformers checkpoint.
-        preset: only this one, in the layout that fits best; None: any.
+        tensors: tensors of a checkpoint in Meta's or transformers' layout, by name.
+        preset: the only preset to try; None: all.
     """
     presets = [preset] if preset else sorted(PRESETS, key=lambda name: _unlikeness(tensors, name))
     best: Fit | None = None
     for name in presets:
         for layout in _likely_layouts(tensors):
-            found = fit(tensors, plain(name), layout)
-            if best is None or found.discrepancies < best.discrepancies:
-                best = found
+            candidate = fit(tensors, plain(name), layout)
+            if best is None or candidate.discrepancies < best.discrepancies:
+                best = candidate
         if best is not None and not best.discrepancies:
             break
     assert best is not None
     return best
 
 
-def recognise(source: Source, preset: str | None = None) -> tuple[ModelConfig, Fit]:
-    """What model a checkpoint holds, and how it differs from it.
+def recognise(source: Source, preset: str | None = None) -> tuple[AnyModelConfig, Fit]:
+    """Return the model of a checkpoint, and how the checkpoint differs from it.
 
     Args:
         source: the opened checkpoint.
-        preset: hold it to this one; None: what it says of itself, or what fits best.
+        preset: the preset of the model; None: that in a native configuration, otherwise the best fit.
 
     Raises:
-        UserError: there is no such preset.
+        UserError: the preset does not exist.
     """
     if preset:
         preset_config(preset)
     if source.info:
-        config = replace(source.info.model, preset=preset or source.info.model.preset)
+        config = source.info.model
+        if preset and isinstance(config, ModelConfig):
+            config = replace(config, preset=preset)
         return config, fit(source.tensors, config, "native")
-    found = best_fit(source.tensors, preset)
-    own_size = PRESETS[found.preset].image_size
-    return plain(found.preset, None if source.image_size == own_size else source.image_size), found
+    best = best_fit(source.tensors, preset)
+    preset_size = PRESETS[best.preset].image_size
+    return plain(best.preset, None if source.image_size == preset_size else source.image_size), best
 
 
 def plain(preset: str, image_size: int | None = None) -> ModelConfig:
-    """A preset's SAM 2, without SRPP and BD."""
+    """Return the configuration of a preset of SAM 2, without SRPP and BD."""
     return ModelConfig(preset, image_size, srpp=False, bd=False)
 
 
@@ -134,8 +136,8 @@ def _likely_layouts(tensors: Mapping[str, Tensor]) -> tuple[Layout, ...]:
 
 
 def _unlikeness(tensors: Mapping[str, Tensor], preset: str) -> tuple[int, bool]:
-    """Orders presets, so that the first one tried fits most often: building a model's structure takes a second."""
-    blocks = {found[1] for name in tensors if (found := re.search(r"\.blocks\.(\d+)\.", name))}
+    """Return a sort key that puts the most similar preset first; building the structure of a preset takes a second."""
+    blocks = {match[1] for name in tensors if (match := re.search(r"\.blocks\.(\d+)\.", name))}
     config = PRESETS[preset]
     spatial = {"no_obj_embed_spatial", "occlusion_spatial_embedding_parameter"} & set(tensors)
     return abs(len(blocks) - sum(config.trunk.stages)), bool(spatial) != config.no_obj_embed_spatial

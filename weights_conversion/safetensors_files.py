@@ -1,6 +1,6 @@
-"""Reading and writing `.safetensors` one tensor at a time.
+"""Reading and writing of `.safetensors` files, one tensor at a time.
 
-Reading goes through the `safetensors` package. Its writer wants all tensors at once, so writing is our own: a JSON
+Reading uses the `safetensors` package. Its writer takes all tensors at once, so writing is implemented here: a JSON
 header and the bytes (https://github.com/huggingface/safetensors#format).
 """
 
@@ -17,12 +17,12 @@ from sam2_3dmed_jax.errors import UserError
 from weights_conversion.source import Tensor
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# A mapped file's pages count as memory until the map is closed.
-REOPEN_AFTER = 64 << 20  # bytes
+# The pages of a memory-mapped file count as memory of the process until the map is closed.
+REOPEN_AFTER = 64 << 20  # bytes read
 
 
 class SafetensorsFile:
-    """A file whose header is read and checked."""
+    """An open file whose header has been read and checked."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -30,7 +30,7 @@ class SafetensorsFile:
         self._open()
         self.metadata: dict[str, str] = self._file.metadata() or {}
         self.tensors = {}
-        for name in self._file.keys():  # noqa: SIM118 (it is no dictionary)
+        for name in self._file.keys():  # noqa: SIM118 (it is not a dictionary)
             part = self._file.get_slice(name)
             dtype = part.get_dtype()
             self.tensors[name] = Tensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype))
@@ -40,11 +40,11 @@ class SafetensorsFile:
             self._file = safe_open(self.path, "numpy")
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{self.path}: it is no whole .safetensors file ({error}); it may be cut short, so fetch it again"
+                f"{self.path}: it is not a complete .safetensors file ({error}); it may be truncated, download it again"
             ) from error
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32."""
+        """Return a tensor as float32."""
         if self._read > REOPEN_AFTER:
             self._open()
             self._read = 0
@@ -56,7 +56,14 @@ class SafetensorsFile:
 def write_safetensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write float32 tensors, asking for each when its turn comes."""
+    """Write float32 tensors, each of which is read when it is written.
+
+    Args:
+        path: the file.
+        shapes: shapes by name, in the order of the file.
+        read: returns a tensor from its name.
+        metadata: entries of the header's `__metadata__`.
+    """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, shape in shapes.items():

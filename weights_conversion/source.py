@@ -1,4 +1,4 @@
-"""What every opened checkpoint offers: the names, shapes and types of its tensors, and one tensor at a time."""
+"""The record of an opened checkpoint: names, shapes and types of its tensors, and a reader of single tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOATS = ("bfloat16", "float16", "float32")  # read as float32, exactly
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a header says of a tensor."""
+    """Shape and type of a tensor, from the header."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -23,13 +23,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint; no value has been read."""
+    """An opened checkpoint, of which no values have been read."""
 
     path: Path
-    kind: str  # for people: what sort of file it is
+    kind: str  # description of the file format
     tensors: dict[str, Tensor]
-    read: Callable[[str], np.ndarray]  # float32; may be a view of the file, so copy what is kept
-    files: tuple[Path, ...]  # that hold the weights
-    info: CheckpointInfo | None = None  # of a native checkpoint
-    image_size: int | None = None  # in pixels, where the source states one
-    provenance: dict[str, object] = field(default_factory=dict)  # that the source itself carries
+    read: Callable[[str], np.ndarray]  # returns float32, possibly a view of the file: copy a tensor to keep it
+    files: tuple[Path, ...]  # files of the weights
+    info: CheckpointInfo | None = None  # for a native checkpoint
+    image_size: int | None = None  # in pixels, if the source states one
+    provenance: dict[str, object] = field(default_factory=dict)  # record that is stored in the source

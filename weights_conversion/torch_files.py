@@ -1,6 +1,7 @@
-"""Reading and writing PyTorch's `.pt`, which is a pickle: only ever loaded with `weights_only=True`.
+"""Reading and writing of PyTorch's `.pt` files, which are pickles and only loaded with `weights_only=True`.
 
-The zip format of PyTorch 1.6 and later is mapped, so tensors are read one at a time. Torch is imported only here.
+The zip format of PyTorch 1.6 and later is memory-mapped, so tensors are read one at a time. Torch is imported only in
+this module.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from weights_conversion.source import Tensor
 
 
 class TorchFile:
-    """A file of tensors by name, `{"model": {...}}` or bare."""
+    """An open file with tensors by name, either `{"model": {...}}` or `{...}`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -34,19 +35,21 @@ class TorchFile:
     def _open(self) -> dict[str, Any]:
         if not zipfile.is_zipfile(self.path):
             raise UserError(
-                f"{self.path}: it is no whole PyTorch file of version 1.6 or later; it may be cut short, so fetch it "
+                f"{self.path}: it is not a complete file of PyTorch 1.6 or later; it may be truncated, download it "
                 "again, or save it again with a recent PyTorch"
             )
         try:
             loaded = self._torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"{self.path}: it holds code or other objects than tensors, and was not run; "
-                "give a file that holds the weights only"
+                f"{self.path}: it contains code or objects other than tensors, and was not run; "
+                "give a file that contains only the weights"
             ) from error
         except Exception as error:  # torch raises many kinds on a damaged archive
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.path}: it cannot be read as a PyTorch file ({reason}); fetch it again") from error
+            raise UserError(
+                f"{self.path}: it cannot be read as a PyTorch file ({reason}); download it again"
+            ) from error
         return self._weights(loaded)
 
     def _weights(self, loaded: Any) -> dict[str, Any]:
@@ -55,12 +58,15 @@ class TorchFile:
             outer = [str(key) for key in loaded if key != "model"]
             loaded = loaded["model"]
         if not isinstance(loaded, dict):
-            raise UserError(f"{self.path}: it holds a {type(loaded).__name__}, expected tensors by name")
+            raise UserError(
+                f"{self.path}: it contains a {type(loaded).__name__}, expected tensors by name; "
+                "save the state_dict of the model"
+            )
         others = outer + [str(name) for name, value in loaded.items() if not self._is_weight(name, value)]
         if others:
             raise UserError(
-                f"{self.path}: it holds other things than tensors by name ({', '.join(others)}); "
-                "save only the model's state_dict"
+                f"{self.path}: it contains objects other than tensors by name ({', '.join(others)}); "
+                "save only the state_dict of the model"
             )
         return loaded
 
@@ -69,7 +75,7 @@ class TorchFile:
         return isinstance(name, str) and tensor and value.layout == self._torch.strided and not value.is_quantized  # type: ignore[attr-defined]
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32; a view of the file where it is float32 there."""
+        """Return a tensor as float32; it is a view of the file if the file stores float32."""
         if self._read > REOPEN_AFTER:
             self._values = self._open()
             self._read = 0
@@ -79,7 +85,7 @@ class TorchFile:
 
 
 def write_torch(path: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) -> None:
-    """Write `{"model": {name: tensor}}`, as Meta's checkpoints are; holds all tensors at once, as torch.save does."""
+    """Write `{"model": {name: tensor}}`, the form of Meta's checkpoints; `torch.save` needs all tensors at once."""
     torch = _torch(path, "writing")
     weights = {name: torch.from_numpy(np.array(read(name), np.float32, order="C")) for name in names}
     torch.save({"model": weights}, path)
@@ -91,6 +97,6 @@ def _torch(path: Path, doing: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"{path.name}: {doing} a .pt file needs PyTorch, which is not installed: "
-            "pip install 'sam2-3dmed-jax[torch]', or use .safetensors, which needs none"
+            "pip install 'sam2-3dmed-jax[torch]', or use .safetensors, which does not need it"
         ) from error
     return torch

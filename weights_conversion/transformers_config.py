@@ -1,4 +1,4 @@
-"""The `config.json` of a transformers `Sam2VideoModel` for one of our presets."""
+"""The `config.json` of a transformers `Sam2VideoModel` for a preset."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sam2_3dmed_jax.sam2.presets import preset_config
 
 
 def transformers_config(model: ModelConfig) -> dict[str, Any]:
-    """The configuration of a model; what is not named here has transformers' default, which is SAM 2's.
+    """Return the configuration of a model. Other fields keep transformers' defaults, which equal SAM 2's.
 
     Raises:
-        UserError: an unknown preset or a size that does not fit it.
+        UserError: the preset does not exist, or the image size does not fit it.
     """
     config = preset_config(model.preset, model.image_size)
     trunk, size, width = config.trunk, config.image_size, config.d_model

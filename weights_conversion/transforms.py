@@ -1,6 +1,6 @@
-"""Changes of a tensor's axes between PyTorch's order and ours (channels last), each with its exact inverse.
+"""Changes of the axes of a tensor between PyTorch's order and the native one (channels last), with exact inverses.
 
-None computes with the numbers, so every round trip is exact to the bit.
+The values are not computed with, so every round trip is exact to the bit.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Transform:
-    """A pair of inverse functions on arrays, which give views where they can."""
+    """A pair of inverse functions on arrays, which return views where possible."""
 
     name: str
     to_native: Callable[[Array], Array]
     to_foreign: Callable[[Array], Array]
 
     def foreign_shape(self, native: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape in a foreign layout of a tensor that has `native` in ours."""
-        return self.to_foreign(np.broadcast_to(np.float32(0), native)).shape  # takes no memory
+        """Return the shape in a foreign layout of a tensor with this native shape."""
+        return self.to_foreign(np.broadcast_to(np.float32(0), native)).shape  # does not allocate memory
 
 
 SAME = Transform("same", lambda x: x, lambda x: x)
@@ -31,7 +31,7 @@ SAME = Transform("same", lambda x: x, lambda x: x)
 # [out, in] <-> [in, out]
 LINEAR = Transform("linear", lambda x: x.T, lambda x: x.T)
 
-# A 1x1 convolution [out, in, 1, 1] <-> the linear map [in, out] that it is.
+# A 1x1 convolution [out, in, 1, 1] <-> the equivalent linear map [in, out]
 POINTWISE = Transform("pointwise convolution", lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 
 # [out, in, kh, kw] <-> [kh, kw, in, out]

@@ -1,9 +1,9 @@
-"""Time and peak memory of converting a large checkpoint, in a process of its own.
+"""Time and peak memory of the conversion of a large checkpoint, in a separate process.
 
     python experiments/benchmarks/conversion.py [--preset sam2.1_hiera_large] [--source pt|safetensors|transformers]
 
-Makes random weights in a temporary folder, converts them by the command, and prints both figures with their limits.
-Peak memory is the process's maximum resident set, which counts mapped pages of the source too.
+The script writes random weights into a temporary folder, converts them with the command, and prints both figures with
+their limits. Peak memory is the maximum resident set of the process, which includes mapped pages of the source.
 """
 
 import argparse
@@ -19,10 +19,11 @@ import numpy as np
 from weights_conversion.presets import fit, native_shapes, plain
 from weights_conversion.safetensors_files import write_safetensors
 
-SECONDS, TIMES = 60.0, 2.5  # limits: of time, and of memory by the size of the file
+SECONDS, TIMES = 60.0, 2.5  # limits of the time, and of the memory relative to the size of the file
 
 
 def write_random(folder: Path, preset: str, source: str) -> Path:
+    """Write a source checkpoint with random weights and return its path."""
     layout = "transformers" if source == "transformers" else "meta"
     shapes = fit({}, plain(preset), layout).mapping.foreign_shapes(native_shapes(plain(preset)))
 
@@ -49,16 +50,16 @@ def main() -> int:
     parser.add_argument("--preset", default="sam2.1_hiera_large", help="default: %(default)s")
     parser.add_argument("--source", choices=("pt", "safetensors", "transformers"), default="pt", help="default: pt")
     parser.add_argument("--make", metavar="FOLDER", help=argparse.SUPPRESS)
-    parser.add_argument("--destination", default="native", help="name to write: a folder, *.pt or *.safetensors")
+    parser.add_argument("--destination", default="native", help="name of the result: a folder, *.pt or *.safetensors")
     options = parser.parse_args()
     if options.make:
         write_random(Path(options.make), options.preset, options.source)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # A forked process starts with its parent's memory as its maximum, so this one stays small.
-        again = [sys.executable, __file__, "--preset", options.preset, "--source", options.source, "--make", name]
-        subprocess.run(again, check=True)
+        # The peak of a forked process starts at its parent's memory, so this process must stay small.
+        command = [sys.executable, __file__, "--preset", options.preset, "--source", options.source, "--make", name]
+        subprocess.run(command, check=True)
         (source,) = folder.iterdir()
         size = sum(file.stat().st_size for file in ([source] if source.is_file() else source.iterdir()))
         command = [sys.executable, "-m", "weights_conversion", "convert", source, folder / options.destination]

@@ -1,11 +1,11 @@
-"""Clips a second and MB/s from shards, against reading NIfTI in a loop, and host memory over 2,000 clips.
+"""Throughput of clips from shards and from NIfTI files, and host memory over 2,000 clips.
 
     python experiments/benchmarks/data.py [--data PREPARED --nifti DATASET] [--cases 4] [--clips 40]
 
-Both ways cut the same clips with the same code, which is checked before anything is timed: one reads a clip's slices
-from its shard, the other unpacks the case's own `.nii.gz` files with nibabel and takes the slices from the volume.
-Without --data, a CT-like dataset is generated: smooth tissue and a scanner's noise, 512 x 512 x 80. MB/s counts the
-clips' slices as stored (int16 values, uint8 labels). Prints Markdown tables.
+Both readers cut the same clips with the same code, which is checked before anything is timed: one reads the slices of a
+clip from its shard, the other decompresses the case's `.nii.gz` files with nibabel and selects the slices. Without
+--data, a CT-like dataset is generated: smooth tissue with scanner noise, 512 x 512 x 80. MB/s refers to the slices of
+the clips as stored (int16 values, uint8 labels). Prints Markdown tables.
 """
 
 import argparse
@@ -26,24 +26,24 @@ import numpy as np
 from scipy import ndimage
 
 from sam2_3dmed_jax.config import DataConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.prepare.prepare import prepare
-from sam2_3dmed_jax.data.prepared import CaseEntry, PreparedDataset, read_prepared
-from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
+from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, read_prepared
 from sam2_3dmed_jax.volume.geometry import Grid, to_canonical
 
-STILL = {"rotation": 0.0, "scaling": 0.0, "shift": 0.0, "intensity": 0.0, "gamma": 0.0, "noise": 0.0}
 MIB = 1 << 20
 
 
 @dataclasses.dataclass
 class NiftiDataset(PreparedDataset):
-    """The same cases from their image files: `read` unpacks both, whole, each time."""
+    """The same cases from their image files; `read` decompresses both files completely each time."""
 
     files: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
-    def read(self, case: CaseEntry, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, case: PreparedCase, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         image, label = (nib.load(name) for name in self.files[case.id])
         grid = Grid(image.shape, image.affine)
         values, labels = (to_canonical(np.asarray(file.dataobj), grid) for file in (image, label))
@@ -51,7 +51,7 @@ class NiftiDataset(PreparedDataset):
 
 
 def generate(folder: Path, cases: int, depth: int) -> None:
-    """A dataset of CT-like cases of 512 x 512; zstd and gzip both shrink them to a quarter to a third."""
+    """Write CT-like cases of 512 x 512; zstd and gzip both compress them to a quarter to a third."""
     side = 512
     rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
     body = (rows / 170) ** 2 + (columns / 220) ** 2 < 1
@@ -72,14 +72,14 @@ def generate(folder: Path, cases: int, depth: int) -> None:
 
 
 def as_nifti(prepared: PreparedDataset, files: dict[str, tuple[str, str]]) -> NiftiDataset:
-    """The NIfTI side of a prepared dataset."""
+    """Return the NIfTI reader of a prepared dataset."""
     fields = {field.name: getattr(prepared, field.name) for field in dataclasses.fields(prepared) if field.init}
     fields = {name: value for name, value in fields.items() if not name.startswith("_")}
     return NiftiDataset(**fields, files=files)
 
 
-def given(prepared_folder: str, nifti_folder: str, cases: int) -> tuple[PreparedDataset, NiftiDataset]:
-    """The first cases of a prepared dataset and of the MSD folder that it was made from."""
+def open_datasets(prepared_folder: str, nifti_folder: str, cases: int) -> tuple[PreparedDataset, NiftiDataset]:
+    """Return the first cases of a prepared dataset, and of the MSD folder from which it was prepared."""
     prepared = read_prepared(prepared_folder)
     prepared = dataclasses.replace(prepared, cases=tuple(case for case in prepared.cases if case.areas)[:cases])
     return prepared, as_nifti(
@@ -88,21 +88,21 @@ def given(prepared_folder: str, nifti_folder: str, cases: int) -> tuple[Prepared
 
 
 def batches(dataset: PreparedDataset, config: DataConfig) -> grain.MapDataset:
-    """Batches of one clip, so that a batch is a clip."""
-    return clip_batches(ModelView(dataset, config, 512), dataset.cases, config, 1, seed=0)
+    """Return batches of one clip."""
+    return clip_batches(CaseReader(dataset, config, 512), dataset.cases, config, 1, seed=0)
 
 
-def processes(made: grain.MapDataset, workers: int) -> Iterator:
-    """The same stream, cut by processes."""
+def processes(dataset: grain.MapDataset, workers: int) -> Iterator:
+    """Return the batches as worker processes read them."""
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=1)
-    return iter(made.to_iter_dataset(options).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+    return iter(dataset.to_iter_dataset(options).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
 
 def check_equal(prepared: PreparedDataset, nifti: NiftiDataset, config: DataConfig, clips: int) -> None:
-    """Both ways give the same clips, also from threads."""
+    """Exit if shards, NIfTI files and threads do not give the same clips."""
     ours, theirs = batches(prepared, config), batches(nifti, config)
     threads = iterate(ours, 0, 2)
     for number in range(clips):
@@ -113,11 +113,11 @@ def check_equal(prepared: PreparedDataset, nifti: NiftiDataset, config: DataConf
     threads.close()
 
 
-def seconds_a_clip(stream: Iterator, clips: int, rounds: int = 5) -> tuple[float, float]:
-    """The median over rounds, after the first clips, which start workers and fill what is read ahead.
+def seconds_per_clip(stream: Iterator, clips: int, rounds: int = 5) -> tuple[float, float]:
+    """Return the median times of a clip over rounds, without the first clips, which start workers and fill buffers.
 
     Returns:
-        Seconds on the clock, and of this process's CPU time, which says more where others use the machine too.
+        Wall-clock seconds, and CPU seconds of this process, which are more reliable on a shared machine.
     """
     for _ in range(4):
         next(stream)
@@ -133,13 +133,13 @@ def seconds_a_clip(stream: Iterator, clips: int, rounds: int = 5) -> tuple[float
 
 
 def resident() -> float:
-    """MiB of this process now."""
+    """Return the resident memory of this process in MiB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 def peak_of(stream: Iterator, clips: int, every: int) -> list[tuple[int, float]]:
-    """The highest memory so far, MiB, looked at after each clip."""
+    """Return the peak of the resident memory, in MiB, after every `every` clips."""
     rows, highest = [], 0.0
     for number in range(1, clips + 1):
         next(stream)
@@ -154,24 +154,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="PREPARED", help="a prepared dataset instead of a generated one")
-    parser.add_argument("--nifti", metavar="DATASET", help="the MSD folder that it was made from")
+    parser.add_argument("--nifti", metavar="DATASET", help="the MSD folder from which it was prepared")
     parser.add_argument("--cases", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--depth", type=int, default=80, help="slices of a generated case; default: %(default)s")
     parser.add_argument("--clips", type=int, default=40, help="timed for each row; default: %(default)s")
     parser.add_argument("--memory-clips", type=int, default=2000, help="default: %(default)s; 0: skip")
     options = parser.parse_args(arguments)
     if bool(options.data) != bool(options.nifti):
-        parser.error("--data and --nifti are given together")
+        parser.error("--data and --nifti need each other; give both")
     augmented = DataConfig(slices=12)
-    still = dataclasses.replace(augmented, **STILL)
+    still = dataclasses.replace(augmented, augmentation=NO_AUGMENTATION)
 
     with tempfile.TemporaryDirectory() as folder:
         if options.data:
-            prepared, nifti = given(options.data, options.nifti, options.cases)
+            prepared, nifti = open_datasets(options.data, options.nifti, options.cases)
         else:
             generate(Path(folder, "data"), options.cases, options.depth)
-            prepare(read_dataset(Path(folder, "data")), Path(folder, "prepared"), workers=1)
-            prepared, nifti = given(f"{folder}/prepared", f"{folder}/data", options.cases)
+            prepare_dataset(read_dataset(Path(folder, "data")), Path(folder, "prepared"), workers=1)
+            prepared, nifti = open_datasets(f"{folder}/prepared", f"{folder}/data", options.cases)
         for config in (still, augmented):
             check_equal(prepared, nifti, config, min(options.clips, 6))
         stored = augmented.slices * prepared.cases[0].shape[1] * prepared.cases[0].shape[2] * 3 / 1e6
@@ -182,16 +182,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print("| augmentation | from | workers | clips/s | MB/s | times NIfTI | CPU ms/clip |\n" + "|---" * 7 + "|")
         for name, config in (("none", still), ("default", augmented)):
-            made, reference = batches(prepared, config), 0.0
+            loader, reference = batches(prepared, config), 0.0
             for source, workers, open_stream in (
                 ("NIfTI", "a loop", functools.partial(iterate, batches(nifti, config), 0, 0)),
-                ("shards", "0", functools.partial(iterate, made, 0, 0)),
-                ("shards", "1 thread", functools.partial(iterate, made, 0, 1)),
-                ("shards", "2 threads", functools.partial(iterate, made, 0, 2)),
-                ("shards", "2 processes", functools.partial(processes, made, 2)),
+                ("shards", "0", functools.partial(iterate, loader, 0, 0)),
+                ("shards", "1 thread", functools.partial(iterate, loader, 0, 1)),
+                ("shards", "2 threads", functools.partial(iterate, loader, 0, 2)),
+                ("shards", "2 processes", functools.partial(processes, loader, 2)),
             ):
                 clips = options.clips if reference else options.clips // 4
-                taken, cpu = seconds_a_clip(open_stream(), clips)
+                taken, cpu = seconds_per_clip(open_stream(), clips)
                 reference = reference or taken
                 figures = f"{1 / taken:.1f} | {stored / taken:.0f} | {reference / taken:.1f}"
                 own = "" if "processes" in workers else f"{1e3 * cpu:.0f}"

@@ -1,10 +1,10 @@
-"""Step time from cached features and without: the same clips, one step of each by turns, in one process.
+"""Step time with and without cached features: the same clips, alternating steps in one process.
 
     python experiments/benchmarks/features.py [--models sam2.1_hiera_tiny sam2.1_hiera_large] [--image-size 512]
 
-A phantom is prepared with few slices, its features are made, and both runs read their clips from disk through the
-training pipeline. Weights are random, the encoder is frozen. Losses of the first step must agree before anything is
-timed. Prints a Markdown table; times are medians, with waiting for data included.
+A phantom is prepared with few slices, its features are computed, and both runs read their clips from disk through the
+training pipeline. Weights are random and the encoder is frozen. The losses of the first step must agree before anything
+is timed. Prints a Markdown table; times are medians and include the wait for data.
 """
 
 import argparse
@@ -20,35 +20,35 @@ from pathlib import Path
 
 import jax
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, PrepareConfig, TrainingConfig
-from sam2_3dmed_jax.data.augment import CHANGES
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, PrepareConfig, SplitConfig, TrainingConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.prepare.prepare import prepare
+from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
 from sam2_3dmed_jax.data.prepared import PreparedDataset
 from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.runtime import host_memory
-from sam2_3dmed_jax.training.dataset import open_view, split_cases
-from sam2_3dmed_jax.training.features.make import open_features
+from sam2_3dmed_jax.training.dataset import open_case_reader, split_cases
+from sam2_3dmed_jax.training.features.build import open_features
 from sam2_3dmed_jax.training.features.shards import slice_bytes
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.parameter_groups import FROZEN_PRETRAINED
 from sam2_3dmed_jax.training.setup import set_up
 
-SLICE_MM = 24.0  # between slices of the phantom: some fifteen of them
-AGREE = 0.01  # relative difference of losses that bfloat16 features may make
+SLICE_MM = 24.0  # slice spacing of the phantom, which then has about fifteen slices
+AGREE = 0.01  # largest relative difference of losses, from the rounding of features to bfloat16
 
 
 class Run:
-    """A run that takes one step at a time."""
+    """A training run that is stepped one step at a time."""
 
     def __init__(self, config: ExperimentConfig, dataset: PreparedDataset):
         setup = set_up(config)
-        view = open_view(dataset, config)
+        view = open_case_reader(dataset, config)
         cases, _, _ = split_cases(view, config)
         start = time.perf_counter()
         features = open_features(config, setup.encoder, setup.devices, view, cases)
-        self.made, self.slices = time.perf_counter() - start, sum(case.shape[0] for case in cases)
+        self.encoding_seconds, self.slices = time.perf_counter() - start, sum(case.shape[0] for case in cases)
         batches = clip_batches(view, cases, config.data, config.training.batch_size, 0, features=features)
         self.megabytes = slice_bytes(setup.encoder.shapes) / 1e6 if setup.encoder else 0.0
         self._setup, self._state = setup, setup.state
@@ -56,7 +56,7 @@ class Run:
         self._batches = to_devices(self._clips, setup.sharding)
 
     def step(self) -> tuple[float, float, float]:
-        """Seconds of a step, those of them in which it waited for its batch, and its loss."""
+        """Take a step; return its seconds, the part of them spent waiting for the batch, and its loss."""
         start = time.perf_counter()
         batch = jax.block_until_ready(next(self._batches))
         fed = time.perf_counter()
@@ -65,20 +65,20 @@ class Run:
         return time.perf_counter() - start, fed - start, loss
 
     def close(self) -> None:
-        """Stop cutting clips."""
+        """Stop reading clips."""
         self._clips.close()
 
 
 def measure(options: argparse.Namespace, model: str, folder: Path, dataset: PreparedDataset) -> dict[str, str]:
-    """One row."""
+    """Return one row of the table."""
     cached = ExperimentConfig(
         model=ModelConfig(model, options.image_size, compute_dtype=options.compute_dtype),
         data=DataConfig(
             path=dataset.path,
             slices=options.slices,
-            folds=2,
+            split=SplitConfig(folds=2),
             features=str(folder / f"features_{model}"),
-            **dict.fromkeys(CHANGES, 0.0),
+            augmentation=NO_AUGMENTATION,
         ),
         training=TrainingConfig(batch_size=options.batch_size, frozen=FROZEN_PRETRAINED),
     )
@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace, model: str, folder: Path, dataset: Prep
         "step with, s": f"{seconds['with']:.3g}",
         "times faster": f"{statistics.median(ratios):.2f}",
         "of it waiting for data, s": f"{statistics.median(taken[1] for taken in times['with']):.3g}",
-        "making features, compilation included, s": f"{runs['with'].made:.3g}",
+        "making features, compilation included, s": f"{runs['with'].encoding_seconds:.3g}",
         "slices": str(runs["with"].slices),
         "MB/slice": f"{runs['with'].megabytes:.2f}",
     }
@@ -126,13 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each; default: %(default)s")
     parser.add_argument("--compute-dtype", default="float32", choices=("float32", "bfloat16"))
     options = parser.parse_args(arguments)
-    host_memory.keep()
+    host_memory.keep_freed_memory()
     print(f"{options.compute_dtype}, {os.cpu_count()} cores, {platform.machine()}; {jax.device_count()} devices\n")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_phantom_dataset(folder / "raw", 2, 0, "spleen", lambda *_: None)
         settings = PrepareConfig((SLICE_MM, None, None))
-        dataset = prepare(read_dataset(folder / "raw"), folder / "data", settings, workers=1).dataset
+        dataset = prepare_dataset(read_dataset(folder / "raw"), folder / "data", settings, workers=1).dataset
         for number, model in enumerate(options.models):
             row = measure(options, model, folder, dataset)
             if not number:

@@ -1,9 +1,9 @@
-"""Weak scaling of the train step as it is compiled: bytes over the network a chip, from 1 to 8 chips, one clip each.
+"""Weak scaling of the compiled train step: network traffic per chip on 1 to 8 chips, with one clip per chip.
 
     python experiments/benchmarks/scaling.py [--preset sam2.1_hiera_tiny] [--image-size 512] [--slices 6]
 
-No chips are needed: XLA's TPU compiler says what the program sends (`sam2-3dmed plan`). A collective that is the same
-on 2 and on 8 chips scales. Beside it, the bytes of optimizer state that frozen parts have.
+No chips are needed: XLA's TPU compiler reports what the program sends (`sam2-3dmed plan`). A collective with the same
+traffic on 2 and on 8 chips scales. The script also prints the bytes of optimizer state of frozen parameters.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
-from sam2_3dmed_jax.plan.process import plan
+from sam2_3dmed_jax.plan.process import plan_experiment
 from sam2_3dmed_jax.training.setup import abstract_run
 from sam2_3dmed_jax.training.sharding import make_mesh
 
@@ -31,7 +31,7 @@ def experiment(preset: str, image_size: int, slices: int) -> ExperimentConfig:
 
 
 def frozen_state_bytes(config: ExperimentConfig) -> int:
-    """Bytes of optimizer state beyond two moments of each trained parameter and the two step counts."""
+    """Return the bytes of optimizer state beyond two moments per trained parameter and the two step counts."""
     run = abstract_run(config, make_mesh(MeshConfig(1, 1), jax.devices()[:1]))
     held = sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(run.state.optimizer))
     counts = sum(leaf.size * 4 for leaf in jax.tree.leaves(run.state.optimizer) if leaf.shape == ())
@@ -47,15 +47,16 @@ def main() -> None:
     parser.add_argument("--meshes", nargs="*", default=[f"{d}x{f}" for d, f in MESHES], help="data x fsdp")
     options = parser.parse_args()
     config = experiment(options.preset, options.image_size, options.slices)
-    told = f"{options.preset}, {options.image_size} px, D = {options.slices}"
-    print(f"Train step of {told}, encoder frozen, bfloat16, one clip a chip (v5e), MB a chip and step\n")
+    setting = f"{options.preset}, {options.image_size} px, D = {options.slices}"
+    print(f"Train step: {setting}, encoder frozen, bfloat16, one clip per chip (v5e), MB per chip and step\n")
     print(f"optimizer state of frozen parts: {frozen_state_bytes(config)} bytes\n")
     print(f"| mesh (data x fsdp) | HBM | {' | '.join(KINDS)} | other |\n|---|---|{'---|' * (len(KINDS) + 1)}")
     for words in options.meshes:
         data, fsdp = (int(word) for word in words.split("x"))
         training = replace(config.training, batch_size=data * fsdp)
-        made = plan(config.replace(training=training, mesh=MeshConfig(data, fsdp)), TOPOLOGIES[data * fsdp])
-        (program,) = made.programs
+        meshed = config.replace(training=training, mesh=MeshConfig(data, fsdp))
+        report = plan_experiment(meshed, TOPOLOGIES[data * fsdp])
+        (program,) = report.programs
         sent = program.collective_bytes or {}
         cells = [sent.get(kind, 0) for kind in KINDS]
         row = [program.total, *cells, sum(sent.values()) - sum(cells)]

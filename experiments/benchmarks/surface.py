@@ -1,11 +1,11 @@
-"""Time of all four surface metrics: ours against surface-distance and MONAI, on the same masks in 512 x 512 x 100.
+"""Time of all four surface metrics: ours, surface-distance and MONAI on the same masks of 512 x 512 x 100 voxels.
 
     python experiments/benchmarks/surface.py [--repeat 5] [--only spleen]
 
-Runs what is installed of the two (`pip install surface-distance==0.1`; MONAI needs torch). An organ like the spleen,
-three classes of one case, and the organ with a false positive of a few voxels far away. Their answers are compared
-with ours before any time is printed. Our first call is timed too: it compiles. Prints a Markdown table of the best of
-several runs.
+The script runs the installed ones of the two packages (`pip install surface-distance==0.1`; MONAI needs torch). The
+masks are an organ like the spleen, three classes of one case, and the organ with a distant false positive of a few
+voxels. All results are compared with ours before any time is printed. Our first call includes compilation. Prints a
+Markdown table of the best of several runs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from sam2_3dmed_jax.evaluation import surface_metrics
-from tests.helpers.surface_cases import ASK, Case
+from tests.helpers.surface_cases import PACKAGE_METRICS, Case
 
 SHAPE, SPACING, TOLERANCE = (100, 512, 512), (2.5, 0.79, 0.79), 3.0
 PACKAGES = {"surface-distance": ("surface_distance",), "monai": ("monai", "torch")}
@@ -31,14 +31,14 @@ Metrics = dict[str, float]
 
 
 def organ(centre: tuple[int, int, int], radii: tuple[int, int, int]) -> np.ndarray:
-    """A bumpy ellipsoid, bool `[D, H, W]`."""
+    """Return an ellipsoid with a bumpy surface, bool `[D, H, W]`."""
     z, y, x = np.ogrid[tuple(slice(0, n) for n in SHAPE)]
     at = sum(((c - m) / r) ** 2 for c, m, r in zip((z, y, x), centre, radii, strict=True))
     return np.asarray(at + 0.25 * np.sin(y / 9) * np.sin(x / 7) * np.sin(z / 3) < 1)
 
 
 def make_cases() -> dict[str, list[Case]]:
-    """Name to the pairs of masks of each class."""
+    """Return the pairs of masks of all classes, by name."""
     spleen = organ((51, 303, 349), (18, 58, 46)), organ((50, 300, 350), (18, 60, 45))
     liver = organ((55, 230, 170), (34, 105, 96)), organ((54, 233, 172), (35, 102, 95))
     kidney = organ((40, 330, 320), (22, 32, 30)), organ((40, 332, 318), (21, 33, 30))
@@ -49,7 +49,7 @@ def make_cases() -> dict[str, list[Case]]:
 
 
 def timed(ask: Callable[[Case], Metrics], cases: list[Case], repeat: int) -> tuple[list[Metrics], float, float]:
-    """Answers, seconds of the first run and of the best of the others."""
+    """Return the metrics, the seconds of the first run, and the seconds of the best other run."""
     seconds = []
     for _ in range(repeat + 1):
         start = time.perf_counter()
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found, first, ours = timed(lambda case, how=definition: surface_metrics(*case, how), cases, options.repeat)
             row = f"| {name} | {definition} | {first:.2f} | {ours:.3f} |"
             if definition in installed:
-                expected, _, theirs = timed(ASK[definition], cases, 2)
+                expected, _, theirs = timed(PACKAGE_METRICS[definition], cases, 2)
                 for ask, answer in zip(found, expected, strict=True):
                     for key in answer:
                         np.testing.assert_allclose(ask[key], answer[key], rtol=1e-5, err_msg=f"{name}, {key}")

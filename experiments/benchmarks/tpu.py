@@ -1,11 +1,11 @@
-"""What XLA's TPU compiler makes of the encoder, of memory attention and of the train step; no TPU is needed.
+"""Compilation of the encoder, memory attention and the train step by XLA's TPU compiler; no TPU is needed.
 
     python -m experiments.benchmarks.tpu [--presets sam2.1_hiera_tiny sam2.1_hiera_large] [--image-size 1024]
         [--work encoder attention train] [--attention flash blocked] [--topology v5e:1x1]
 
-prints FLOPs, HBM traffic, memory, the compiler's estimate of the time, and the FLOPs over what the chip's peak makes of
-that time. `blocked` is the walk of attention by XLA's own products, which other platforms take: what the kernel is
-worth. `[N, M] in HBM` says whether any buffer of memory attention could hold a score of each query and key.
+prints FLOPs, HBM traffic, memory, the compiler's estimate of the time, and the share of the chip's peak FLOP/s that the
+estimate implies. `blocked` is attention by XLA's own matrix products, as on other platforms, and shows the benefit of
+the kernel. `[N, M] in HBM` reports whether any buffer of memory attention is large enough for all attention scores.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 from sam2_3dmed_jax.plan.toolchain import ENVIRONMENT, check
 
-os.environ.update(ENVIRONMENT)  # before JAX: the compilers look for no hardware
+os.environ.update(ENVIRONMENT)  # before JAX is imported: the compilers do not look for hardware
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,10 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments.benchmarks.pytorch.memory_attention import MEMORIES, POINTERS
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.plan.compile import compile_program
-from sam2_3dmed_jax.plan.programs import Program, programs
-from sam2_3dmed_jax.plan.report import ProgramPlan, make_plan
+from sam2_3dmed_jax.plan.programs import Program, programs_to_compile
+from sam2_3dmed_jax.plan.report import ProgramPlan, plan_from_records
 from sam2_3dmed_jax.plan.topologies import Topology, parse_topology
 from sam2_3dmed_jax.sam2 import flash_attention
 from sam2_3dmed_jax.sam2.memory_attention import MemoryTokens
@@ -39,7 +39,7 @@ FITS = flash_attention.fits
 
 
 def experiment(preset: str, image_size: int, slices: int) -> ExperimentConfig:
-    """Training as the experiments do it: a frozen encoder, bfloat16, what a slice computes computed again."""
+    """Return the settings of the experiments: a frozen encoder, bfloat16, rematerialisation of slices."""
     return ExperimentConfig(
         model=ModelConfig(preset, image_size, init="pretrained", compute_dtype="bfloat16"),
         data=DataConfig(slices=slices),
@@ -48,15 +48,15 @@ def experiment(preset: str, image_size: int, slices: int) -> ExperimentConfig:
 
 
 def attention(config: ExperimentConfig, device: Any) -> Program:
-    """One slice of one object that attends to a full bank."""
+    """Return the program of one slice of one object that attends to a full memory bank."""
     graphdef, weights = abstract_model(config.model)
-    here = SingleDeviceSharding(device)
+    sharding = SingleDeviceSharding(device)
     sam2 = preset_config(config.model.preset, config.model.image_size)
     side = config.model.image_size // 16
     keys = MEMORIES * side * side + POINTERS
 
     def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     @jax.jit
     def attend(weights: Any, embedding: jax.Array, tokens: jax.Array, position: jax.Array) -> jax.Array:
@@ -72,28 +72,28 @@ def attention(config: ExperimentConfig, device: Any) -> Program:
     return Program("memory attention, one slice", attend.trace, arguments, 1)
 
 
-def made(work: str, config: ExperimentConfig, topology: Topology) -> Program:
-    """The program of a name."""
+def program_of(work: str, config: ExperimentConfig, topology: Topology) -> Program:
+    """Return the program of a kind of work."""
     devices = topology.devices()
     if work == "attention":
         return attention(config, devices[0])
-    return programs(config, "predict" if work == "encoder" else "train", devices)[0]
+    return programs_to_compile(config, "predict" if work == "encoder" else "train", devices)[0]
 
 
 def row(work: str, plan: ProgramPlan, topology: Topology, image_size: int) -> str:
-    """Cells of the table."""
+    """Return the cells of a row of the table."""
     if plan.times is None or plan.bytes is None:
         return f"{plan.flops / 1e12:.2f} | | {plan.total / 2**30:.2f} | does not fit | | |"
     seconds = plan.times.estimate
     queries = (image_size // 16) ** 2
     scores = 2 * queries * MEMORIES * queries  # bytes in bfloat16, of one object
     share = plan.flops / plan.chips / seconds / topology.chip.bf16_flops
-    held = ""
-    if work == "attention":  # images of a block of slices are as large
-        held = "yes" if any(buffer["bytes"] >= scores for buffer in plan.largest) else "no"
+    stores_scores = ""
+    if work == "attention":  # in other programs, the images of a block of slices are as large
+        stores_scores = "yes" if any(buffer["bytes"] >= scores for buffer in plan.largest) else "no"
     return (
         f"{plan.flops / 1e12:.2f} | {plan.bytes / 2**30:.2f} | {plan.total / 2**30:.2f} | {seconds * 1e3:.1f} | "
-        f"{share:.0%} | {plan.times.bound} | {held}"
+        f"{share:.0%} | {plan.times.bound} | {stores_scores}"
     )
 
 
@@ -119,9 +119,9 @@ def main() -> int:
                 jax.clear_caches()
                 config = experiment(preset, options.image_size, options.slices)
                 config = config.replace(training=replace(config.training, batch_size=topology.chips))
-                program = made(work, config, topology)
+                program = program_of(work, config, topology)
                 record = compile_program(program, topology, lambda text: print(text, file=sys.stderr, flush=True))
-                (plan,) = make_plan(config, topology, "train", [record]).programs
+                (plan,) = plan_from_records(config, topology, "train", [record]).programs
                 cells = row(work, plan, topology, options.image_size)
                 print(f"| {plan.name} | {preset} | {kind} | {cells} |", flush=True)
     return 0

@@ -1,9 +1,9 @@
-"""Time and memory of segmenting a volume: seconds a slice, time from a correction to its mask, peak memory.
+"""Time and memory of the segmentation of a volume: seconds per slice, time from a correction to its mask, peak memory.
 
     python experiments/benchmarks/volume.py [--model nano | --checkpoint CKPT] [--slices 96] [--objects 1 4 16]
 
-Each number of objects runs in a process of its own on the same random weights (or a checkpoint) and a phantom. What
-is compiled is compiled by a first volume; times are of a second one. Prints a Markdown table.
+Each number of objects runs in a separate process, on the same random weights (or a checkpoint) and a phantom. A first
+volume compiles the programs; a second one is timed. Prints a Markdown table.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 
 
 def measure(options: argparse.Namespace, objects: int) -> dict[str, float]:
-    """One row, in this process."""
+    """Measure one row of the table in this process."""
     from sam2_3dmed_jax import Prompt, VolumePredictor, load_model, new_model
     from sam2_3dmed_jax.config import PreprocessingConfig
     from sam2_3dmed_jax.phantom import make_case
@@ -47,21 +47,21 @@ def measure(options: argparse.Namespace, objects: int) -> dict[str, float]:
         encoded = time.perf_counter()
         session.add(prompts)
         session.result()
-        walked = time.perf_counter()
+        propagated = time.perf_counter()
         session.add([Prompt(1, middle, [(0.2 * side, 0.2 * side)], [0])])
         session.preview()
         corrected = time.perf_counter()
         session.result()
-        return encoded - start, walked - encoded, corrected - walked
+        return encoded - start, propagated - encoded, corrected - propagated
 
     segment()
-    encode, walk, correct = segment()
+    encode, propagate, correct = segment()
     return {
         "objects": objects,
         "encoding, s/slice": encode / len(slices),
-        "walking, s/slice": walk / len(slices),
+        "propagation, s/slice": propagate / len(slices),
         "correction to mask, s": correct,
-        "peak memory, MiB": host_memory.peak() / 2**20,
+        "peak memory, MiB": host_memory.peak_bytes() / 2**20,
     }
 
 
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano", help="preset with random weights; default: %(default)s")
-    parser.add_argument("--checkpoint", metavar="CKPT", help="a native checkpoint instead")
+    parser.add_argument("--checkpoint", metavar="CKPT", help="a native checkpoint instead of random weights")
     parser.add_argument("--image-size", type=int, help="S, pixels; default: the preset's")
-    parser.add_argument("--slices", type=int, default=96, help="of the volume; default: %(default)s")
+    parser.add_argument("--slices", type=int, default=96, help="slices of the volume; default: %(default)s")
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -82,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{options.checkpoint or options.model}, {options.slices} slices, {os.cpu_count()} cores, {platform.machine()}"
     )
     for number, objects in enumerate(options.objects):
-        given = [*(sys.argv[1:] if arguments is None else arguments), "--child", "--objects", str(objects)]
-        done = subprocess.run([sys.executable, __file__, *given], stdout=subprocess.PIPE, text=True, check=True)
-        row = json.loads(done.stdout)
+        flags = [*(sys.argv[1:] if arguments is None else arguments), "--child", "--objects", str(objects)]
+        child = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, check=True)
+        row = json.loads(child.stdout)
         if not number:
             print("| " + " | ".join(row) + " |\n|" + "---|" * len(row))
         print("| " + " | ".join(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in row.values()) + " |")

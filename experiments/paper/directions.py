@@ -1,7 +1,7 @@
-"""Do propagation upwards and downwards agree? A click low in an object is followed up, one high in it down.
+"""Agreement of propagation upwards and downwards: from a click low in an object, and from one high in it.
 
-Both segment the slices between them, one from each side; their Dice is the agreement, beside that of each with the
-reference. A model that agrees with itself may still be wrong.
+Both segment the slices between the clicks, from opposite sides; their Dice is the agreement. The Dice of each with the
+reference is reported, too: a model that agrees with itself may still be wrong.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax import VolumePredictor, load_model
-from sam2_3dmed_jax.data.datasets import Case
-from sam2_3dmed_jax.evaluation.results import SUMMARY, table_text, write_files
-from sam2_3dmed_jax.evaluation.settings import Plan
+from sam2_3dmed_jax.data.datasets import LabelledCase
+from sam2_3dmed_jax.evaluation.result_files import SUMMARY, table_text, write_files
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.inference.predictor import Session
 from sam2_3dmed_jax.inference.segment import label_result, to_slices
 from sam2_3dmed_jax.metrics.overlap import overlap_metrics
@@ -28,7 +28,7 @@ from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
 TABLE = "directions.csv"
 COLUMNS = ("case", "labels", "low_slice", "high_slice", "agreement", "dice_upwards", "dice_downwards")
-LOW, HIGH = 0.25, 0.75  # of the slices that hold the object, where clicks lie
+LOW, HIGH = 0.25, 0.75  # positions of the clicks among the slices of the object
 LEAST = 2  # slices between the clicks; thinner objects are left out and counted
 DEFINITIONS = {
     "agreement": (
@@ -41,8 +41,8 @@ DEFINITIONS = {
 }
 
 
-def agreement(checkpoint: str, cases: Sequence[Case], plan: Plan) -> Iterator[dict[str, Any]]:
-    """A row a case and object."""
+def agreement(checkpoint: str, cases: Sequence[LabelledCase], plan: EvaluationSettings) -> Iterator[dict[str, Any]]:
+    """Yield one row per case and object."""
     model = load_model(checkpoint)
     predictor = VolumePredictor(model, order="independent")
     size = model.config.image_size
@@ -68,7 +68,7 @@ def agreement(checkpoint: str, cases: Sequence[Case], plan: Plan) -> Iterator[di
 
 
 def _from_click(session: Session, mask: np.ndarray, at: int, pixel_mm: tuple[float, float], size: int) -> np.ndarray:
-    """The mask `[D, H, W]` from one click on one slice."""
+    """Return the mask `[D, H, W]` from one click on one slice."""
     session.reset()
     prompt = VoxelPrompt(1, at, (centre_point(mask[at], pixel_mm),), (1,))
     session.add(to_slices([prompt], mask.shape[1:], size))
@@ -77,10 +77,10 @@ def _from_click(session: Session, mask: np.ndarray, at: int, pixel_mm: tuple[flo
 
 def write(rows: Iterator[dict[str, Any]], out: Path) -> None:
     """Write `directions.csv` and `summary.json`."""
-    found = list(rows)
+    all_rows = list(rows)
     summary: dict[str, Any] = {"definitions": DEFINITIONS, "objects": {}}
-    for labels in dict.fromkeys(row["labels"] for row in found):
-        own = [row for row in found if row["labels"] == labels]
+    for labels in dict.fromkeys(row["labels"] for row in all_rows):
+        own = [row for row in all_rows if row["labels"] == labels]
         means = {}
         for name in COLUMNS[4:]:
             values = np.array([row[name] for row in own], float)
@@ -88,4 +88,4 @@ def write(rows: Iterator[dict[str, Any]], out: Path) -> None:
             means[name] = float(values.mean()) if len(values) else None
         left = sum(math.isnan(row["agreement"]) for row in own)
         summary["objects"][labels] = {**means, "cases": len(own) - left, "left_out": left}
-    write_files({TABLE: table_text(COLUMNS, found), SUMMARY: json.dumps(summary, indent=2) + "\n"}, out)
+    write_files({TABLE: table_text(COLUMNS, all_rows), SUMMARY: json.dumps(summary, indent=2) + "\n"}, out)

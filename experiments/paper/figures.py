@@ -1,4 +1,4 @@
-"""Figures: how training went, and predicted against true distances of slices."""
+"""Figures of training curves, and of predicted against true distances between slices."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from experiments.paper.variants import POSITIONS
 from sam2_3dmed_jax.evaluation.report import plots
 
 TWO_BY_TWO = ("neither", "srpp", "bd", "full")
-SHOWN = 32  # places of a training curve: neighbouring logged steps are averaged
+SHOWN = 32  # points of a training curve; neighbouring logged steps are averaged
 
 
 def draw(programme: Programme, out: Path) -> list[Figure]:
-    """All figures that there are results for."""
-    found = []
+    """Return the figures of all available results."""
+    drawn = []
     for task in programme.tasks:
         curves = list(_training(programme, out, task.name))
         if curves:
@@ -32,21 +32,21 @@ def draw(programme: Programme, out: Path) -> list[Figure]:
                 "bands from the lowest run to the highest."
             )
             svg = plots.curves(curves, "step", "Dice of training clips")
-            found.append(Figure(f"figures/training_{task.name}.svg", svg, f"Training on {task.title}", caption))
+            drawn.append(Figure(f"figures/training_{task.name}.svg", svg, f"Training on {task.title}", caption))
         read = list(_positions(programme, out, task.name))
         if read:
             caption = (
-                f"{task.title}: distance between slices as read from held-out scans against the true one, in slices; "
-                "mean over cases and runs, bands: 2.5th to 97.5th percentile of them. A perfect reader lies on the "
-                "diagonal."
+                f"{task.title}: predicted distance between slices of held-out scans against the true one, in slices; "
+                "mean over cases and runs, bands: 2.5th to 97.5th percentile of them. Perfect predictions are on "
+                "the diagonal."
             )
-            svg = plots.curves(read, "true distance (slices)", "read distance (slices)")
-            found.append(Figure(f"figures/positions_{task.name}.svg", svg, f"Positions on {task.title}", caption))
-    return found
+            svg = plots.curves(read, "true distance (slices)", "predicted distance (slices)")
+            drawn.append(Figure(f"figures/positions_{task.name}.svg", svg, f"Positions on {task.title}", caption))
+    return drawn
 
 
 def step_seconds(log: Path) -> float | None:
-    """Median seconds a step of a run's log; None: there is none."""
+    """Return the median seconds per step of a run's log, or None without a log."""
     values = [float(row["seconds"]) for row in _read(log) if row.get("seconds")]
     return median(values) if values else None
 

@@ -1,6 +1,6 @@
-"""From the folders of all runs to rows: means, paired differences and costs, each with the runs that it comes from.
+"""Tables from the folders of all runs: means, paired differences and costs, each with its runs.
 
-Means, intervals and tests are the package's (`evaluation.summary`, `evaluation.comparison`); they are only gathered.
+The package computes means, intervals and tests (`evaluation.summary`, `evaluation.comparison`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from experiments.paper.programme import PRIMARY, RUNS, Cell, Programme, cells
 from experiments.paper.variants import ONE_CLICK, Scoring, Task, Variant
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import comparison
-from sam2_3dmed_jax.evaluation.results import SUMMARY, read_fixed_cost, read_results
-from sam2_3dmed_jax.evaluation.summary import Row, summarise
+from sam2_3dmed_jax.evaluation.result_files import SUMMARY, read_fixed_cost, read_results
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+from sam2_3dmed_jax.evaluation.summary import summarise
 from sam2_3dmed_jax.metrics.statistics import holm
 
 METRICS = ("dice", "iou", "nsd", "hd95_mm")
@@ -33,26 +34,26 @@ CONFIGS = "configs.json"
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledResults:
     """All results of a variant's scoring on a task, over folds and seeds."""
 
     task: Task
     variant: Variant
     scoring: Scoring
-    cells: tuple[Cell, ...]  # those that are done
+    cells: tuple[Cell, ...]  # finished runs
     planned: int
-    rows: list[Row]
+    rows: list[ScoreRow]
     summary: dict[str, Any]
 
     @property
     def named(self) -> dict[str, str]:
-        """The columns `NAMED`."""
-        told = (self.task.name, self.summary["block"], self.variant.name, self.scoring.name, self.summary["method"])
-        return dict(zip(NAMED, told, strict=True))
+        """Return the columns `NAMED`."""
+        values = (self.task.name, self.summary["block"], self.variant.name, self.scoring.name, self.summary["method"])
+        return dict(zip(NAMED, values, strict=True))
 
 
-def pooled(programme: Programme, out: Path) -> list[Pooled]:
-    """Each variant and scoring on each task that has results."""
+def pooled(programme: Programme, out: Path) -> list[PooledResults]:
+    """Return the results of each task, variant and scoring with finished runs."""
     every, found = cells(programme), []
     for task in programme.tasks:
         for variant in programme.rows:
@@ -64,60 +65,61 @@ def pooled(programme: Programme, out: Path) -> list[Pooled]:
                     rows = [row for cell in done for row in read_results(cell.scores(out, scoring))]
                     fixed = [read_fixed_cost(cell.scores(out, scoring)) for cell in done]
                     summary = summarise(rows, fixed)
-                    found.append(Pooled(task, variant, scoring, done, len(planned), rows, summary))
+                    found.append(PooledResults(task, variant, scoring, done, len(planned), rows, summary))
     return found
 
 
-def table_rows(found: Iterable[Pooled]) -> list[Row]:
-    """A row a number of the tables, with the hash that its runs' folders end with."""
+def table_rows(found: Iterable[PooledResults]) -> list[ScoreRow]:
+    """Return one row per number of the tables, with the config hash at the end of its runs' names."""
     rows = []
     for entry in found:
-        told = {
+        common = {
             **entry.named,
             "runs": len(entry.cells),
             "planned": entry.planned,
-            "config_hash": entry.cells[0].digest,
+            "config_hash": entry.cells[0].config_hash,
         }
         for name, values in {**entry.summary["classes"], MACRO: entry.summary["macro"]}.items():
             for metric in (m for m in (*METRICS, *FURTHER) if m in values):
                 numbers = {key: values[metric].get(key) for key in SPREADS}
                 low, high = values[metric]["ci95"] or (None, None)
-                row = {**told, "class": name, "metric": metric, **numbers, "ci95_low": low, "ci95_high": high}
+                row = {**common, "class": name, "metric": metric, **numbers, "ci95_low": low, "ci95_high": high}
                 rows.append({key: "" if value is None else value for key, value in row.items()})
     return rows
 
 
-def run_rows(found: Iterable[Pooled]) -> list[Row]:
-    """A row a run and class: its folder, hash and seed, and its means over cases."""
+def run_rows(found: Iterable[PooledResults]) -> list[ScoreRow]:
+    """Return one row per run and class: folder, config hash, seed, and means over cases."""
     rows = []
     for entry in found:
         for cell in entry.cells:
             own = [r for r in entry.rows if str(r["fold"]) == str(cell.fold) and r["seed"] == str(cell.seed)]
-            told = {**entry.named, "fold": cell.fold, "seed": cell.seed, "run": f"{RUNS}/{cell.name}"}
+            common = {**entry.named, "fold": cell.fold, "seed": cell.seed, "run": f"{RUNS}/{cell.name}"}
             for name in entry.summary["classes"]:
                 of_class = [row for row in own if row["class"] == name]
                 means = {}
                 for metric in (*METRICS, *FURTHER):
                     values = [row[metric] for row in of_class if row[metric] == row[metric]]
                     means[metric] = sum(values) / len(values) if values else ""
-                named = {"class": name, "config_hash": cell.digest, "cases": len(of_class)}
-                rows.append({**told, **named, **means})
+                named = {"class": name, "config_hash": cell.config_hash, "cases": len(of_class)}
+                rows.append({**common, **named, **means})
     return rows
 
 
 def configs_text(every: Iterable[Cell]) -> str:
-    """What each hash was made of, by hash."""
-    told = {cell.digest: cell.identity for cell in every}
-    return json.dumps(dict(sorted(told.items())), indent=1) + "\n"
+    """Return the JSON text of all configs by their hash."""
+    common = {cell.config_hash: cell.identity for cell in every}
+    return json.dumps(dict(sorted(common.items())), indent=1) + "\n"
 
 
-def comparisons(found: Sequence[Pooled]) -> list[Row]:
-    """Each variant against the one that it names, prompted alike, on the seeds that both have.
+def comparisons(found: Sequence[PooledResults]) -> list[ScoreRow]:
+    """Return the comparisons of each variant with the one that it names, with equal prompts, on common seeds.
 
-    p values stand at the primary comparison alone, corrected over tasks, classes and metrics together (METHOD.md).
+    Only the primary comparison has p values, corrected over all tasks, classes and metrics
+    (docs/explanation/evaluation.md).
     """
     of = {(entry.task.name, entry.variant.name): entry for entry in found if entry.scoring == ONE_CLICK}
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for (task, name), entry in of.items():
         other = of.get((task, entry.variant.against))
         if other is None:
@@ -126,8 +128,8 @@ def comparisons(found: Sequence[Pooled]) -> list[Row]:
         repeated = "one" not in (entry.variant.seeds, other.variant.seeds)
         sides = [[r for r in e.rows if not repeated or r["seed"] in seeds] for e in (entry, other)]
         try:
-            results = comparison.compare(*sides)["results"]
-        except UserError:  # folds that are done in one only
+            results = comparison.compare_methods(*sides)["results"]
+        except UserError:  # some folds are done in only one of them
             continue
         alone = set(entry.summary["macro_classes"])
         for result in results:
@@ -135,16 +137,17 @@ def comparisons(found: Sequence[Pooled]) -> list[Row]:
                 continue
             primary = (name, other.variant.name) == PRIMARY and result["primary"] and result["class"] in alone
             low, high = result["ci95"] or (None, None)
-            told = {"task": task, "variant": name, "other": other.variant.name, "seeds": len(seeds) if repeated else ""}
+            common = {"task": task, "variant": name, "other": other.variant.name}
+            common["seeds"] = len(seeds) if repeated else ""
             p = result["p_wilcoxon"] if primary else None
-            rows.append({**result, **told, "ci95_low": low, "ci95_high": high, "primary": primary, "p_wilcoxon": p})
+            rows.append({**result, **common, "ci95_low": low, "ci95_high": high, "primary": primary, "p_wilcoxon": p})
     for row, p in zip(rows, holm([row["p_wilcoxon"] for row in rows]), strict=True):
         row["p_holm"] = p
     return [{key: "" if value is None else value for key, value in row.items()} for row in rows]
 
 
-def cost_rows(found: Iterable[Pooled], out: Path) -> list[Row]:
-    """What each result costs at inference, and a step of training."""
+def cost_rows(found: Iterable[PooledResults], out: Path) -> list[ScoreRow]:
+    """Return the cost of each result at inference, and of a step of training."""
     rows = []
     for entry in found:
         cost = entry.summary["cost"]

@@ -1,7 +1,7 @@
-"""One process a run: any number of processes, on any machines that share the folder, may work on one programme.
+"""Locks of run folders: one process per run, on any number of machines that share the folder.
 
-The kernel gives a dead owner's lock back, so that none is ever stale and none has to be taken over; what the file says
-of its owner is for the eye.
+The kernel releases the lock of a dead process, so a lock is never stale. The text in the file describes the owner for
+people.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LOCK = "owner"
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[bool]:
-    """Make a folder and own it in this context; False: another process does."""
+    """Create a folder and lock it for the block; yield whether this process has the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:
@@ -34,7 +34,7 @@ def owned(folder: Path) -> Iterator[bool]:
 
 
 def owner(folder: Path) -> str:
-    """Who works on a folder; "": nobody."""
+    """Return the process that has locked a folder, or "" if none has."""
     try:
         with (folder / LOCK).open("r") as file:
             try:

@@ -1,4 +1,4 @@
-"""The same tables as Markdown and as one HTML page, which the package's report frames."""
+"""Report of a programme as Markdown and as one HTML page in the frame of the package's reports."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ ONLY = "For research use only. Not for diagnosis or treatment."
 
 @dataclass(frozen=True)
 class Table:
-    """A table before it is written."""
+    """A table of the report."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    heads: int = 1  # first cells of a row that name it
+    heads: int = 1  # number of first cells that are headers of a row
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its words."""
+    """A picture with its heading and caption."""
 
-    file: str  # beside the page: .svg or .png
+    file: str  # path relative to the page: .svg or .png
     data: bytes
     heading: str
     caption: str
@@ -37,9 +37,9 @@ Sections = Sequence[tuple[str, Sequence[Table]]]
 
 
 def page(title: str, notes: Sequence[str], sections: Sections, figures: Sequence[Figure]) -> str:
-    """One HTML file."""
-    told = "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
-    parts = [("What this can tell, and what not", told)]
+    """Return the report as one HTML file."""
+    notes_list = "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
+    parts = [("What these results show, and what they do not", notes_list)]
     parts += [
         (name, "".join(markup.table(t.caption, t.header, t.rows, t.heads) for t in tables)) for name, tables in sections
     ]
@@ -48,11 +48,11 @@ def page(title: str, notes: Sequence[str], sections: Sections, figures: Sequence
         for f in figures
     )
     parts.append(("Figures", f'<div class="plots">{drawn}</div>' if drawn else ""))
-    return frame.framed(title, parts)
+    return frame.html_page(title, parts)
 
 
 def markdown(title: str, notes: Sequence[str], sections: Sections, figures: Sequence[Figure]) -> str:
-    """The same, without what a cell holds beyond its digits."""
+    """Return the report as Markdown, with numbers rounded as shown."""
     lines = [f"# {title}", "", ONLY, "", *(f"- {note}" for note in notes), ""]
     for name, tables in sections:
         lines += [f"## {name}", ""]

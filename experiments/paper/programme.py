@@ -1,52 +1,50 @@
-"""A programme is a list of runs: task x fold x seed x variant, each a cell with a folder of its own."""
+"""List of runs of a programme: task x fold x seed x variant, each a cell with its own folder."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.paper.variants import Others, Scoring, Task, Variant, changed
+from experiments.paper.variants import OtherMethod, Scoring, Task, Variant, changed
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+from sam2_3dmed_jax.runtime.hashing import sha256_of_json
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.run_folder import MAY_CHANGE, record
 
 RUNS = "runs"
-PATHS = ("data__path", "data__features", "data__splits", "data__patients", "model__init")
-PROMPTED = "full"  # the variant that an automatic method's label maps prompt
-PRIMARY = ("full", "neither")  # METHOD.md: SAM2-3dMed against fine-tuned SAM 2
+PATHS = ("data__path", "data__features", "data__split__file", "data__split__patients", "model__init")
+PROMPTED = "full"  # the variant that is prompted by label maps of an automatic method
+PRIMARY = ("full", "neither")  # SAM2-3dMed against fine-tuned SAM 2 (docs/explanation/evaluation.md)
 
 
 @dataclass(frozen=True)
 class Programme:
-    """What is run, and what the report says of it."""
+    """The runs of a report, and its texts."""
 
     title: str
-    root: Path  # where paths of tasks begin
+    root: Path  # paths of tasks are relative to it
     tasks: tuple[Task, ...]
     variants: tuple[Variant, ...]
     folds: tuple[int, ...]
-    seeds: tuple[int, ...]  # of the variants with all seeds
-    few: tuple[int, ...]  # of the others; the first one where training is not repeated
-    others: tuple[Others, ...] = ()
-    notes: tuple[str, ...] = ()  # what the numbers can tell, and what not
-    before: Callable[[ConsoleProgress], None] = field(
-        default=lambda progress: None
-    )  # makes data and checkpoints that are lacking
+    seeds: tuple[int, ...]  # seeds of the variants with all seeds
+    few: tuple[int, ...]  # seeds of the other variants; only the first one where nothing is trained
+    others: tuple[OtherMethod, ...] = ()
+    notes: tuple[str, ...] = ()  # what the results show, and what they do not
+    before: Callable[[Progress], None] = field(default=lambda progress: None)  # writes missing data and checkpoints
 
     @property
     def rows(self) -> tuple[Variant, ...]:
-        """Variants, and methods of others."""
+        """Return the variants and the methods of others."""
         return (*self.variants, *(other.variant() for other in self.others))
 
     def seeds_of(self, variant: Variant) -> tuple[int, ...]:
-        """Seeds of the variant's runs."""
-        wanted = {"all": self.seeds, "few": self.few, "one": self.few[:1]}[variant.seeds]
-        return tuple(seed for seed in self.seeds if seed in wanted)
+        """Return the seeds of a variant's runs."""
+        numbers = {"all": self.seeds, "few": self.few, "one": self.few[:1]}[variant.seeds]
+        return tuple(seed for seed in self.seeds if seed in numbers)
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,12 @@ class Cell:
     variant: Variant
     fold: int
     seed: int
-    config: ExperimentConfig  # paths as the task has them
+    config: ExperimentConfig  # paths relative to the programme's root
     scorings: tuple[Scoring, ...]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Config and scoring, but for fold and seed, which the name tells, and for what decides no number."""
+        """Return config and scoring without fold and seed, which are in the name, and without fields of no effect."""
         plain = record(changed(self.config, data__fold=0, training__seed=0))
         for name in MAY_CHANGE:
             part, key = name.split(".")
@@ -71,28 +69,28 @@ class Cell:
         return {"kind": self.variant.kind, "config": plain, **scored}
 
     @property
-    def digest(self) -> str:
-        """Of the identity."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
+    def config_hash(self) -> str:
+        """Return the first ten digits of the SHA-256 of the identity."""
+        return sha256_of_json(self.identity)[:10]
 
     @property
     def name(self) -> str:
-        """Of the folder."""
-        return f"{self.task.name}-{self.variant.name}-fold{self.fold}-seed{self.seed}-{self.digest}"
+        """Return the name of the run's folder."""
+        return f"{self.task.name}-{self.variant.name}-fold{self.fold}-seed{self.seed}-{self.config_hash}"
 
     def folder(self, out: Path) -> Path:
-        """Where all of it stands."""
+        """Return the run's folder."""
         return out / RUNS / self.name
 
     def scores(self, out: Path, scoring: Scoring) -> Path:
-        """Where a scoring's results stand."""
+        """Return the folder of a scoring's results."""
         return self.folder(out) / "scores" / scoring.name
 
 
 def cells(programme: Programme) -> list[Cell]:
-    """All runs, in the order in which they are begun: first seeds first, so that tables fill evenly."""
-    found = []
-    there = {variant.name for variant in programme.variants}
+    """Return all runs in the order of their start: first seeds first, so that the tables fill evenly."""
+    runs = []
+    names = {variant.name for variant in programme.variants}
     for seed in programme.seeds:
         for fold in programme.folds:
             for task in programme.tasks:
@@ -100,16 +98,16 @@ def cells(programme: Programme) -> list[Cell]:
                     if seed in programme.seeds_of(variant):
                         config = changed(variant.change(task), data__fold=fold, training__seed=seed)
                         scorings = tuple(s for s in variant.scorings if s.all_seeds or seed in programme.few)
-                        if PROMPTED not in there:
-                            scorings = tuple(s for s in scorings if s.kind != "prompted by it")
-                        found.append(Cell(task, variant, fold, seed, config, scorings))
-    if len({cell.name for cell in found}) < len(found):
-        raise UserError("the programme names a run twice; give each task and variant a name of its own")
-    return found
+                        if PROMPTED not in names:
+                            scorings = tuple(s for s in scorings if s.kind != "prompts from predictions")
+                        runs.append(Cell(task, variant, fold, seed, config, scorings))
+    if len({cell.name for cell in runs}) < len(runs):
+        raise UserError("the programme names a run twice; give each task and variant its own name")
+    return runs
 
 
-def sibling(programme: Programme, cell: Cell, variant: str) -> Cell | None:
-    """The run of another variant on the same task, fold and seed, if the programme has it."""
+def run_of_variant(programme: Programme, cell: Cell, variant: str) -> Cell | None:
+    """Return the run of another variant on the same task, fold and seed, or None."""
     return next(
         (
             other
@@ -120,33 +118,32 @@ def sibling(programme: Programme, cell: Cell, variant: str) -> Cell | None:
     )
 
 
-def located(config: ExperimentConfig, root: Path) -> ExperimentConfig:
-    """A config whose paths work from anywhere."""
+def with_absolute_paths(config: ExperimentConfig, root: Path) -> ExperimentConfig:
+    """Return a config with absolute paths."""
     for name in PATHS:
-        part, key = name.split("__")
-        path = getattr(getattr(config, part), key)
+        path = functools.reduce(getattr, name.split("__"), config)
         if path and "://" not in path:
             config = changed(config, **{name: str(root.resolve() / path)})
     return config
 
 
-def chosen(
+def select_part(
     programme: Programme,
     tasks: Sequence[str] = (),
     variants: Sequence[str] = (),
     folds: Sequence[int] = (),
     seeds: Sequence[int] = (),
 ) -> Programme:
-    """A part of a programme; () leaves all.
+    """Return a part of a programme; () selects everything.
 
     Raises:
-        UserError: a name or number that it lacks.
+        UserError: the programme does not have a name or number.
     """
 
-    def part(flag: str, all_: Sequence, names: Sequence, wanted: Sequence) -> tuple:
-        if lacking := [name for name in wanted if name not in names]:
-            raise UserError(f"--{flag}: there is no {lacking[0]}; choose from {', '.join(map(str, names))}")
-        return tuple(item for item, name in zip(all_, names, strict=True) if not wanted or name in wanted)
+    def part(flag: str, all_: Sequence, names: Sequence, selected: Sequence) -> tuple:
+        if unknown := [name for name in selected if name not in names]:
+            raise UserError(f"--{flag}: {unknown[0]} does not exist; choose from {', '.join(map(str, names))}")
+        return tuple(item for item, name in zip(all_, names, strict=True) if not selected or name in selected)
 
     rows = part("variants", programme.rows, [variant.name for variant in programme.rows], variants)
     return replace(

@@ -1,4 +1,4 @@
-"""How results change with the prompt: a sweep over the checkpoints of a programme, a report a task."""
+"""Robustness to the prompt: a sweep over the checkpoints of a programme, with one report per task."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from experiments.paper.programme import Cell, Programme, cells
 from experiments.paper.variants import Task
 from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.evaluation.report import plots
-from sam2_3dmed_jax.evaluation.sweep.results import MACRO, SUMMARY
+from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS
 from sam2_3dmed_jax.evaluation.sweep.run import read_sweep, run_sweep
-from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS
-from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+from sam2_3dmed_jax.evaluation.sweep.sweep_tables import MACRO, SUMMARY
+from sam2_3dmed_jax.runtime.progress import Progress
 
 FOLDER = "robustness"
 SWEPT = ("full", "neither")
@@ -22,7 +22,7 @@ CURVES = {"misplacement_mm": "misplacement (mm)", "noise_mm": "noise, SD (mm)"}
 
 
 def specs(programme: Programme, out: Path) -> Iterator[tuple[Task, SweepSpec]]:
-    """Of each task whose runs are done: kinds of prompts, noisy, misplaced and scarce ones, by one factor at a time."""
+    """Yield the sweep of each task whose runs are done: kind, noise, misplacement and number of prompts."""
     every = cells(programme)
     for task in programme.tasks:
         own = [c for c in every if c.task == task and c.variant.name in SWEPT and c.seed == programme.few[0]]
@@ -51,17 +51,17 @@ def specs(programme: Programme, out: Path) -> Iterator[tuple[Task, SweepSpec]]:
             )
 
 
-def sweep(programme: Programme, out: Path, progress: ConsoleProgress) -> list[str]:
-    """Run the sweeps, or go on with them; returns lines to print."""
+def sweep(programme: Programme, out: Path, progress: Progress) -> list[str]:
+    """Run or resume the sweeps and return lines to print."""
     lines = []
     for task, spec in specs(programme, out):
         lines += run_sweep(read_sweep(spec), str(out / FOLDER / task.name), None, progress)
-    return lines or ["no task has all runs that the sweep of prompts needs; run the programme first"]
+    return lines or ["no task has all runs that the sweep needs; run the programme first"]
 
 
 def curves(programme: Programme, out: Path) -> list[Figure]:
-    """Dice against noisy and misplaced prompts, of the sweeps that are done."""
-    found = []
+    """Return curves of Dice against noise and misplacement of prompts, from finished sweeps."""
+    figures = []
     for task in programme.tasks:
         file = out / FOLDER / task.name / SUMMARY
         if not file.exists():
@@ -72,7 +72,7 @@ def curves(programme: Programme, out: Path) -> list[Figure]:
             fixed = [name for name in FACTORS if name not in (factor, "prompt", "bd")]
             points = []
             for row in rows:
-                # The first row of a kind of prompt is its base, which all but the factor has to equal.
+                # The first row of a kind of prompt is its base; all other factors must be equal to it.
                 base = next(other for other in rows if other["prompt"] == row["prompt"])
                 if all(row[name] == base[name] for name in fixed):
                     ends = (row["dice_ci95_low"], row["dice_ci95_high"])
@@ -91,8 +91,8 @@ def curves(programme: Programme, out: Path) -> list[Figure]:
                 )
                 svg = plots.curves(points, axis, "mean Dice")
                 name = f"figures/robustness_{factor}_{task.name}.svg"
-                found.append(Figure(name, svg, f"Robustness on {task.title}", caption))
-    return found
+                figures.append(Figure(name, svg, f"Robustness on {task.title}", caption))
+    return figures
 
 
 def _label(programme: Programme, model: str) -> str:

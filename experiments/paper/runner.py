@@ -1,4 +1,4 @@
-"""Works off a programme: takes the next run that nobody owns, records one that fails, goes on, and writes the tables.
+"""Runner of a programme: takes the next run without an owner, records failures, and writes the tables.
 
 The same command may be started any number of times, on any machines that share the folder, and killed at any time.
 """
@@ -22,25 +22,25 @@ import tyro
 
 from experiments.paper import robustness
 from experiments.paper.locks import owned, owner
-from experiments.paper.programme import RUNS, Cell, Programme, cells, chosen
-from experiments.paper.tables import write_report
+from experiments.paper.programme import RUNS, Cell, Programme, cells, select_part
+from experiments.paper.programme_tables import write_report
 from sam2_3dmed_jax.commands.command_line import exit_code, start, terminated_as_interrupted
 from sam2_3dmed_jax.errors import Stopped, UserError
-from sam2_3dmed_jax.runtime.disk import write_whole
-from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.progress import ConsoleProgress, Progress
 
 DONE, FAILED = "done.json", "failed.json"
-POLL = 20.0  # seconds between looks at what other processes do
+POLL = 20.0  # seconds between checks of other processes
 
 
 @dataclass(frozen=True)
 class Options:
-    """What of a programme to do, and where."""
+    """Command-line options of all programmes."""
 
     out: str  # folder of runs, tables and figures
-    list: bool = False  # print the runs with their state and expected time, and do nothing
-    tables: bool = False  # write the tables of what is done, and do nothing else
-    robustness: bool = False  # sweep prompts over the runs that are done, and train nothing
+    list: bool = False  # only print the runs with their state and expected time
+    tables: bool = False  # only write the tables of finished runs
+    robustness: bool = False  # only sweep prompts over finished runs
     tasks: tuple[str, ...] = ()  # only these; (): all
     variants: tuple[str, ...] = ()  # only these; (): all
     folds: tuple[int, ...] = ()  # only these; (): all
@@ -48,15 +48,20 @@ class Options:
     debug: Annotated[bool, tyro.conf.arg(help="tracebacks")] = False
 
 
-def run(made: Callable[[], Programme], options: Options) -> int:
-    """Do what the options ask for with the programme that is made; returns the exit code."""
+def run(make_programme: Callable[[], Programme], options: Options) -> int:
+    """Run a command of a programme and return the exit code.
+
+    Args:
+        make_programme: returns the programme; its `UserError` is reported like any other.
+        options: the command.
+    """
 
     def work() -> None:
-        programme = made()
-        part = chosen(programme, options.tasks, options.variants, options.folds, options.seeds)
+        programme = make_programme()
+        part = select_part(programme, options.tasks, options.variants, options.folds, options.seeds)
         out = Path(options.out)
         if options.list:
-            print("\n".join(listed(part, out)))
+            print("\n".join(run_list(part, out)))
             return
         if not options.tables:
             start()
@@ -65,38 +70,38 @@ def run(made: Callable[[], Programme], options: Options) -> int:
                     print("\n".join(robustness.sweep(part, out, progress)))
                 else:
                     part.before(progress)
-                    work_off(part, out, progress)
-        print("\n".join([*write_report(programme, out), *_sum(part, out)]))
+                    run_cells(part, out, progress)
+        print("\n".join([*write_report(programme, out), *_totals(part, out)]))
         if failed := [cell for cell in cells(part) if (cell.folder(out) / FAILED).exists()]:
-            told = json.loads((failed[0].folder(out) / FAILED).read_text())["error"]
+            reason = json.loads((failed[0].folder(out) / FAILED).read_text())["error"]
             raise UserError(
-                f"{len(failed)} runs have failed, first {failed[0].name}: {told}; {FAILED} in their folders has the "
-                "rest, and the same command tries them again"
+                f"{len(failed)} runs have failed, first {failed[0].name}: {reason}; read {FAILED} in their "
+                "folders, and run the same command to try them again"
             )
 
-    return exit_code(work, options.debug, "the same command goes on from here")
+    return exit_code(work, options.debug, "the same command resumes from here")
 
 
-def work_off(programme: Programme, out: Path, progress: ConsoleProgress) -> None:
-    """Finish all cells that this process can get hold of; waits for those that others work on and it depends on."""
-    from experiments.paper.runs import WaitsError, Workshop, is_done
+def run_cells(programme: Programme, out: Path, progress: Progress) -> None:
+    """Finish all cells without another owner; wait for cells of other processes that these depend on."""
+    from experiments.paper.runs import CellRunner, WaitsError, is_done
 
-    workshop, every = Workshop(programme, out), cells(programme)
+    cell_runner, every = CellRunner(programme, out), cells(programme)
     tried: set[str] = set()
     while True:
-        waiting, elsewhere, moved = 0, 0, False
+        waiting, owned_by_others, progressed = 0, 0, False
         for cell in every:
             folder = cell.folder(out)
             if cell.name in tried or (is_done(cell, out) and (folder / DONE).exists()):
                 continue
             with owned(folder) as mine:
                 if not mine:
-                    elsewhere += 1
+                    owned_by_others += 1
                     continue
-                _tell(programme, out, cell, progress)
+                _report_progress(programme, out, cell, progress)
                 begin, cpu = time.monotonic(), _cpu()
                 try:
-                    workshop.finish(cell, progress)
+                    cell_runner.finish(cell, progress)
                 except WaitsError:
                     waiting += 1
                     continue
@@ -104,27 +109,27 @@ def work_off(programme: Programme, out: Path, progress: ConsoleProgress) -> None
                     raise
                 except Exception as error:
                     tried.add(cell.name)
-                    _fail(folder, error)
+                    _record_failure(folder, error)
                     continue
-                _done(cell, out, time.monotonic() - begin, _cpu() - cpu)
-                moved = True
-        if not waiting or (not moved and not elsewhere):
+                _record_done(cell, out, time.monotonic() - begin, _cpu() - cpu)
+                progressed = True
+        if not waiting or (not progressed and not owned_by_others):
             return
-        if not moved:
+        if not progressed:
             time.sleep(POLL)
 
 
-def listed(programme: Programme, out: Path) -> Iterator[str]:
-    """A line a run: state, expected time, folder; then the whole."""
+def run_list(programme: Programme, out: Path) -> Iterator[str]:
+    """Yield one line per run with state, expected time and folder, then the totals."""
     every = cells(programme)
     known = _times(every, out)
     for cell in every:
         yield f"{state(cell, out):9} {_hours(expected(cell, known)):>9}  {RUNS}/{cell.name}"
-    yield from _sum(programme, out)
+    yield from _totals(programme, out)
 
 
 def state(cell: Cell, out: Path) -> str:
-    """In a word: done, running, failed, begun or waiting."""
+    """Return the state of a run: done, running, failed, begun or waiting."""
     from experiments.paper.runs import is_done
 
     folder = cell.folder(out)
@@ -138,7 +143,10 @@ def state(cell: Cell, out: Path) -> str:
 
 
 def expected(cell: Cell, known: dict[tuple[str, str], list[float]]) -> float | None:
-    """CPU seconds of a run, from finished ones: of its task and variant, of its variant, or of its kind by its D."""
+    """Estimate the CPU seconds of a run from finished ones.
+
+    It uses the runs of the same task and variant, else of the same variant, else of the same kind, scaled by D.
+    """
     same = known.get((cell.task.name, cell.variant.name)) or [
         value for (_, variant), values in known.items() if variant == cell.variant.name for value in values
     ]
@@ -150,7 +158,7 @@ def expected(cell: Cell, known: dict[tuple[str, str], list[float]]) -> float | N
 
 
 def _times(every: Sequence[Cell], out: Path) -> dict[tuple[str, str], list[float]]:
-    """CPU seconds of finished runs by task and variant; and by kind, a slice of a clip."""
+    """Return CPU seconds of finished runs by task and variant, and by kind, per slice of a clip."""
     known: dict[tuple[str, str], list[float]] = {}
     for cell in every:
         try:
@@ -163,7 +171,7 @@ def _times(every: Sequence[Cell], out: Path) -> dict[tuple[str, str], list[float
     return known
 
 
-def _sum(programme: Programme, out: Path) -> list[str]:
+def _totals(programme: Programme, out: Path) -> list[str]:
     every = cells(programme)
     known = _times(every, out)
     states = [state(cell, out) for cell in every]
@@ -171,23 +179,23 @@ def _sum(programme: Programme, out: Path) -> list[str]:
     lines = [f"{len(every)} runs: {counts}"]
     times = {cell.name: expected(cell, known) for cell in every}
     if any(times.values()):
-        left = [times[cell.name] for cell, told in zip(every, states, strict=True) if told != "done"]
+        left = [times[cell.name] for cell, now in zip(every, states, strict=True) if now != "done"]
         unknown = sum(value is None for value in left)
-        without = f", without {unknown} runs of which none has been timed" if unknown else ""
+        without = f", without {unknown} runs for which no time is known" if unknown else ""
         whole = sum(value or 0 for value in times.values())
         lines.append(
-            f"CPU time: {_hours(whole)} in all, {_hours(sum(value or 0 for value in left))} left{without}; from runs "
-            "that are done"
+            f"CPU time: {_hours(whole)} in all, {_hours(sum(value or 0 for value in left))} left{without}; estimated "
+            "from finished runs"
         )
     return lines
 
 
-def _tell(programme: Programme, out: Path, cell: Cell, progress: ConsoleProgress) -> None:
-    """How far the programme is, in wall time of as many processes as work on it."""
+def _report_progress(programme: Programme, out: Path, cell: Cell, progress: Progress) -> None:
+    """Report the finished runs of the programme and an estimate of the CPU time left."""
     every = cells(programme)
     states = [state(other, out) for other in every]
     known = _times(every, out)
-    left = [expected(other, known) for other, told in zip(every, states, strict=True) if told != "done"]
+    left = [expected(other, known) for other, now in zip(every, states, strict=True) if now != "done"]
     note = cell.name
     if any(left):
         mean = sum(value for value in left if value) / sum(value is not None for value in left)
@@ -195,28 +203,28 @@ def _tell(programme: Programme, out: Path, cell: Cell, progress: ConsoleProgress
     progress("runs", states.count("done"), len(every), note)
 
 
-def _done(cell: Cell, out: Path, seconds: float, cpu: float) -> None:
+def _record_done(cell: Cell, out: Path, seconds: float, cpu: float) -> None:
     folder = cell.folder(out)
     (folder / FAILED).unlink(missing_ok=True)
-    try:  # a run that was killed has spent more
+    try:  # add the time of earlier attempts
         before = json.loads((folder / DONE).read_text())
     except (OSError, ValueError):
         before = {}
-    told = {
-        "config_hash": cell.digest,
+    entry = {
+        "config_hash": cell.config_hash,
         "seconds": before.get("seconds", 0.0) + seconds,
         "cpu_seconds": before.get("cpu_seconds", 0.0) + cpu,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.node()}, {os.cpu_count()} cores {platform.machine()}",
     }
-    write_whole(folder / DONE, json.dumps(told, indent=2) + "\n")
+    write_text(folder / DONE, json.dumps(entry, indent=2) + "\n")
 
 
-def _fail(folder: Path, error: Exception) -> None:
+def _record_failure(folder: Path, error: Exception) -> None:
     text = " ".join(str(error).split())
     print(f"error: {folder.name}: {text}", file=sys.stderr)
-    told = {"error": f"{type(error).__name__}: {text}", "traceback": traceback.format_exception(error)}
-    write_whole(folder / FAILED, json.dumps(told, indent=2) + "\n")
+    entry = {"error": f"{type(error).__name__}: {text}", "traceback": traceback.format_exception(error)}
+    write_text(folder / FAILED, json.dumps(entry, indent=2) + "\n")
 
 
 def _cpu() -> float:

@@ -1,4 +1,4 @@
-"""A cell from nothing to its scores. What is there is not made again: training and evaluation go on where they were."""
+"""One run from its config to its scores. Finished parts are kept; training and evaluation resume."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from typing import Any
 import jax
 
 from experiments.paper import directions, positions
-from experiments.paper.programme import PROMPTED, Cell, Programme, located, sibling
+from experiments.paper.programme import PROMPTED, Cell, Programme, run_of_variant, with_absolute_paths
 from experiments.paper.variants import Scoring, changed
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig
-from sam2_3dmed_jax.data.datasets import Case, Dataset, on_disk, read_dataset
-from sam2_3dmed_jax.data.split_choice import FIELDS, choose_split
+from sam2_3dmed_jax.config import ClipConfig, DataConfig, ExperimentConfig
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
+from sam2_3dmed_jax.data.split_choice import choose_split, split_settings
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.evaluate import Wanted, score_checkpoint
-from sam2_3dmed_jax.evaluation.label_files import Pair, by_name
+from sam2_3dmed_jax.evaluation.evaluate import ScoringOptions, score_checkpoint
+from sam2_3dmed_jax.evaluation.label_files import FilePair, by_name
 from sam2_3dmed_jax.evaluation.region_growing import region_growing
 from sam2_3dmed_jax.evaluation.report import report_page
-from sam2_3dmed_jax.evaluation.results import REPORT, SUMMARY, write_results
-from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, rows_of
-from sam2_3dmed_jax.evaluation.settings import Plan
-from sam2_3dmed_jax.evaluation.summary import Row, summarise
-from sam2_3dmed_jax.prompts.protocols import prompts_of_objects
-from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+from sam2_3dmed_jax.evaluation.result_files import REPORT, SUMMARY, write_results
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, score_classes
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+from sam2_3dmed_jax.evaluation.summary import summarise
+from sam2_3dmed_jax.prompts.protocols import object_prompts
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from sam2_3dmed_jax.training.loop import train
@@ -35,54 +36,54 @@ from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
-MAPS = "predictions"  # of automatic methods, for the bridges
-STEPS: dict[str, Any] = {}  # compiled in this process, by all of a config that a step depends on
-# At once. On CPU a step and the walks of its model take some 5,000 mappings of memory, of which Linux gives a process
-# 65,530: after a dozen structures LLVM could load no more.
+MAPS = "predictions"  # label maps of automatic methods, which prompt SAM2-3dMed
+STEPS: dict[str, Any] = {}  # compiled train steps of this process by `structure`
+# Train steps kept at the same time. On CPU, a step and the propagation of its model use about 5,000 memory mappings of
+# the 65,530 that Linux allows a process: after a dozen structures, LLVM cannot load more programs.
 KEPT = 4
 
 
 class WaitsError(Exception):
-    """What a scoring needs is not there yet: another run has to be done first."""
+    """A scoring needs the result of another run that is not done yet."""
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Where the runs of a programme are made."""
+class CellRunner:
+    """Training and scoring of the runs of a programme in a folder."""
 
     programme: Programme
     out: Path
 
-    def finish(self, cell: Cell, progress: ConsoleProgress) -> None:
+    def finish(self, cell: Cell, progress: Progress) -> None:
         """Train and score a cell.
 
         Raises:
             WaitsError: a scoring needs another cell, which is not done.
-            UserError: whatever does not fit.
+            UserError: settings or data do not fit.
         """
         checkpoint = self.checkpoint(cell)
         if cell.variant.kind == "trained" and not (checkpoint / "config.json").exists():
-            config = located(cell.config, self.programme.root)
-            train(config, checkpoint.parent, progress.training, progress, setup=self._set_up(config))
-        waits = []
+            config = with_absolute_paths(cell.config, self.programme.root)
+            train(config, checkpoint.parent, progress, setup=self._set_up(config))
+        waiting = []
         for scoring in cell.scorings:
             if not is_scored(cell, scoring, self.out):
                 try:
                     self._score(cell, scoring, progress)
-                except WaitsError as lacking:  # the others need not
-                    waits.append(str(lacking))
-        if waits:
-            raise WaitsError(waits[0])
-        shutil.rmtree(checkpoint.parent / "checkpoints", ignore_errors=True)  # final/ is what is kept
+                except WaitsError as missing:  # other scorings may not need it
+                    waiting.append(str(missing))
+        if waiting:
+            raise WaitsError(waiting[0])
+        shutil.rmtree(checkpoint.parent / "checkpoints", ignore_errors=True)  # only final/ is kept
 
     def checkpoint(self, cell: Cell) -> Path:
-        """Folder of the weights that a cell scores."""
+        """Return the folder of the weights that a cell scores."""
         if cell.variant.kind == "given":
-            return Path(located(cell.config, self.programme.root).model.init)
+            return Path(with_absolute_paths(cell.config, self.programme.root).model.init)
         return cell.folder(self.out) / "run" / "final"
 
     def _set_up(self, config: ExperimentConfig) -> Setup:
-        """Runs of equal structure compile once in a process."""
+        """Return the setup of a run; runs of equal structure share a compiled step."""
         setup, key = set_up(config), structure(config)
         if key not in STEPS:
             if len(STEPS) >= KEPT:
@@ -91,19 +92,19 @@ class Workshop:
             STEPS[key] = compile_step(setup).step
         return replace(setup, step=STEPS[key])
 
-    def _score(self, cell: Cell, scoring: Scoring, progress: ConsoleProgress) -> None:
-        where = cell.scores(self.out, scoring)
+    def _score(self, cell: Cell, scoring: Scoring, progress: Progress) -> None:
+        folder = cell.scores(self.out, scoring)
         if scoring.kind == "positions":
             held_out, training = self._cases(cell)
             if cell.variant.kind == "probe":
-                found = positions.of_probe(training, held_out, cell.config.data)
+                pairs = positions.probe_distances(training, held_out, cell.config.data)
             else:
-                found = positions.of_checkpoint(str(self.checkpoint(cell)), held_out, cell.config.data)
-            positions.write(found, where)
+                pairs = positions.srpp_distances(str(self.checkpoint(cell)), held_out, cell.config.data)
+            positions.write(pairs, folder)
         elif scoring.kind == "directions":
             held_out, _ = self._cases(cell)
             classes = self._plan(cell, scoring)
-            directions.write(directions.agreement(str(self.checkpoint(cell)), held_out, classes), where)
+            directions.write(directions.agreement(str(self.checkpoint(cell)), held_out, classes), folder)
         elif scoring.kind == "nearest component":
             self._score_maps(cell, scoring, str(cell.folder(self.out) / MAPS), progress)
         elif cell.variant.kind == "files":
@@ -111,19 +112,19 @@ class Workshop:
             maps = other.folders.replace("{task}", cell.task.name).replace("{fold}", str(cell.fold))
             self._score_maps(cell, scoring, str(self.programme.root / maps), progress, other.trained_on_these_cases)
         elif cell.variant.kind == "region growing":
-            self._grow(cell, scoring, progress)
+            self._score_region_growing(cell, scoring, progress)
         else:
             self._score_checkpoint(cell, scoring, progress)
 
-    def _score_checkpoint(self, cell: Cell, scoring: Scoring, progress: ConsoleProgress) -> None:
+    def _score_checkpoint(self, cell: Cell, scoring: Scoring, progress: Progress) -> None:
         checkpoint, maps = self.checkpoint(cell), cell.folder(self.out) / MAPS
-        method, prompting = f"{cell.variant.label}{scoring.label}", None
-        if scoring.kind == "prompted by it":
-            other = sibling(self.programme, cell, PROMPTED)
+        method, prompts_from = f"{cell.variant.label}{scoring.label}", None
+        if scoring.kind == "prompts from predictions":
+            other = run_of_variant(self.programme, cell, PROMPTED)
             if other is None or not (self.checkpoint(other) / "config.json").exists():
                 raise WaitsError(f"{cell.name} waits for {PROMPTED} of the same task, fold and seed")
-            checkpoint, method, prompting = self.checkpoint(other), scoring.label, str(maps)
-        wanted = Wanted(
+            checkpoint, method, prompts_from = self.checkpoint(other), scoring.label, str(maps)
+        options = ScoringOptions(
             str(cell.scores(self.out, scoring)),
             classes=cell.task.classes,
             tolerance_mm=cell.task.tolerance_mm,
@@ -132,51 +133,50 @@ class Workshop:
             seed=str(cell.seed),
             trained_on_these_cases="no",
             without_bd=scoring.without_bd,
-            prompts_from=prompting,
+            prompts_from=prompts_from,
             save=str(maps) if cell.variant.kind == "trained" and not scoring.protocol else "",
         )
-        data = located(cell.config, self.programme.root).data
-        split = {name: getattr(data, name) for name in FIELDS if getattr(data, name) != getattr(DataConfig(), name)}
+        data = with_absolute_paths(cell.config, self.programme.root).data
+        defaults = split_settings(DataConfig())
+        split = {name: value for name, value in split_settings(data).items() if value != defaults[name]}
         split["fold"] = cell.fold
-        score_checkpoint(str(checkpoint), str(self._raw(cell)), "sequential", split, wanted, progress)
+        score_checkpoint(str(checkpoint), str(self._raw(cell)), "sequential", split, options, progress)
 
-    def _score_maps(
-        self, cell: Cell, scoring: Scoring, maps: str, progress: ConsoleProgress, trained: str = "no"
-    ) -> None:
-        """Label maps that are there, of the held-out cases alone."""
+    def _score_maps(self, cell: Cell, scoring: Scoring, maps: str, progress: Progress, trained: str = "no") -> None:
+        """Score existing label maps of the held-out cases."""
         held_out, _ = self._cases(cell)
         files = by_name(maps)
-        pairs = [Pair(case.id, Path(case.label), files.get(case.id), Path(case.image)) for case in held_out]
+        pairs = [FilePair(case.id, Path(case.label), files.get(case.id), Path(case.image)) for case in held_out]
         if not any(pair.prediction for pair in pairs):
-            raise UserError(f"{maps}: it has no label map of fold {cell.fold}; name each like its case, CASE.nii.gz")
+            raise UserError(f"{maps}: it contains no label map of fold {cell.fold}; name each file CASE.nii.gz")
         plan = replace(self._plan(cell, scoring), nearest_component=scoring.kind == "nearest component")
-        about = {**plan.about, "trained_on_these_cases": trained}
-        self._write(cell, scoring, evaluate_files(pairs, replace(plan, about=about), progress))
+        columns = {**plan.method_columns, "trained_on_these_cases": trained}
+        self._write(cell, scoring, evaluate_files(pairs, replace(plan, method_columns=columns), progress))
 
-    def _grow(self, cell: Cell, scoring: Scoring, progress: ConsoleProgress) -> None:
-        """Each object grown from its click; nested ones are written over those around them, as a model's are."""
+    def _score_region_growing(self, cell: Cell, scoring: Scoring, progress: Progress) -> None:
+        """Score region growing from each object's click; nested objects overwrite those around them, as for a model."""
         plan, (held_out, _) = self._plan(cell, scoring), self._cases(cell)
-        rows: list[Row] = []
+        rows: list[ScoreRow] = []
         for done, case in enumerate(held_out, 1):
             volume = read_volume(case.image)
             reference = read_labels(case.label, volume)
-            prompts = prompts_of_objects(scoring.protocol, reference, volume.spacing, plan.objects)
+            prompts = object_prompts(scoring.protocol, reference, volume.spacing, plan.objects)
             labels = reference * 0
-            for own in prompts.values():  # organs before the tumours in them
+            for own in prompts.values():  # organs come before the tumours inside them
                 ((x, y),) = own[0].points
                 seed = (own[0].slice, round(y), round(x))
                 labels[region_growing(volume.array, seed, spacing=volume.spacing)] = own[0].object_id
-            rows += rows_of(case.id, labels, reference, volume.grid, prompts, plan)
+            rows += score_classes(case.id, labels, reference, volume.grid, prompts, plan)
             progress("growing regions", done, len(held_out))
         self._write(cell, scoring, rows)
 
-    def _write(self, cell: Cell, scoring: Scoring, rows: list[Row]) -> None:
+    def _write(self, cell: Cell, scoring: Scoring, rows: list[ScoreRow]) -> None:
         summary = summarise(rows)
         write_results(rows, summary, cell.scores(self.out, scoring), {REPORT: report_page(rows, summary)})
 
-    def _plan(self, cell: Cell, scoring: Scoring) -> Plan:
+    def _plan(self, cell: Cell, scoring: Scoring) -> EvaluationSettings:
         dataset = self._dataset(cell)
-        about = {
+        columns = {
             "method": f"{cell.variant.label}{scoring.label}",
             "trained_on_these_cases": "no",
             "fold": cell.fold,
@@ -185,34 +185,36 @@ class Workshop:
         named = label_classes.parse_classes(cell.task.classes, dataset.labels) if cell.task.classes else None
         classes = named or label_classes.declared_classes(dataset.labels)
         tolerant = label_classes.with_tolerances(classes, cell.task.tolerance_mm, dataset.name)
-        return Plan(tolerant, scoring.protocol, about=about)
+        return EvaluationSettings(tolerant, scoring.protocol, method_columns=columns)
 
     def _raw(self, cell: Cell) -> Path:
         return self.programme.root / cell.task.raw
 
     def _dataset(self, cell: Cell) -> Dataset:
-        return on_disk(read_dataset(self._raw(cell)))
+        return require_folder(read_dataset(self._raw(cell)))
 
-    def _cases(self, cell: Cell) -> tuple[list[Case], list[Case]]:
-        """Held-out cases, and those that are trained on."""
+    def _cases(self, cell: Cell) -> tuple[list[LabelledCase], list[LabelledCase]]:
+        """Return the held-out cases and the training cases."""
         dataset = self._dataset(cell)
-        split = choose_split([c.id for c in dataset.cases], located(cell.config, self.programme.root).data)
-        there = {case.id: case for case in dataset.cases}
-        return [there[name] for name in split.test], [there[name] for name in split.train]
+        split = choose_split([c.id for c in dataset.cases], with_absolute_paths(cell.config, self.programme.root).data)
+        by_id = {case.id: case for case in dataset.cases}
+        return [by_id[name] for name in split.test], [by_id[name] for name in split.train]
 
 
 def is_scored(cell: Cell, scoring: Scoring, out: Path) -> bool:
-    """Whether a scoring's results are there; its last file is."""
+    """Return whether a scoring is finished: its last file exists."""
     return (cell.scores(out, scoring) / SUMMARY).exists()
 
 
 def is_done(cell: Cell, out: Path) -> bool:
-    """Whether all results of a cell are there."""
+    """Return whether all scorings of a cell are finished."""
     return all(is_scored(cell, scoring, out) for scoring in cell.scorings)
 
 
 def structure(config: ExperimentConfig) -> str:
-    """All of a config that the train step depends on: not the seed, and of the data only a batch's shapes."""
-    shapes = DataConfig(slices=config.data.slices, objects=config.data.objects, classes=config.data.classes)
+    """Return the part of a config that the compiled step depends on: not the seed, and of the data only the shapes."""
+    shapes = DataConfig(
+        slices=config.data.slices, clips=ClipConfig(objects=config.data.clips.objects), classes=config.data.classes
+    )
     plain = changed(config, data=shapes, training__seed=0, model__init="there" if config.model.init else "")
     return json.dumps({**record(plain), "features": trains_from_features(config)}, sort_keys=True)

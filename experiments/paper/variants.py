@@ -1,7 +1,7 @@
-"""What is compared: each variant is a name, a sentence, and what it changes of its task's SAM2-3dMed.
+"""Variants of a programme: each has a name, a sentence, and its change of the task's SAM2-3dMed.
 
-The base that variants change has SRPP shared with the mask path, positions in slices, and BD. Of two variants that are
-to differ in one thing, all else is the same: data, steps, batch, window, prompts.
+The base that variants change has SRPP shared with the mask path, positions in slices, and BD. Variants that differ in
+one thing share everything else: data, steps, batch, window, prompts.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sam2_3dmed_jax.config import ExperimentConfig
 
 @dataclass(frozen=True)
 class Scoring:
-    """One way to score what a run made; its results stand in `scores/NAME` of the run's folder."""
+    """One way to score the result of a run; its results are in `scores/NAME` of the run's folder."""
 
     name: str
-    protocol: str = ""  # of `evaluate`; "": the method is told nothing
-    label: str = ""  # stands behind the variant's name in tables
-    kind: Literal["evaluate", "nearest component", "prompted by it", "positions", "directions"] = "evaluate"
+    protocol: str = ""  # a protocol of `evaluate`; "": the method gets no prompts
+    label: str = ""  # appended to the variant's name in tables
+    kind: Literal["evaluate", "nearest component", "prompts from predictions", "positions", "directions"] = "evaluate"
     without_bd: bool = False
-    all_seeds: bool = False  # else of the first few
+    all_seeds: bool = False  # otherwise, the first few seeds
 
 
 ONE_CLICK = Scoring("one-click", "one-click", all_seeds=True)
@@ -40,35 +40,35 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset, and what is trained on it. Paths are relative to the programme's root."""
+    """A dataset and the experiments on it. Paths are relative to the programme's root."""
 
     name: str
     title: str
-    raw: str  # scans and references in MSD or nnU-Net layout, which are scored
+    raw: str  # scans and references to score, in MSD or nnU-Net layout
     full: ExperimentConfig  # the base
     unet: ExperimentConfig
-    slice_mm: float  # typical distance of slices: what one slice is worth in mm
-    classes: str | None = None  # to score, as `evaluate --classes`; None: all declared ones
-    tolerance_mm: str | None = None  # of NSD, as `evaluate --tolerance-mm`; None: of the task
+    slice_mm: float  # typical distance between slices in mm
+    classes: str | None = None  # classes to score, as `evaluate --classes`; None: all declared classes
+    tolerance_mm: str | None = None  # of NSD, as `evaluate --tolerance-mm`; None: the task's default
 
 
 @dataclass(frozen=True)
 class Variant:
     """A row of the tables."""
 
-    name: str  # stands in folders
-    label: str  # stands in tables
+    name: str  # in names of folders
+    label: str  # in tables
     sentence: str
     change: Callable[[Task], ExperimentConfig]
     kind: Literal["trained", "given", "region growing", "probe", "files"] = "trained"
     scorings: tuple[Scoring, ...] = (ONE_CLICK,)
-    against: str = ""  # the variant that it is compared with
+    against: str = ""  # name of the variant to compare with
     seeds: Literal["all", "few", "one"] = "few"
-    exploratory: bool = False  # a setting that was to be chosen, and must not be by these cases
+    exploratory: bool = False  # a setting that must not be selected by these cases
 
 
 def changed(config: ExperimentConfig, **fields: Any) -> ExperimentConfig:
-    """A config with fields changed, named as flags are with `__` for the dots: `model__srpp=False`."""
+    """Return a config with changed fields; names are those of flags with `__` for dots: `model__srpp=False`."""
     for name, value in fields.items():
         config = _with(config, name.split("__"), value)
     return config
@@ -96,8 +96,8 @@ def _clip(slices: int) -> Variant:
     return Variant(
         f"d{slices}",
         f"SAM2-3dMed, D = {slices}",
-        f"Clips of {slices} slices in training, and windows of as many for the slice context.",
-        _full(data__slices=slices, model__slice_position__window=slices),
+        f"Clips of {slices} slices in training, and windows of the same size for the slice context.",
+        _full(data__slices=slices),
         against="full",
     )
 
@@ -114,12 +114,12 @@ def _weight(name: str, value: float) -> Variant:
 
 
 def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -> tuple[Variant, ...]:
-    """What issue 9 asks for. The D that the base has is the base itself."""
+    """Return the variants of the paper's tables; a D equal to the base is the base itself."""
     return (
         Variant(
             "zero-shot",
             "SAM 2, zero-shot",
-            "The checkpoint that training starts from, as it is.",
+            "The initial checkpoint of training, unchanged.",
             _untrained,
             "given",
             (ONE_CLICK, DIRECTIONS),
@@ -129,7 +129,7 @@ def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -
         Variant(
             "neither",
             "SAM 2, fine-tuned",
-            "Neither SRPP nor BD: all that is not the encoder is trained.",
+            "Neither SRPP nor BD: everything except the encoder is trained.",
             _full(model__srpp=False, model__bd=False),
             scorings=(ONE_CLICK, DIRECTIONS),
             seeds="all",
@@ -164,8 +164,8 @@ def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -
         Variant(
             "srpp-literal",
             "SAM2-3dMed, SRPP to the letter",
-            "SRPP as the paper has it: a head for training alone, with no path to the mask. With a frozen encoder it "
-            "can teach nothing that segments.",
+            "SRPP as in the paper: a head for training only, without a path to the mask. With a frozen encoder, its "
+            "loss changes no parameter that affects the mask.",
             _full(model__slice_position__to_mask=False),
             scorings=(ONE_CLICK, POSITIONS),
             against="full",
@@ -173,36 +173,36 @@ def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -
         Variant(
             "srpp-memory",
             "SAM2-3dMed, SRPP with memory",
-            "SRPP to the letter, but it reads order from features that have seen the memory, which it so trains (the "
-            "paper's ablation, where it did harm).",
+            "SRPP to the letter, on features after memory attention, which its loss then trains (the paper's "
+            "ablation, in which it was harmful).",
             _full(model__slice_position__to_mask=False, model__slice_position__memory=True),
             against="srpp-literal",
         ),
         Variant(
             "bd-unsupervised",
             "SAM2-3dMed, BD without its loss",
-            "The BD branch and its fusion are there, its loss weighs 0: a control for their capacity.",
+            "The BD branch and its fusion with a loss weight of 0: a control for their capacity.",
             _full(training__loss__bd=0.0),
             against="full",
         ),
         Variant(
             "context-unsupervised",
             "SAM2-3dMed, slice attention without the SRPP loss",
-            "The slice context and its path to the mask are there, the SRPP loss weighs 0: attention across slices.",
+            "The slice context and its path to the mask with an SRPP loss weight of 0: attention across slices.",
             _full(training__loss__srpp=0.0),
             against="full",
         ),
         Variant(
             "learned-position",
             "SAM2-3dMed, learned slice position",
-            "As slice attention without the SRPP loss, but a learned embedding tells each slice its place in the clip.",
-            _full(training__loss__srpp=0.0, model__slice_position__told_order=True),
+            "Slice attention without the SRPP loss, with a learned embedding of each slice's place in the clip.",
+            _full(training__loss__srpp=0.0, model__slice_position__order_embedding=True),
             against="full",
         ),
         Variant(
             "mm",
             "SAM2-3dMed, in mm",
-            "SRPP's targets are millimetres, in units of the task's typical slice.",
+            "SRPP's targets are in millimetres, in units of the task's typical slice distance.",
             _in_mm,
             scorings=(ONE_CLICK, POSITIONS),
             against="full",
@@ -210,7 +210,7 @@ def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -
         Variant(
             "scratch",
             "SAM2-3dMed, no pre-training",
-            "From random weights; all is trained, the encoder too, at the same rate.",
+            "From random weights; everything including the encoder is trained, at the same rate.",
             _full(model__init="", data__features=""),
             against="full",
         ),
@@ -220,18 +220,18 @@ def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -
         Variant(
             "unet",
             "U-Net (ours, of nnU-Net's kind)",
-            "A residual 3D U-Net, told nothing; and the two bridges between the blocks.",
+            "A residual 3D U-Net without prompts, and its two combinations with clicks.",
             lambda task: task.unet,
             scorings=(
                 AUTOMATIC,
                 Scoring("nearest-component", "one-click", ", component nearest the click", "nearest component"),
-                Scoring("prompts", "one-click", "SAM2-3dMed, clicked by the U-Net", "prompted by it"),
+                Scoring("prompts", "one-click", "SAM2-3dMed, clicked by the U-Net", "prompts from predictions"),
             ),
         ),
         Variant(
             "region-growing",
             "Region growing",
-            "From the same click (control): densities alone.",
+            "From the same click, by densities only (control).",
             _untrained,
             "region growing",
             seeds="one",
@@ -239,7 +239,7 @@ def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -
         Variant(
             "position-probe",
             "Probe: body area and mean HU",
-            "Positions from the body's area and mean HU alone, by least squares (control of SRPP's task; no masks).",
+            "Positions from the body's area and mean HU only, by least squares (control of SRPP's task; no masks).",
             _untrained,
             "probe",
             (POSITIONS,),
@@ -249,17 +249,17 @@ def paper_variants(clips: tuple[int, ...] = (3, 6, 12), base_slices: int = 12) -
 
 
 @dataclass(frozen=True)
-class Others:
-    """Label maps of another method, as it predicted them on the folds of ours."""
+class OtherMethod:
+    """Label maps of another method, predicted on our folds."""
 
     label: str
-    folders: str  # {task} and {fold} are filled in; CASE.nii.gz each
-    trained_on_these_cases: Literal["yes", "no", "unknown"]  # METHOD.md: each method declares it
-    protocol: str = ""  # how it was prompted from the references
+    folders: str  # with {task} and {fold}; each contains CASE.nii.gz files
+    trained_on_these_cases: Literal["yes", "no", "unknown"]  # declared for each method (docs/explanation/evaluation.md)
+    protocol: str = ""  # protocol that prompted it from the references
 
     def variant(self) -> Variant:
-        """Its row."""
-        told = f"Label maps in {self.folders}; trained on these cases: {self.trained_on_these_cases}."
+        """Return its row of the tables."""
+        sentence = f"Label maps in {self.folders}; trained on these cases: {self.trained_on_these_cases}."
         scoring = Scoring("files", self.protocol, all_seeds=True)
         name = "".join(letter if letter.isalnum() else "-" for letter in self.label.lower())
-        return Variant(f"others-{name}", self.label, told, _untrained, "files", (scoring,), seeds="one")
+        return Variant(f"others-{name}", self.label, sentence, _untrained, "files", (scoring,), seeds="one")

@@ -1,37 +1,134 @@
-"""What every command line of this project does alike: mistakes are one line, and exit codes say whose they are.
+"""Parsing, exit codes and signals that all command lines of this project share.
 
-Exit codes: 0 success, 2 a user's mistake (one line on stderr), 1 a bug, 130 interrupted, and 143 where SIGTERM has
-ended a training run in order.
+Exit codes: 0 success; 2 a user's mistake (one line on stderr); 1 a bug; 130 interrupted; 143 a training run that
+stopped in order after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from sam2_3dmed_jax.errors import Stopped, UserError
 
+FIELD_FLAGS = "field_flags"  # the field of a verb's options that takes all unknown flags, such as --model.preset
+READER = "reader"  # key in the metadata of a field: the function that returns its value from the parsed arguments
+
 _COORDINATES = re.compile(r"-([\d.][\d.eE+-]*)?(,[\d.eE+-]+)+")
+
+Record = TypeVar("Record")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as all others."""
+    """A parser that reports a mistake in one line, like all other errors of the commands."""
+
+    fields_help: Callable[[], str] | None = None  # text after the help; called for --help only, because it is slow
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
         raise SystemExit(2)
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help, followed by the fields that are flags."""
+        super().print_help(file)
+        if self.fields_help:
+            self._print_message(f"\n{self.fields_help()}\n", file or sys.stdout)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default of each flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Verb(Protocol):
+    """The names that the module of a command defines."""
+
+    @property
+    def HELP(self) -> str:  # noqa: N802 (a constant of the module)
+        """One line for `--help`."""
+
+    @property
+    def Options(self) -> type[Any]:  # noqa: N802 (a class of the module)
+        """A frozen dataclass whose fields are the arguments."""
+
+    @property
+    def add_arguments(self) -> Callable[[Parser], None]:
+        """Define the arguments."""
+
+    @property
+    def run(self) -> Callable[[Any], None]:
+        """Do the work, given the `Options`; heavy imports are inside."""
+
+
+def add_verbs(parser: Parser, verbs: Mapping[str, Verb]) -> None:
+    """Give a parser one subcommand per verb."""
+    common = Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+    for name, verb in verbs.items():
+        verb.add_arguments(
+            subparsers.add_parser(
+                name, help=verb.HELP, description=verb.HELP, parents=[common], formatter_class=HelpFormatter
+            )
+        )
+
+
+def run_verb(parser: Parser, verbs: Mapping[str, Verb], words: Sequence[str] | None, after_interrupt: str) -> int:
+    """Parse a command line, run its verb and return the exit code.
+
+    Args:
+        parser: a parser with these verbs.
+        verbs: the verbs by name.
+        words: the arguments; None: the arguments of the process.
+        after_interrupt: what an interruption leaves, for its message.
+    """
+    namespace, unknown = parser.parse_known_args(joined_coordinates(sys.argv[1:] if words is None else words))
+    verb = verbs[namespace.verb]
+    if unknown and FIELD_FLAGS not in (field.name for field in dataclasses.fields(verb.Options)):
+        parser.error(f"unknown argument '{unknown[0]}'")
+    options = read_options(verb.Options, namespace, unknown)
+    return exit_code(lambda: verb.run(options), namespace.debug, after_interrupt)
+
+
+def read_options(kind: type[Record], namespace: argparse.Namespace, unknown: Sequence[str] = ()) -> Record:
+    """Return a verb's options record from parsed arguments; lists become tuples.
+
+    Args:
+        kind: the dataclass of the options.
+        namespace: an attribute for each field without a `READER`, and possibly others.
+        unknown: the flags that the parser does not know, for the field `field_flags`.
+    """
+    arguments = {**vars(namespace), FIELD_FLAGS: list(unknown)}
+    values = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type] # any dataclass
+        reader = field.metadata.get(READER)
+        value = reader(namespace) if reader else arguments[field.name]
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def every_field(record: str, defaults: Any) -> str:
+    """Return the help of an experiment's or a sweep's fields as flags, with units and defaults."""
+    from sam2_3dmed_jax.commands.experiment_files import fields_help
+
+    return f"Every field of {record} is a flag; defaults, unless the file sets another value:\n{fields_help(defaults)}"
+
 
 def joined_coordinates(words: Sequence[str]) -> list[str]:
-    """`--flag -12,30,45` as `--flag=-12,30,45`: argparse would take what begins with a minus for a flag."""
+    """Return `--flag -12,30,45` as `--flag=-12,30,45`, since argparse takes a word with a leading minus for a flag."""
     joined: list[str] = []
     for word in words:
         if joined and re.fullmatch("--[^=]+", joined[-1]) and _COORDINATES.fullmatch(word):
@@ -43,7 +140,7 @@ def joined_coordinates(words: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Around work that tidies up when it is interrupted: SIGTERM, as schedulers send it, ends it the same way."""
+    """Raise KeyboardInterrupt on SIGTERM, which schedulers send, for work that cleans up when it is interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -58,8 +155,14 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:
-    """Do the work of a command and return its exit code; `interrupted` tells what an interruption leaves."""
+def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> int:
+    """Do the work of a command, print its error and return its exit code.
+
+    Args:
+        work: the command.
+        debug: print tracebacks.
+        after_interrupt: what an interruption leaves, for its message.
+    """
     try:
         work()
     except UserError as error:
@@ -68,10 +171,10 @@ def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"{stop}; {interrupted}", file=sys.stderr)
+        print(f"{stop}; {after_interrupt}", file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
+        print(f"interrupted; {after_interrupt}", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -82,11 +185,11 @@ def exit_code(work: Callable[[], None], debug: bool, interrupted: str) -> int:
 
 
 def start() -> None:
-    """What every command that computes begins with."""
+    """Prepare the process for computation: quiet logs, kept host memory and the compilation cache."""
     from absl import logging
 
     from sam2_3dmed_jax.runtime import compilation_cache, host_memory
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs, with pages of tracebacks, what it also raises
-    host_memory.keep()
+    logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it also raises, with pages of tracebacks
+    host_memory.keep_freed_memory()
     compilation_cache.enable()

@@ -1,205 +1,322 @@
-"""The demo: phantoms are made, a nano SAM2-3dMed is trained on some and scored on others, and one is segmented.
+"""`sam2-3dmed demo`: phantoms, a nano SAM2-3dMed trained on most of them, scores on the others and one segmentation.
 
-The untrained model and region growing from the same click stand beside it: numbers on phantoms say that the pipe
-carries water, and nothing about patients.
+The untrained model and region growing from the same click are scored for comparison. Scores on phantoms show that the
+whole pipeline works, and say nothing about patients.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from sam2_3dmed_jax.commands.command_line import Parser, start
 from sam2_3dmed_jax.config import (
+    AugmentationConfig,
+    ClipConfig,
     DataConfig,
     ExperimentConfig,
     LossConfig,
     ModelConfig,
     PreprocessingConfig,
+    PromptConfig,
     SrppConfig,
     TrainingConfig,
 )
-from sam2_3dmed_jax.data.datasets import Case, read_dataset
-from sam2_3dmed_jax.data.prepare.prepare import prepare
-from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.cost import fixed_cost
-from sam2_3dmed_jax.evaluation.region_growing import region_growing
-from sam2_3dmed_jax.evaluation.report import report_page
-from sam2_3dmed_jax.evaluation.report.worst_cases import WORST
-from sam2_3dmed_jax.evaluation.results import REPORT, write_results
-from sam2_3dmed_jax.evaluation.score_cases import evaluate_model, score_labels
-from sam2_3dmed_jax.evaluation.settings import Plan
-from sam2_3dmed_jax.evaluation.summary import Row, summarise
-from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.segment import segment_volume
-from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_model
-from sam2_3dmed_jax.model.sam2_3dmed import random_weights
-from sam2_3dmed_jax.phantom import write_phantom_dataset
-from sam2_3dmed_jax.pictures import overlay
-from sam2_3dmed_jax.prompts.protocols import prompts_of
-from sam2_3dmed_jax.training.compilation import compile_step
-from sam2_3dmed_jax.training.loop import train
-from sam2_3dmed_jax.training.setup import set_up
-from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
-from sam2_3dmed_jax.volume.label_classes import LabelClass, declared_classes
+
+if TYPE_CHECKING:
+    from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
+    from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.runtime.progress import Progress
+    from sam2_3dmed_jax.training.setup import Setup
+    from sam2_3dmed_jax.volume.label_classes import LabelClass
+
+HELP = "make phantoms, train a nano SAM2-3dMed on them, score it and segment one; on the CPU, without downloads"
 
 CASES = 64
-ABOUT = {"trained_on_these_cases": "no"}
-Progress = Callable[..., None]
+MARKER = "demo.json"  # identifies the folder of a demo, and contains its seed
+FILES = {
+    "segmentation": "prediction.nii.gz",
+    "overlay": "overlay.png",
+    "loss curve": "loss_curve.png",
+    "scores": "evaluation/trained/cases.csv",
+    "report": "evaluation/trained/report.html",
+    "checkpoint": "run/final",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `demo`."""
+
+    out: str
+    seed: int
+
+
+def add_arguments(parser: Parser) -> None:
+    """Define the arguments."""
+    parser.add_argument("--out", metavar="DIR", default="demo_run", help="folder for all files of the demo")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="random seed of the phantoms")
+
+
+def run(options: Options) -> None:
+    """Run the demo and print where its files are."""
+    start()
+    from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+
+    with ConsoleProgress() as progress:
+        lines = run_demo(options.out, options.seed, progress)
+    print("\n".join(lines))
 
 
 def demo_config(data: str) -> ExperimentConfig:
-    """The demo's experiment: nano at 128 px, everything trained from scratch.
+    """Return the experiment of the demo: the nano preset at 128 pixels, trained from scratch.
 
-    Weight decay is larger than fine-tuning wants: from scratch and without it, features grow a hundredfold within a
-    few hundred steps, and drown the position of the click.
+    Weight decay is larger than in fine-tuning. Without it, features that are trained from scratch grow a hundredfold
+    within a few hundred steps and drown out the position of the click.
+
+    Args:
+        data: folder of the prepared dataset.
     """
     return ExperimentConfig(
         model=ModelConfig(preset="nano", slice_position=SrppConfig(dim=64, layers=1)),
         data=DataConfig(
             path=data,
             slices=4,
-            stride=5,  # so that clips of four slices reach as far from the click as a spleen does
-            # Few slices without the object: an object score that errs towards absence hides far slices for good.
-            beyond=0.15,
-            absent=0.05,
-            box=0.1,
-            point_noise=0.3,
-            rotation=0.0,  # so few steps do not exhaust the phantoms; turning and scaling smooth away their noise
-            scaling=0.0,
-            shift=0.0,
-            intensity=0.02,
-            gamma=0.0,
-            noise=0.02,
-            preprocessing=PreprocessingConfig(window="60,200"),  # the organs' contrast, not lung or bone
+            clips=ClipConfig(
+                max_stride=5,  # clips of four slices then reach as far from the click as a spleen does
+                # Few slices are without the object: an object score that is biased towards absence would hide the
+                # object in all slices that are far from the click.
+                past_end_probability=0.15,
+                absent_probability=0.05,
+            ),
+            prompts=PromptConfig(box_prompt_probability=0.1, random_point_probability=0.3),
+            # 900 steps do not exhaust the phantoms, and rotation and scaling would smooth their noise.
+            augmentation=AugmentationConfig(
+                rotation=0.0, scaling=0.0, shift=0.0, intensity=0.02, gamma=0.0, noise=0.02
+            ),
+            preprocessing=PreprocessingConfig(window="60,200"),  # contrast of the organs, not of lung or bone
         ),
         training=TrainingConfig(
             steps=900,
-            ema=0.99,  # averaged weights score in 640 steps what the last ones do in 800; rounding moves both by 0.01
+            ema=0.99,  # averaged weights reach in 640 steps the score of the last weights at 800
             batch_size=4,
             learning_rate=2.5e-3,
             weight_decay=0.8,
             warmup_steps=30,
             checkpoint_every=300,
             log_every=10,
-            images_every=0,  # which would compile another function
+            images_every=0,  # pictures would compile another function
             loss=LossConfig(bce=10.0, bd=0.5),
         ),
     )
 
 
-def run_demo(out: str | Path, seed: int, progress: Progress, training_progress: Progress) -> list[str]:
-    """Run the demo in `out`, and resume one that was interrupted. Returns the lines to print at the end.
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one method on the held-out phantoms."""
+
+    rows: list[ScoreRow]
+    summary: dict[str, Any]
+
+
+def run_demo(out: str | Path, seed: int, progress: Progress) -> list[str]:
+    """Run the demo in a folder, or resume one that was interrupted.
+
+    Args:
+        out: the folder.
+        seed: random seed of the phantoms.
+        progress: called during all work.
+
+    Returns:
+        Lines to print at the end.
 
     Raises:
-        UserError: `out` holds something else.
+        UserError: the folder contains something else.
     """
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.model.checkpoint import load_model
+    from sam2_3dmed_jax.training.loop import train
+
     root = Path(out)
-    marker = root / "demo.json"
+    _claim_folder(root, seed)
+    config = demo_config(str(root / "prepared"))
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "phantoms"):
+        dataset, setup = _make_data(root, config, seed, progress)
+    with _timed(seconds, "training"):
+        final = train(config, root / "run", progress, setup=setup)
+    with _timed(seconds, "evaluation"):
+        cases = _held_out_cases(dataset, config)
+        trained = VolumePredictor(load_model(final))
+        scores = _score_methods(trained, dataset, cases, config, progress)
+        _write_scores(scores, root / "evaluation")
+    with _timed(seconds, "pictures"):
+        _segment_typical_case(trained, dataset, cases, scores["trained"], root)
+    return _summary_lines(scores, len(cases), seconds, root)
+
+
+def _claim_folder(root: Path, seed: int) -> None:
+    """Mark the folder as the demo of a seed.
+
+    Raises:
+        UserError: it contains other files, or a demo with another seed.
+    """
+    marker = root / MARKER
     if root.exists() and any(root.iterdir()) and not marker.exists():
-        raise UserError(f"{out} is not empty and holds no demo; choose another --out")
+        raise UserError(f"{root} is not empty and is not the folder of a demo; choose another --out")
     root.mkdir(parents=True, exist_ok=True)
     if marker.exists() and json.loads(marker.read_text()) != {"seed": seed}:
-        raise UserError(f"{out} holds a demo of another seed; choose another --out or the same --seed")
+        raise UserError(f"{root} contains a demo with another seed; choose another --out or the same --seed")
     marker.write_text(json.dumps({"seed": seed}))
 
-    seconds: dict[str, float] = {}
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Record the wall-clock time of a step."""
     begin = time.monotonic()
-    data, prepared, workers = root / "data", root / "prepared", min(os.cpu_count() or 1, 8)
-    config = demo_config(str(prepared))
+    yield
+    seconds[step] = time.monotonic() - begin
+
+
+def _make_data(root: Path, config: ExperimentConfig, seed: int, progress: Progress) -> tuple[Dataset, Setup]:
+    """Write the phantoms and their shards, while another thread compiles the train step."""
+    from sam2_3dmed_jax.data.datasets import read_dataset
+    from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
+    from sam2_3dmed_jax.phantom import write_phantom_dataset
+    from sam2_3dmed_jax.training.compilation import compile_step
+    from sam2_3dmed_jax.training.setup import set_up
+
+    data, workers = root / "data", min(os.cpu_count() or 1, 8)
     with ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(lambda: compile_step(set_up(config)))
+        compilation = pool.submit(lambda: compile_step(set_up(config)))
         if not (data / "dataset.json").exists():
-            write_phantom_dataset(
-                data, CASES, seed, "spleen", lambda done, all_: progress("phantoms", done, all_), workers=workers
-            )
+            write_phantom_dataset(data, CASES, seed, "spleen", progress, workers=workers)
         dataset = read_dataset(data)
-        prepare(dataset, prepared, workers=workers, progress=progress)
-        setup = compiled.result()
-    begin = _lap(seconds, "phantoms", begin)
-    final = train(config, root / "run", training_progress, setup=setup)
-    begin = _lap(seconds, "training", begin)
+        prepare_dataset(dataset, root / "prepared", workers=workers, progress=progress)
+        return dataset, compilation.result()
+
+
+def _held_out_cases(dataset: Dataset, config: ExperimentConfig) -> list[LabelledCase]:
+    from sam2_3dmed_jax.data.split_choice import choose_split
 
     held_out = set(choose_split([case.id for case in dataset.cases], config.data).test)
-    cases = [case for case in dataset.cases if case.id in held_out]
-    trained = VolumePredictor(load_model(final))
+    return [case for case in dataset.cases if case.id in held_out]
+
+
+def _score_methods(
+    trained: VolumePredictor,
+    dataset: Dataset,
+    cases: Sequence[LabelledCase],
+    config: ExperimentConfig,
+    progress: Progress,
+) -> dict[str, Scores]:
+    """Score the trained model, the untrained model and region growing, each from the same clicks."""
+    from sam2_3dmed_jax.evaluation.cost import fixed_cost
+    from sam2_3dmed_jax.evaluation.report.worst_cases import WORST
+    from sam2_3dmed_jax.evaluation.score_cases import evaluate_model
+    from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+    from sam2_3dmed_jax.evaluation.summary import summarise
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.model.build import random_weights
+    from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
+    from sam2_3dmed_jax.volume.label_classes import declared_classes
+
     info = trained.model.info
-    untrained = VolumePredictor(
-        assemble(random_weights(info.model, config.training.seed), CheckpointInfo(info.model, info.preprocessing))
-    )
+    weights = random_weights(info.model, config.training.seed)
+    untrained = VolumePredictor(assemble(weights, CheckpointInfo(info.model, info.preprocessing)))
     classes = declared_classes(dataset.labels)
-    plans = {
-        name: Plan(classes, "one-click", about={"method": name, **ABOUT}, pictures=WORST)
+    settings = {
+        name: EvaluationSettings(classes, "one-click", method_columns=_columns(name), pictures=WORST)
         for name in ("trained", "untrained")
     }
-    with ThreadPoolExecutor(1) as pool:  # SciPy's work, beside the models
-        grown = pool.submit(lambda: [_grow(case, entry) for case in cases for entry in classes])
+    with ThreadPoolExecutor(1) as pool:  # region growing is the work of SciPy, on another core than the models
+        grown = pool.submit(lambda: [_grow_region(case, entry) for case in cases for entry in classes])
         rows = {
-            "trained": evaluate_model(trained, cases, plans["trained"], progress),
-            "untrained": evaluate_model(untrained, cases, plans["untrained"]),
+            "trained": evaluate_model(trained, cases, settings["trained"], progress),
+            "untrained": evaluate_model(untrained, cases, settings["untrained"]),
             "region growing": grown.result(),
         }
     costs = {"trained": [fixed_cost(trained)], "untrained": [fixed_cost(untrained)]}
-    summaries = {name: summarise(found, costs.get(name, ())) for name, found in rows.items()}
-    for name, found in rows.items():
-        page = {REPORT: report_page(found, summaries[name])}
-        write_results(found, summaries[name], root / "evaluation" / name.replace(" ", "_"), page)
-    begin = _lap(seconds, "evaluation", begin)
+    return {name: Scores(scored, summarise(scored, costs.get(name, ()))) for name, scored in rows.items()}
 
-    # The case nearest the mean, neither the best nor the worst.
-    mean = summaries["trained"]["macro_dice"]
-    typical = min(rows["trained"], key=lambda row: abs(row["dice"] - mean))
+
+def _columns(method: str) -> dict[str, str]:
+    """Return the columns that identify a method in each row."""
+    return {"method": method, "trained_on_these_cases": "no"}
+
+
+def _grow_region(case: LabelledCase, entry: LabelClass) -> ScoreRow:
+    """Score region growing from the click that the model is prompted with."""
+    import numpy as np
+
+    from sam2_3dmed_jax.evaluation.region_growing import region_growing
+    from sam2_3dmed_jax.evaluation.score_cases import score_labels
+    from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+    from sam2_3dmed_jax.prompts.protocols import protocol_prompts
+    from sam2_3dmed_jax.volume.io import read_labels, read_volume
+
+    volume = read_volume(case.image)
+    reference = read_labels(case.label, volume)
+    (prompt,) = protocol_prompts("one-click", entry.mask(reference), volume.spacing, entry.values[0])
+    ((x, y),) = prompt.points
+    grown = region_growing(volume.array, (prompt.slice, round(y), round(x)), spacing=volume.spacing)
+    settings = EvaluationSettings([entry], "one-click", method_columns=_columns("region growing"))
+    (row,) = score_labels(case.id, np.where(grown, entry.values[0], 0), reference, volume.grid, settings)
+    return row
+
+
+def _write_scores(scores: dict[str, Scores], folder: Path) -> None:
+    """Write the tables and the report of each method."""
+    from sam2_3dmed_jax.evaluation.report import report_page
+    from sam2_3dmed_jax.evaluation.result_files import REPORT, write_results
+
+    for name, method in scores.items():
+        page = {REPORT: report_page(method.rows, method.summary)}
+        write_results(method.rows, method.summary, folder / name.replace(" ", "_"), page)
+
+
+def _segment_typical_case(
+    trained: VolumePredictor, dataset: Dataset, cases: Sequence[LabelledCase], scores: Scores, root: Path
+) -> None:
+    """Segment the case whose Dice is closest to the mean, and draw it and the loss curve."""
+    import numpy as np
+
+    from sam2_3dmed_jax.inference.segment import segment_volume
+    from sam2_3dmed_jax.pictures import overlay, training_curve
+    from sam2_3dmed_jax.prompts.protocols import protocol_prompts
+    from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
+
+    mean = scores.summary["macro_dice"]
+    typical = min(scores.rows, key=lambda row: abs(row["dice"] - mean))
     case = next(case for case in cases if case.id == typical["case"])
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
     prompts = [
         prompt
         for value in dataset.labels
-        for prompt in prompts_of("one-click", reference == value, volume.spacing, value)
+        for prompt in protocol_prompts("one-click", reference == value, volume.spacing, value)
     ]
     labels = segment_volume(trained, volume, prompts).labels
-    write_labels(root / "prediction.nii.gz", labels.astype(np.int32), volume)
+    write_labels(root / FILES["segmentation"], labels.astype(np.int32), volume)
     title = f"{case.id}: one click, Dice {typical['dice']:.2f} (a phantom; for research use only)"
-    overlay.overlay(root / "overlay.png", volume, labels, reference, prompts, title=title)
-    overlay.loss_curve(root / "loss_curve.png", root / "run" / "log.csv")
-    _lap(seconds, "pictures", begin)
-
-    lines = [f"Spleen of {len(cases)} phantoms it did not train on, one click each, mean Dice (research use only):"]
-    for name, summary in summaries.items():
-        spleen = summary["classes"]["spleen"]["dice"]
-        lines.append(f"  {name:15} {spleen['mean']:.3f}  (median {spleen['median']:.3f}, n = {spleen['n']})")
-    lines.append("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    for what, file in (
-        ("segmentation", "prediction.nii.gz"),
-        ("overlay", "overlay.png"),
-        ("loss curve", "loss_curve.png"),
-        ("scores", "evaluation/trained/cases.csv"),
-        ("report", "evaluation/trained/report.html"),
-        ("checkpoint", "run/final"),
-    ):
-        lines.append(f"  {what:13} {root / file}")
-    return lines
+    overlay.overlay(root / FILES["overlay"], volume, labels, reference, prompts, title=title)
+    training_curve.training_curve(root / FILES["loss curve"], root / "run" / "log.csv")
 
 
-def _lap(seconds: dict[str, float], name: str, begin: float) -> float:
-    now = time.monotonic()
-    seconds[name] = now - begin
-    return now
-
-
-def _grow(case: Case, entry: LabelClass) -> Row:
-    """Region growing from the click that the model is given."""
-    volume = read_volume(case.image)
-    reference = read_labels(case.label, volume)
-    (prompt,) = prompts_of("one-click", entry.mask(reference), volume.spacing, entry.values[0])
-    ((x, y),) = prompt.points
-    grown = region_growing(volume.array, (prompt.slice, round(y), round(x)), spacing=volume.spacing)
-    plan = Plan([entry], "one-click", about={"method": "region growing", **ABOUT})
-    (row,) = score_labels(case.id, np.where(grown, entry.values[0], 0), reference, volume.grid, plan)
-    return row
+def _summary_lines(scores: dict[str, Scores], cases: int, seconds: dict[str, float], root: Path) -> list[str]:
+    """Return the Dice of each method, the time of each step and the paths of the files."""
+    lines = [f"Spleen of {cases} phantoms outside of the training set, one click each, mean Dice (research use only):"]
+    for name, method in scores.items():
+        dice = method.summary["classes"]["spleen"]["dice"]
+        lines.append(f"  {name:15} {dice['mean']:.3f}  (median {dice['median']:.3f}, n = {dice['n']})")
+    lines.append("Seconds: " + ", ".join(f"{step} {value:.0f}" for step, value in seconds.items()))
+    return lines + [f"  {what:13} {root / file}" for what, file in FILES.items()]

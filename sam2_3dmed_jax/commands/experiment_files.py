@@ -1,6 +1,7 @@
-"""An experiment file (`get_config()`) or a sweep's (`get_spec()`), with fields overridden by flags.
+"""Experiment files (`get_config()`) and sweep files (`get_spec()`), with fields overridden by flags.
 
-Such as `--model.image_size 256`, and of a sweep `--threshold -1 0 1`.
+Flags are named after the fields, such as `--model.image_size 256`, or `--threshold -1 0 1` for a sweep. Field names of
+version 0.1 are accepted in files and flags, with a warning on stderr.
 """
 
 from __future__ import annotations
@@ -8,82 +9,96 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
-from sam2_3dmed_jax.config import ExperimentConfig, SweepSpec
+from sam2_3dmed_jax.config import EARLIER_NAMES, EarlierNameWarning, ExperimentConfig, SweepSpec, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 
 Config = TypeVar("Config", ExperimentConfig, SweepSpec)
 
 
 def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
-    """Run an experiment file's `get_config()` and apply flags. The file may import others of its folder.
+    """Run the `get_config()` of an experiment file and apply flags. The file may import others from its folder.
 
     Raises:
-        UserError: no such file, a file without `get_config`, or a flag that no field takes.
+        UserError: the file does not exist or has no `get_config`, or a flag does not fit the experiment.
     """
-    return _with_flags(_returned(path, "get_config", ExperimentConfig, "experiment"), flags, "experiment")
+    with _earlier_names_on_stderr():
+        config = _with_kind_of_model(_run_file(path, "get_config", ExperimentConfig, "experiment"), flags)
+        return _apply_flags(config, _with_current_names(flags), "experiment")
 
 
 def read_spec(path: str, flags: Sequence[str] = ()) -> SweepSpec:
-    """Run the `get_spec()` of a sweep's file and apply flags, as `read_experiment` does.
+    """Run the `get_spec()` of a sweep file and apply flags, as `read_experiment` does.
 
     Raises:
-        UserError: no such file, a file without `get_spec`, or a flag that no field takes.
+        UserError: the file does not exist or has no `get_spec`, or a flag does not fit the sweep.
     """
-    return _with_flags(_returned(path, "get_spec", SweepSpec, "sweep"), flags, "sweep")
+    return _apply_flags(_run_file(path, "get_spec", SweepSpec, "sweep"), flags, "sweep")
 
 
-def _returned(path: str, name: str, kind: type[Config], what: str) -> Config:
-    """What a file's function returns."""
+def fields_help(config: Config) -> str:
+    """Return all fields as flags, with their units and the defaults of an experiment or sweep that sets none."""
+    if isinstance(config, SweepSpec):
+        return _tyro_help(config)
+    return (
+        f"{_tyro_help(config)}\nAn experiment with a U-Net has these model fields instead:\n{_tyro_help(_UNetFields())}"
+    )
+
+
+@dataclass(frozen=True)
+class _UNetFields:
+    """The fields of a U-Net, named as in an experiment."""
+
+    model: UNetConfig = field(default_factory=UNetConfig)
+
+
+def _run_file(path: str, function_name: str, config_type: type[Config], what: str) -> Config:
+    """Return the result of a function in a user's Python file.
+
+    Args:
+        path: the file.
+        function_name: `get_config` or `get_spec`.
+        config_type: the type that the function must return.
+        what: what the file defines, for messages.
+    """
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
-        raise UserError(f"{path}: there is no such {what}; give a Python file with {name}()")
+        raise UserError(f"{path}: the {what} file does not exist; give a Python file with {function_name}()")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     try:
-        with _beside(file):
+        with _imports_from_folder_of(file):
             spec.loader.exec_module(module)
-            if not callable(function := getattr(module, name, None)):
-                raise UserError(f"{path}: it has no {name}(); define one that returns {_a(kind)}")
+            if not callable(function := getattr(module, function_name, None)):
+                raise UserError(
+                    f"{path}: it has no {function_name}(); define one that returns {_with_article(config_type)}"
+                )
             config = function()
     except UserError:
         raise
-    except Exception as error:  # the user's code
-        raise UserError(f"{path}: it fails with {type(error).__name__}: {error}; correct the {what}") from error
-    if not isinstance(config, kind):
-        raise UserError(f"{path}: {name}() returns {type(config).__name__}; let it return {_a(kind)}")
+    except Exception as error:  # any error of the user's code
+        raise UserError(f"{path}: it fails with {type(error).__name__}: {error}; correct the {what} file") from error
+    if not isinstance(config, config_type):
+        returned = type(config).__name__
+        raise UserError(f"{path}: {function_name}() returns {returned}; return {_with_article(config_type)}")
     return config
 
 
-def _with_flags(config: Config, flags: Sequence[str], what: str) -> Config:
-    words = [re.sub(r"(^|=)(true|false)$", lambda found: found[0].title(), word) for word in flags]
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return _flags(config, words)
-    except SystemExit as stop:
-        # Tyro draws a box, with lines or with dashes: its words up to the help say what is wrong.
-        words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", printed.getvalue()).split()
-        told = re.split(r"Argument helptext|For full helptext", " ".join(words))[0].strip()
-        raise UserError(f"a flag does not fit the {what}: {told} (config.py lists the fields)") from stop
-
-
-def _a(kind: type) -> str:
-    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
-
-
 @contextlib.contextmanager
-def _beside(file: Path) -> Iterator[None]:
-    """Let imports find the files of a folder, and forget them afterwards: another may have the same names."""
+def _imports_from_folder_of(file: Path) -> Iterator[None]:
+    """Let imports find the files of a folder. Forget them afterwards: another folder may have the same names."""
     folder, before = str(file.resolve().parent), set(sys.modules)
     sys.path.insert(0, folder)
     try:
@@ -95,18 +110,72 @@ def _beside(file: Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def fields_help(config: Config) -> str:
-    """All fields as flags, with their units and the defaults of an experiment or sweep that sets none."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        _flags(config, ["--help"])
-    return printed.getvalue().split("\n\n", 3)[-1]  # without tyro's own usage
+def _with_article(config_type: type) -> str:
+    return f"{'an' if config_type.__name__[0] in 'AEIOU' else 'a'} {config_type.__name__}"
 
 
-def _flags(config: Config, words: Sequence[str]) -> Config:
-    return tyro.cli(
-        tyro.conf.configure(tyro.conf.FlagConversionOff)(type(config)),
-        default=config,
-        args=words,
-        use_underscores=True,
-    )
+def _apply_flags(config: Config, flags: Sequence[str], what: str) -> Config:
+    words = [re.sub(r"(^|=)(true|false)$", lambda match: match[0].title(), word) for word in flags]
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            return _run_tyro(config, words)
+    except SystemExit as stop:
+        # Tyro prints a box, drawn with lines or dashes. The words before its reference to the help are the message.
+        words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", output.getvalue()).split()
+        message = re.split(r"Argument helptext|For full helptext", " ".join(words))[0].strip()
+        raise UserError(f"a flag does not fit the {what}: {message} (config.py lists the fields)") from stop
+
+
+def _tyro_help(config: Any) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        _run_tyro(config, ["--help"])
+    return output.getvalue().split("\n\n", 3)[-1]  # without the usage line
+
+
+def _run_tyro(config: Any, words: Sequence[str]) -> Any:
+    """Parse flags. The kind of model is fixed by the experiment file, so tyro needs no subcommands to choose one."""
+    marked = tyro.conf.configure(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)(type(config))
+    return tyro.cli(marked, default=config, args=words, use_underscores=True)
+
+
+# The rest of this file accepts the field names of version 0.1; see the end of config.py.
+
+
+def _with_current_names(flags: Sequence[str]) -> list[str]:
+    """Return flags with the field names of version 0.1 replaced by today's, with warnings."""
+    words: list[str] = []
+    for word in flags:
+        name, separator, value = word.partition("=")
+        path = name.removeprefix("--").replace("-", "_")
+        if name.startswith("--") and path in EARLIER_NAMES:
+            warnings.warn(f"{name} is now --{EARLIER_NAMES[path]}", EarlierNameWarning, stacklevel=2)
+            word = f"--{EARLIER_NAMES[path]}{separator}{value}"
+        words.append(word)
+    return words
+
+
+def _with_kind_of_model(config: ExperimentConfig, flags: Sequence[str]) -> ExperimentConfig:
+    """Return the experiment with a U-Net if `--model.kind unet` asks for one; experiment files decide that now."""
+    words = [word for flag in flags for word in flag.split("=", 1)]
+    if ("--model.kind", "unet") not in itertools.pairwise(words) or config.model.kind == "unet":
+        return config
+    warnings.warn("--model.kind unet is now model=UNetConfig() in the experiment", EarlierNameWarning, stacklevel=2)
+    return config.replace(model=UNetConfig(compute_dtype=config.model.compute_dtype, init=config.model.init))
+
+
+@contextlib.contextmanager
+def _earlier_names_on_stderr() -> Iterator[None]:
+    """Print each warning of an earlier name once, in one line on stderr; leave other warnings as they are."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", EarlierNameWarning)
+        try:
+            yield
+        finally:
+            earlier = [warning for warning in caught if issubclass(warning.category, EarlierNameWarning)]
+            for message in dict.fromkeys(str(warning.message) for warning in earlier):
+                print(f"warning: {message}", file=sys.stderr)
+    for warning in caught:
+        if warning not in earlier:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -1,28 +1,85 @@
-"""What a plan is asked for: an experiment, its fields as flags, and three of them by shorter names."""
+"""`sam2-3dmed plan`: memory and time of an experiment on accelerators that this machine need not have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.commands.experiment_files import read_experiment
-from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.commands.command_line import Parser, terminated_as_interrupted
+from sam2_3dmed_jax.commands.train import experiment_fields
+
+if TYPE_CHECKING:
+    from sam2_3dmed_jax.config import ExperimentConfig
+
+HELP = "memory and time of the train step on TPUs or GPUs that this machine need not have. Every field is a flag"
 
 
-def read_request(
-    experiment: str, flags: Sequence[str], model: str | None, image_size: str | None, slices: str | None
-) -> ExperimentConfig:
-    """Read an experiment file and apply flags.
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `plan`. The sizes stay text, because they are passed on as flags of the experiment."""
 
-    A model that is named by `--model` is planned as it is mostly trained: an official one from its checkpoint, so that
-    by default its encoders are frozen. `--model.preset` alone leaves `model.init` as the experiment has it.
+    experiment: str
+    topology: str
+    model: str | None
+    image_size: str | None
+    slices: str | None
+    what: str
+    json: bool
+    field_flags: tuple[str, ...]
+
+
+def add_arguments(parser: Parser) -> None:
+    """Define the arguments."""
+    parser.add_argument(
+        "experiment", metavar="EXPERIMENT.py", help="experiment, as for `train`; its data and weights are not read"
+    )
+    parser.add_argument(
+        "--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x4, h100:8, a100:8, ..."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="model.preset; an official one starts from its checkpoint (model.init), which need not exist here",
+    )
+    parser.add_argument("--image-size", metavar="N", help="model.image_size, in pixels")
+    parser.add_argument("--slices", metavar="D", help="data.slices, the slices per clip")
+    parser.add_argument(
+        "--what", choices=("train", "predict"), default="train", help="the train step, or propagation on one chip"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.fields_help = experiment_fields
+
+
+def run(options: Options) -> None:
+    """Compile for the topology and print the plan."""
+    from sam2_3dmed_jax.plan.process import plan_experiment
+    from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+
+    config = experiment_to_plan(options)
+    with terminated_as_interrupted(), ConsoleProgress() as progress:
+        report = plan_experiment(config, options.topology, options.what, lambda stage: progress("plan", 0, 1, stage))
+    print(json.dumps(report.record(), indent=2) if options.json else "\n".join(report.lines()))
+
+
+def experiment_to_plan(options: Options) -> ExperimentConfig:
+    """Read the experiment file and apply the flags.
+
+    An official model that `--model` names is planned as it is usually trained: starting from its checkpoint, so that
+    its encoders are frozen by default. `--model.preset` alone leaves `model.init` as the experiment sets it.
 
     Raises:
-        UserError: no such experiment, or a flag that does not fit it.
+        UserError: the experiment does not exist, or a flag does not fit it.
     """
-    names = {"--model.preset": model, "--model.image_size": image_size, "--data.slices": slices}
-    short = [word for name, value in names.items() if value is not None for word in (name, value)]
-    config = read_experiment(experiment, [*flags, *short])
-    if model and model.startswith("sam2") and not config.model.init:
-        config = config.replace(model=replace(config.model, init=f"{model}.pt"))
+    from sam2_3dmed_jax.commands.experiment_files import read_experiment
+
+    fields = {
+        "--model.preset": options.model,
+        "--model.image_size": options.image_size,
+        "--data.slices": options.slices,
+    }
+    flags = [word for name, value in fields.items() if value is not None for word in (name, value)]
+    config = read_experiment(options.experiment, [*options.field_flags, *flags])
+    if options.model and options.model.startswith("sam2") and not config.model.init:
+        config = config.replace(model=replace(config.model, init=f"{options.model}.pt"))
     return config

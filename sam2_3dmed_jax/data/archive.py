@@ -1,26 +1,27 @@
-"""Work on a dataset's `.tar`: its MD5 against the published one, and one case at a time on disk.
+"""Cases of a dataset in an uncompressed `.tar`: extraction of one case at a time, and the MD5 of the archive.
 
-A 12 GB archive is never unpacked whole: where each member lies was noted when the dataset was read.
+An archive of 12 GB is never unpacked as a whole: `read_dataset` records the offset of each member.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from etils import epath
 
-from sam2_3dmed_jax.data.datasets import Case, Dataset
-from sam2_3dmed_jax.data.layouts import ENDINGS
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.hashing import md5_of_file
+from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.volume.formats import dataset_suffixes, suffix_of
 
-# As the Decathlon's own downloads have them.
-KNOWN_MD5 = {
+# Of the downloads of the Medical Segmentation Decathlon (http://medicaldecathlon.com).
+PUBLISHED_MD5 = {
     "Task06_Lung.tar": "8afd997733c7fc0432f71255ba4e52dc",
     "Task07_Pancreas.tar": "4f7080cfca169fa8066d17ce6eb061e4",
     "Task09_Spleen.tar": "410d4a301da4e5b2f6f86ec3ddba524e",
@@ -29,20 +30,20 @@ _CHUNK = 2**20  # bytes
 
 
 @contextmanager
-def unpacked(dataset: Dataset, case: Case, folder: str | os.PathLike[str]) -> Iterator[Case]:
-    """The case with paths that exist on disk, for the length of a `with` block.
+def unpack_case(dataset: Dataset, case: LabelledCase, folder: str | os.PathLike[str]) -> Iterator[LabelledCase]:
+    """Yield a case whose files are on disk.
 
-    A case of a folder is given as it is. Of an archive, its two files are written into a temporary folder, which is
-    removed at the end; mistakes found inside the block then name the archive's members. Calls share nothing, so
-    several processes may make them at once.
+    Cases of folders are yielded unchanged. The two files of a case in an archive are written to a temporary folder,
+    which is removed at the end of the `with` block; a UserError raised in the block then names the members of the
+    archive. Several processes may call this at the same time.
 
     Args:
-        dataset: what `read_dataset` gave.
+        dataset: from `read_dataset`.
         case: one of its cases.
-        folder: where the temporary folder is made; created if absent. It needs room for one case.
+        folder: parent of the temporary folder, created if absent; it needs space for one case.
 
     Raises:
-        UserError: the archive was cut or cannot be read since, or `folder` cannot be written.
+        UserError: the archive has been truncated or cannot be read, or `folder` cannot be written.
     """
     if dataset.archive is None:
         yield case
@@ -52,61 +53,64 @@ def unpacked(dataset: Dataset, case: Case, folder: str | os.PathLike[str]) -> It
         temporary = tempfile.TemporaryDirectory(prefix=".unpacked-", dir=folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error}); give another folder") from error
-    with temporary as place:
-        found = replace(
+    with temporary as temporary_folder:
+        on_disk = replace(
             case,
-            image=_extract(dataset, case.image, Path(place), "image"),
-            label=_extract(dataset, case.label, Path(place), "label"),
+            image=_extract(dataset, case.image, Path(temporary_folder), "image"),
+            label=_extract(dataset, case.label, Path(temporary_folder), "label"),
         )
         try:
-            yield found
+            yield on_disk
         except UserError as error:
             message = str(error)
-            for file, member in ((found.image, case.image), (found.label, case.label)):
+            for file, member in ((on_disk.image, case.image), (on_disk.label, case.label)):
                 message = message.replace(file, f"{dataset.archive}:{member}")
             raise UserError(message) from error
 
 
-def archive_md5(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> str:
-    """The MD5 of a file, in hexadecimal.
+def archive_md5(path: str | os.PathLike[str], progress: Progress | None = None) -> str:
+    """Return the MD5 of a file, in hexadecimal.
 
     Args:
         path: the file.
-        progress: called with (bytes done, bytes in all) after each MiB.
+        progress: called after each MiB.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
-    digest, done, file = hashlib.md5(usedforsecurity=False), 0, epath.Path(path)
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress("MD5, MB", done >> 20, size >> 20)
+
     try:
-        size = file.stat().length
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
-                if progress:
-                    progress(done, size)
+        size = epath.Path(path).stat().length
+        return md5_of_file(path, report)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the file and its rights") from error
-    return digest.hexdigest()
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
 
 
 def md5_warning(path: str | os.PathLike[str], digest: str) -> str | None:
-    """A sentence if the archive bears the name of a known one and is another; None if it is fine or not known.
+    """Return a warning if an archive has the name, but not the MD5, of a published one; otherwise None.
 
-    No refusal, since a re-packed archive is as good: each `.nii.gz` in it carries a checksum of its own.
+    It is not an error, because a re-packed archive is valid: each `.nii.gz` in it has its own checksum.
     """
-    known = KNOWN_MD5.get(os.path.basename(path))
-    if known in (None, digest):
+    published = PUBLISHED_MD5.get(os.path.basename(path))
+    if published in (None, digest):
         return None
-    return f"{path} has the MD5 {digest}, expected {known}; download it again unless you packed it yourself"
+    return f"{path} has the MD5 {digest}, expected {published}; download it again unless you packed it yourself"
 
 
-def _extract(dataset: Dataset, name: str, place: Path, stem: str) -> str:
-    """Write a member under a name of our own, which keeps nothing of the member's but the format."""
+def _extract(dataset: Dataset, name: str, folder: Path, stem: str) -> str:
+    """Write a member to `folder` under a safe name, which keeps only the suffix of the member's name."""
     assert dataset.archive is not None
     member = dataset.members[name]
-    target = place / f"{stem}{next(ending for ending in ENDINGS if name.endswith(ending))}"
+    target = folder / f"{stem}{suffix_of(name, dataset_suffixes())}"
     left = member.size
     try:
         with epath.Path(dataset.archive).open("rb") as source, target.open("wb") as sink:
@@ -116,8 +120,8 @@ def _extract(dataset: Dataset, name: str, place: Path, stem: str) -> str:
                 left -= len(chunk)
     except OSError as error:
         raise UserError(
-            f"{dataset.archive}:{name} cannot be unpacked into {place.parent} ({error.strerror or error}); check the "
-            "archive, and that the folder has room"
+            f"{dataset.archive}:{name} cannot be unpacked into {folder.parent} ({error.strerror or error}); check the "
+            "archive, and the free space of the folder"
         ) from error
     if left:
         raise UserError(f"{dataset.archive}:{name} is truncated, {left} bytes are missing; download it again")

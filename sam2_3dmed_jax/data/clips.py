@@ -1,7 +1,7 @@
-"""Clips: D slices of a case walked outward from a prompted slice, with K objects and their prompts.
+"""Training clips: D slices of a case, starting at a prompted slice, with K objects and their prompts.
 
-A clip is walked once in either z direction. It may run past the object's end, or past the volume's, where slices are
-padding. Anatomy is never mirrored along z: a clip walked downwards keeps each slice's position.
+Slices are in the order of propagation, in either z direction. A clip may extend beyond the end of the object, or beyond
+the volume, where slices are padding. Anatomy is never mirrored along z: each slice keeps its position.
 """
 
 from __future__ import annotations
@@ -12,20 +12,31 @@ from typing import NotRequired, Protocol, TypedDict
 import ml_dtypes
 import numpy as np
 
-from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.augment import draw_motion, shade
-from sam2_3dmed_jax.data.prepared import CaseEntry
-from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.config import DataConfig, PromptConfig
+from sam2_3dmed_jax.data.augment import augment_intensity, draw_spatial_transform
+from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts import simulation
 
-TOKENS = 4  # prompt tokens an object: two box corners, or a point, and one "not a point"; a power of two
+PROMPT_TOKENS = 4  # T: two box corners or a point, "not a point", and padding to a power of two
 
 
-class Clip(TypedDict):
+class ClipPrompts(TypedDict):
+    """The prompts of a clip's objects."""
+
+    object_valid: np.ndarray  # bool [K]
+    prompt_step: np.ndarray  # int32 [K]: the step, from 0, on which an object is prompted
+    coords: np.ndarray  # float32 [K, T, 2], pixels
+    point_labels: np.ndarray  # int32 [K, T]
+    token_valid: np.ndarray  # bool [K, T]
+    multimask: np.ndarray  # bool [K]
+
+
+class Clip(ClipPrompts):
     """One clip; batches add a leading axis B."""
 
-    slices: NotRequired[np.ndarray]  # float32 [D, S, S] in [0, 1], or in their place what an encoder made of them:
+    slices: NotRequired[np.ndarray]  # float32 [D, S, S] in [0, 1]; or instead of slices, the three cached features:
     embedding: NotRequired[np.ndarray]  # bfloat16 [D, h, w, C], h = w = S/16
     stride8: NotRequired[np.ndarray]  # bfloat16 [D, 2h, 2w, C/4]
     stride4: NotRequired[np.ndarray]  # bfloat16 [D, 4h, 4w, C/8]
@@ -33,105 +44,150 @@ class Clip(TypedDict):
     slice_valid: np.ndarray  # bool [D]: False for padding
     slice_index: np.ndarray  # float32 [D]: index in the volume
     position_mm: np.ndarray  # float32 [D]
-    object_valid: np.ndarray  # bool [K]
-    prompt_step: np.ndarray  # int32 [K]: the step on which an object is prompted
-    coords: np.ndarray  # float32 [K, T, 2], pixels
-    point_labels: np.ndarray  # int32 [K, T]
-    token_valid: np.ndarray  # bool [K, T]
-    multimask: np.ndarray  # bool [K]
 
 
-class Features(Protocol):
-    """Slices encoded before, which clips take in place of the slices themselves."""
+class CachedFeatures(Protocol):
+    """Encoder features of slices, which clips contain instead of the slices."""
 
-    def read(self, case: CaseEntry, slices: Sequence[int], room: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`embedding`, `stride8` and `stride4`, bfloat16 `[room, ...]`: of the slices, then zeros."""
+    def read(self, case: PreparedCase, slices: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `embedding`, `stride8` and `stride4` of the slices, bfloat16, padded with zeros to `[length, ...]`."""
 
 
 def clip_shapes(
     config: DataConfig, size: int, features: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and dtype of each field of a clip of slices of `size` pixels, or of their features of these shapes."""
-    d, k = config.slices, config.objects
-    seen: dict[str, tuple[tuple[int, ...], type]] = {"slices": ((d, size, size), np.float32)}
+    """Return shape and dtype of each field of a clip.
+
+    Args:
+        config: number of slices and objects.
+        size: S, pixels.
+        features: shapes of the cached features of a slice; None for clips of slices.
+    """
+    d, k = config.slices, config.clips.objects
+    inputs: dict[str, tuple[tuple[int, ...], type]] = {"slices": ((d, size, size), np.float32)}
     if features is not None:
-        seen = {name: ((d, *shape), ml_dtypes.bfloat16) for name, shape in features.items()}
+        inputs = {name: ((d, *shape), ml_dtypes.bfloat16) for name, shape in features.items()}
     return {
-        **seen,
+        **inputs,
         "masks": ((d, k, size, size), np.uint8),
         "slice_valid": ((d,), np.bool_),
         "slice_index": ((d,), np.float32),
         "position_mm": ((d,), np.float32),
         "object_valid": ((k,), np.bool_),
         "prompt_step": ((k,), np.int32),
-        "coords": ((k, TOKENS, 2), np.float32),
-        "point_labels": ((k, TOKENS), np.int32),
-        "token_valid": ((k, TOKENS), np.bool_),
+        "coords": ((k, PROMPT_TOKENS, 2), np.float32),
+        "point_labels": ((k, PROMPT_TOKENS), np.int32),
+        "token_valid": ((k, PROMPT_TOKENS), np.bool_),
         "multimask": ((k,), np.bool_),
     }
 
 
 def cut_clip(
-    view: ModelView,
-    case: CaseEntry,
+    reader: CaseReader,
+    case: PreparedCase,
     config: DataConfig,
     rng: np.random.Generator,
-    features: Features | None = None,
+    features: CachedFeatures | None = None,
 ) -> Clip:
-    """Cut and augment one random clip; everything random comes from `rng`.
+    """Cut and augment one random clip.
 
-    With features, which no augmentation can change, the clip holds these in place of slices, and all else is the same.
+    An object of a few voxels may vanish at S. Then it is prompted on a later slice that shows it, or it is invalid.
 
-    An object of a few voxels may vanish at S: then it is prompted on a later slice that shows it, or it is invalid.
+    Args:
+        reader: reads the case.
+        case: the case.
+        config: `slices`, `clips`, `prompts` and `augmentation` are used.
+        rng: source of everything random.
+        features: cached features, which replace the slices and nothing else; augmentation must be off.
 
     Raises:
-        UserError: the case holds none of the classes, or its shard is damaged.
+        UserError: the case contains none of the classes, or its shard is damaged.
     """
-    areas = view.areas(case)
+    areas = reader.areas(case)
     if not areas:
-        raise UserError(f"{case.id}: it holds none of the classes to segment; leave it out")
+        raise UserError(f"{case.id} contains none of the classes to segment; leave it out")
     main = int(rng.choice(sorted(areas)))
-    steps = _choose_slices(_visible(areas[main], case, view.image_size), config, rng)
-    valid = (steps >= 0) & (steps < case.shape[0])
-    size, shown = view.image_size, int(valid.sum())  # a walk that has left the volume does not return
-    chosen = steps[:shown].tolist()
-    if features is None:
-        values, labels = view.read(case, chosen)
-    else:  # what follows draws as much for no slices at all
-        values, labels = np.zeros((0, size, size), np.float32), view.labels(case, chosen)
-    motion = draw_motion(size, view.pixel_mm(case), config, rng)
-    moved = motion.labels(labels)
-    if (moved[0] == main).any() or not (labels[0] == main).any():  # else it has left the prompted slice
-        values, labels = motion.slices(values), moved
-    shade(values, config, rng)
-
-    objects = [main, *(value for value in sorted(areas) if value != main)][: config.objects]
-    masks = np.zeros((len(steps), config.objects, size, size), np.uint8)
+    steps = _choose_slices(_visible_areas(areas[main], case, reader.image_size), config, rng)
+    slice_valid = (steps >= 0) & (steps < case.shape[0])
+    chosen = steps[: int(slice_valid.sum())].tolist()  # a clip that leaves the volume does not return to it
+    values, labels = _read_augmented(reader, case, chosen, main, config, rng, with_values=features is None)
+    objects = [main, *(value for value in sorted(areas) if value != main)][: config.clips.objects]
+    masks = np.zeros((len(steps), config.clips.objects, *labels.shape[1:]), np.uint8)
     for k, value in enumerate(objects):
-        np.equal(labels, value, out=masks[:shown, k].view(bool))
-    holds = masks.reshape(*masks.shape[:2], -1).max(-1) > 0  # [D, K]
-    object_valid = np.asarray(holds.any(0))
-    prompt_step = np.where(object_valid, holds.argmax(0), 0).astype(np.int32)
-    coords = np.zeros((config.objects, TOKENS, 2), np.float32)
-    point_labels = np.full((config.objects, TOKENS), -1, np.int32)
-    token_valid = np.zeros((config.objects, TOKENS), bool)
+        np.equal(labels, value, out=masks[: len(chosen), k].view(bool))
+    clip = Clip(
+        masks=masks,
+        slice_valid=slice_valid,
+        slice_index=steps.astype(np.float32),
+        position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
+        **_draw_prompts(masks, reader.pixel_mm(case), config.prompts, rng),
+    )
+    if features is None:
+        padding = np.zeros((len(steps) - len(chosen), *values.shape[1:]), np.float32)
+        clip["slices"] = np.concatenate([values, padding]) if len(padding) else values
+    else:
+        clip["embedding"], clip["stride8"], clip["stride4"] = features.read(case, chosen, len(steps))
+    return clip
+
+
+def _read_augmented(
+    reader: CaseReader,
+    case: PreparedCase,
+    slices: Sequence[int],
+    main: int,
+    config: DataConfig,
+    rng: np.random.Generator,
+    with_values: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read and augment values float32 `[n, S, S]` and labels uint8 `[n, S, S]`; without values, n is 0 for these.
+
+    The spatial transform is left out if it moves the label `main` out of the first slice, which is prompted. The number
+    of random draws is the same with and without values.
+    """
+    size = reader.image_size
+    if with_values:
+        values, labels = reader.read(case, slices)
+    else:
+        values, labels = np.zeros((0, size, size), np.float32), reader.labels(case, slices)
+    transform = draw_spatial_transform(size, reader.pixel_mm(case), config.augmentation, rng)
+    moved = transform.labels(labels)
+    if (moved[0] == main).any() or not (labels[0] == main).any():
+        values, labels = transform.slices(values), moved
+    augment_intensity(values, config.augmentation, rng)
+    return values, labels
+
+
+def _draw_prompts(
+    masks: np.ndarray, pixel_mm: tuple[float, float], config: PromptConfig, rng: np.random.Generator
+) -> ClipPrompts:
+    """Prompt each object by a box or a point on the first slice that shows it.
+
+    Args:
+        masks: `[D, K, S, S]` uint8.
+        pixel_mm: (dy, dx).
+        config: probabilities of the kinds of prompts.
+        rng: source of everything random.
+    """
+    objects = masks.shape[1]
+    present = masks.reshape(*masks.shape[:2], -1).max(-1) > 0  # [D, K]
+    object_valid = np.asarray(present.any(0))
+    prompt_step = np.where(object_valid, present.argmax(0), 0).astype(np.int32)
+    coords = np.zeros((objects, PROMPT_TOKENS, 2), np.float32)
+    point_labels = np.full((objects, PROMPT_TOKENS), -1, np.int32)
+    token_valid = np.zeros((objects, PROMPT_TOKENS), bool)
     token_valid[:, :2] = True
-    multimask = np.ones(config.objects, bool)
+    multimask = np.ones(objects, bool)
     for k in np.flatnonzero(object_valid).tolist():
         mask = masks[prompt_step[k], k] > 0
-        if rng.random() < config.box:
+        if rng.random() < config.box_prompt_probability:
             box = simulation.jitter_box(simulation.box_of(mask), 0.05, rng, mask.shape)
             coords[k, :2], point_labels[k, :2] = np.reshape(box, (2, 2)), (2, 3)
             token_valid[k, 2], multimask[k] = True, False
-        elif rng.random() < config.point_noise:
+        elif rng.random() < config.random_point_probability:
             coords[k, 0], point_labels[k, 0] = simulation.random_point(mask, rng), 1
         else:
-            coords[k, 0], point_labels[k, 0] = simulation.centre_point(mask, view.pixel_mm(case)), 1
-    clip = Clip(
-        masks=masks,
-        slice_valid=valid,
-        slice_index=steps.astype(np.float32),
-        position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
+            coords[k, 0], point_labels[k, 0] = simulation.centre_point(mask, pixel_mm), 1
+    return ClipPrompts(
         object_valid=object_valid,
         prompt_step=prompt_step,
         coords=coords,
@@ -139,42 +195,36 @@ def cut_clip(
         token_valid=token_valid,
         multimask=multimask,
     )
-    if features is None:
-        padding = np.zeros((len(steps) - shown, size, size), np.float32)
-        clip["slices"] = np.concatenate([values, padding]) if len(padding) else values
-    else:
-        clip["embedding"], clip["stride8"], clip["stride4"] = features.read(case, chosen, len(steps))
-    return clip
 
 
-def _visible(areas: np.ndarray, case: CaseEntry, size: int) -> np.ndarray:
-    """Areas `[D]` without the slices on which an object covers less than a pixel at S, if it covers more on any."""
+def _visible_areas(areas: np.ndarray, case: PreparedCase, size: int) -> np.ndarray:
+    """Return the areas `[D]`, with 0 where an object covers less than a pixel at S, unless it does so on all slices."""
     _, height, width = case.shape
     visible = np.where(areas * (size * size) >= height * width, areas, 0)
     return visible if visible.any() else areas
 
 
 def _choose_slices(areas: np.ndarray, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """The slice index of each step; the first holds the object, some may lie outside the volume.
+    """Return the slice index of each step; the first slice shows the object, later ones may be outside of the volume.
 
-    But for clips about the object's end, the first slice is drawn in proportion to the object's area: users prompt
-    where an object shows. Clips of an absent object jump to anywhere beyond its end: on a whole volume most slices
-    are far from it.
+    The first slice is drawn in proportion to the area of the object, because users prompt where an object is large;
+    clips that continue past the end of the object start near this end. In clips of an absent object the other slices
+    are anywhere beyond its end, because most slices of a volume are far from the object.
     """
     present = np.flatnonzero(areas)
-    direction = -1 if rng.random() < config.reverse else 1
-    stride = int(rng.integers(1, config.stride + 1))
+    direction = -1 if rng.random() < config.clips.reverse_probability else 1
+    stride = int(rng.integers(1, config.clips.max_stride + 1))
     ends = {1: int(present[-1]), -1: int(present[0])}
-    kind = rng.random()
-    if config.absent <= kind < config.absent + config.beyond:
-        near = present[np.abs(present - ends[direction]) < max(config.slices // 2, 1) * stride]
-        start = last = int(rng.choice(near))
+    draw, absent = rng.random(), config.clips.absent_probability
+    if absent <= draw < absent + config.clips.past_end_probability:
+        near_end = present[np.abs(present - ends[direction]) < max(config.slices // 2, 1) * stride]
+        start = last = int(rng.choice(near_end))
     else:
         start = last = int(rng.choice(len(areas), p=areas / areas.sum()))
-    if kind < config.absent:
-        room = {1: len(areas) - 1 - ends[1], -1: ends[-1]}  # slices beyond the end
-        if not room[direction] and 0 < config.reverse < 1:
+    if draw < absent:
+        beyond = {1: len(areas) - 1 - ends[1], -1: ends[-1]}  # number of slices beyond the end
+        if not beyond[direction] and 0 < config.clips.reverse_probability < 1:
             direction = -direction
-        gap = int(rng.integers(0, max(room[direction] - stride * (config.slices - 1), 0) + 1))
+        gap = int(rng.integers(0, max(beyond[direction] - stride * (config.slices - 1), 0) + 1))
         last = ends[direction] + direction * gap
     return np.concatenate([[start], last + direction * stride * np.arange(1, config.slices)])

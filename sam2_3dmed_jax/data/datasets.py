@@ -1,13 +1,10 @@
-"""The one door to labelled datasets: tasks of the Medical Segmentation Decathlon (MSD), and what looks like them.
+"""Reader of labelled datasets of image files: Medical Segmentation Decathlon (MSD), nnU-Net, `imagesTr` and `labelsTr`.
 
-That is nnU-Net's raw data, and any `imagesTr` and `labelsTr`; in a folder, or in a `.tar`, whose cases are unpacked
-one at a time (`archive.unpacked`).
+A dataset is a folder, or an uncompressed `.tar`, whose cases are unpacked one at a time (`archive.unpack_case`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,20 +12,21 @@ from typing import Any
 from etils import epath
 
 from sam2_3dmed_jax.data import dataset_json, layouts
-from sam2_3dmed_jax.data.tar_members import Member
-from sam2_3dmed_jax.data.trees import DESCRIPTION, IMAGES, FolderTree, TarTree, Tree
+from sam2_3dmed_jax.data.dataset_files import DATASET_JSON, IMAGES, ArchiveFiles, DatasetFiles, FolderFiles
+from sam2_3dmed_jax.data.prepared import INDEX
+from sam2_3dmed_jax.data.tar_members import TarMember
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 
-PREPARED = "index.json"  # what `prepare` leaves
-_DESCRIPTION_LIMIT = 16 * 2**20  # bytes; MSD's largest is below 100 kB
+_DATASET_JSON_LIMIT = 16 * 2**20  # bytes; the largest of MSD is below 100 kB
 
 
 @dataclass(frozen=True)
-class Case:
+class LabelledCase:
     """One labelled scan."""
 
-    id: str  # file name without suffix; can name a file
-    image: str  # path, or in an archive the member's name
+    id: str  # file name without suffix; safe as a file name
+    image: str  # path, or the name of the member of an archive
     label: str
 
 
@@ -38,89 +36,93 @@ class Dataset:
 
     name: str
     labels: dict[int, str]  # label value (1..255) to name, without the background; {}: not declared
-    cases: tuple[Case, ...]
-    record: dict[str, Any]  # dataset.json as it stands; {}: there is none
+    cases: tuple[LabelledCase, ...]
+    record: dict[str, Any]  # content of dataset.json; {}: the dataset does not have one
     modality: str | None = None  # as declared, such as "CT" or "MRI"
     archive: str | None = None  # the .tar that holds the cases
-    members: dict[str, Member] = field(default_factory=dict, repr=False)  # where in the archive they lie
-    warnings: tuple[str, ...] = ()  # a sentence each: what is odd, and was left out or does not matter
+    members: dict[str, TarMember] = field(default_factory=dict, repr=False)  # positions of the files in the archive
+    warnings: tuple[str, ...] = ()  # one sentence each, about inconsistencies and files that are not used
 
 
 def read_dataset(path: str | os.PathLike[str]) -> Dataset:
-    """Find the labelled cases, and check that their files are there; no image is read.
+    """Find the labelled cases and check that their files exist; no image is read.
 
-    Hidden `._*` files, which MSD archives carry, are no images and are left out.
+    Hidden `._*` files, which MSD archives contain, are skipped.
 
     Args:
         path: the folder of a dataset, or its uncompressed `.tar`.
 
     Raises:
-        UserError: no dataset at `path`; one whose description is incomplete, leads out of it or names files that are
-            not there; several channels, regions, no labels or no cases; a tar that is damaged or not to be trusted.
+        UserError: `path` is not a dataset; its description is incomplete, or contains paths that leave the dataset or
+            do not exist; it has several channels, regions, no labels or no cases; the tar is damaged or unsafe.
     """
-    place = epath.Path(path)
-    if not place.exists():
-        raise UserError(f"{path}: there is no such dataset; give the folder of a dataset, or its .tar")
-    if place.name == DESCRIPTION:
-        raise UserError(f"{path} describes a dataset, expected its folder; give {place.parent}")
-    packed = None if place.is_dir() else TarTree(path)
-    tree: Tree = packed or FolderTree(path)
+    source = epath.Path(path)
+    if not source.exists():
+        raise UserError(f"{path} does not exist; give the folder of a dataset, or its .tar")
+    if source.name == DATASET_JSON:
+        raise UserError(f"{path} describes a dataset, expected its folder; give {source.parent}")
+    archive = None if source.is_dir() else ArchiveFiles(path)
+    files: DatasetFiles = archive or FolderFiles(path)
     labels: dict[int, str] = {}
     record = modality = None
-    if tree.has(DESCRIPTION):
-        where = tree.shown(DESCRIPTION)
-        record = dataset_json.parse(tree.read(DESCRIPTION, _DESCRIPTION_LIMIT), where)
-        labels, modality = dataset_json.labels_of(record, where), dataset_json.channel_of(record, where)
-    elif tree.has(PREPARED):
-        raise UserError(f"{path} is a prepared dataset, expected the image files that it was made from; give those")
-    elif not tree.names(IMAGES):
+    if files.contains(DATASET_JSON):
+        where = files.display_path(DATASET_JSON)
+        record = dataset_json.parse_description(files.read_bytes(DATASET_JSON, _DATASET_JSON_LIMIT), where)
+        labels, modality = dataset_json.declared_labels(record, where), dataset_json.declared_channel(record, where)
+    elif files.contains(INDEX):
         raise UserError(
-            f"{path}: it has no {DESCRIPTION}, and no images in {IMAGES}; give the folder of a dataset in MSD or "
+            f"{path} is a prepared dataset, expected a dataset of image files; give the one that it was prepared from"
+        )
+    elif not files.list_files(IMAGES):
+        raise UserError(
+            f"{path} has no {DATASET_JSON}, and no images in {IMAGES}; give the folder of a dataset in MSD or "
             "nnU-Net layout"
         )
-    pairs = layouts.pair(tree, record)
-    cases = tuple(Case(id, tree.path(image), tree.path(label)) for id, (image, label) in sorted(pairs.cases.items()))
+    pairs = layouts.pair_cases(files, record)
+    cases = tuple(
+        LabelledCase(id, files.path(image), files.path(label)) for id, (image, label) in sorted(pairs.cases.items())
+    )
     return Dataset(
-        name=dataset_json.name_of(record or {}, tree.name),
+        name=dataset_json.declared_name(record or {}, files.name),
         labels=labels,
         cases=cases,
         record=record or {},
         modality=modality,
-        archive=os.fspath(path) if packed else None,
-        members={name: packed.member(name) for case in cases for name in (case.image, case.label)} if packed else {},
+        archive=os.fspath(path) if archive else None,
+        members={name: archive.member(name) for case in cases for name in (case.image, case.label)} if archive else {},
         warnings=tuple(pairs.warnings),
     )
 
 
 @dataclass(frozen=True)
-class UnlabelledSet:
-    """The scans of a task whose labels are withheld."""
+class UnlabelledDataset:
+    """The test images of a task, whose labels are not published."""
 
     task: str  # the folder's name, such as Task09_Spleen
     labels: dict[int, str]
     images: dict[str, str]  # id to path, sorted
 
 
-def read_test_set(path: str | os.PathLike[str]) -> UnlabelledSet:
-    """Find the test images of a task, and check that they are there; no image is read.
+def read_test_set(path: str | os.PathLike[str]) -> UnlabelledDataset:
+    """Find the test images of a task and check that they exist; no image is read.
 
     Raises:
-        UserError: no folder with a `dataset.json` that declares labels, or no test images.
+        UserError: `path` is not a folder with a `dataset.json` that declares labels, or has no test images.
     """
-    tree = FolderTree(path)
-    if not tree.has(DESCRIPTION):
-        raise UserError(f"{path}: it has no {DESCRIPTION}; give the folder of a task of the Decathlon, unpacked")
-    where = tree.shown(DESCRIPTION)
-    record = dataset_json.parse(tree.read(DESCRIPTION, _DESCRIPTION_LIMIT), where)
-    images = layouts.test_images(tree, record)
-    labels = dataset_json.labels_of(record, where)
-    return UnlabelledSet(tree.name, labels, {case: tree.path(images[case]) for case in sorted(images)})
+    files = FolderFiles(path)
+    if not files.contains(DATASET_JSON):
+        raise UserError(f"{path} has no {DATASET_JSON}; give the folder of a task of the Decathlon, unpacked")
+    where = files.display_path(DATASET_JSON)
+    record = dataset_json.parse_description(files.read_bytes(DATASET_JSON, _DATASET_JSON_LIMIT), where)
+    images = layouts.find_test_images(files, record)
+    labels = dataset_json.declared_labels(record, where)
+    return UnlabelledDataset(files.name, labels, {case: files.path(images[case]) for case in sorted(images)})
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 over each case's id and the sizes of its files.
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """Return the SHA-256 over the id of each case and the sizes of its files.
 
-    It tells datasets apart whose cases bear the same names, and knows one again that was moved or packed.
+    It distinguishes datasets with the same ids, and does not change when a dataset is moved or packed.
     """
     sizes = {name: member.size for name, member in dataset.members.items()}
     cases = [
@@ -130,14 +132,14 @@ def fingerprint(dataset: Dataset) -> str:
         ]
         for case in dataset.cases
     ]
-    return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
+    return sha256_of_json(cases)
 
 
-def on_disk(dataset: Dataset) -> Dataset:
-    """The dataset itself, for those who open the paths of its cases.
+def require_folder(dataset: Dataset) -> Dataset:
+    """Return the dataset if the paths of its cases can be opened.
 
     Raises:
-        UserError: it lies in an archive.
+        UserError: the dataset is an archive.
     """
     if dataset.archive:
         raise UserError(f"{dataset.archive} is an archive, expected a folder here; unpack it with `tar -xf`")

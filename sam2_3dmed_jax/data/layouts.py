@@ -1,6 +1,6 @@
-"""Which image goes with which label: as `dataset.json` lists them (MSD, nnU-Net v1 and v2), or by the files' names.
+"""Pairing of images and label maps: by the lists in `dataset.json` (MSD, nnU-Net v1 and v2), or by file names.
 
-nnU-Net writes the channel into an image's name: `CASE_0000.nii.gz` goes with the label `CASE.nii.gz`.
+In nnU-Net the name of an image ends with its channel: `CASE_0000.nii.gz` is the image of the label map `CASE.nii.gz`.
 """
 
 from __future__ import annotations
@@ -10,227 +10,243 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sam2_3dmed_jax.data.dataset_json import ending_of, short
-from sam2_3dmed_jax.data.tar_members import clean, leaves
-from sam2_3dmed_jax.data.trees import DESCRIPTION, IMAGES, LABELS, Tree
+from sam2_3dmed_jax.data.dataset_files import DATASET_JSON, IMAGES, LABELS, DatasetFiles
+from sam2_3dmed_jax.data.dataset_json import declared_suffixes, shortened
+from sam2_3dmed_jax.data.tar_members import leaves_folder, normalized
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.formats import dataset_suffixes, suffix_of
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # formats of one file a volume
 TEST_IMAGES = "imagesTs"
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.ASCII)
 _SAFE_ID = re.compile(r"\w[\w .,+=()@~-]*")
 
 
 @dataclass
-class Pairs:
-    """Image and label of each case by its id, as names in the tree; and sentences on what was left out."""
+class CasePairs:
+    """Image and label of each case by its id, as names of `DatasetFiles`, and warnings about unused files."""
 
     cases: dict[str, tuple[str, str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, tree: Tree, id: str, image: str, label: str) -> None:
-        """Add a case. UserError: a file is not there, or the id is no file name or taken."""
+    def add(self, files: DatasetFiles, id: str, image: str, label: str) -> None:
+        """Add a case.
+
+        Raises:
+            UserError: a file does not exist, or the id exists already or is not a file name.
+        """
         for part in (image, label):
-            if not tree.has(part):
-                raise UserError(f"{tree.shown(part)} is not there, though it is listed; unpack the whole dataset")
+            if not files.contains(part):
+                raise UserError(f"{files.display_path(part)} does not exist, but is listed; unpack the whole dataset")
         if not _SAFE_ID.fullmatch(id) or len(id.encode()) > 200:
             raise UserError(
-                f"{tree.shown('')}: the case {id!r} cannot name a file, expected letters, digits and any of "
+                f"{files.display_path('')}: the case {id!r} cannot name a file, expected letters, digits and any of "
                 "'_-.,+=()@~ ', up to 200 bytes; rename its image and label"
             )
         if id in self.cases:
             raise UserError(
-                f"{tree.shown('')}: two cases are called {id!r} ({self.cases[id][0]!r}, {image!r}), expected one; "
-                "rename or remove one"
+                f"{files.display_path('')}: two cases are named {id!r} ({self.cases[id][0]!r}, {image!r}), expected "
+                "one; rename or remove one"
             )
         self.cases[id] = image, label
 
 
-def pair(tree: Tree, record: dict[str, Any] | None) -> Pairs:
+def pair_cases(files: DatasetFiles, record: dict[str, Any] | None) -> CasePairs:
     """Find the labelled cases.
 
     Args:
-        tree: the dataset's files.
-        record: its `dataset.json`, if it has one.
+        files: the files of the dataset.
+        record: content of its `dataset.json`; None if it does not have one.
 
     Raises:
-        UserError: no case at all, files that are not there, paths out of the dataset, several channels, or ids that
-            are taken or no file names.
+        UserError: there are no cases, files are missing, paths leave the dataset, a case has several channels, or ids
+            are not unique or not file names.
     """
     if record is None:
-        return _by_name(tree, ENDINGS)
-    where = tree.shown(DESCRIPTION)
+        return _by_name(files, dataset_suffixes())
+    where = files.display_path(DATASET_JSON)
     if isinstance(record.get("dataset"), dict):
-        pairs = _listed_by_nnunet(tree, record["dataset"], where)
+        pairs = _listed_by_nnunet(files, record["dataset"], where)
     elif "channel_names" in record or "file_ending" in record:
-        pairs = _by_name(tree, ending_of(record, where, ENDINGS))
+        pairs = _by_name(files, declared_suffixes(record, where, dataset_suffixes()))
     elif "training" in record:
-        pairs = _listed(tree, record["training"], where)
+        pairs = _listed(files, record["training"], where)
     else:
-        raise UserError(
-            f"{where} is no MSD description, as 'training' is missing, nor nnU-Net's, as 'file_ending' is; add either"
-        )
+        raise UserError(f"{where} has neither 'training' as in MSD, nor 'file_ending' as in nnU-Net; add one of them")
     if not pairs.cases:
-        raise UserError(f"{where}: it lists no training cases; give a dataset with labels")
+        raise UserError(f"{where} lists no training cases; give a dataset with labels")
     declared = record.get("numTraining")
     if declared is not None and declared != len(pairs.cases):
         pairs.warnings.append(
-            f"{where}: 'numTraining' is {short(declared)}, but {len(pairs.cases)} cases were found; check that the "
-            "dataset is whole"
+            f"{where}: 'numTraining' is {shortened(declared)}, but {len(pairs.cases)} cases were found; check that the "
+            "dataset is complete"
         )
     return pairs
 
 
-def test_images(tree: Tree, record: dict[str, Any]) -> dict[str, str]:
-    """The scans that a task keeps without labels, by id: as `dataset.json` lists them, or as they lie in `imagesTs`.
+def find_test_images(files: DatasetFiles, record: dict[str, Any]) -> dict[str, str]:
+    """Return the test images of a task by id: those that `dataset.json` lists, or all files in `imagesTs`.
 
     Raises:
-        UserError: there are none, one is not there, or a path leads out of the dataset.
+        UserError: there are none, a listed image does not exist, or a path leaves the dataset.
     """
-    where = tree.shown(DESCRIPTION)
-    listed = record.get("test") or [f"{TEST_IMAGES}/{name}" for name in tree.names(TEST_IMAGES)]
+    where = files.display_path(DATASET_JSON)
+    listed = record.get("test") or [f"{TEST_IMAGES}/{name}" for name in files.list_files(TEST_IMAGES)]
     if not isinstance(listed, list):
-        raise UserError(f"{where}: 'test' is no list; expected the paths of the images in {TEST_IMAGES}")
-    found: dict[str, str] = {}
+        raise UserError(f"{where}: 'test' is not a list; expected the paths of the images in {TEST_IMAGES}")
+    images: dict[str, str] = {}
     for number, entry in enumerate(listed):
         image = _inside(entry.get("image") if isinstance(entry, dict) else entry, where, f"test[{number}]")
         if image.rpartition("/")[2].startswith("."):
             continue
-        stem, _ = _split(image, where)
-        if not tree.has(image):
-            raise UserError(f"{tree.shown(image)} is not there, though it is listed; unpack the whole dataset")
-        if not _SAFE_ID.fullmatch(stem) or stem in found:
-            raise UserError(f"{where}: test[{number}] is {short(image)}, no name of a file, or there twice; mend it")
-        found[stem] = image
-    if not found:
-        raise UserError(f"{tree.shown('')}: it has no test images; give a task of the Decathlon with {TEST_IMAGES}")
-    return found
+        stem, _ = _split_suffix(image, where)
+        if not files.contains(image):
+            raise UserError(f"{files.display_path(image)} does not exist, but is listed; unpack the whole dataset")
+        if not _SAFE_ID.fullmatch(stem) or stem in images:
+            raise UserError(
+                f"{where}: test[{number}] is {shortened(image)}, which is not a file name or occurs twice; fix it"
+            )
+        images[stem] = image
+    if not images:
+        raise UserError(
+            f"{files.display_path('')}: no test images found; give a task of the Decathlon with {TEST_IMAGES}"
+        )
+    return images
 
 
-def _listed(tree: Tree, training: Any, where: str) -> Pairs:
-    """MSD's and nnU-Net v1's list; v1 leaves the channel out of the images' names."""
+def _listed(files: DatasetFiles, training: Any, where: str) -> CasePairs:
+    """Pair the cases of MSD's or nnU-Net v1's list; nnU-Net v1 lists images without the channel in their names."""
     if not isinstance(training, list):
-        raise UserError(f'{where}: \'training\' is no list; expected {{"image": ..., "label": ...}} for each case')
-    pairs = Pairs()
+        raise UserError(f'{where}: \'training\' is not a list; expected {{"image": ..., "label": ...}} for each case')
+    pairs = CasePairs()
     for number, entry in enumerate(training):
         if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
-            raise UserError(f"{where}: training[{number}] is {short(entry)}, expected 'image' and 'label'; mend it")
+            raise UserError(f"{where}: training[{number}] is {shortened(entry)}, expected 'image' and 'label'; fix it")
         image = _inside(entry["image"], where, f"training[{number}].image")
         label = _inside(entry["label"], where, f"training[{number}].label")
         if image.rpartition("/")[2].startswith("."):
             continue
-        stem, ending = _split(image, where)
-        label_stem, _ = _split(label, where)
-        first = _sibling(image, f"{stem}_0000{ending}")
+        stem, suffix = _split_suffix(image, where)
+        label_stem, _ = _split_suffix(label, where)
+        first_channel = _sibling(image, f"{stem}_0000{suffix}")
         if stem == f"{label_stem}_0000":
-            stem, first = label_stem, image
-        if first == image or (not tree.has(image) and tree.has(first)):
-            image = first
-            _refuse_second_channel(tree, image)
-        pairs.add(tree, stem, image, label)
+            stem, first_channel = label_stem, image
+        if first_channel == image or (not files.contains(image) and files.contains(first_channel)):
+            image = first_channel
+            _refuse_second_channel(files, image)
+        pairs.add(files, stem, image, label)
     return pairs
 
 
-def _listed_by_nnunet(tree: Tree, listed: dict[str, Any], where: str) -> Pairs:
-    """The optional `dataset` of v2: `{"CASE": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}`."""
-    pairs = Pairs()
+def _listed_by_nnunet(files: DatasetFiles, listed: dict[str, Any], where: str) -> CasePairs:
+    """Pair the cases of nnU-Net v2's optional `dataset`: `{"CASE": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}`."""
+    pairs = CasePairs()
     for id, entry in listed.items():
         images = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(images, list) or not images or "label" not in entry:
-            raise UserError(f"{where}: dataset[{id!r}] is {short(entry)}, expected 'images' and 'label'; mend it")
+            raise UserError(f"{where}: dataset[{id!r}] is {shortened(entry)}, expected 'images' and 'label'; fix it")
         if len(images) > 1:
-            raise UserError(_several(f"{where}: dataset[{id!r}]", len(images)))
+            raise UserError(_several_channels(f"{where}: dataset[{id!r}]", len(images)))
         image = _inside(images[0], where, f"dataset[{id!r}].images")
         label = _inside(entry["label"], where, f"dataset[{id!r}].label")
         for part in (image, label):
-            _split(part, where)
-        pairs.add(tree, id, image, label)
+            _split_suffix(part, where)
+        pairs.add(files, id, image, label)
     return pairs
 
 
-def _by_name(tree: Tree, endings: Sequence[str]) -> Pairs:
-    images, labels = _stems(tree, IMAGES, endings), _stems(tree, LABELS, endings)
-    pairs, bare = Pairs(), []
+def _by_name(files: DatasetFiles, suffixes: Sequence[str]) -> CasePairs:
+    """Pair images and label maps whose names agree, apart from the suffix and nnU-Net's channel."""
+    images, labels = _stems(files, IMAGES, suffixes), _stems(files, LABELS, suffixes)
+    pairs, without_label = CasePairs(), []
     for stem, image in images.items():
         match = _CHANNEL.fullmatch(stem)
         if stem in labels:
             id = stem
         elif match and match[1] in labels:
             id = match[1]
-            _refuse_second_channel(tree, f"{IMAGES}/{image}")
+            _refuse_second_channel(files, f"{IMAGES}/{image}")
             if match[2] != "0000":
-                raise UserError(_several(tree.shown(f"{IMAGES}/{image}"), int(match[2]) + 1))
+                raise UserError(_several_channels(files.display_path(f"{IMAGES}/{image}"), int(match[2]) + 1))
         else:
-            bare.append(image)
+            without_label.append(image)
             continue
-        pairs.add(tree, id, f"{IMAGES}/{image}", f"{LABELS}/{labels[id]}")
+        pairs.add(files, id, f"{IMAGES}/{image}", f"{LABELS}/{labels[id]}")
     if not pairs.cases:
         raise UserError(
-            f"{tree.shown('')}: no image in {IMAGES} ({len(images)}, first {min(images.values())!r}) has a label of "
-            f"its name in {LABELS} ({len(labels)}, first {min(labels.values())!r}); name them alike"
+            f"{files.display_path('')}: no image in {IMAGES} ({len(images)}, first {min(images.values())!r}) has a "
+            f"label of the same name in {LABELS} ({len(labels)}, first {min(labels.values())!r}); rename the files"
         )
-    alone = [name for stem, name in labels.items() if stem not in pairs.cases]
-    for left, folder, other in ((bare, IMAGES, "label"), (alone, LABELS, "image")):
-        if left:
+    without_image = [name for stem, name in labels.items() if stem not in pairs.cases]
+    for unpaired, folder, other in ((without_label, IMAGES, "label"), (without_image, LABELS, "image")):
+        if unpaired:
             pairs.warnings.append(
-                f"{tree.shown(folder)}: {len(left)} without {other} left out, first {left[0]!r}; add the {other}, or "
-                "name both files alike"
+                f"{files.display_path(folder)}: {len(unpaired)} files without {other} are not used, first "
+                f"{unpaired[0]!r}; add the {other}, or give both files the same name"
             )
     return pairs
 
 
-def _stems(tree: Tree, folder: str, endings: Sequence[str]) -> dict[str, str]:
-    """File names of a folder by what stands before the ending, sorted."""
-    found: dict[str, str] = {}
-    for name in tree.names(folder):
-        ending = next((ending for ending in endings if name.endswith(ending)), None)
-        if ending is None:
+def _stems(files: DatasetFiles, folder: str, suffixes: Sequence[str]) -> dict[str, str]:
+    """Return the file names of a folder by their stems, sorted.
+
+    Raises:
+        UserError: two files have the same stem, or there are no files with these suffixes.
+    """
+    names: dict[str, str] = {}
+    for name in files.list_files(folder):
+        suffix = suffix_of(name, suffixes)
+        if suffix is None:
             continue
-        stem = name.removesuffix(ending)
-        if stem in found:
-            raise UserError(f"{tree.shown(folder)} holds both {found[stem]!r} and {name!r}; remove one")
-        found[stem] = name
-    if not found:
+        stem = name.removesuffix(suffix)
+        if stem in names:
+            raise UserError(f"{files.display_path(folder)} contains both {names[stem]!r} and {name!r}; remove one")
+        names[stem] = name
+    if not names:
         raise UserError(
-            f"{tree.shown('')}: {folder} is missing or holds no {' or '.join(endings)} file; give a dataset with "
-            f"{DESCRIPTION}, or with {IMAGES} and {LABELS}"
+            f"{files.display_path('')}: {folder} is missing or has no {' or '.join(suffixes)} file; give a dataset "
+            f"with {DATASET_JSON}, or with {IMAGES} and {LABELS}"
         )
-    return found
+    return names
 
 
 def _inside(path: Any, where: str, name: str) -> str:
-    """A path as written in `dataset.json`, without `./`."""
+    """Check a path of `dataset.json`, and return it without `./`.
+
+    Raises:
+        UserError: several paths, a path that leaves the dataset, or not a path.
+    """
     if isinstance(path, list):
-        raise UserError(_several(f"{where}: {name}", len(path)))
-    if not isinstance(path, str) or not path.isprintable() or not clean(path):
-        raise UserError(f"{where}: {name} is {short(path)}, expected a path such as ./imagesTr/x.nii.gz; mend it")
-    if leaves(path):
+        raise UserError(_several_channels(f"{where}: {name}", len(path)))
+    if not isinstance(path, str) or not path.isprintable() or not normalized(path):
+        raise UserError(f"{where}: {name} is {shortened(path)}, expected a path such as ./imagesTr/x.nii.gz; fix it")
+    if leaves_folder(path):
         raise UserError(f"{where}: {name} {path!r} leaves the dataset's folder; use paths such as ./imagesTr/x.nii.gz")
-    return clean(path)
+    return normalized(path)
 
 
-def _split(path: str, where: str) -> tuple[str, str]:
-    """Stem and ending of a file name."""
+def _split_suffix(path: str, where: str) -> tuple[str, str]:
+    """Return stem and suffix of a file name."""
     name = path.rpartition("/")[2]
-    for ending in ENDINGS:
-        if name.endswith(ending):
-            return name.removesuffix(ending), ending
-    raise UserError(f"{where}: it lists {path!r}, expected a file ending in {', '.join(ENDINGS)}; convert the image")
+    if suffix := suffix_of(name, dataset_suffixes()):
+        return name.removesuffix(suffix), suffix
+    raise UserError(
+        f"{where} lists {path!r}, expected a file ending in {', '.join(dataset_suffixes())}; convert the image"
+    )
 
 
 def _sibling(path: str, name: str) -> str:
-    """The path of another file in the same folder."""
+    """Return the path of another file in the same folder."""
     parent, slash, _ = path.rpartition("/")
     return f"{parent}{slash}{name}"
 
 
-def _refuse_second_channel(tree: Tree, image: str) -> None:
-    """Refuse a case whose `_0000` has a `_0001` beside it."""
-    stem, ending = _split(image, tree.shown(""))
-    second = _sibling(image, f"{stem.removesuffix('_0000')}_0001{ending}")
-    if stem.endswith("_0000") and tree.has(second):
-        raise UserError(_several(tree.shown(second), 2))
+def _refuse_second_channel(files: DatasetFiles, image: str) -> None:
+    """Refuse a case that has `_0000` and `_0001`."""
+    stem, suffix = _split_suffix(image, files.display_path(""))
+    second = _sibling(image, f"{stem.removesuffix('_0000')}_0001{suffix}")
+    if stem.endswith("_0000") and files.contains(second):
+        raise UserError(_several_channels(files.display_path(second), 2))
 
 
-def _several(what: str, count: int) -> str:
-    return f"{what}: a case has {count} channels or more, expected one; make a dataset of one of them"
+def _several_channels(what: str, count: int) -> str:
+    return f"{what}: a case has {count} channels or more, expected one; make a dataset with one of them"

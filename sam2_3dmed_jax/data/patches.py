@@ -1,7 +1,7 @@
-"""Patches: boxes of a case at its stored spacing, some of them about a voxel of a class, as nnU-Net draws them.
+"""Training patches of the U-Net: boxes of a case at its stored spacing, some centred on the foreground as in nnU-Net.
 
-What lies outside of the volume has the window's lowest value and no class. In-plane rotation and scaling read a larger
-square, so that they bring nothing in from outside of the volume.
+Voxels outside of the volume have the lowest value of the window and no class. Rotation and scaling start from a larger
+square, so that they do not move padding into the patch.
 """
 
 from __future__ import annotations
@@ -13,76 +13,80 @@ from typing import TypedDict
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.augment import draw_motion, shade
-from sam2_3dmed_jax.data.prepared import CaseEntry
-from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.data.augment import augment_intensity, draw_spatial_transform
+from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.prepared import PreparedCase
 
-Triple = tuple[int, int, int]
+Shape3D = tuple[int, int, int]
 
 
 class Patch(TypedDict):
     """One patch; batches add a leading axis B."""
 
     image: np.ndarray  # float32 [D, H, W] in [0, 1]
-    labels: np.ndarray  # uint8 [D, H, W]: 0, or 1 + the place of a class in `view.classes`
+    labels: np.ndarray  # uint8 [D, H, W]: 0, or 1 + the index of a class in `reader.classes`
 
 
-def patch_shapes(patch: Triple) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Shape and dtype of each field of a patch."""
+def patch_shapes(patch: Shape3D) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Return shape and dtype of each field of a patch."""
     return {"image": (patch, np.float32), "labels": (patch, np.uint8)}
 
 
-def cut_patch(view: ModelView, case: CaseEntry, config: DataConfig, size: Triple, rng: np.random.Generator) -> Patch:
-    """Cut and augment one random patch; everything random comes from `rng`.
+def cut_patch(
+    reader: CaseReader, case: PreparedCase, config: DataConfig, size: Shape3D, rng: np.random.Generator
+) -> Patch:
+    """Cut and augment one random patch.
 
     Args:
-        view: without an image size.
-        case: holds one of the classes.
-        config: `foreground`, and augmentation (but for `shift`: patches lie anywhere).
+        reader: of image size 0.
+        case: contains one of the classes.
+        config: `patches` and `augmentation`; `shift` is not used, because patches are anywhere.
         size: (D, H, W), voxels.
-        rng: the source of randomness.
+        rng: source of everything random.
 
     Raises:
         UserError: the shard is damaged.
     """
-    still = replace(config, shift=0.0)
-    reach = (1 + config.scaling) * math.sqrt(2) if config.rotation else 1 + config.scaling
-    side = max(size[1:]) if not (config.rotation or config.scaling) else math.ceil(max(size[1:]) * reach)
-    read = (size[0], side, side)
-    centre = _centre(view, case, size, rng, rng.random() < config.foreground)
-    start = [at - n // 2 for at, n in zip(centre, read, strict=True)]
-    values, labels = _box(view, case, start, read)
-    motion = draw_motion(side, case.spacing[1:], still, rng)
-    values, labels = motion.slices(values), motion.labels(labels)
+    augmentation = replace(config.augmentation, shift=0.0)
+    reach = (1 + augmentation.scaling) * math.sqrt(2) if augmentation.rotation else 1 + augmentation.scaling
+    side = max(size[1:]) if not (augmentation.rotation or augmentation.scaling) else math.ceil(max(size[1:]) * reach)
+    read_size = (size[0], side, side)
+    centre = _centre(reader, case, size, rng, rng.random() < config.patches.foreground_probability)
+    start = [middle - n // 2 for middle, n in zip(centre, read_size, strict=True)]
+    values, labels = _read_box(reader, case, start, read_size)
+    transform = draw_spatial_transform(side, case.spacing[1:], augmentation, rng)
+    values, labels = transform.slices(values), transform.labels(labels)
     rows, columns = (slice(side // 2 - n // 2, side // 2 - n // 2 + n) for n in size[1:])
     values = np.ascontiguousarray(values[:, rows, columns])
-    shade(values, still, rng)
-    place = np.zeros(256, np.uint8)
-    place[list(view.classes)] = 1 + np.arange(len(view.classes))
-    return Patch(image=values, labels=place[labels[:, rows, columns]])
+    augment_intensity(values, augmentation, rng)
+    class_index = np.zeros(256, np.uint8)
+    class_index[list(reader.classes)] = 1 + np.arange(len(reader.classes))
+    return Patch(image=values, labels=class_index[labels[:, rows, columns]])
 
 
-def _centre(view: ModelView, case: CaseEntry, size: Triple, rng: np.random.Generator, foreground: bool) -> list[int]:
-    """The voxel in the middle: one of a class, or of any patch inside the volume; then as far inside as it fits."""
+def _centre(
+    reader: CaseReader, case: PreparedCase, size: Shape3D, rng: np.random.Generator, foreground: bool
+) -> list[int]:
+    """Draw the centre voxel, of a class or anywhere, and move it so that the patch is inside the volume if it fits."""
     if foreground:
-        areas = view.areas(case)
+        areas = reader.areas(case)
         value = int(rng.choice(sorted(areas)))
         z = int(rng.choice(case.shape[0], p=areas[value] / areas[value].sum()))
-        ys, xs = np.nonzero(view.labels(case, [z])[0] == value)
+        ys, xs = np.nonzero(reader.labels(case, [z])[0] == value)
         chosen = int(rng.integers(len(ys)))
-        at = [z, int(ys[chosen]), int(xs[chosen])]
+        voxel = [z, int(ys[chosen]), int(xs[chosen])]
     else:
-        at = [int(rng.integers(n)) for n in case.shape]
+        voxel = [int(rng.integers(n)) for n in case.shape]
     return [
-        # A volume smaller than the patch lies in its middle.
-        n // 2 if n <= p else min(max(a, p // 2), n - p + p // 2)
-        for a, n, p in zip(at, case.shape, size, strict=True)
+        # A volume that is smaller than the patch is in the middle of it.
+        n // 2 if n <= p else min(max(v, p // 2), n - p + p // 2)
+        for v, n, p in zip(voxel, case.shape, size, strict=True)
     ]
 
 
-def _box(view: ModelView, case: CaseEntry, start: list[int], size: Triple) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels of a box, which may reach out of the volume."""
+def _read_box(reader: CaseReader, case: PreparedCase, start: list[int], size: Shape3D) -> tuple[np.ndarray, np.ndarray]:
+    """Read values and labels of a box, padded where it extends beyond the volume."""
     spans = [(max(a, 0), min(a + n, whole)) for a, n, whole in zip(start, size, case.shape, strict=True)]
-    values, labels = view.read(case, range(*spans[0]), (slice(*spans[1]), slice(*spans[2])))
+    values, labels = reader.read(case, range(*spans[0]), (slice(*spans[1]), slice(*spans[2])))
     pads = [(low - a, a + n - high) for (low, high), a, n in zip(spans, start, size, strict=True)]
     return np.pad(values, pads), np.pad(labels, pads)

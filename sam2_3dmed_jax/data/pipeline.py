@@ -1,9 +1,8 @@
-"""Batches of clips, or of patches, by Grain.
+"""Input pipeline: batches of clips or patches with Grain.
 
-All randomness and batching live in the `MapDataset`, so batch i of a host is a function of the seed and i alone: the
-state to restore is the count of consumed batches, whatever the number and kind of workers. Workers are threads: the
-work is NumPy's and ArrayRecord's, which leave the interpreter to others, and `experiments/benchmarks/data.py` finds
-processes no faster.
+Randomness and batching are part of the `MapDataset`, so that batch i of a host is a function of the seed and i only.
+The number of consumed batches is all that a resumed run needs, for any number and kind of workers. Workers are threads:
+NumPy and ArrayRecord release the interpreter lock, and processes are not faster (`experiments/benchmarks/data.py`).
 """
 
 from __future__ import annotations
@@ -16,103 +15,103 @@ import grain
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.augment import changes
-from sam2_3dmed_jax.data.clips import Features, cut_clip
-from sam2_3dmed_jax.data.patches import Triple, cut_patch
-from sam2_3dmed_jax.data.prepared import CaseEntry
-from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.data.augment import active_augmentations
+from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.clips import CachedFeatures, cut_clip
+from sam2_3dmed_jax.data.patches import Shape3D, cut_patch
+from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
 
 
-def host_cases(cases: Sequence[CaseEntry], seed: int, host: int, hosts: int) -> list[CaseEntry]:
-    """The cases of one host: every `hosts`-th of a permutation that the seed gives; no case is in two hosts.
+def host_cases(cases: Sequence[PreparedCase], seed: int, host: int, hosts: int) -> list[PreparedCase]:
+    """Return the cases of one host: every `hosts`-th case of a permutation drawn from the seed.
 
     Raises:
-        UserError: fewer cases than hosts.
+        UserError: there are fewer cases than hosts.
     """
     if len(cases) < hosts:
-        raise UserError(f"data.path: {len(cases)} training cases do not go round {hosts} hosts; use fewer hosts")
+        raise UserError(f"data.path: {len(cases)} training cases are fewer than the {hosts} hosts; use fewer hosts")
     order = np.random.default_rng(seed).permutation(len(cases))
     return [cases[i] for i in order[host::hosts]]
 
 
 def clip_batches(
-    view: ModelView,
-    cases: Sequence[CaseEntry],
+    reader: CaseReader,
+    cases: Sequence[PreparedCase],
     config: DataConfig,
     batch_size: int,
     seed: int,
     host: int = 0,
     hosts: int = 1,
-    features: Features | None = None,
+    features: CachedFeatures | None = None,
 ) -> grain.MapDataset:
-    """An endless random-access dataset of batches: `Clip` with a leading axis of `batch_size`.
+    """Return an endless random-access dataset of batches: `Clip` with a leading axis of `batch_size`.
 
-    Each epoch takes one clip of each of the host's cases, in another order; batches run across its end.
+    An epoch has one clip of each case of the host, in an order of its own; a batch can contain clips of two epochs.
 
     Args:
-        view: reads the cases.
-        cases: the training cases of all hosts, each of which holds a class to segment.
+        reader: reads the cases.
+        cases: training cases of all hosts, each with a class to segment.
         config: how clips are cut and augmented.
-        batch_size: clips a batch, on this host.
-        seed: of everything random.
-        host: number of this host; each draws apart from the others.
-        hosts: how many there are.
-        features: to cut from in place of slices, by the same random draws; `config` must leave pixels as they are.
+        batch_size: clips per batch on this host.
+        seed: random seed.
+        host: number of this host, from 0; hosts draw independently.
+        hosts: number of hosts.
+        features: cached features to use instead of slices, with the same random draws; augmentation must be off.
 
     Raises:
-        UserError: fewer cases than hosts.
+        UserError: there are fewer cases than hosts.
     """
-    if features is not None and changes(config):
-        raise ValueError(f"features cannot be augmented: {changes(config)}")
-    cut = functools.partial(_clip, view, config, features)
+    if features is not None and active_augmentations(config.augmentation):
+        raise ValueError(f"features cannot be augmented: {active_augmentations(config.augmentation)}")
+    cut = functools.partial(_clip, reader, config, features)
     return _batches(cut, cases, batch_size, seed, host, hosts)
 
 
 def patch_batches(
-    view: ModelView,
-    cases: Sequence[CaseEntry],
+    reader: CaseReader,
+    cases: Sequence[PreparedCase],
     config: DataConfig,
-    size: Triple,
+    size: Shape3D,
     batch_size: int,
     seed: int,
     host: int = 0,
     hosts: int = 1,
 ) -> grain.MapDataset:
-    """The same of `Patch`es of `size` (D, H, W) voxels; `view` has no image size.
+    """Return batches of `Patch`es of `size` (D, H, W) voxels, as `clip_batches`; `reader` has the image size 0.
 
     Raises:
-        UserError: fewer cases than hosts.
+        UserError: there are fewer cases than hosts.
     """
-    return _batches(functools.partial(_patch, view, config, size), cases, batch_size, seed, host, hosts)
+    return _batches(functools.partial(_patch, reader, config, size), cases, batch_size, seed, host, hosts)
 
 
 def _batches(
-    cut: Callable[[CaseEntry, np.random.Generator], Mapping[str, Any]],
-    cases: Sequence[CaseEntry],
+    cut: Callable[[PreparedCase, np.random.Generator], Mapping[str, Any]],
+    cases: Sequence[PreparedCase],
     batch_size: int,
     seed: int,
     host: int,
     hosts: int,
 ) -> grain.MapDataset:
-    mine = host_cases(cases, seed, host, hosts)
+    own_cases = host_cases(cases, seed, host, hosts)
     return (
-        grain.MapDataset.range(len(mine))
+        grain.MapDataset.range(len(own_cases))
         .seed(int(np.random.SeedSequence([seed, host]).generate_state(1)[0]))
         .shuffle()
         .repeat()
-        .random_map(functools.partial(_cut, cut, mine))
+        .random_map(functools.partial(_cut, cut, own_cases))
         .batch(batch_size, drop_remainder=True)
     )
 
 
 def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[dict[str, Any]]:
-    """Batches from number `start` on, cut ahead of time by threads, each a batch at a time.
+    """Yield batches from number `start` on, which threads prepare ahead of time, each one batch at a time.
 
-    Close it when done: that cancels what no thread has begun.
+    Close the generator when done, which cancels the batches that no thread has started.
 
     Raises:
-        UserError: what a worker met, such as a damaged shard.
+        UserError: an error in a worker, such as a damaged shard.
     """
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 1)
     batches = iter(dataset[start:].to_iter_dataset(options))
@@ -123,8 +122,8 @@ def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[di
 
 
 def _cut(
-    cut: Callable[[CaseEntry, np.random.Generator], Mapping[str, Any]],
-    cases: Sequence[CaseEntry],
+    cut: Callable[[PreparedCase, np.random.Generator], Mapping[str, Any]],
+    cases: Sequence[PreparedCase],
     index: int,
     rng: np.random.Generator,
 ) -> Mapping[str, Any]:
@@ -132,12 +131,16 @@ def _cut(
 
 
 def _clip(
-    view: ModelView, config: DataConfig, features: Features | None, case: CaseEntry, rng: np.random.Generator
+    reader: CaseReader,
+    config: DataConfig,
+    features: CachedFeatures | None,
+    case: PreparedCase,
+    rng: np.random.Generator,
 ) -> Mapping[str, Any]:
-    return cut_clip(view, case, config, rng, features)
+    return cut_clip(reader, case, config, rng, features)
 
 
 def _patch(
-    view: ModelView, config: DataConfig, size: Triple, case: CaseEntry, rng: np.random.Generator
+    reader: CaseReader, config: DataConfig, size: Shape3D, case: PreparedCase, rng: np.random.Generator
 ) -> Mapping[str, Any]:
-    return cut_patch(view, case, config, size, rng)
+    return cut_patch(reader, case, config, size, rng)

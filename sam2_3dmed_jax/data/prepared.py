@@ -1,7 +1,7 @@
-"""A prepared dataset on disk: `index.json`, and `shards/ID.arrayrecord` for each case.
+"""Prepared datasets on disk: `index.json`, and `shards/ID.arrayrecord` for each case.
 
-The index says what clips are chosen by (areas, positions), so that choosing reads no slice. `prepare` writes it last:
-a folder with an index is complete.
+The index contains areas and positions, so that choosing clips reads no slices. It is written last: a folder with an
+index is complete.
 """
 
 from __future__ import annotations
@@ -10,65 +10,106 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Required, TypedDict
 
 import numpy as np
 from etils import epath
 
-from sam2_3dmed_jax.data.datasets import PREPARED as INDEX
-from sam2_3dmed_jax.data.record_files import OpenFiles, damaged
-from sam2_3dmed_jax.data.records import MEND, Shard
+from sam2_3dmed_jax.data.record_files import OpenFileCache, damaged_file_message
+from sam2_3dmed_jax.data.shards import REPAIR_HINT, Shard
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.atomic_files import write_text
 
-FORMAT = 1
+INDEX = "index.json"
+FORMAT = 1  # of the index; other versions are refused
+
+
+class SourceFile(TypedDict):
+    """An image file that a case was prepared from."""
+
+    file: str  # name without folder
+    bytes: int
+    sha256: str
+
+
+class CaseSource(TypedDict, total=False):
+    """The files that a case was prepared from."""
+
+    image: SourceFile
+    label: SourceFile
+
+
+class DatasetSource(TypedDict, total=False):
+    """The dataset of image files that was prepared. The texts are copied from its `dataset.json`."""
+
+    ids: Required[list[str]]  # all cases, with refused ones
+    fingerprint: Required[str]  # `datasets.dataset_fingerprint`
+    archive: str  # name of the .tar
+    md5: str  # of the archive, if the MD5 of an archive of this name is published
+    description: Any
+    reference: Any
+    licence: Any
+    license: Any
+    release: Any
+    relase: Any  # spelled like this in MSD's Task07
+
+
+class PrepareSettings(TypedDict, total=False):
+    """`PrepareConfig` as JSON."""
+
+    spacing: list[float | None]
 
 
 @dataclass(frozen=True)
-class CaseEntry:
-    """What the index says of a case. Arrays are tuples, as JSON keeps them."""
+class PreparedCase:
+    """The entry of a case in the index."""
 
     id: str
-    shard: str  # path inside the dataset
-    bytes: int  # of the shard
+    shard: str  # path relative to the dataset
+    bytes: int  # size of the shard
     shape: tuple[int, int, int]  # (D, H, W), canonical
     spacing: tuple[float, float, float]  # (dz, dy, dx), mm
     affine: tuple[tuple[float, ...], ...]  # 4 x 4: index (d, h, w, 1) to RAS millimetres
-    orientation: str  # of the source file's axes, such as "LPS": the directions in which i, j, k grow
-    modality: str  # DICOM's word
-    slope: float  # value = slope * stored + intercept; 1 and 0 for CT, which is stored in HU
+    orientation: str  # directions of the axes i, j, k of the source file, such as "LPS"
+    modality: str  # DICOM's Modality
+    slope: float  # value = slope * stored + intercept; 1 and 0 for CT, stored in HU
     intercept: float
-    areas: dict[int, tuple[int, ...]]  # each label value that occurs, to its pixels on each slice [D]
-    source: dict[str, Any]  # image and label: file name, bytes, SHA-256
+    areas: dict[int, tuple[int, ...]]  # voxels of each label value on each slice [D]
+    source: CaseSource
 
     def positions_mm(self) -> np.ndarray:
-        """`[D]` float32: distance of each slice from the first, growing towards superior."""
+        """Return the distance of each slice from the first in mm, `[D]` float32, ascending towards superior."""
         return (np.arange(self.shape[0]) * self.spacing[0]).astype(np.float32)
 
 
 @dataclass
 class PreparedDataset:
-    """Cases, sorted by id. Threads may share it, and it can be pickled: files are opened where they are read."""
+    """Index and shards of a dataset; cases are sorted by id.
+
+    Can be pickled and shared between threads: shards are opened when they are read.
+    """
 
     path: str
     name: str
     labels: dict[int, str]  # label value to name, without the background
-    settings: dict[str, Any]  # of `prepare`
-    source: dict[str, Any]  # the dataset it was made from: `ids`, `fingerprint`, licence and the like
-    cases: tuple[CaseEntry, ...]
-    _shards: OpenFiles[Shard] = field(default_factory=OpenFiles, repr=False, compare=False)
+    settings: PrepareSettings
+    source: DatasetSource
+    cases: tuple[PreparedCase, ...]
+    _shards: OpenFileCache[Shard] = field(default_factory=OpenFileCache, repr=False, compare=False)
 
     @property
     def ids(self) -> list[str]:
-        """Of all cases of the source, those that were refused too; splits are made of these."""
+        """Return the ids of all cases of the source, with refused ones; splits are drawn from these."""
         return list(self.source["ids"])
 
     @property
     def fingerprint(self) -> str:
-        """Of the source, as `msd.fingerprint` gives it."""
-        return str(self.source["fingerprint"])
+        """Return the fingerprint of the source (`datasets.dataset_fingerprint`)."""
+        return self.source["fingerprint"]
 
-    def read(self, case: CaseEntry, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Values float32 `[n, H, W]` (HU if CT) and labels uint8 `[n, H, W]` of n slices.
+    def read(self, case: PreparedCase, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read values float32 `[n, H, W]` (HU for CT) and labels uint8 `[n, H, W]` of n slices.
 
         Raises:
             UserError: the shard is damaged.
@@ -82,13 +123,12 @@ class PreparedDataset:
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a prepared dataset."""
+    """Return whether a folder contains a prepared dataset."""
     return (epath.Path(path) / INDEX).exists()
 
 
 def write_index(dataset: PreparedDataset) -> None:
-    """Write `index.json` under a temporary name, then rename."""
-    file = epath.Path(dataset.path) / INDEX
+    """Write `index.json`, which is complete or does not exist."""
     record = {
         "format": FORMAT,
         "name": dataset.name,
@@ -97,50 +137,48 @@ def write_index(dataset: PreparedDataset) -> None:
         "source": dataset.source,
         "cases": [asdict(case) for case in dataset.cases],
     }
-    temporary = file.parent / f".{INDEX}.tmp"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(file)
+    write_text(Path(dataset.path, INDEX), json.dumps(record))
 
 
 def read_prepared(path: str | os.PathLike[str]) -> PreparedDataset:
-    """Read the index, and check that each shard is there and whole in size.
+    """Read the index, and check that each shard exists and has the recorded size.
 
     Raises:
-        UserError: no prepared dataset at `path`, one of another version, or shards that are missing or cut.
+        UserError: `path` is not a prepared dataset, has another version, or shards are missing or truncated.
     """
     root = epath.Path(path)
     file = root / INDEX
     if not file.exists():
         raise UserError(
-            f"{path} holds no prepared dataset ({INDEX}); make one with `sam2-3dmed prepare DATASET {path}`"
+            f"{path} is not a prepared dataset (no {INDEX}); create one with `sam2-3dmed prepare DATASET {path}`"
         )
     try:
         record = json.loads(file.read_text())
         version = record["format"]
         if version == FORMAT:
-            cases = tuple(entry_from_json(entry) for entry in record["cases"])
+            cases = tuple(case_from_json(entry) for entry in record["cases"])
             labels = {int(value): str(name) for value, name in record["labels"].items()}
             dataset = PreparedDataset(str(path), record["name"], labels, record["settings"], record["source"], cases)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is no index of a prepared dataset ({error!r}); run `sam2-3dmed prepare` again"
+            f"{file} is not an index of a prepared dataset ({error!r}); run `sam2-3dmed prepare` again"
         ) from error
     if version != FORMAT:
-        raise UserError(f"{file} has format {version}, this version reads {FORMAT}; prepare the dataset again")
+        raise UserError(f"{file} has format {version}, expected {FORMAT}; run `sam2-3dmed prepare` again")
     for case in dataset.cases:
         shard = root / case.shard
         if not shard.exists():
-            raise UserError(f"{shard} is missing; run `sam2-3dmed prepare` again, which writes it anew")
+            raise UserError(f"{shard} is missing; run `sam2-3dmed prepare` again, which writes it again")
         if (size := shard.stat().length) != case.bytes:
-            raise UserError(damaged(shard, f"it has {size} bytes of {case.bytes}", MEND))
+            raise UserError(damaged_file_message(shard, f"it has {size} bytes of {case.bytes}", REPAIR_HINT))
     return dataset
 
 
-def entry_from_json(record: dict[str, Any]) -> CaseEntry:
-    """The inverse of `dataclasses.asdict` after JSON."""
+def case_from_json(record: dict[str, Any]) -> PreparedCase:
+    """Invert `dataclasses.asdict` followed by JSON."""
     d, h, w = record["shape"]
     dz, dy, dx = record["spacing"]
-    return CaseEntry(
+    return PreparedCase(
         **{
             **record,
             "shape": (d, h, w),

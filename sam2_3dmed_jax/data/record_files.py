@@ -1,6 +1,6 @@
-"""ArrayRecord files, whatever their records are: written whole, read one record at a time, a bounded number open.
+"""Reading and writing of ArrayRecord files with records of equal size, and a cache of open files.
 
-ArrayRecord keeps checksums, so a damaged record is an error and never another value.
+ArrayRecord stores checksums, so a damaged record is an error and never a wrong value.
 """
 
 from __future__ import annotations
@@ -8,37 +8,35 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 
-OPEN = 64  # files that a process keeps open, at most: opening one takes 0.1 ms, and systems allow some hundred
+# Limit per process: opening a file takes 0.1 ms, and systems allow some hundred open files.
+MAX_OPEN_FILES = 64
 _READER = "readahead_buffer_size:0"  # random access
 Opened = TypeVar("Opened")
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[bytes], options: str) -> int:
-    """Write a file under a temporary name of its own, then rename.
+    """Write a file, which is complete or does not exist.
 
     Args:
         path: the file.
-        records: in order.
-        options: of ArrayRecord's writer.
+        records: the records in order.
+        options: options of ArrayRecord's writer.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        OSError: it cannot be written.
+        UserError: the file cannot be written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         with _writer_errors():
             writer = ArrayRecordWriter(str(temporary), options)
         try:
@@ -48,83 +46,82 @@ def write_records(path: str | os.PathLike[str], records: Iterable[bytes], option
         finally:
             with _writer_errors():
                 writer.close()
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return target.stat().st_size
+        return temporary.stat().st_size
 
 
 @contextlib.contextmanager
 def _writer_errors() -> Iterator[None]:
-    """ArrayRecord's are RuntimeErrors, as are those of whatever makes the records."""
+    """Convert the RuntimeErrors of ArrayRecord to OSErrors, so that those of the iterator of records stay apart."""
     try:
         yield
     except RuntimeError as error:
         raise OSError(str(error)) from error
 
 
-class Records:
-    """Random access to the records of a file; threads may share it."""
+class RecordFile:
+    """Random access to the records of a file; safe to share between threads."""
 
-    def __init__(self, path: str | os.PathLike[str], count: int, size: int, mend: str):
-        """Open a file of `count` records of `size` bytes; `mend` says what to do with a damaged one.
+    def __init__(self, path: str | os.PathLike[str], count: int, size: int, hint: str):
+        """Open a file of `count` records of `size` bytes; `hint` tells users how to fix a damaged file.
 
         Raises:
-            UserError: no such file, or one that holds another number of records.
+            UserError: the file does not exist, or has another number of records.
         """
         from array_record.python.array_record_module import ArrayRecordReader
 
-        self._path, self._size, self._mend = path, size, mend
+        self._path, self._size, self._hint = path, size, hint
         try:
             self._reader = ArrayRecordReader(str(path), _READER)
-            found = self._reader.num_records()
+            number = self._reader.num_records()
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(damaged(path, str(error), mend)) from error
-        if found != count:
-            raise UserError(damaged(path, f"it holds {found} readable slices of {count}", mend))
+            raise UserError(damaged_file_message(path, str(error), hint)) from error
+        if number != count:
+            raise UserError(damaged_file_message(path, f"it has {number} readable slices of {count}", hint))
 
     def read(self, number: int) -> bytes:
-        """One record.
+        """Read one record.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the record is damaged.
         """
         try:
-            # One by one: a list would go to ArrayRecord's own threads, which is slower and keeps 100 MB more.
+            # One by one: lists are read by ArrayRecord's own threads, which is slower and needs 100 MB more.
             (record,) = self._reader.read([int(number)])
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(damaged(self._path, str(error), self._mend)) from error
+            raise UserError(damaged_file_message(self._path, str(error), self._hint)) from error
         if len(record) != self._size:
-            raise UserError(damaged(self._path, f"slice {number} has {len(record)} bytes", self._mend))
+            raise UserError(damaged_file_message(self._path, f"slice {number} has {len(record)} bytes", self._hint))
         return bytes(record)
 
 
-def damaged(path: str | os.PathLike[str], reason: str, mend: str) -> str:
-    """The sentence for a file that cannot be used."""
-    return f"{path} is damaged ({reason}); {mend}"
+def damaged_file_message(path: str | os.PathLike[str], reason: str, hint: str) -> str:
+    """Return the message about a damaged file."""
+    return f"{path} is damaged ({reason}); {hint}"
 
 
-class OpenFiles(Generic[Opened]):
-    """The files that a process keeps open, the latest used last. Threads may share it; a pickle of it holds none."""
+class OpenFileCache(Generic[Opened]):
+    """Open files of a process, of which the least recently used are closed.
+
+    Safe to share between threads. A pickled copy has no open files.
+    """
 
     def __init__(self) -> None:
         self._files: dict[str, Opened] = {}
         self._lock = threading.Lock()
 
     def get(self, name: str, open_it: Callable[[], Opened]) -> Opened:
-        """An open file, opened if it is not."""
+        """Return the open file of this name; `open_it` opens it if needed."""
         with self._lock:
             file = self._files.pop(name, None)
             if file is None:
                 file = open_it()
             self._files[name] = file
-            if len(self._files) > OPEN:  # a reader closes when the last thread that reads lets go of it
+            if len(self._files) > MAX_OPEN_FILES:  # a file closes when no thread uses it any more
                 del self._files[next(iter(self._files))]
         return file
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
-        return OpenFiles, ()
+    def __reduce__(self) -> tuple[type[OpenFileCache], tuple[()]]:
+        return OpenFileCache, ()

@@ -1,28 +1,28 @@
-"""A sample of a dataset's clips, to look at: one of each of some cases, evenly spread over them."""
+"""Sample clips of a dataset for previews: one clip of each of some cases, evenly spread over the dataset."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig
+from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.clips import Clip, cut_clip
 from sam2_3dmed_jax.data.prepared import PreparedDataset
-from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
 
 
 def sample_clips(
     dataset: PreparedDataset, config: DataConfig, image_size: int, count: int, seed: int
 ) -> tuple[list[Clip], list[str]]:
-    """Clips as training cuts them, of at most `count` cases, and the ids of these cases.
+    """Cut clips of at most `count` cases as training does, and return them with the ids of the cases.
 
     Raises:
-        UserError: settings that do not fit the dataset, no case that holds a class to segment, or a damaged shard.
+        UserError: the settings do not fit the dataset, no case contains a class to segment, or a shard is damaged.
     """
-    view = ModelView(dataset, config, image_size)
-    cases = [case for case in dataset.cases if view.areas(case)]
+    reader = CaseReader(dataset, config, image_size)
+    cases = [case for case in dataset.cases if reader.areas(case)]
     if not cases:
-        raise UserError(f"{dataset.path}: no case holds a class to segment; check data.classes")
+        raise UserError(f"{dataset.path}: no case contains a class to segment; check data.classes")
     chosen = np.unique(np.linspace(0, len(cases) - 1, count).round().astype(int)).tolist()
-    clips = [cut_clip(view, cases[i], config, np.random.default_rng([seed, i])) for i in chosen]
+    clips = [cut_clip(reader, cases[i], config, np.random.default_rng([seed, i])) for i in chosen]
     return clips, [cases[i].id for i in chosen]

@@ -1,7 +1,7 @@
-"""The split that settings choose. Training, the demo and `evaluate` ask here, so that they cannot disagree.
+"""Choice of the data split from the settings, for training, the demo and `evaluate`.
 
-A run keeps its split in `split.json`. What scores its checkpoint on the same data takes the run's settings unless
-told otherwise, and refuses cases that the checkpoint was trained on.
+A run stores its split in `split.json`. Evaluation of its checkpoint on the same data uses the settings of the run by
+default, and refuses cases that the checkpoint was trained on.
 """
 
 from __future__ import annotations
@@ -13,136 +13,176 @@ from typing import Any, get_args, get_type_hints
 
 from etils import epath
 
-from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.split_files import listed, read_how, read_patients, read_splits, sha256
+from sam2_3dmed_jax.config import DataConfig, SplitConfig
+from sam2_3dmed_jax.data.split_files import (
+    first_ids,
+    read_patients,
+    read_split_description,
+    read_splits,
+    small_file_sha256,
+)
 from sam2_3dmed_jax.data.splits import RANDOM_STATE, Split, eighty_twenty, fold_cases, inner_split
 from sam2_3dmed_jax.errors import UserError, naming
 
-SPLIT = "split.json"  # in a run's folder
-FIELDS = ("split", "fold", "folds", "split_seed", "splits", "patients", "inner_fraction")  # of `DataConfig`
+SPLIT_FILE = "split.json"  # in the folder of a run
+# The settings of a split: their names in split.json and as flags of `evaluate`, and their fields in `SplitConfig`.
+_IN_GROUP = {
+    "split": "method",
+    "folds": "folds",
+    "split_seed": "seed",
+    "splits": "file",
+    "patients": "patients",
+    "inner_fraction": "inner_fraction",
+}
+SPLIT_FIELDS = ("split", "fold", "folds", "split_seed", "splits", "patients", "inner_fraction")
 
 
 def choose_split(ids: Sequence[str], data: DataConfig) -> Split:
-    """The split of a dataset's cases that the settings choose.
+    """Return the split of a dataset's cases.
 
     Args:
-        ids: the ids of all cases of the dataset, in any order.
-        data: its `FIELDS`.
+        ids: ids of all cases of the dataset, in any order.
+        data: `fold` and `split` are used.
 
     Raises:
-        UserError: a fold that does not exist, too few cases, or files of splits or patients that do not fit.
+        UserError: the fold does not exist, there are too few cases, or a file of splits or patients does not fit.
     """
-    if data.split not in (known := get_args(get_type_hints(DataConfig)["split"])):
-        raise UserError(f"data.split: '{data.split}' is no split; choose from {', '.join(known)}")
+    settings = data.split
+    if settings.method not in (known := get_args(get_type_hints(SplitConfig)["method"])):
+        raise UserError(f"data.split.method: '{settings.method}' does not exist; choose from {', '.join(known)}")
     patients = None
-    if data.patients:
-        with naming("data.patients"):
-            patients = read_patients(data.patients, ids)
-    if data.splits:
-        split = _of_file(ids, data, patients)
-    elif data.split == "80/20":
+    if settings.patients:
+        with naming("data.split.patients"):
+            patients = read_patients(settings.patients, ids)
+    if settings.file:
+        split = _split_from_file(ids, data, patients)
+    elif settings.method == "80/20":
         if data.fold:
-            raise UserError(f"data.fold: 80/20 has no fold {data.fold}; leave it at 0 and change data.split_seed")
-        training, test = eighty_twenty(ids, data.split_seed, patients)
+            raise UserError(f"data.fold: 80/20 has no fold {data.fold}; leave it at 0 and change data.split.seed")
+        training, test = eighty_twenty(ids, settings.seed, patients)
         split = Split(tuple(training), (), tuple(test))
     else:
-        training, test = fold_cases(ids, data.fold, data.folds, patients)
+        training, test = fold_cases(ids, data.fold, settings.folds, patients)
         split = Split(tuple(training), (), tuple(test))
-    if split.val:  # a run's file has drawn it
+    if split.val:  # from the file of a run
         return split
-    train, val = inner_split(split.train, data.inner_fraction, patients)
+    train, val = inner_split(split.train, settings.inner_fraction, patients)
     return Split(tuple(train), tuple(val), split.test)
 
 
-def how_made(data: DataConfig, fingerprint: str) -> dict[str, Any]:
-    """What a split was made by: the dataset's fingerprint, the settings, and the SHA-256 of their files.
+def split_settings(data: DataConfig) -> dict[str, Any]:
+    """Return the settings of a split under the names of `SPLIT_FIELDS`."""
+    return {name: getattr(data.split, _IN_GROUP[name]) if name in _IN_GROUP else data.fold for name in SPLIT_FIELDS}
+
+
+def with_split(settings: Mapping[str, Any]) -> DataConfig:
+    """Return a `DataConfig` with these settings, under the names of `SPLIT_FIELDS`; the others have their defaults."""
+    split = SplitConfig(**{_IN_GROUP[name]: value for name, value in settings.items() if name in _IN_GROUP})
+    return DataConfig(fold=settings.get("fold", 0), split=split)
+
+
+def split_description(data: DataConfig, fingerprint: str) -> dict[str, Any]:
+    """Return what determines a split: the dataset's fingerprint, the settings, and the SHA-256 of their files.
 
     Paths are absolute.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: a file cannot be read.
     """
-    how: dict[str, Any] = {
-        "data": absolute(data.path),
+    description: dict[str, Any] = {
+        "data": absolute_path(data.path),
         "fingerprint": fingerprint,
-        **{name: getattr(data, name) for name in FIELDS},
+        **split_settings(data),
     }
     for name in ("splits", "patients"):
-        if how[name]:
-            how[f"{name}_sha256"] = sha256(how[name])
-            how[name] = absolute(how[name])
-    return {**how, "random_state": RANDOM_STATE}
+        if description[name]:
+            description[f"{name}_sha256"] = small_file_sha256(description[name])
+            description[name] = absolute_path(description[name])
+    return {**description, "random_state": RANDOM_STATE}
 
 
-def split_to_score(ids: Sequence[str], fingerprint: str, checkpoint: str, given: Mapping[str, Any]) -> Split:
-    """The split whose held-out cases a checkpoint is scored on.
+def split_to_score(ids: Sequence[str], fingerprint: str, checkpoint: str, settings: Mapping[str, Any]) -> Split:
+    """Return the split whose held-out cases a checkpoint is scored on.
 
     Args:
-        ids: the ids of all cases of the dataset.
-        fingerprint: of the dataset (`msd.fingerprint`).
-        checkpoint: its folder, beside the `split.json` of the run that trained it, if that is at hand.
-        given: the fields of `FIELDS` that the user gives. The others are the run's when it trained on this very
-            dataset, and defaults otherwise or when `split` or `splits` is given.
+        ids: ids of all cases of the dataset.
+        fingerprint: fingerprint of the dataset (`datasets.dataset_fingerprint`).
+        checkpoint: folder of the checkpoint; the `split.json` of its training run is next to it, if available.
+        settings: settings that the user passes, under the names of `SPLIT_FIELDS`. The others are those of the run if
+            it trained on this dataset; otherwise, or if `split` or `splits` is passed, they have their defaults.
 
     Raises:
-        UserError: as `choose_split`; or the run has trained on a case that would be scored, or chosen settings by it.
+        UserError: as `choose_split`; or a case to score was used for training or inner validation.
     """
-    record = epath.Path(absolute(checkpoint)).parent / SPLIT
-    how = read_how(record) if record.exists() else {}
-    if how.get("fingerprint") != fingerprint:  # cases of other data may share their ids
-        return choose_split(ids, DataConfig(**given))
-    fields = {} if {"split", "splits"} & given.keys() else _fields(how, record)
-    split = choose_split(ids, DataConfig(**{**fields, **given}))
-    (run,) = read_splits(record)
-    if seen := sorted({*run.train, *run.val} & {*split.test}):
+    file = epath.Path(absolute_path(checkpoint)).parent / SPLIT_FILE
+    description = read_split_description(file) if file.exists() else {}
+    if description.get("fingerprint") != fingerprint:  # other datasets may have the same ids
+        return choose_split(ids, with_split(settings))
+    run_settings = {} if {"split", "splits"} & settings.keys() else _checked_settings(description, file)
+    split = choose_split(ids, with_split({**run_settings, **settings}))
+    (run,) = read_splits(file)
+    if trained := sorted({*run.train, *run.val} & {*split.test}):
         raise UserError(
-            f"{checkpoint} was trained on {len(seen)} of the {len(split.test)} cases to score ({listed(seen)}), as "
-            f"{record} says; leave out the flags of the split, or give --splits {record}"
+            f"{checkpoint} was trained on {len(trained)} of {len(split.test)} cases to score ({first_ids(trained)}), "
+            f"according to {file}; leave out the flags of the split, or give --splits {file}"
         )
     return split
 
 
-def run_of(checkpoint: str, known: str) -> dict[str, Any]:
-    """How the run that trained a checkpoint split this very dataset, and its seed; {} if no such run is at hand."""
-    folder = epath.Path(absolute(checkpoint)).parent
-    how = read_how(folder / SPLIT) if (folder / SPLIT).exists() else {}
-    if how.get("fingerprint") != known:
+def run_description(checkpoint: str, fingerprint: str) -> dict[str, Any]:
+    """Return the split description of the run that trained a checkpoint, and its `seed`.
+
+    {} if the run is not available, or used a dataset with another fingerprint.
+    """
+    folder = epath.Path(absolute_path(checkpoint)).parent
+    description = read_split_description(folder / SPLIT_FILE) if (folder / SPLIT_FILE).exists() else {}
+    if description.get("fingerprint") != fingerprint:
         return {}
     try:
-        return {**how, "seed": int(json.loads((folder / "config.json").read_text())["training"]["seed"])}
+        return {**description, "seed": int(json.loads((folder / "config.json").read_text())["training"]["seed"])}
     except (OSError, ValueError, KeyError, TypeError):
-        return how
+        return description
 
 
-def _of_file(ids: Sequence[str], data: DataConfig, patients: Mapping[str, str] | None) -> Split:
-    if data.split != "kfold":
-        raise UserError(f"data.splits: {data.splits} and data.split {data.split} are two splits; leave one out")
-    with naming("data.splits"):
-        folds = read_splits(data.splits)
+def _split_from_file(ids: Sequence[str], data: DataConfig, patients: Mapping[str, str] | None) -> Split:
+    if data.split.method != "kfold":
+        raise UserError(
+            f"data.split.file: {data.split.file} and data.split.method {data.split.method} are two splits; remove one"
+        )
+    with naming("data.split.file"):
+        folds = read_splits(data.split.file)
         if not 0 <= data.fold < len(folds):
-            raise UserError(f"{data.splits} has no fold {data.fold}; choose data.fold from 0 to {len(folds) - 1}")
+            raise UserError(f"{data.split.file} has no fold {data.fold}; choose data.fold from 0 to {len(folds) - 1}")
         split = folds[data.fold]
-        where = f"{data.splits}: fold {data.fold}"
+        where = f"{data.split.file}: fold {data.fold}"
         if unknown := sorted({*split.train, *split.val, *split.test} - {*ids}):
-            raise UserError(f"{where} names {listed(unknown)}, which the dataset lacks; correct the file or data.path")
+            raise UserError(
+                f"{where} contains {first_ids(unknown)}, which the dataset lacks; correct the file or data.path"
+            )
         if patients:
-            sides = [{patients[case] for case in part} for part in (split.train, split.val, split.test)]
-            torn = sorted(sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
-            if torn:
-                raise UserError(f"{where} has cases of patient {listed(torn)} on two sides; keep a patient together")
+            patient_sets = [{patients[case] for case in part} for part in (split.train, split.val, split.test)]
+            train, val, test = patient_sets
+            divided = sorted(train & val | train & test | val & test)
+            if divided:
+                raise UserError(
+                    f"{where} has cases of patient {first_ids(divided)} on two sides; keep a patient together"
+                )
     return split
 
 
-def _fields(how: Mapping[str, Any], record: os.PathLike[str]) -> dict[str, Any]:
-    """The settings of a run, checked: a file may have been edited."""
-    fields = {name: how[name] for name in FIELDS if name in how}
-    for name, value in fields.items():
-        default = getattr(DataConfig(), name)
+def _checked_settings(description: Mapping[str, Any], file: os.PathLike[str]) -> dict[str, Any]:
+    """Return the settings of a run after a check of their types, because the file may have been edited."""
+    settings = {name: description[name] for name in SPLIT_FIELDS if name in description}
+    defaults = split_settings(DataConfig())
+    for name, value in settings.items():
+        default = defaults[name]
         if not isinstance(value, int | float if isinstance(default, float) else type(default)):
-            raise UserError(f"{record}: how.{name} is {value!r}, not like {default!r}; correct it, or delete the file")
-    return fields
+            raise UserError(
+                f"{file}: how.{name} is {value!r}, expected a value like {default!r}; correct it, or delete the file"
+            )
+    return settings
 
 
-def absolute(path: str) -> str:
-    """A path that other working directories understand; addresses such as `gs://` and no path stay as they are."""
+def absolute_path(path: str) -> str:
+    """Return the absolute path; addresses such as `gs://` and the empty path are unchanged."""
     return path if not path or "://" in path else os.path.realpath(path)

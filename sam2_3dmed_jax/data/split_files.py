@@ -1,13 +1,13 @@
-"""Files of splits: nnU-Net's `splits_final.json`, the `split.json` of a run, and a table of patients.
+"""Split files: nnU-Net's `splits_final.json`, the `split.json` of a training run, and tables of patients.
 
-nnU-Net's file is a list with `{"train": [...], "val": [...]}` a fold, whose "val" is our `Split.test`; it knows no
-inner split. A run's is one object with `train`, `val` (inner), `test` (held out) and `how` it was made.
+nnU-Net's file is a list with one `{"train": [...], "val": [...]}` per fold, where "val" is `Split.test` here; it has no
+inner validation. The file of a run is one object with `train`, `val` (inner validation), `test` (held out) and `how`,
+the description of the split.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -19,140 +19,142 @@ from etils import epath
 
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.image_file import written_whole
+from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.hashing import sha256_of_chunks
 
-MAX_BYTES = 64 << 20  # of any of these files; more is another kind of file
+MAX_BYTES = 64 << 20  # limit for each of these files; larger files are something else
 
 Path = str | os.PathLike[str]
 
 
 def read_splits(path: Path) -> list[Split]:
-    """The folds of nnU-Net's file, without inner cases; or the one split of a run's file, as it stands.
+    """Return the folds of nnU-Net's file, without inner validation, or the one split of a run's file.
 
     Raises:
-        UserError: no such file, not JSON, members that are missing or no lists of case ids, an empty training or
-            held-out part, or a case that stands twice.
+        UserError: the file does not exist or is not JSON, a list of case ids is missing or not valid, there are no
+            training or held-out cases, or a case occurs twice.
     """
     record = _json(path)
     if isinstance(record, dict):
         return [_split(record, str(path), ("train", "val", "test"))]
     if not isinstance(record, list) or not record:
         raise UserError(
-            f'{path} is {_short(record)}; give a list with {{"train": [...], "val": [...]}} a fold, as nnU-Net writes'
+            f'{path} is {_short(record)}; give a list of {{"train": [...], "val": [...]}}, one per fold, as nnU-Net'
         )
     return [_split(fold, f"{path}: fold {number}", ("train", "val")) for number, fold in enumerate(record)]
 
 
 def write_nnunet_splits(path: Path, splits: Sequence[Split]) -> None:
-    """Write nnU-Net's `splits_final.json`: its "train" is `train` and `val` together, its "val" is `test`.
+    """Write nnU-Net's `splits_final.json`, where "train" is `train` and `val` together, and "val" is `test`.
 
     Raises:
         UserError: the file cannot be written.
     """
     folds = [{"train": sorted(split.train + split.val), "val": list(split.test)} for split in splits]
-    _write(path, json.dumps(folds, indent=4))
+    write_text(path, json.dumps(folds, indent=4))
 
 
-def keep_split(path: Path, split: Split, how: dict[str, Any]) -> None:
-    """Write a run's split under a temporary name, then rename; or check that the one that is there has these cases.
+def write_run_split(path: Path, split: Split, description: dict[str, Any]) -> None:
+    """Write the split of a run, or check that an existing file has the same cases.
 
     Raises:
-        UserError: the file holds other cases, or cannot be read or written.
+        UserError: the file has other cases, or cannot be read or written.
     """
     if epath.Path(path).exists():
         if read_splits(path) != [split]:
             raise UserError(
-                f"{path} holds another split than the data and its files give today; put them back as they were, or "
-                "choose another --out"
+                f"{path} has another split than the data and settings give now; restore them, or choose another --out"
             )
         return
     cases = {"train": list(split.train), "val": list(split.val), "test": list(split.test)}
-    _write(path, json.dumps({"how": how, **cases}, indent=2))
+    write_text(path, json.dumps({"how": description, **cases}, indent=2))
 
 
-def read_how(path: Path) -> dict[str, Any]:
-    """How the split of a run's file was made.
+def read_split_description(path: Path) -> dict[str, Any]:
+    """Read the description of the split in the file of a run.
 
     Raises:
-        UserError: no such file, or one that does not say.
+        UserError: the file does not exist, or has no description.
     """
     record = _json(path)
     if not isinstance(record, dict) or not isinstance(record.get("how"), dict):
-        raise UserError(f"{path} does not say how its split was made; give the split.json that a training run wrote")
+        raise UserError(f"{path} has no description of its split ('how'); give the split.json of a training run")
     return record["how"]
 
 
 def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
-    """Case to patient, from a CSV table with the columns `case` and `patient`; others are passed over.
+    """Read case to patient from a CSV table with the columns `case` and `patient`; other columns are ignored.
 
     Raises:
-        UserError: no such table, a case of `ids` that it lacks, or one that it gives to two patients.
+        UserError: the table does not exist, lacks a case of `ids`, or assigns a case to two patients.
     """
     try:
         rows = csv.DictReader(io.StringIO(_bytes(path).decode("utf-8-sig"), newline=""), skipinitialspace=True)
         header = rows.fieldnames or []
         cells = [(rows.line_num, (row.get("case") or "").strip(), (row.get("patient") or "").strip()) for row in rows]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no CSV table in UTF-8 ({error}); give one with the columns case,patient") from None
+        raise UserError(
+            f"{path} is not a CSV table in UTF-8 ({error}); give one with the columns case,patient"
+        ) from None
     if not {"case", "patient"} <= set(header):
-        found = ", ".join(map(_short, header[:6])) or "none"
-        raise UserError(f"{path} has the columns {found}; give a CSV table with the columns case,patient")
+        columns = ", ".join(map(_short, header[:6])) or "none"
+        raise UserError(f"{path} has the columns {columns}; give a CSV table with the columns case,patient")
     patients: dict[str, str] = {}
     for line, case, patient in cells:
         if not case or not patient:
-            raise UserError(f"{path}, line {line}: it names no {'patient' if case else 'case'}; fill in both cells")
+            raise UserError(f"{path}, line {line}: the {'patient' if case else 'case'} is missing; fill in both cells")
         if patients.setdefault(case, patient) != patient:
             raise UserError(
-                f"{path}, line {line}: {_short(case)} is of patient {_short(patient)}, and above of "
+                f"{path}, line {line}: {_short(case)} has the patient {_short(patient)}, and above "
                 f"{_short(patients[case])}; give each case one patient"
             )
     if missing := sorted(set(ids) - patients.keys()):
-        raise UserError(f"{path} has no row for {listed(missing)}; add a row for each case of the dataset")
+        raise UserError(f"{path} has no row for {first_ids(missing)}; add a row for each case of the dataset")
     return patients
 
 
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal.
+def small_file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a small file, in hexadecimal.
 
     Raises:
-        UserError: no such file, or one too large for a file of splits or patients.
+        UserError: the file does not exist, or is larger than `MAX_BYTES`.
     """
-    return hashlib.sha256(_bytes(path)).hexdigest()
+    return sha256_of_chunks([_bytes(path)])
 
 
-def listed(ids: Sequence[str]) -> str:
-    """Some ids in words; of many, the first and their number."""
+def first_ids(ids: Sequence[str]) -> str:
+    """Return up to three ids, and the number of the others, for messages."""
     more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
     return ", ".join(map(_short, ids[:3])) + more
 
 
 def _split(record: Any, where: str, members: Sequence[str]) -> Split:
-    """`members` are train and held out, or train, inner and held out."""
+    """Check one split; `members` are the keys for training, optionally inner validation, and held out."""
     if not isinstance(record, dict):
         raise UserError(f"{where} is {_short(record)}; give an object with {' and '.join(members)}")
     parts = {name: _ids(record, where, name) for name in members}
     held_out = members[-1]
     for name in ("train", held_out):
         if not parts[name]:
-            raise UserError(f"{where}: '{name}' is empty; give it the ids of its cases")
-    seen: dict[str, str] = {}
+            raise UserError(f"{where}: '{name}' is empty; add the ids of its cases")
+    member_of: dict[str, str] = {}
     for name in members:
         for case in parts[name]:
-            if case in seen:
-                twice = f"twice in '{name}'" if seen[case] == name else f"in '{seen[case]}' and in '{name}'"
-                raise UserError(f"{where}: {_short(case)} stands {twice}; give each case one place")
-            seen[case] = name
+            if case in member_of:
+                twice = f"twice in '{name}'" if member_of[case] == name else f"in '{member_of[case]}' and in '{name}'"
+                raise UserError(f"{where}: {_short(case)} is {twice}; list each case once")
+            member_of[case] = name
     inner = parts["val"] if held_out != "val" else []
     return Split(tuple(sorted(parts["train"])), tuple(sorted(inner)), tuple(sorted(parts[held_out])))
 
 
 def _ids(record: dict[str, Any], where: str, name: str) -> list[str]:
     if name not in record:
-        raise UserError(f"{where} has no '{name}'; add the list of its case ids")
+        raise UserError(f"{where} has no '{name}'; add the list of case ids")
     value = record[name]
     wrong = value if not isinstance(value, list) else next((i for i in value if not isinstance(i, str)), "")
     if wrong != "" or not isinstance(value, list):
-        raise UserError(f"{where}: '{name}' holds {_short(wrong)}; give a list of case ids, which are texts")
+        raise UserError(f"{where}: '{name}' holds {_short(wrong)}; give a list of case ids as text")
     return value
 
 
@@ -160,24 +162,19 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(_bytes(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give a file of splits") from None
+        raise UserError(f"{path} is not JSON ({error}); give a split file") from None
 
 
 def _bytes(path: Path) -> bytes:
     file = epath.Path(path)
     try:
         if not file.is_file():
-            raise UserError(f"{path} is no file; give the path of one")
+            raise UserError(f"{path} is not a file; give the path of a file")
         if (size := file.stat().length) > MAX_BYTES:
-            raise UserError(f"{path} is a file of {size >> 20} MiB; give one of at most {MAX_BYTES >> 20}")
+            raise UserError(f"{path} has {size >> 20} MiB, expected at most {MAX_BYTES >> 20}; give a smaller file")
         return file.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a file that can") from None
-
-
-def _write(path: Path, text: str) -> None:
-    with written_whole(path, ".json") as part:
-        part.write_text(text)
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a readable file") from None
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""From masks to numbers, tables and pictures."""
+"""Evaluation: from predictions to scores, summaries, comparisons and reports."""
 
 from sam2_3dmed_jax.metrics.overlap import overlap_metrics
 from sam2_3dmed_jax.metrics.surface import surface_metrics

@@ -1,33 +1,43 @@
-"""Results in a line each, for the terminal: with tolerance, unit and counts, which must never be left unsaid."""
+"""Results as single lines for the terminal, always with tolerance, unit and counts."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sam2_3dmed_jax.evaluation.comparison import Difference
+from sam2_3dmed_jax.metrics import registry
+
 
 def class_line(name: str, entry: dict[str, Any]) -> str:
-    """A class in one line, with what must never be left unsaid: tolerance, unit, counts."""
+    """Return the means of a class, with tolerance, unit and counts, in one line.
 
-    def told(metric: str, digits: int) -> str:
-        mean = entry[metric]["mean"]
-        return "none" if mean is None else f"{mean:.{digits}f}"
-
-    words = f"{name}: mean Dice {told('dice', 3)} over {entry['dice']['n']} cases"
-    if "nsd" in entry:
-        words += f", NSD {told('nsd', 3)} at {entry['tolerance_mm']:g} mm, HD95 {told('hd95_mm', 1)} mm"
+    Args:
+        name: of the class.
+        entry: of the class, in `summary.json`.
+    """
+    means: list[str] = []
+    for metric in registry.METRICS:
+        if metric.headline and metric.name in entry:
+            mean = entry[metric.name]["mean"]
+            words = f"{metric.label} {'none' if mean is None else f'{mean:.{metric.digits - 1}f}'}"
+            words += f" {metric.unit}" if metric.unit else ""
+            words += f" over {entry[metric.name]['n']} cases" if not means else ""
+            words += f" at {entry['tolerance_mm']:g} mm" if metric.tolerant else ""
+            means.append(words)
+    line = f"{name}: mean {', '.join(means)}"
     empty = entry["empty"]
     counts = [f"{number} with an empty {kind}" for kind, number in empty.items() if number and kind != "both"]
     counts += [f"{empty['both']} with both empty"] if empty["both"] else []
     if "lesions" in entry:
-        found = entry["lesions"]
-        counts.append(f"{found['found']} of {found['lesions']} lesions found, {found['false_positives']} false")
-    return f"{words} ({'; '.join(counts)})" if counts else words
+        lesions = entry["lesions"]
+        counts.append(f"{lesions['found']} of {lesions['lesions']} lesions found, {lesions['false_positives']} false")
+    return f"{line} ({'; '.join(counts)})" if counts else line
 
 
-def difference_line(entry: dict[str, Any], other: str) -> str:
-    """A paired difference of a class and metric, from `comparison.compare`, in one line."""
+def difference_line(entry: Difference, other: str) -> str:
+    """Return a paired difference of a class and metric, from `compare_methods`, in one line."""
     if entry["difference"] is None:
-        return f"{entry['class']}: no {entry['metric']} to compare with {other}"
+        return f"{entry['class']}: {entry['metric']} cannot be compared with {other}"
     low, high = entry["ci95"] or (entry["difference"],) * 2
     p = "" if entry["p_holm"] is None else f", p = {entry['p_holm']:.3g} (Wilcoxon, Holm)"
     return (

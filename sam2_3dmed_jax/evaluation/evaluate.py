@@ -1,4 +1,4 @@
-"""What `evaluate` does: a checkpoint, any method's files, or finished results become tables and a summary."""
+"""Evaluation runs: a checkpoint, the files of any method, or finished results are scored, summarised and written."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from etils import epath
 
-from sam2_3dmed_jax.data.datasets import fingerprint, on_disk, read_dataset
-from sam2_3dmed_jax.data.split_choice import absolute, run_of, split_to_score
-from sam2_3dmed_jax.data.split_files import listed
+from sam2_3dmed_jax.data.datasets import dataset_fingerprint, read_dataset, require_folder
+from sam2_3dmed_jax.data.split_choice import absolute_path, run_description, split_to_score
+from sam2_3dmed_jax.data.split_files import first_ids
 from sam2_3dmed_jax.errors import UserError, naming
-from sam2_3dmed_jax.evaluation.comparison import compare, comparison_texts
+from sam2_3dmed_jax.evaluation.comparison import compare_methods, comparison_texts
 from sam2_3dmed_jax.evaluation.console_lines import class_line, difference_line
 from sam2_3dmed_jax.evaluation.cost import fixed_cost
-from sam2_3dmed_jax.evaluation.journal import FinishedCases
+from sam2_3dmed_jax.evaluation.journal import Journal
 from sam2_3dmed_jax.evaluation.label_files import by_name, find_pairs, label_values
 from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.report.worst_cases import WORST
-from sam2_3dmed_jax.evaluation.results import (
+from sam2_3dmed_jax.evaluation.result_files import (
     CASES,
     LESIONS,
     RELIABILITY,
@@ -30,63 +30,72 @@ from sam2_3dmed_jax.evaluation.results import (
     read_results,
     write_results,
 )
-from sam2_3dmed_jax.evaluation.score_cases import Progress, evaluate_files, evaluate_model
-from sam2_3dmed_jax.evaluation.scores import Measure
-from sam2_3dmed_jax.evaluation.settings import Plan
-from sam2_3dmed_jax.evaluation.summary import AUTOMATIC, Row, summarise
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, evaluate_model
+from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, ScoreRow
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+from sam2_3dmed_jax.evaluation.summary import summarise
 from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
+from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM
 from sam2_3dmed_jax.model.checkpoint import load_model, without_boundary
-from sam2_3dmed_jax.prompts.protocols import EXPLAINED
+from sam2_3dmed_jax.prompts.protocols import PROTOCOL_DESCRIPTIONS
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.label_classes import LabelClass
 
-TRAINED = ("yes", "no", "unknown")
-
 
 @dataclass(frozen=True)
-class Wanted:
-    """The words of the command that say what is scored and how, as the user gives them."""
+class ScoringOptions:
+    """What to score and how, with the values of the flags of `sam2-3dmed evaluate` that have the same names."""
 
-    out: str
-    classes: str | None = None
-    targets: str | None = None
-    tumours: str | None = None
-    tolerance_mm: str | None = None
-    definition: str = "surface-distance"
-    empty: str = "diagonal"
-    metrics: str = "all"
-    resample: bool = False
-    protocol: str | None = None
-    method: str | None = None
-    trained_on_these_cases: str | None = None
-    seed: str | None = None
-    without_bd: bool = False
-    prompts_from: str | None = None
-    nearest_component: bool = False
-    band_mm: float = WIDTH_MM
-    save: str = ""  # folder for the label maps of a checkpoint
-    others: Sequence[Row] = field(default_factory=tuple)  # results to compare with
+    out: str  # folder of the tables and the report
+    classes: str | None = None  # "1=spleen,1+2=both"; None: all labels
+    targets: str | None = None  # "1+2,2", the objects to prompt; None: derived from the classes
+    tumours: str | None = None  # names of the classes that are counted by lesions; None: recognised by name
+    tolerance_mm: str | None = None  # of the NSD, "2" or "cancer=2,3"; None: the default of the task
+    definition: str = "surface-distance"  # of the surface metrics
+    empty: str = "diagonal"  # distances where one mask is empty: "diagonal" or "nan"
+    metrics: str = "all"  # "all", or "overlap" without surface metrics
+    resample: bool = False  # put files on other grids, and slanted grids, on the reference's regular grid
+    protocol: str | None = None  # how objects are prompted; None: the default of the model
+    method: str | None = None  # name in each row; None: the name of the folder
+    trained_on_these_cases: str | None = None  # "yes", "no" or "unknown"; None: derived from the run
+    seed: str | None = None  # of the training run, for each row
+    without_bd: bool = False  # leave out the boundary branch of the checkpoint
+    prompts_from: str | None = None  # folder of an automatic method's predictions that prompts are drawn from
+    nearest_component: bool = False  # reduce predictions to the component nearest to one click per object
+    band_mm: float = WIDTH_MM  # half width of the band in which probabilities are judged
+    save: str = ""  # folder for the label maps that the checkpoint predicts; "": they are not kept
+    others: Sequence[ScoreRow] = field(default_factory=tuple)  # rows of finished results to compare with
 
     @property
-    def measure(self) -> Measure:
-        """How masks are measured."""
-        return Measure(self.definition, self.empty, self.metrics == "all", self.resample)
+    def metric_settings(self) -> MetricSettings:
+        """The metrics and their definitions."""
+        return MetricSettings(self.definition, self.empty, self.metrics == "all", self.resample)
 
-    def chosen(self, classes: Sequence[LabelClass], task: str = "") -> list[LabelClass]:
-        """Classes with the tolerances and tumours that the user names."""
+    def scored_classes(self, classes: Sequence[LabelClass], task: str = "") -> list[LabelClass]:
+        """Return the classes with the requested tolerances, and with the requested ones marked as tumours."""
         tolerant = label_classes.with_tolerances(classes, self.tolerance_mm, task)
         return label_classes.with_tumours(tolerant, self.tumours)
 
-    def plan(self, classes: Sequence[LabelClass], protocol: str, about: dict[str, Any]) -> Plan:
-        """The plan of these classes."""
+    def settings(
+        self, classes: Sequence[LabelClass], protocol: str, method_columns: dict[str, Any]
+    ) -> EvaluationSettings:
+        """Return the settings that score these classes."""
         targets = label_classes.parse_targets(self.targets) if self.targets else None
-        return Plan(classes, protocol, targets=targets, measure=self.measure, about=about, pictures=WORST)
+        return EvaluationSettings(
+            classes,
+            protocol,
+            targets=targets,
+            metrics=self.metric_settings,
+            method_columns=method_columns,
+            pictures=WORST,
+        )
 
-    def about(self, method: str, trained: str, fold: Any = "") -> dict[str, Any]:
-        """The columns that say whose results these are."""
+    def method_columns(self, method: str, trained: str, fold: Any = "") -> dict[str, Any]:
+        """Return the columns that identify the method and its training run."""
         return {
             "method": self.method or method,
             "trained_on_these_cases": self.trained_on_these_cases or trained,
@@ -96,69 +105,68 @@ class Wanted:
 
 
 def score_checkpoint(
-    checkpoint: str, data: str, order: Any, split: Mapping[str, Any], wanted: Wanted, progress: Progress
+    checkpoint: str, data: str, order: Any, split: Mapping[str, Any], options: ScoringOptions, progress: Progress
 ) -> list[str]:
-    """Segment and score the held-out cases of a dataset; goes on where it was interrupted.
+    """Segment and score the held-out cases of a dataset; an interrupted evaluation resumes.
 
     Args:
         checkpoint: folder of a native checkpoint.
         data: folder of a dataset.
-        order: of the two directions.
-        split: fields of `split_choice.FIELDS` that the user gives.
-        wanted: the rest.
-        progress: told of each case.
+        order: of the two directions of propagation.
+        split: fields of `split_choice.SPLIT_FIELDS` that the user sets.
+        options: all other options of the command.
+        progress: called after each case.
 
     Returns:
         Lines to print.
 
     Raises:
-        UserError: whatever does not fit.
+        UserError: an invalid option, or files that cannot be read or do not fit each other.
     """
-    dataset = on_disk(read_dataset(data))
-    declared = dataset.labels
-    if not declared and not wanted.classes:
+    dataset = require_folder(read_dataset(data))
+    if not dataset.labels and not options.classes:
         raise UserError(
             f"--classes: {data} has no dataset.json that declares labels; give those to score, such as "
             "--classes 1=spleen"
         )
-    named = label_classes.parse_classes(wanted.classes, declared) if wanted.classes else None
-    classes = wanted.chosen(named or label_classes.declared_classes(declared), dataset.name)
-    known = fingerprint(dataset)
+    named = label_classes.parse_classes(options.classes, dataset.labels) if options.classes else None
+    classes = options.scored_classes(named or label_classes.declared_classes(dataset.labels), dataset.name)
+    known = dataset_fingerprint(dataset)
     chosen = split_to_score([case.id for case in dataset.cases], known, checkpoint, split)
     cases = [case for case in dataset.cases if case.id in set(chosen.test)]
-    run = run_of(checkpoint, known)
-    how = {"split": "kfold", "fold": 0, **run, **split}
-    fold = how["fold"] if how["split"] == "kfold" else ""
-    # That none of these cases was trained on, the split has checked, if the run trained on this dataset.
-    about = wanted.about(os.path.basename(os.path.normpath(checkpoint)), "no" if run else "unknown", fold)
-    about["seed"] = about["seed"] or run.get("seed", "")
+    run = run_description(checkpoint, known)
+    fields = {"split": "kfold", "fold": 0, **run, **split}
+    # The split has checked that the run, if it trained on this dataset, did not train on these cases.
+    method_columns = options.method_columns(
+        os.path.basename(os.path.normpath(checkpoint)),
+        "no" if run else "unknown",
+        fields["fold"] if fields["split"] == "kfold" else "",
+    )
+    method_columns["seed"] = method_columns["seed"] or run.get("seed", "")
     model = load_model(checkpoint)
     automatic = isinstance(model, UNet)
-    plan = wanted.plan(classes, wanted.protocol or ("" if automatic else "one-click"), about)
-    if wanted.without_bd:
+    if options.without_bd:
         with naming("--without-bd"):
             model = without_boundary(model)
-        about |= {"bd": "left out", "method": wanted.method or f"{about['method']} without BD"}
-    if wanted.prompts_from:
+        name = options.method or f"{method_columns['method']} without BD"
+        method_columns |= {"bd": "left out", "method": name}
+    settings = options.settings(classes, options.protocol or ("" if automatic else "one-click"), method_columns)
+    if options.prompts_from:
         if automatic:
             raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
-        files = by_name(wanted.prompts_from)
-        if not any(case.id in files for case in cases):
-            raise UserError(
-                f"--prompts-from: {wanted.prompts_from} has no prediction of the {len(cases)} cases to score, first "
-                f"{cases[0].id}.nii.gz; name each like its case"
-            )
-        plan = replace(plan, prompt_files={case.id: str(files[case.id]) for case in cases if case.id in files})
-    predictor = AutomaticPredictor(model) if automatic else VolumePredictor(model, order)
-    plan = replace(plan, band_mm=wanted.band_mm, clip_slices=predictor.model.info.model.slice_position.window)
-    plan = replace(plan, save=absolute(wanted.save))
-    prompting = [_written(file) for file in (plan.prompt_files or {}).values()]
-    finished = FinishedCases(
-        wanted.out, {"plan": repr(plan), "order": order, "files": [known, _stamp(checkpoint), *prompting]}
-    )
-    rows = evaluate_model(predictor, cases, plan, progress, finished)
-    lines = _write(rows, wanted, [fixed_cost(predictor)])
-    finished.remove()
+        settings = replace(settings, prompt_files=_prompt_files(options.prompts_from, [case.id for case in cases]))
+    settings = replace(settings, band_mm=options.band_mm, save=absolute_path(options.save))
+    if automatic:
+        predictor: AutomaticPredictor | VolumePredictor = AutomaticPredictor(model)
+    else:
+        predictor = VolumePredictor(model, order)
+        settings = replace(settings, clip_slices=model.info.sam2.slice_position.context_slices)
+    prompt_stamps = [_file_stamp(file) for file in (settings.prompt_files or {}).values()]
+    files = [known, _checkpoint_stamp(checkpoint), *prompt_stamps]
+    journal = Journal(options.out, {"settings": repr(settings), "order": order, "files": files})
+    rows = evaluate_model(predictor, cases, settings, progress, journal)
+    lines = _write(rows, options, [fixed_cost(predictor)])
+    journal.remove()
     return [*(f"note: {warning}" for warning in dataset.warnings), *lines]
 
 
@@ -168,56 +176,59 @@ def score_files(
     images: str | None,
     remap: str | None,
     fold: Any,
-    wanted: Wanted,
+    options: ScoringOptions,
     progress: Progress,
 ) -> list[str]:
-    """Score the files of any method.
+    """Score the files of any method; an interrupted evaluation resumes.
 
     Args:
         predictions: folder of NIfTI files.
         references: folder of NIfTI files of the same names.
         images: folder of their scans, for the pictures of the report, or None.
-        remap: label values of predictions that become others, `2=1,3=1`.
+        remap: label values of predictions that are replaced, `2=1,3=1`.
         fold: of these cases.
-        wanted: the rest.
-        progress: told of each case.
+        options: all other options of the command.
+        progress: called after each case.
 
     Returns:
         Lines to print.
 
     Raises:
-        UserError: whatever does not fit.
+        UserError: an invalid option, or files that cannot be read or do not fit each other.
     """
     pairs, unused = find_pairs(predictions, references, images)
     values = label_classes.parse_remap(remap)
-    if wanted.classes:
-        classes = label_classes.parse_classes(wanted.classes, {})
+    if options.classes:
+        classes = label_classes.parse_classes(options.classes, {})
     else:
         classes = [LabelClass(str(value), (value,)) for value in label_values(pairs)]
-    about = wanted.about(os.path.basename(os.path.normpath(predictions)), "unknown", fold)
-    plan = wanted.plan(wanted.chosen(classes), wanted.protocol or "", about)
-    if wanted.nearest_component:
-        plan = replace(plan, protocol="one-click", nearest_component=True)
-    # A run of the same words goes on behind the cases that are done.
-    files = [[_written(path) for path in (pair.prediction, pair.reference, pair.image)] for pair in pairs]
-    finished = FinishedCases(wanted.out, {"plan": repr(plan), "remap": sorted(values.items()), "files": files})
-    rows = evaluate_files(pairs, plan, progress, values, wanted.resample, finished)
+    method_columns = options.method_columns(os.path.basename(os.path.normpath(predictions)), "unknown", fold)
+    settings = options.settings(options.scored_classes(classes), options.protocol or "", method_columns)
+    if options.nearest_component:
+        settings = replace(settings, protocol="one-click", nearest_component=True)
+    files = [[_file_stamp(path) for path in (pair.prediction, pair.reference, pair.image)] for pair in pairs]
+    journal = Journal(options.out, {"settings": repr(settings), "remap": sorted(values.items()), "files": files})
+    rows = evaluate_files(pairs, settings, progress, values, options.resample, journal)
     notes = []
     if missing := [pair.case for pair in pairs if pair.prediction is None]:
         notes.append(
-            f"note: {len(missing)} of {len(pairs)} predictions are missing and count as empty: {listed(missing)}"
+            f"note: {len(missing)} of {len(pairs)} predictions are missing and count as empty: {first_ids(missing)}"
         )
     if unused:
-        notes.append(f"note: {len(unused)} predictions have no reference and are left out: {listed(unused)}")
+        notes.append(f"note: {len(unused)} predictions have no reference and are left out: {first_ids(unused)}")
     if rows[0]["block"] == AUTOMATIC:
-        notes.append("note: taken for an automatic method's; if it was prompted from the references, give --protocol")
-    lines = _write(rows, wanted)
-    finished.remove()
+        notes.append("note: scored as an automatic method; if it was prompted from the references, give --protocol")
+    lines = _write(rows, options)
+    journal.remove()
     return [*notes, *lines]
 
 
-def score_results(folders: Sequence[str], wanted: Wanted) -> list[str]:
-    """Summarise finished evaluations together: folds, or seeds, of one method.
+def score_results(folders: Sequence[str], options: ScoringOptions) -> list[str]:
+    """Summarise finished evaluations of one method together: its folds, or its seeds.
+
+    Args:
+        folders: of the evaluations.
+        options: all other options of the command.
 
     Returns:
         Lines to print.
@@ -225,11 +236,11 @@ def score_results(folders: Sequence[str], wanted: Wanted) -> list[str]:
     Raises:
         UserError: results that cannot be read or do not belong together.
     """
-    return _write(read_all(folders), wanted, [read_fixed_cost(folder) for folder in folders])
+    return _write(read_all(folders), options, [read_fixed_cost(folder) for folder in folders])
 
 
-def read_all(folders: Sequence[str]) -> list[Row]:
-    """The rows of finished evaluations.
+def read_all(folders: Sequence[str]) -> list[ScoreRow]:
+    """Read the rows of finished evaluations.
 
     Raises:
         UserError: results that cannot be read.
@@ -237,31 +248,46 @@ def read_all(folders: Sequence[str]) -> list[Row]:
     return [row for folder in folders for row in read_results(folder)]
 
 
-def _write(rows: list[Row], wanted: Wanted, fixed: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Summarise, compare, write, and tell."""
+def _prompt_files(folder: str, cases: Sequence[str]) -> dict[str, str]:
+    """Return the label maps that prompts are made from, by case."""
+    files = by_name(folder)
+    if not any(case in files for case in cases):
+        raise UserError(
+            f"--prompts-from: {folder} has no prediction of the {len(cases)} cases to score, first "
+            f"{cases[0]}.nii.gz; name each like its case"
+        )
+    return {case: str(files[case]) for case in cases if case in files}
+
+
+def _write(rows: list[ScoreRow], options: ScoringOptions, fixed: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Write summary, comparison, tables and report, and return the lines to print."""
     summary = summarise(rows, fixed)
-    comparison = compare(rows, wanted.others) if wanted.others else None
-    beside = comparison_texts(comparison) if comparison else {}
-    write_results(rows, summary, wanted.out, {**beside, REPORT: report_page(rows, summary, comparison)})
-    told = [f"protocol {name}: {EXPLAINED[name]}" for name in summary["protocol"] if name in EXPLAINED]
-    lines = [*told, *(class_line(name, entry) for name, entry in summary["classes"].items())]
+    comparison = compare_methods(rows, options.others) if options.others else None
+    texts = comparison_texts(comparison) if comparison else {}
+    write_results(rows, summary, options.out, {**texts, REPORT: report_page(rows, summary, comparison)})
+    lines = [
+        f"protocol {name}: {PROTOCOL_DESCRIPTIONS[name]}"
+        for name in summary["protocol"]
+        if name in PROTOCOL_DESCRIPTIONS
+    ]
+    lines += [class_line(name, entry) for name, entry in summary["classes"].items()]
     files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else [])]
     files += [*([RELIABILITY] if any(row.get("reliability") for row in rows) else []), SUMMARY, REPORT]
     if comparison:
         files.insert(-2, "comparison.json")
         lines += [difference_line(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]
-    return [*lines, f"{', '.join(files[:-1])} and {files[-1]} in {wanted.out} (for research use only)"]
+    return [*lines, f"{', '.join(files[:-1])} and {files[-1]} in {options.out} (for research use only)"]
 
 
-def _written(path: str | os.PathLike[str] | None) -> list[Any]:
-    """What changes when a file is replaced."""
+def _file_stamp(path: str | os.PathLike[str] | None) -> list[Any]:
+    """Return values that change when a file is replaced."""
     if path is None:
         return []
-    found = os.stat(path)
-    return [os.path.realpath(path), found.st_size, found.st_mtime_ns]
+    status = os.stat(path)
+    return [os.path.realpath(path), status.st_size, status.st_mtime_ns]
 
 
-def _stamp(checkpoint: str) -> list[Any]:
-    """What changes when a checkpoint is replaced: its `config.json` is written last."""
-    written = (epath.Path(checkpoint) / "config.json").stat()
-    return [absolute(checkpoint), written.length, written.mtime]
+def _checkpoint_stamp(checkpoint: str) -> list[Any]:
+    """Return values that change when a checkpoint is replaced: its `config.json` is written last."""
+    status = (epath.Path(checkpoint) / "config.json").stat()
+    return [absolute_path(checkpoint), status.length, status.mtime]

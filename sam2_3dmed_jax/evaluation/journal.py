@@ -1,6 +1,7 @@
-"""Cases that an interrupted evaluation has finished, so that the same command goes on behind them.
+"""Journal of finished cases, from which an interrupted evaluation resumes.
 
-A line a case in `.unfinished.jsonl`, after a first line that says what was evaluated; another evaluation starts anew.
+The file `.unfinished.jsonl` has one line per case, after a first line that identifies the evaluation. The journal of
+another evaluation is ignored and overwritten.
 """
 
 from __future__ import annotations
@@ -10,47 +11,46 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed_jax.evaluation.summary import Row
-from sam2_3dmed_jax.volume.image_file import written_whole
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+from sam2_3dmed_jax.runtime.atomic_files import write_text
 
 FILE = ".unfinished.jsonl"
 
 
-class FinishedCases:
-    """The rows of cases that are done."""
+class Journal:
+    """The rows of the cases that are finished."""
 
-    def __init__(self, out: str | os.PathLike[str], what: dict[str, Any]) -> None:
-        """Reads what is there, if it is of the same evaluation.
+    def __init__(self, out: str | os.PathLike[str], identity: dict[str, Any]) -> None:
+        """Read the journal in a folder, if it belongs to the same evaluation.
 
         Args:
-            out: the folder of the results; made with the first case.
-            what: all that decides the rows, as JSON.
+            out: the folder of the results, created with the first case.
+            identity: everything that determines the rows, as JSON.
         """
         self._path = Path(out, FILE)
-        self._what = json.dumps(what, sort_keys=True)
+        self._identity = json.dumps(identity, sort_keys=True)
         self._rows = self._read()
 
-    def get(self, case: str) -> list[Row] | None:
-        """The rows of a case, or None if it is not done."""
+    def get(self, case: str) -> list[ScoreRow] | None:
+        """Return the rows of a case, or None if it is not finished."""
         return self._rows.get(case)
 
-    def add(self, case: str, rows: list[Row]) -> None:
-        """Keep the rows of a case.
+    def add(self, case: str, rows: list[ScoreRow]) -> None:
+        """Store the rows of a case.
 
         Raises:
             UserError: the folder cannot be written.
         """
         self._rows[case] = rows
-        with written_whole(self._path, ".jsonl") as part:
-            part.write_text("\n".join([self._what, *map(json.dumps, self._rows.items())]) + "\n", encoding="utf-8")
+        write_text(self._path, "\n".join([self._identity, *map(json.dumps, self._rows.items())]) + "\n")
 
     def remove(self) -> None:
-        """Forget them, when the results are written."""
+        """Delete the journal, once the results are written."""
         self._path.unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, list[Row]]:
+    def _read(self) -> dict[str, list[ScoreRow]]:
         try:
-            what, *lines = self._path.read_text(encoding="utf-8").splitlines()
-            return dict(map(json.loads, lines)) if what == self._what else {}
-        except (OSError, ValueError):  # there are none, or the file was tampered with
+            identity, *lines = self._path.read_text(encoding="utf-8").splitlines()
+            return dict(map(json.loads, lines)) if identity == self._identity else {}
+        except (OSError, ValueError):  # the file does not exist or is damaged: start from the first case
             return {}

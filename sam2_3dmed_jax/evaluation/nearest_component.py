@@ -1,6 +1,7 @@
-"""An automatic method's label map reduced to what a click would have chosen: of each object, the component nearest it.
+"""Label maps of an automatic method, reduced to the component of each object that is nearest to a click.
 
-It bridges the two blocks of a table: what an automatic method would be worth if it were told where the object is.
+This is a bridge between automatic and prompted methods: it shows the value of an automatic method that knows where the
+object is.
 """
 
 from __future__ import annotations
@@ -12,33 +13,33 @@ from scipy import ndimage
 
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts
 from sam2_3dmed_jax.volume.geometry import NEIGHBOURS_26, Grid
-from sam2_3dmed_jax.volume.label_classes import Target, painted_values
+from sam2_3dmed_jax.volume.label_classes import Target, written_values
 
 
 def nearest_components(labels: np.ndarray, grid: Grid, objects: Sequence[Target], clicks: ObjectPrompts) -> np.ndarray:
-    """The label map with one component (26 neighbours) an object, the one with the voxel nearest to its click in mm.
+    """Return the label map with one component (26 neighbours) per object: the one with the voxel nearest to its click.
 
-    What else belongs to the object becomes background, or what the object is nested in: a tumour's other components
-    become the organ around them. An object without a click, which the reference lacks, is taken away.
+    The other components of the object become background, or the object that it is nested in: the other components of a
+    tumour become the organ around them. An object without a click, which the reference lacks, is removed.
 
     Args:
         labels: integers `[D, H, W]`.
-        grid: of the label map.
-        objects: the label values of each, those around others first.
-        clicks: of each object that has one, as `protocol.prompts_of` makes them for 'one-click'.
+        grid: of the label map; distances are in mm.
+        objects: the label values of each object, an outer object before those nested in it.
+        clicks: of each object that has one, made by `protocols.protocol_prompts` for 'one-click'.
     """
-    found = labels.copy()
-    painted = painted_values(objects)
-    for at, target in enumerate(objects):
-        mask = np.isin(found, target)
-        around = [value for value, outer in zip(painted[:at], objects, strict=False) if set(target) < set(outer)]
+    result = labels.copy()
+    written = written_values(objects)
+    for place, target in enumerate(objects):
+        mask = np.isin(result, target)
+        around = [value for value, outer in zip(written[:place], objects, strict=False) if set(target) < set(outer)]
         keep = np.zeros_like(mask)
         if target in clicks and mask.any():
             (prompt,) = clicks[target]
             ((x, y),) = prompt.points
             components, _ = ndimage.label(mask, NEIGHBOURS_26)
             voxels = np.argwhere(mask)
-            steps = (voxels - (prompt.slice, y, x)) @ grid.canonical_affine[:3, :3].T
-            keep = components == components[tuple(voxels[np.square(steps).sum(1).argmin()])]
-        found[mask & ~keep] = around[-1] if around else 0
-    return found
+            offsets_mm = (voxels - (prompt.slice, y, x)) @ grid.canonical_affine[:3, :3].T
+            keep = components == components[tuple(voxels[np.square(offsets_mm).sum(1).argmin()])]
+        result[mask & ~keep] = around[-1] if around else 0
+    return result

@@ -1,8 +1,8 @@
-"""Region growing from a click: the classical control that a promptable model must beat.
+"""Region growing from a click: the classical baseline for promptable models.
 
-Smoothing, a density tolerance learnt around the click, opening to cut leaks, the component under the click, and the
-opening undone within the tolerance. It knows nothing of shape; where neighbours are equally dense it leaks.
-The defaults were chosen by mean Dice among 45 settings on spleen phantoms (seeds 1-16 and 100-123), to be fair to it.
+Steps: smoothing, a density tolerance estimated around the click, opening to cut leaks, the component under the click,
+and reversal of the opening within the tolerance. It ignores shape, so it leaks into neighbours of equal density. The
+defaults have the best mean Dice of 45 settings on spleen phantoms (seeds 1-16 and 100-123), for a fair comparison.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ def region_growing(
     opening: float = 8.0,
     neighbourhood: float = 8.0,
 ) -> np.ndarray:
-    """Grows the region of similar density that holds the clicked voxel.
+    """Grow the region of similar density around the clicked voxel.
 
     Args:
-        hu: Densities [D, H, W] in HU, any real dtype.
-        seed: The clicked voxel (d, h, w).
+        hu: densities `[D, H, W]` in HU, any real dtype.
+        seed: the clicked voxel (d, h, w).
         spacing: (dz, dy, dx) in mm.
         smoothing: SD of the Gaussian in mm, applied before thresholding; 0 for none.
-        tolerance: Half width of the accepted density range, in SDs of the smoothed neighbourhood of the click.
-        floor: Least half width of that range, in HU.
-        opening: Radius in mm of the erosion that cuts bridges to neighbours; 0 for none.
-        neighbourhood: Radius in mm of the ball around the click whose mean and SD are taken.
+        tolerance: half width of the accepted density range, in SDs of the smoothed neighbourhood of the click.
+        floor: least half width of that range, in HU.
+        opening: radius in mm of the erosion that cuts bridges to neighbours; 0 for none.
+        neighbourhood: radius in mm of the ball around the click whose mean and SD are taken.
 
     Returns:
-        bool [D, H, W], 6-connected; it always holds the clicked voxel.
+        bool `[D, H, W]`, 6-connected; the clicked voxel is always inside.
 
     Raises:
-        ValueError: If `hu` is not 3D or the click lies outside it.
+        ValueError: `hu` is not 3D, or the click is outside it.
     """
     if hu.ndim != 3 or not all(0 <= s < n for s, n in zip(seed, hu.shape, strict=True)):
         raise ValueError(f"region_growing needs a 3D volume and a click inside it; got {hu.shape} and {seed}.")
@@ -53,7 +53,7 @@ def region_growing(
     if opening > 0:
         core = ndimage.distance_transform_edt(np.pad(accepted, 1, mode="edge"), step)[1:-1, 1:-1, 1:-1] > opening
     if not core[seed]:
-        # The click may lie in a part thinner than the opening: start at the nearest voxel that survived it.
+        # The click may be in a part thinner than the opening: start at the nearest voxel that survived it.
         index = ndimage.distance_transform_edt(~core, step, return_distances=False, return_indices=True)
         start = tuple(int(i[seed]) for i in index) if core.any() else seed
         far = float(np.sqrt(sum(((start[i] - seed[i]) * step[i]) ** 2 for i in range(3))))
@@ -61,11 +61,11 @@ def region_growing(
             core, start = accepted, seed
     else:
         start = seed
-    parts, _ = ndimage.label(core)
-    region = parts == parts[start]
+    components, _ = ndimage.label(core)
+    region = components == components[start]
     if core is not accepted:
         region = (ndimage.distance_transform_edt(~region, step) <= opening) & accepted
         region[seed] = True
-        parts, _ = ndimage.label(region)
-        region = parts == parts[seed]
+        components, _ = ndimage.label(region)
+        region = components == components[seed]
     return np.asarray(ndimage.binary_fill_holes(region), bool)

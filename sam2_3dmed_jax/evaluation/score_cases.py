@@ -1,6 +1,6 @@
-"""Cases become rows: a checkpoint segments and is scored, or the files of any method are.
+"""Scoring of cases: a checkpoint segments scans, or the files of any method are read, and each class gets a row.
 
-One row a case and class. What the predictor is told is made from the reference by a protocol, and stands in the row.
+Prompts are made from the reference by a protocol, which is recorded in the row.
 """
 
 from __future__ import annotations
@@ -9,166 +9,258 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sam2_3dmed_jax.data.datasets import Case
+from sam2_3dmed_jax.config import DEFAULT_CT_WINDOW
+from sam2_3dmed_jax.data.datasets import LabelledCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.cost import UNKNOWN, Meter
-from sam2_3dmed_jax.evaluation.journal import FinishedCases
-from sam2_3dmed_jax.evaluation.label_files import Pair, read_pair, read_scan
+from sam2_3dmed_jax.evaluation.journal import Journal
+from sam2_3dmed_jax.evaluation.label_files import FilePair, read_pair, read_scan
 from sam2_3dmed_jax.evaluation.nearest_component import nearest_components
 from sam2_3dmed_jax.evaluation.prompted_segmentation import clip_sessions, segment_clips, segment_objects
 from sam2_3dmed_jax.evaluation.report.worst_cases import illustrate
-from sam2_3dmed_jax.evaluation.scores import check_grid, score
-from sam2_3dmed_jax.evaluation.settings import Plan
-from sam2_3dmed_jax.evaluation.summary import Row
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
-from sam2_3dmed_jax.inference.segmentation_flops import SegmentationFlops, flops_of_windows
-from sam2_3dmed_jax.metrics import reliability
-from sam2_3dmed_jax.metrics.lesions import count_lesions
-from sam2_3dmed_jax.metrics.reliability import object_reliability
-from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, deciding, prompts_of_objects
+from sam2_3dmed_jax.inference.segmentation_flops import SegmentationFlops, sliding_window_flops
+from sam2_3dmed_jax.metrics.mask_pair import MaskPair
+from sam2_3dmed_jax.metrics.registry import compute_metrics
+from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, object_prompts, relevant_prompts
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume, write_labels
+from sam2_3dmed_jax.volume.label_classes import LabelClass
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
-NOT_MEASURED = {"bd": "", **UNKNOWN}  # of label maps that are there already
+NOT_MEASURED = {"bd": "", **UNKNOWN}  # columns of the run that produced the labels, for labels from files
+
+
+class _CaseSegmentation(NamedTuple):
+    """A case as a model segments it."""
+
+    labels: np.ndarray  # integers [D, H, W]
+    result: Result | None  # logits of all slices, if one session produced them
+    run_columns: Mapping[str, Any]  # "bd", and the columns of `CaseCost`
 
 
 def evaluate_model(
     predictor: VolumePredictor | AutomaticPredictor,
-    cases: Sequence[Case],
-    plan: Plan,
+    cases: Sequence[LabelledCase],
+    settings: EvaluationSettings,
     progress: Progress | None = None,
-    finished: FinishedCases | None = None,
-) -> list[Row]:
-    """Segment and score cases; the objects of a case are those of one session.
+    journal: Journal | None = None,
+) -> list[ScoreRow]:
+    """Segment and score cases; all objects of a case share one session.
 
     Args:
         predictor: the model.
         cases: labelled scans.
-        plan: with a protocol, or without one for a model that takes no prompts.
-        progress: called with (what, done, total) after each case.
-        finished: cases that are done already; those done here are added.
+        settings: with a protocol, or without one for a model that takes no prompts.
+        progress: called after each case.
+        journal: of finished cases, which are not segmented again; the newly finished ones are added.
 
     Returns:
-        Rows with the keys `results.COLUMNS`, of tumours "lesions", of objects "reliability", and of the worst ones
-        `report.pictures.PICTURE`, in the order of cases and classes.
+        One row per case and class, in their order; the worst ones have a picture.
 
     Raises:
-        UserError: no such protocol, one for a model that takes no prompts, or files that cannot be read or do not fit
-            each other.
+        UserError: an unknown protocol, a protocol for a model that takes no prompts, or files that cannot be read or do
+            not fit each other.
     """
     if not isinstance(predictor, AutomaticPredictor):
-        check_protocol(plan.protocol)
-    elif plan.protocol:
-        raise UserError(f"--protocol: a U-Net takes no prompts, so none of '{plan.protocol}'; leave it out")
-    for case in cases:  # before hours are spent on others
-        check_grid(read_grid(case.image), plan.measure)
+        check_protocol(settings.protocol)
+    elif settings.protocol:
+        raise UserError(f"--protocol: a U-Net takes no prompts, so '{settings.protocol}' does not apply; leave it out")
+    for case in cases:  # all are checked before hours are spent on the first ones
+        settings.metrics.check_grid(read_grid(case.image))
     flops = None if isinstance(predictor, AutomaticPredictor) else SegmentationFlops(predictor)
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for done, case in enumerate(cases, 1):
-        found = finished.get(case.id) if finished else None
-        if found is None:
-            found = _evaluate_case(predictor, case, plan, flops, rows)
-            if finished:
-                finished.add(case.id, found)
-        rows += found
+        case_rows = journal.get(case.id) if journal else None
+        if case_rows is None:
+            case_rows = _evaluate_case(predictor, case, settings, flops, rows)
+            if journal:
+                journal.add(case.id, case_rows)
+        rows += case_rows
         if progress:
             progress("evaluating cases", done, len(cases))
     return rows
 
 
 def evaluate_files(
-    pairs: Sequence[Pair],
-    plan: Plan,
+    pairs: Sequence[FilePair],
+    settings: EvaluationSettings,
     progress: Progress | None = None,
     remap: dict[int, int] | None = None,
     resample: bool = False,
-    finished: FinishedCases | None = None,
-) -> list[Row]:
-    """Score label maps that any method wrote.
+    journal: Journal | None = None,
+) -> list[ScoreRow]:
+    """Score the label maps of any method.
 
     Args:
-        pairs: of files; a prediction that is missing counts as empty.
-        plan: a protocol declares that the method was prompted that way, for every object.
-        progress: called with (what, done, total) after each case.
-        remap: label values of predictions, and what they become.
-        resample: move predictions to their reference's grid by nearest neighbour.
-        finished: cases that are done already; those done here are added.
+        pairs: of files; a missing prediction counts as empty.
+        settings: a protocol declares that every object of the method was prompted that way.
+        progress: called after each case.
+        remap: label values of predictions, and their new values.
+        resample: move predictions to the grid of their reference by nearest neighbour.
+        journal: of finished cases, which are not scored again; the newly finished ones are added.
 
     Returns:
         As `evaluate_model`.
 
     Raises:
-        UserError: a file cannot be read, or a prediction lies on another grid than its reference.
+        UserError: a file cannot be read, or the grid of a prediction differs from the grid of its reference.
     """
-    rows: list[Row] = []
+    rows: list[ScoreRow] = []
     for done, pair in enumerate(pairs, 1):
-        found = finished.get(pair.case) if finished else None
-        if found is None:
+        case_rows = journal.get(pair.case) if journal else None
+        if case_rows is None:
             labels, reference, grid = read_pair(pair, remap or {}, resample)
-            if plan.nearest_component:
-                labels = nearest_components(labels, grid, plan.objects, _prompts(reference, grid, plan))
-            found = score_labels(pair.case, labels, reference, grid, plan, pair.prediction is None)
-            _illustrate(rows, found, plan, labels, reference, grid, partial(read_scan, pair, grid))
-            if finished:
-                finished.add(pair.case, found)
-        rows += found
+            if settings.nearest_component:
+                labels = nearest_components(labels, grid, settings.objects, _prompts(reference, grid, settings))
+            case_rows = score_labels(pair.case, labels, reference, grid, settings, pair.prediction is None)
+            _illustrate(rows, case_rows, settings, labels, reference, grid, partial(read_scan, pair, grid))
+            if journal:
+                journal.add(pair.case, case_rows)
+        rows += case_rows
         if progress:
             progress("evaluating files", done, len(pairs))
     return rows
 
 
 def score_labels(
-    case: str, labels: np.ndarray, reference: np.ndarray, grid: Grid, plan: Plan, missing: bool = False
-) -> list[Row]:
-    """Rows of a label map that is there already.
+    case: str,
+    labels: np.ndarray,
+    reference: np.ndarray,
+    grid: Grid,
+    settings: EvaluationSettings,
+    missing: bool = False,
+) -> list[ScoreRow]:
+    """Score an existing label map, with the prompts that the protocol makes from its reference.
 
     Args:
         case: its id.
         labels: integers `[D, H, W]`.
         reference: integers `[D, H, W]`.
         grid: of both.
-        plan: its protocol, if any, tells how the method was prompted.
-        missing: there is no file, and `labels` are empty.
+        settings: its protocol, if any, declares how the method was prompted.
+        missing: the file does not exist, and `labels` are empty.
 
     Raises:
-        UserError: surfaces on a slanted grid, without resampling.
+        UserError: surface metrics on a slanted grid without resampling.
     """
-    prompts = _prompts(reference, grid, plan) if plan.protocol else {}
-    return rows_of(case, labels, reference, grid, prompts, plan, missing=missing)
+    prompts = _prompts(reference, grid, settings) if settings.protocol else {}
+    return score_classes(case, labels, reference, grid, prompts, settings, missing=missing)
+
+
+def score_classes(
+    case: str,
+    labels: np.ndarray,
+    reference: np.ndarray,
+    grid: Grid,
+    prompts: ObjectPrompts,
+    settings: EvaluationSettings,
+    run_columns: Mapping[str, Any] = NOT_MEASURED,
+    missing: bool = False,
+    logits: Mapping[str, np.ndarray | None] | None = None,
+) -> list[ScoreRow]:
+    """Score a label map: one row per class of the settings.
+
+    Args:
+        case: its id.
+        labels: integers `[D, H, W]`.
+        reference: integers `[D, H, W]`.
+        grid: of both.
+        prompts: that the method received, by object.
+        settings: of the evaluation.
+        run_columns: columns of the run that produced the labels.
+        missing: the file does not exist, and `labels` are empty.
+        logits: float32 `[D, S/4, S/4]` by class name, of classes that are prompted objects.
+
+    Raises:
+        UserError: surface metrics on a slanted grid without resampling.
+    """
+    rows = []
+    for entry in settings.classes:
+        relevant = relevant_prompts(entry.values, prompts)
+        slices = sorted({prompt.slice for prompt in relevant})
+        pair = MaskPair(
+            entry.mask(labels),
+            entry.mask(reference),
+            grid,
+            prompted_slices=slices,
+            tolerance_mm=entry.tolerance_mm,
+            settings=settings.metrics,
+            tumour=entry.tumour,
+            logits=(logits or {}).get(entry.name),
+            band_mm=settings.band_mm,
+        )
+        source = "reference" if settings.prompt_files is None else "predictions"
+        row = {
+            "case": case,
+            "class": entry.name,
+            **compute_metrics(pair),
+            "empty": pair.empty,
+            "missing": "yes" if missing else "no",
+            "block": settings.block,
+            "protocol": settings.protocol_column,
+            "prompt_source": source if relevant else "none",
+            "n_prompts": len(relevant),
+            "prompt_slices": " ".join(map(str, slices)),
+            "band_mm": math.nan,
+            **run_columns,
+            **settings.method_columns,
+            "labels": "+".join(map(str, entry.values)),
+            "tolerance_mm": entry.tolerance_mm,
+            "definition": settings.metrics.definition if settings.metrics.surfaces else "",
+            "empty_policy": settings.metrics.empty if settings.metrics.surfaces else "",
+        }
+        if entry.tumour:
+            row["lesions"] = pair.lesions[1]
+        if pair.reliability.bins:
+            row |= {"band_mm": settings.band_mm, "reliability": pair.reliability.bins}
+        rows.append(row)
+    return rows
 
 
 def _evaluate_case(
     predictor: VolumePredictor | AutomaticPredictor,
-    case: Case,
-    plan: Plan,
+    case: LabelledCase,
+    settings: EvaluationSettings,
     flops: SegmentationFlops | None,
-    before: Sequence[Row],
-) -> list[Row]:
+    before: Sequence[ScoreRow],
+) -> list[ScoreRow]:
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
-    missing = plan.prompt_files is not None and case.id not in plan.prompt_files
-    shown = reference
-    if plan.prompt_files is not None:
-        shown = np.zeros_like(reference) if missing else read_labels(plan.prompt_files[case.id], volume)
-    prompts = _prompts(shown, volume.grid, plan) if plan.protocol else {}
-    labels, result, own = _segment(predictor, volume, reference, prompts, plan, flops)
-    if plan.save:
-        write_labels(Path(plan.save, f"{case.id}.nii.gz"), labels.astype(np.int32), volume)
-    rows = rows_of(case.id, labels, reference, volume.grid, prompts, plan, own, missing)
-    for row, entry in zip(rows, plan.classes, strict=True):
-        told = [prompts[target] for target in prompts if set(target) == set(entry.values)]
-        if result and told:
-            mask = entry.mask(reference)
-            row |= object_reliability(result.logits_of(told[0][0].object_id), mask, volume.grid, plan.band_mm)
+    missing = settings.prompt_files is not None and case.id not in settings.prompt_files
+    prompt_labels = reference
+    if settings.prompt_files is not None:
+        prompt_labels = np.zeros_like(reference) if missing else read_labels(settings.prompt_files[case.id], volume)
+    prompts = _prompts(prompt_labels, volume.grid, settings) if settings.protocol else {}
+    labels, result, run_columns = _segment(predictor, volume, reference, prompts, settings, flops)
+    if settings.save:
+        write_labels(Path(settings.save, f"{case.id}.nii.gz"), labels.astype(np.int32), volume)
+    logits = _class_logits(result, prompts, settings.classes) if result else {}
+    rows = score_classes(
+        case.id, labels, reference, volume.grid, prompts, settings, run_columns, missing=missing, logits=logits
+    )
     window = predictor.model.info.preprocessing.window
-    _illustrate(before, rows, plan, labels, reference, volume.grid, lambda: volume, window)
+    _illustrate(before, rows, settings, labels, reference, volume.grid, lambda: volume, window)
     return rows
+
+
+def _class_logits(
+    result: Result, prompts: ObjectPrompts, classes: Sequence[LabelClass]
+) -> dict[str, np.ndarray | None]:
+    """Return the logits of the classes that are prompted objects, by name.
+
+    An organ minus the tumour that is painted over it is not an object, so it has no logits.
+    """
+    ids = {frozenset(target): target_prompts[0].object_id for target, target_prompts in prompts.items()}
+    prompted = [entry for entry in classes if frozenset(entry.values) in ids]
+    return {entry.name: result.logits_of(ids[frozenset(entry.values)]) for entry in prompted}
 
 
 def _segment(
@@ -176,91 +268,46 @@ def _segment(
     volume: Volume,
     reference: np.ndarray,
     prompts: ObjectPrompts,
-    plan: Plan,
+    settings: EvaluationSettings,
     flops: SegmentationFlops | None,
-) -> tuple[np.ndarray, Result | None, Row]:
-    """Labels `[D, H, W]`, the logits of all slices where one session made them, and what it cost."""
+) -> _CaseSegmentation:
     if isinstance(predictor, AutomaticPredictor):
         with Meter() as meter:
             labels = predictor.segment(volume)
-        return labels, None, {"bd": "no", **meter.columns(flops_of_windows(predictor, volume))}
+        columns = meter.columns(sliding_window_flops(predictor, volume))
+        return _CaseSegmentation(labels, None, {"bd": "no", **columns})
     assert flops is not None
     result = None
-    sessions = [(len(volume.array), [prompt for own in prompts.values() for prompt in own])]
+    every_prompt = [prompt for target_prompts in prompts.values() for prompt in target_prompts]
+    sessions = [(len(volume.array), every_prompt)]
     with Meter() as meter:
-        if plan.protocol == "oracle-clip":
-            labels = segment_clips(predictor, volume, reference, prompts, plan.clip_slices)
-            clips = clip_sessions(reference, prompts, plan.clip_slices)
-            sessions = [(stop - start, moved) for start, stop, moved in clips]
+        if settings.protocol == "oracle-clip":
+            labels = segment_clips(predictor, volume, reference, prompts, settings.clip_slices)
+            clips = clip_sessions(reference, prompts, settings.clip_slices)
+            sessions = [(stop - start, clip_prompts) for start, stop, clip_prompts in clips]
         else:
-            found = segment_objects(predictor, volume, prompts)
-            labels, result = found.labels, found.result
-    has_boundary = "yes" if predictor.model.info.model.bd else "no"
-    return labels, result, {"bd": has_boundary, **meter.columns(flops(sessions))}
+            segmentation = segment_objects(predictor, volume, prompts)
+            labels, result = segmentation.labels, segmentation.result
+    has_boundary = "yes" if predictor.model.info.sam2.bd else "no"
+    return _CaseSegmentation(labels, result, {"bd": has_boundary, **meter.columns(flops(sessions))})
 
 
 def _illustrate(
-    before: Sequence[Row],
-    rows: Sequence[Row],
-    plan: Plan,
+    before: Sequence[ScoreRow],
+    rows: Sequence[ScoreRow],
+    settings: EvaluationSettings,
     labels: np.ndarray,
     reference: np.ndarray,
     grid: Grid,
     scan: Callable[[], Volume | None],
-    window: str = "soft_tissue",
+    window: str = DEFAULT_CT_WINDOW,
 ) -> None:
     def masks(place: int) -> tuple[np.ndarray, np.ndarray]:
-        entry = plan.classes[place]
+        entry = settings.classes[place]
         return entry.mask(labels), entry.mask(reference)
 
-    illustrate(before, rows, plan.pictures, masks, grid.spacing, scan, window)
+    illustrate(before, rows, settings.pictures, masks, grid.spacing, scan, window)
 
 
-def _prompts(reference: np.ndarray, grid: Grid, plan: Plan) -> ObjectPrompts:
-    return prompts_of_objects(plan.protocol, reference, grid.spacing, plan.objects, plan.clip_slices)
-
-
-def rows_of(
-    case: str,
-    labels: np.ndarray,
-    reference: np.ndarray,
-    grid: Grid,
-    prompts: ObjectPrompts,
-    plan: Plan,
-    own: Mapping[str, Any] = NOT_MEASURED,
-    missing: bool = False,
-) -> list[Row]:
-    """Rows of a label map, one a class of the plan, with what its prompts told.
-
-    Raises:
-        UserError: surfaces on a slanted grid, without resampling.
-    """
-    rows = []
-    for entry in plan.classes:
-        told = deciding(entry.values, prompts)
-        prediction, actual = entry.mask(labels), entry.mask(reference)
-        slices = sorted({prompt.slice for prompt in told})
-        row = {
-            "case": case,
-            "class": entry.name,
-            **score(prediction, actual, grid, slices, entry.tolerance_mm, plan.measure),
-            "missing": "yes" if missing else "no",
-            "block": plan.block,
-            "protocol": plan.told_protocol,
-            "prompt_source": ("reference" if plan.prompt_files is None else "predictions") if told else "none",
-            "n_prompts": len(told),
-            "prompt_slices": " ".join(map(str, slices)),
-            "band_mm": math.nan,
-            **reliability.UNKNOWN,
-            **own,
-            **plan.about,
-            "labels": "+".join(map(str, entry.values)),
-            "tolerance_mm": entry.tolerance_mm,
-            "definition": plan.measure.definition if plan.measure.surfaces else "",
-            "empty_policy": plan.measure.empty if plan.measure.surfaces else "",
-        }
-        if entry.tumour:
-            counts, lesions = count_lesions(prediction, actual, grid.voxel_volume_ml)
-            row |= {**counts, "lesions": lesions}
-        rows.append(row)
-    return rows
+def _prompts(reference: np.ndarray, grid: Grid, settings: EvaluationSettings) -> ObjectPrompts:
+    return object_prompts(settings.protocol, reference, grid.spacing, settings.objects, settings.clip_slices)

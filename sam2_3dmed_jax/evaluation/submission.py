@@ -1,34 +1,34 @@
-"""Predictions for the test images of a Decathlon task, in the form that the challenge takes: `OUT/TASK/CASE.nii.gz`.
+"""Submission to the Medical Segmentation Decathlon: predictions for the test images of a task, `OUT/TASK/CASE.nii.gz`.
 
 Prompts come from a user, or from an automatic method's predictions for the same images. The challenge forbids human
-interaction, so what came from a user is marked inadmissible, in a manifest beside the folder that is uploaded.
+interaction, so a submission with a user's prompts is marked inadmissible, in a manifest next to the folder to upload.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed_jax.data.datasets import UnlabelledSet, read_test_set
-from sam2_3dmed_jax.data.split_files import listed
+from sam2_3dmed_jax.data.datasets import UnlabelledDataset, read_test_set
+from sam2_3dmed_jax.data.split_files import first_ids
 from sam2_3dmed_jax.errors import UserError, naming
 from sam2_3dmed_jax.evaluation.label_files import by_name
 from sam2_3dmed_jax.evaluation.prompted_segmentation import segment_objects
-from sam2_3dmed_jax.inference.feature_store import Progress
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.model.checkpoint import load_model
 from sam2_3dmed_jax.prompts.case_table import read_cases
 from sam2_3dmed_jax.prompts.flags import gather_prompts
-from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, prompts_of_objects
+from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, object_prompts
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
+from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Volume, check_same_grid
-from sam2_3dmed_jax.volume.image_file import written_whole
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume, write_labels
-from sam2_3dmed_jax.volume.label_classes import Target, declared_classes, painted_values, prompted_targets
+from sam2_3dmed_jax.volume.label_classes import Target, declared_classes, prompted_targets, written_values
 
 OF_USER = "user"
 OF_PREDICTIONS = "predictions"
@@ -36,7 +36,7 @@ OF_PREDICTIONS = "predictions"
 PromptsOf = Callable[[str, Volume], ObjectPrompts]
 
 
-def export(
+def export_submission(
     checkpoint: str,
     data: str,
     out: str,
@@ -46,24 +46,24 @@ def export(
     order: Any,
     progress: Progress,
 ) -> list[str]:
-    """Segment all test images of a task; the same call goes on where it was interrupted.
+    """Segment all test images of a task; the same call resumes an interrupted export.
 
     Args:
         checkpoint: folder of a native checkpoint.
         data: folder of the task, with `dataset.json`.
-        out: folder that gets `TASK/` and `TASK.manifest.json`.
+        out: folder for `TASK/` and `TASK.manifest.json`.
         cases: table or folder of prompts, as `predict --cases`, each named like its image; object ids are the task's
-            label values, an organ's being it with its tumours. Or None:
-        predictions: folder of an automatic method's label maps, each named like its image, that prompts are drawn from.
-        protocol: how they are drawn, one of `protocol.PROTOCOLS` but 'oracle-clip'.
-        order: of the two directions.
-        progress: told of each case.
+            label values, and the object of an organ includes its tumours. None: prompts come from `predictions`.
+        predictions: folder of an automatic method's label maps, each named like its image, to make prompts from.
+        protocol: how prompts are made from predictions, one of `protocols.PROTOCOLS` but 'oracle-clip'.
+        order: of the two directions of propagation.
+        progress: called after each case.
 
     Returns:
         Lines to print.
 
     Raises:
-        UserError: an image without prompts or a prediction, files that do not fit, or `out` holds something else.
+        UserError: an image has neither prompts nor a prediction, files do not fit each other, or `out` has other files.
     """
     tests = read_test_set(data)
     targets = prompted_targets(declared_classes(tests.labels))
@@ -73,38 +73,43 @@ def export(
     else:
         prompts_of = _from_user(tests, str(cases), targets)
         source = {"kind": OF_USER, "cases": os.path.realpath(str(cases))}
-    known = {
+    identity = {
         "note": "for research use only",
         "task": tests.task,
-        "checkpoint": {"path": os.path.realpath(checkpoint), "sha256": _sha256(Path(checkpoint))},
+        "checkpoint": {"path": os.path.realpath(checkpoint), "sha256": sha256_of_folder(Path(checkpoint))},
         "order": order,
         "prompt_source": source,
-        **_admissible(source["kind"]),
+        **_admissibility(source["kind"]),
     }
     manifest, folder = Path(out, f"{tests.task}.manifest.json"), Path(out, tests.task)
-    done = _done(manifest, folder, known)
+    finished = _finished_cases(manifest, folder, identity)
     predictor = VolumePredictor(load_model(checkpoint), order)
     for number, (case, image) in enumerate(tests.images.items(), 1):
         target = folder / f"{case}.nii.gz"
-        if case not in done or not target.exists():
+        if case not in finished or not target.exists():
             volume = read_volume(image)
             with naming(case):
                 prompts = prompts_of(case, volume)
             write_labels(target, segment_objects(predictor, volume, prompts).labels, volume)
-            done[case] = [_told(prompt) for own in prompts.values() for prompt in own]
-            with written_whole(manifest, ".json") as part:
-                part.write_text(json.dumps({**known, "cases": done}, indent=2) + "\n", encoding="utf-8")
+            finished[case] = [
+                _prompt_record(prompt) for target_prompts in prompts.values() for prompt in target_prompts
+            ]
+            write_text(manifest, json.dumps({**identity, "cases": finished}, indent=2) + "\n")
         progress("cases", number, len(tests.images))
-    bare = [case for case, prompts in done.items() if not prompts]
-    words = "admissible if those predictions are" if known["admissible"] else "not admissible"
+    without_prompts = [case for case, prompts in finished.items() if not prompts]
+    verdict = "admissible if those predictions are" if identity["admissible"] else "not admissible"
     return [
-        *([f"note: {len(bare)} cases had no prompts and are empty: {listed(bare)}"] if bare else []),
-        f"{len(done)} segmentations in {folder} ({words}: {known['reason']}; for research use only)",
-        f"manifest in {manifest}, which is not to be uploaded",
+        *(
+            [f"note: {len(without_prompts)} cases had no prompts and are empty: {first_ids(without_prompts)}"]
+            if without_prompts
+            else []
+        ),
+        f"{len(finished)} segmentations in {folder} ({verdict}: {identity['reason']}; for research use only)",
+        f"manifest in {manifest}, which must not be uploaded",
     ]
 
 
-def _admissible(kind: str) -> dict[str, Any]:
+def _admissibility(kind: str) -> dict[str, Any]:
     if kind == OF_USER:
         reason = "prompts came from a user, and the challenge forbids human interaction"
         return {"admissible": False, "reason": reason}
@@ -112,86 +117,79 @@ def _admissible(kind: str) -> dict[str, Any]:
     return {"admissible": True, "reason": reason}
 
 
-def _from_predictions(tests: UnlabelledSet, folder: str, targets: Sequence[Target], protocol: str) -> PromptsOf:
+def _from_predictions(tests: UnlabelledDataset, folder: str, targets: Sequence[Target], protocol: str) -> PromptsOf:
     check_protocol(protocol)
     if protocol == "oracle-clip":
-        raise UserError("--protocol: oracle-clip tells where an object ends, which no prediction knows; choose another")
-    found = by_name(folder)
-    _all_there("--prompts-from", folder, tests, found)
+        raise UserError(
+            "--protocol: oracle-clip uses the extent of the object, which no prediction knows; choose another protocol"
+        )
+    files = by_name(folder)
+    _check_cases("--prompts-from", folder, tests, files)
     for case, image in tests.images.items():
-        check_same_grid(read_grid(found[case]), read_grid(image))
+        check_same_grid(read_grid(files[case]), read_grid(image))
 
     def prompts_of(case: str, volume: Volume) -> ObjectPrompts:
-        return prompts_of_objects(protocol, read_labels(found[case], volume), volume.spacing, targets)
+        return object_prompts(protocol, read_labels(files[case], volume), volume.spacing, targets)
 
     return prompts_of
 
 
-def _from_user(tests: UnlabelledSet, cases: str, targets: Sequence[Target]) -> PromptsOf:
-    found = {case.name: case.prompts for case in read_cases(cases)}
-    _all_there("--cases", cases, tests, found)
-    values = dict(zip(painted_values(targets), targets, strict=True))
+def _from_user(tests: UnlabelledDataset, cases: str, targets: Sequence[Target]) -> PromptsOf:
+    prompts_by_case = {case.name: case.prompts for case in read_cases(cases)}
+    _check_cases("--cases", cases, tests, prompts_by_case)
+    values = dict(zip(written_values(targets), targets, strict=True))
 
     def prompts_of(case: str, volume: Volume) -> ObjectPrompts:
         prompts: ObjectPrompts = {target: [] for target in targets}
-        for prompt in merge_prompts(gather_prompts(found[case], volume).prompts):
+        for prompt in merge_prompts(gather_prompts(prompts_by_case[case], volume).prompts):
             if prompt.object_id not in values:
                 raise UserError(
-                    f"{cases}: case {case} prompts object {prompt.object_id}, which is no label of {tests.task}; "
+                    f"{cases}: case {case} prompts object {prompt.object_id}, which is not a label of {tests.task}; "
                     f"choose from {', '.join(f'{value} ({tests.labels[value]})' for value in values)}"
                 )
             prompts[values[prompt.object_id]].append(prompt)
-        return {target: own for target, own in prompts.items() if own}
+        return {target: target_prompts for target, target_prompts in prompts.items() if target_prompts}
 
     return prompts_of
 
 
-def _all_there(flag: str, where: str, tests: UnlabelledSet, found: Any) -> None:
-    """Raise `UserError` unless there is one of each test image, and no other."""
-    if missing := [case for case in tests.images if case not in found]:
+def _check_cases(flag: str, where: str, tests: UnlabelledDataset, cases: Collection[str]) -> None:
+    """Raise `UserError` unless the cases are exactly the test images."""
+    if missing := [case for case in tests.images if case not in cases]:
         raise UserError(
             f"{flag}: {where} lacks {len(missing)} of the {len(tests.images)} test images of {tests.task}: "
-            f"{', '.join(missing)}; the challenge takes all of them, so add these"
+            f"{first_ids(missing)}; the challenge expects all of them, so add these"
         )
-    if other := sorted(set(found) - set(tests.images)):
+    if other := sorted(set(cases) - set(tests.images)):
         raise UserError(
-            f"{flag}: {where} has {len(other)} that are no test images of {tests.task}: {listed(other)}; remove them"
+            f"{flag}: {where} has {len(other)} cases that are not test images of {tests.task}: {first_ids(other)}; "
+            "remove them"
         )
 
 
-def _done(manifest: Path, folder: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """The cases that an interrupted export has finished."""
+def _finished_cases(manifest: Path, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the cases that an interrupted export has finished, with their prompts."""
     if not manifest.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"--out: {folder} holds files without a manifest beside it; choose another folder")
+            raise UserError(f"--out: {folder} holds files without a manifest next to it; choose another folder")
         return {}
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        done = dict(found.pop("cases"))
+        earlier = json.loads(manifest.read_text(encoding="utf-8"))
+        finished = dict(earlier.pop("cases"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"--out: {manifest} is no manifest of an export; choose another folder") from None
-    if found != known:
-        differ = [name for name in known if found.get(name) != known[name]]
-        words = ", ".join(differ) or "more"
-        raise UserError(f"--out: {manifest} is of another export (it differs in {words}); choose another folder")
-    return done
+        raise UserError(f"--out: {manifest} is not a manifest of an export; choose another folder") from None
+    if earlier != identity:
+        differing = [name for name in identity if earlier.get(name) != identity[name]]
+        fields = ", ".join(differing) or "other fields"
+        raise UserError(f"--out: {manifest} is of another export (it differs in {fields}); choose another folder")
+    return finished
 
 
-def _told(prompt: VoxelPrompt) -> dict[str, Any]:
-    """A prompt as the manifest has it, in voxels of a canonical slice."""
-    told: dict[str, Any] = {"object": prompt.object_id, "slice": prompt.slice}
+def _prompt_record(prompt: VoxelPrompt) -> dict[str, Any]:
+    """Return a prompt as the manifest stores it, in voxels of a canonical slice."""
+    record: dict[str, Any] = {"object": prompt.object_id, "slice": prompt.slice}
     if prompt.points:
-        told |= {"points": [list(point) for point in prompt.points], "labels": list(prompt.labels)}
+        record |= {"points": [list(point) for point in prompt.points], "labels": list(prompt.labels)}
     if prompt.box:
-        told["box"] = list(prompt.box)
-    return told | ({"mask_voxels": int(prompt.mask.sum())} if prompt.mask is not None else {})
-
-
-def _sha256(folder: Path) -> str:
-    """Over the names and bytes of a checkpoint's files."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+        record["box"] = list(prompt.box)
+    return record | ({"mask_voxels": int(prompt.mask.sum())} if prompt.mask is not None else {})

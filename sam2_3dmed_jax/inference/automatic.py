@@ -1,18 +1,19 @@
-"""A volume through a U-Net: resampled to its spacing, windowed, slid over, and back onto the volume's own grid.
+"""Automatic segmentation of volumes with a U-Net, by sliding windows at the spacing of the U-Net.
 
-As in nnU-Net, logits are interpolated, then the strongest one counts. Nothing is told to it but the volume.
+As in nnU-Net, logits are interpolated to the grid of the volume, and the class with the largest logit is chosen there.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from sam2_3dmed_jax.inference.feature_store import Progress
 from sam2_3dmed_jax.inference.sliding_window import slide
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
@@ -21,46 +22,47 @@ from sam2_3dmed_jax.volume.resample import regrid, resample_values
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def patch_logits(graphdef: nnx.GraphDef, weights: Weights, patches: jax.Array) -> jax.Array:
-    """Logits float32 `[B, D, H, W, 1 + classes]` of patches `[B, D, H, W]`."""
-    return merge(graphdef, weights)(patches)
+def patch_logits(graphdef: nnx.GraphDef[Any], weights: Weights, patches: jax.Array) -> jax.Array:
+    """Return logits float32 `[B, D, H, W, 1 + classes]` of patches `[B, D, H, W]`."""
+    logits: jax.Array = merge(graphdef, weights)(patches)
+    return logits
 
 
 class AutomaticPredictor:
-    """Segments volumes with one U-Net, which takes no prompts."""
+    """Segments volumes with one U-Net, without prompts."""
 
     def __init__(self, model: UNet):
         self.model = model
         self.graphdef, self.weights = split(model)
 
     def segment(self, volume: Volume, progress: Progress | None = None) -> np.ndarray:
-        """The label map of a volume, uint16 `[D, H, W]` with the label values that it was trained on.
+        """Return the label map of a volume, uint16 `[D, H, W]`, with the label values of the training data.
 
         Args:
             volume: at any spacing.
-            progress: called with (what, done, total).
+            progress: called after each window.
 
         Raises:
-            UserError: at the model's spacing the volume would be larger than one may be.
+            UserError: the volume is too large at the spacing of the model.
         """
         config, info = self.model.config, self.model.info
         plan = regrid(volume.array.shape, volume.canonical_affine, config.spacing, volume.grid.source or "the volume")
         values = resample_values(volume.array, plan)
-        # The window is that of the resampled values, as in training.
-        seen = Volume(values, Grid(plan.shape, plan.affine), volume.modality)
-        unit = apply_window(values, *window_of(seen, info.preprocessing.window))
+        # As in training, the intensity window is computed from the resampled values.
+        resampled = Volume(values, Grid(plan.shape, plan.affine), volume.modality)
+        unit = apply_window(values, *window_of(resampled, info.preprocessing.window))
         logits = slide(
             lambda patch: np.asarray(patch_logits(self.graphdef, self.weights, patch)),
             unit,
             config.patch,
-            (lambda done, total: progress("sliding windows", done, total)) if progress else None,
+            progress,
         )
         back = plan.back(volume.array.shape, volume.canonical_affine)
         labels = np.zeros(volume.array.shape, np.uint16)
-        best = resample_values(logits[0], back)
-        for value, each in zip(config.classes, logits[1:], strict=True):  # one class at a time, to save memory
-            strength = resample_values(each, back)
-            stronger = strength > best
-            labels[stronger] = value
-            best = np.where(stronger, strength, best)
+        largest = resample_values(logits[0], back)
+        for value, class_logits in zip(config.classes, logits[1:], strict=True):  # one class at a time, to save memory
+            candidate = resample_values(class_logits, back)
+            larger = candidate > largest
+            labels[larger] = value
+            largest = np.where(larger, candidate, largest)
         return labels

@@ -1,13 +1,14 @@
-"""Image features of a volume, encoded in blocks of slices and kept on the host.
+"""Image features of a volume, encoded in blocks of slices and stored on the host.
 
-Device memory holds one block whatever the depth; a refinement reads the store and encodes nothing again.
+Device memory holds one block, for any depth. Corrections read the stored features and encode no slice again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,35 +16,44 @@ import numpy as np
 from flax import nnx
 
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
+from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.model.slice_position import SlicePosition
-from sam2_3dmed_jax.prompts.prompt import power_of_two
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
-BLOCK = 16  # slices walked by one call of a compiled function, and at most encoded
-# Pixels of the slices that are encoded at once: one slice of 1024 px. More are no faster, and a last block that is not
-# full costs as much as one that is.
-PIXELS = 1 << 20
+BLOCK = 16  # slices that one call of `propagate_block` propagates; a power of two
+# Pixels that one call of `encode_block` encodes: one slice of 1024 px. More are not faster, and a last block that is
+# not full costs as much as a full one.
+PIXELS_PER_ENCODING = 1 << 20
 
 Slices = np.ndarray | PreparedSlices  # float32 [D, S, S, 3], normalised
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 class FeatureStore:
-    """Features and slice context of one volume."""
+    """Features and slice context of one volume, as host arrays.
+
+    Attributes:
+        arrays: allocator of the session's host arrays.
+        depth: D, slices of the volume.
+        embedding: `[D, S/16, S/16, C]`.
+        stride8: `[D, S/8, S/8, C/4]`.
+        stride4: `[D, S/4, S/4, C/8]`.
+        context: float32 `[D, C]`, added to the embedding of each slice; None if the model has no context.
+    """
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef,
+        graphdef: nnx.GraphDef[Any],
         weights: Weights,
         model: SAM2,
         slices: Slices,
         arrays: HostArrays,
         progress: Progress | None = None,
     ):
-        """Encode normalised `slices [D, S, S, 3]`, a block at a time, into `arrays`."""
+        """Encode normalised `slices [D, S, S, 3]`, block by block, into `arrays`."""
         self.arrays = arrays
         self.depth = len(slices)
         dtype = jnp.dtype(model.config.compute_dtype)
@@ -51,26 +61,35 @@ class FeatureStore:
         self.embedding = arrays.zeros((self.depth, side, side, c), dtype)
         self.stride8 = arrays.zeros((self.depth, 2 * side, 2 * side, c // 4), dtype)
         self.stride4 = arrays.zeros((self.depth, 4 * side, 4 * side, c // 8), dtype)
-        position = slice_position_of(model)
-        block_size = encoded_at_once(model.config.image_size)
-        embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim if position else 0), np.float32)
+        position_embeddings = self._encode(graphdef, weights, model, slices, progress)
+        self.context = _context_of_slices(graphdef, weights, model, position_embeddings)
+
+    def _encode(
+        self,
+        graphdef: nnx.GraphDef[Any],
+        weights: Weights,
+        model: SAM2,
+        slices: Slices,
+        progress: Progress | None,
+    ) -> np.ndarray:
+        """Store the features of all slices, and return their SRPP embeddings `[D, dim]`."""
+        block_size = slices_per_encoding(model.config.image_size)
+        position_embeddings = []
         for start in range(0, self.depth, block_size):
             stop = min(start + block_size, self.depth)
-            block = np.zeros((block_size, *slices.shape[1:]), np.float32)
-            block[: stop - start] = slices[start:stop]
+            block = pad_rows(np.asarray(slices[start:stop], np.float32), block_size)
             features, embedded = jax.device_get(encode_block(graphdef, weights, block))
-            self.embedding[start:stop] = features.embedding[: stop - start]
-            self.stride8[start:stop] = features.stride8[: stop - start]
-            self.stride4[start:stop] = features.stride4[: stop - start]
-            embeddings[start:stop] = embedded[: stop - start]
+            count = stop - start
+            self.embedding[start:stop] = features.embedding[:count]
+            self.stride8[start:stop] = features.stride8[:count]
+            self.stride4[start:stop] = features.stride4[:count]
+            position_embeddings.append(embedded[:count])
             if progress:
                 progress("encoding slices", stop, self.depth)
-        self.context: np.ndarray | None = None  # [D, C], or None without SRPP or its path to the mask
-        if position:
-            self.context = _context(graphdef, weights, embeddings, self.depth)
+        return np.concatenate(position_embeddings)
 
-    def with_context_of(self, graphdef: nnx.GraphDef, weights: Weights, model: SAM2) -> FeatureStore:
-        """The same features, which are not encoded again, with the slice context of another model.
+    def with_context_of(self, graphdef: nnx.GraphDef[Any], weights: Weights, model: SAM2) -> FeatureStore:
+        """Return a store of the same features, which are not encoded again, with the slice context of another model.
 
         Args:
             graphdef: the structure of a model with the same encoder.
@@ -79,34 +98,37 @@ class FeatureStore:
         """
         store = copy(self)
         store.context = None
-        if position := slice_position_of(model):
-            embeddings = np.zeros((-(-self.depth // BLOCK) * BLOCK, position.config.dim), np.float32)
-            for start in range(0, self.depth, BLOCK):
-                stop = min(start + BLOCK, self.depth)
-                block = np.zeros((BLOCK, *self.embedding.shape[1:]), self.embedding.dtype)
-                block[: stop - start] = self.embedding[start:stop]
-                embedded = np.asarray(_embed_block(graphdef, weights, block))
-                embeddings[start:stop] = embedded[: stop - start]
-            store.context = _context(graphdef, weights, embeddings, self.depth)
+        if slice_position_of(model):
+            blocks = (
+                (start, pad_rows(self.embedding[start : start + BLOCK], BLOCK)) for start in range(0, self.depth, BLOCK)
+            )
+            embedded = [
+                np.asarray(embed_block(graphdef, weights, block))[: self.depth - start] for start, block in blocks
+            ]
+            store.context = _context_of_slices(graphdef, weights, model, np.concatenate(embedded))
         return store
 
     def gather(self, index: Sequence[int] | np.ndarray) -> tuple[SliceFeatures, np.ndarray]:
-        """Features and context of some slices, as host arrays with leading axis `len(index)`."""
+        """Return the features and the context of some slices, as host arrays with leading axis `len(index)`."""
         at = np.asarray(index)
-        features = SliceFeatures(self.embedding[at], self.stride8[at], self.stride4[at])  # type: ignore[arg-type]
+        features = SliceFeatures(self.embedding[at], self.stride8[at], self.stride4[at])
         channels = self.embedding.shape[-1]
         context = np.zeros((len(at), channels), np.float32) if self.context is None else self.context[at]
         return features, context
 
 
-def encoded_at_once(size: int) -> int:
-    """How many slices of `size` pixels a side one call of `encode_block` takes."""
-    return min(BLOCK, max(1, PIXELS // size**2))
+def slices_per_encoding(image_size: int) -> int:
+    """Return the number of slices that one call of `encode_block` takes."""
+    return min(BLOCK, max(1, PIXELS_PER_ENCODING // image_size**2))
 
 
 @partial(jax.jit, static_argnums=0)
-def encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) -> tuple[SliceFeatures, jax.Array]:
-    """Features of a block of normalised slices `[T, S, S, 3]`, and their SRPP embedding (no channels without)."""
+def encode_block(graphdef: nnx.GraphDef[Any], weights: Weights, images: jax.Array) -> tuple[SliceFeatures, jax.Array]:
+    """Encode a block of normalised slices `[T, S, S, 3]`.
+
+    Returns:
+        The features, and the SRPP embeddings float32 `[T, dim]`; dim is 0 if masks do not use slice positions.
+    """
     model = merge(graphdef, weights)
     features = model.encode_image(images)
     if position := slice_position_of(model):
@@ -115,27 +137,43 @@ def encode_block(graphdef: nnx.GraphDef, weights: Weights, images: jax.Array) ->
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed_block(graphdef: nnx.GraphDef, weights: Weights, embedding: jax.Array) -> jax.Array:
-    """SRPP's embedding of slices that are encoded already, `[T, h, w, C]` to `[T, dim]`."""
-    return merge(graphdef, weights).slice_position.embed(embedding).astype(jnp.float32)
-
-
-def _context(graphdef: nnx.GraphDef, weights: Weights, embeddings: np.ndarray, depth: int) -> np.ndarray:
-    """The context of each slice, `[D, C]`, of SRPP's embeddings, padded to whole blocks."""
-    # Padded to a power of two, so that volumes of similar depth share a compilation.
-    padded = np.zeros((power_of_two(len(embeddings)), embeddings.shape[1]), np.float32)
-    padded[: len(embeddings)] = embeddings
-    return np.asarray(slice_context(graphdef, weights, padded, np.int32(depth)))[:depth]
+def embed_block(graphdef: nnx.GraphDef[Any], weights: Weights, embedding: jax.Array) -> jax.Array:
+    """Return the SRPP embeddings float32 `[T, dim]` of a block of encoded slices `[T, h, w, C]`."""
+    position: SlicePosition = merge(graphdef, weights).slice_position
+    return position.embed(embedding).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
-def slice_context(graphdef: nnx.GraphDef, weights: Weights, slices: jax.Array, depth: jax.Array) -> jax.Array:
-    """What is added to the features of each slice `[T, C]`, from the SRPP embeddings `[T, dim]` of `depth` slices."""
+def slice_context(graphdef: nnx.GraphDef[Any], weights: Weights, slices: jax.Array, depth: jax.Array) -> jax.Array:
+    """Return what is added to the embedding of each slice.
+
+    Args:
+        graphdef: the structure of a model with slice positions.
+        weights: its weights.
+        slices: `[T, dim]`, SRPP embeddings of all slices, padded from `depth` to T.
+        depth: int32, slices of the volume.
+
+    Returns:
+        float32 `[T, C]`.
+    """
     position = merge(graphdef, weights).slice_position
-    return position.to_mask(position.volume_context(slices, depth)).astype(jnp.float32)
+    context: jax.Array = position.to_mask(position.volume_context(slices, depth))
+    return context.astype(jnp.float32)
 
 
 def slice_position_of(model: SAM2) -> SlicePosition | None:
-    """The module whose context the masks see, if there is one."""
+    """Return the module whose slice context is added to the features, or None if the model has none."""
     position = model.slice_position if isinstance(model, SAM2With3DMed) else None
     return position if position is not None and position.config.to_mask else None
+
+
+def _context_of_slices(
+    graphdef: nnx.GraphDef[Any], weights: Weights, model: SAM2, position_embeddings: np.ndarray
+) -> np.ndarray | None:
+    """Return the context `[D, C]` of slices with SRPP embeddings `[D, dim]`, or None if the model has no context."""
+    if slice_position_of(model) is None:
+        return None
+    depth = len(position_embeddings)
+    # Volumes of similar depth share a compilation.
+    padded = pad_rows(position_embeddings, max(BLOCK, next_power_of_two(depth)))
+    return np.asarray(slice_context(graphdef, weights, padded, np.int32(depth)))[:depth]

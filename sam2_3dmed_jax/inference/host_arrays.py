@@ -1,7 +1,6 @@
-"""Where a session keeps what is as long as its volume: features, memories, logits.
+"""Host arrays of a session (features, memories, logits): in memory up to a limit, and in temporary files beyond it.
 
-Host memory up to a limit in all, and unlinked temporary files beyond it, so that the depth of a scan and the number of
-objects are bounded by the disk.
+The files are unlinked. The depth of a scan and the number of objects are limited by the disk, not by the memory.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 
-LIMIT = 4 << 30  # bytes of a session's arrays in host memory
+LIMIT = 4 << 30  # bytes of host memory for the arrays of one session
 
 
 class HostArrays:
@@ -22,39 +21,40 @@ class HostArrays:
 
     def __init__(self, limit: int = LIMIT):
         """Allow `limit` bytes in memory."""
-        self._left = limit
-        self._room: int | None = None  # bytes on disk not promised to an array yet; files grow only when written
+        self._free_memory = limit
+        # Bytes on disk that no array has reserved; the files themselves grow only when they are written.
+        self._free_disk: int | None = None
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
-        """An array of zeros; in a file when it does not fit in what is left of the limit.
+        """Allocate an array of zeros; it is in a file if it does not fit into the free memory.
 
         Raises:
-            UserError: the disk has no room for it.
+            UserError: it does not fit on the disk.
         """
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
-        if size <= self._left:
-            self._left -= size
+        if size <= self._free_memory:
+            self._free_memory -= size
             array = np.zeros(shape, dtype)
-            weakref.finalize(array, self._give_back, size)
+            weakref.finalize(array, self._release_memory, size)
             return array
         folder = tempfile.gettempdir()
-        if self._room is None:
-            self._room = shutil.disk_usage(folder).free
-        if self._room < size:  # met later, through the map, a full disk would kill the process
+        if self._free_disk is None:
+            self._free_disk = shutil.disk_usage(folder).free
+        if self._free_disk < size:  # Without this check, writing to the map on a full disk would kill the process.
             raise UserError(
-                f"{folder} has no room for {size / 2**30:.1f} GiB of features: set TMPDIR to a folder that has"
+                f"{folder} has no room for {size / 2**30:.1f} GiB of features; set TMPDIR to a folder with more space"
             )
-        self._room -= size
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps it open, and its space goes with the map
+        self._free_disk -= size
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the map keeps the file open, and deletes it when it is freed
         array = np.memmap(file, dtype=dtype, mode="w+", shape=shape)
-        weakref.finalize(array, self._give_back_on_disk, size)
+        weakref.finalize(array, self._release_disk, size)
         return array
 
-    def _give_back(self, size: int) -> None:
-        """A session that is reset drops arrays; those that follow may take their place in memory."""
-        self._left += size
+    def _release_memory(self, size: int) -> None:
+        """Make the memory of a freed array available to later arrays, as after the reset of a session."""
+        self._free_memory += size
 
-    def _give_back_on_disk(self, size: int) -> None:
-        """The same of files: many sessions on one volume's features drop theirs."""
-        self._room = (self._room or 0) + size
+    def _release_disk(self, size: int) -> None:
+        """Make the disk space of a freed array available to later arrays."""
+        self._free_disk = (self._free_disk or 0) + size

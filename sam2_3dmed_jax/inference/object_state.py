@@ -1,6 +1,7 @@
-"""What a session knows of each object: prompts, prompted slices, and the results of the slices walked so far.
+"""State of each object of a session: its prompts, its prompted slices, and the results of propagated slices.
 
-Host arrays for the whole volume; the fixed-size bank on the device is filled from them, by slice index.
+The arrays are on the host and cover the whole volume. `load_bank` fills the memory bank on the device, which has a
+fixed size, from them.
 """
 
 from __future__ import annotations
@@ -11,24 +12,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.inference.compiled_steps import SliceResult
+from sam2_3dmed_jax.inference.compiled_programs import SliceResult
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
-from sam2_3dmed_jax.prompts.prompt import Prompt, power_of_two
-from sam2_3dmed_jax.sam2.memory_bank import EMPTY, MemoryBank, Recent
+from sam2_3dmed_jax.inference.padding import next_power_of_two
+from sam2_3dmed_jax.prompts.prompt import Prompt
+from sam2_3dmed_jax.sam2.memory_bank import (
+    EMPTY,
+    MemoryBank,
+    RecentMemories,
+    memory_in_reach,
+    recent_slices,
+    ring_sizes,
+    ring_slot,
+    slice_offset,
+)
 
 
 @dataclass
-class Track:
-    """One object. Slices in `prompts` are prompted; `direction` is 0 for slices never walked."""
+class ObjectState:
+    """One object of a session.
+
+    Attributes:
+        config: architecture of the model.
+        depth: D, slices of the volume.
+        prompts: the prompt of each prompted slice.
+        pending: slices whose latest prompts have not been segmented yet.
+        segmented: prompted slices that have a result.
+        mask_logits: float32 `[D, S/4, S/4]`.
+        object_score_logits: float32 `[D]`.
+        memory: `[D, N, mem_dim]`.
+        pointer: `[D, C]`.
+        direction: int32 `[D]`, the direction in which each slice was propagated, +1 or -1; 0: it was not.
+    """
 
     config: Sam2Config
     depth: int
     arrays: InitVar[HostArrays]
     prompts: dict[int, Prompt] = field(default_factory=dict)
-    pending: list[int] = field(default_factory=list)  # slices whose prompts have not been segmented yet
+    pending: list[int] = field(default_factory=list)
+    segmented: set[int] = field(default_factory=set)
 
     def __post_init__(self, arrays: HostArrays) -> None:
-        """Allocate what a volume of this depth needs."""
+        """Allocate the arrays of the volume."""
         side = self.config.image_size // 4
         cells = (self.config.image_size // 16) ** 2
         dtype = jnp.dtype(self.config.compute_dtype)
@@ -37,65 +62,67 @@ class Track:
         self.memory = arrays.zeros((self.depth, cells, self.config.mem_dim), dtype)
         self.pointer = np.zeros((self.depth, self.config.d_model), dtype)
         self.direction = np.zeros(self.depth, np.int32)
-        self.segmented: set[int] = set()  # prompted slices with a result
 
     @property
-    def start(self) -> int:
-        """The earliest prompted slice, from which the object is tracked."""
+    def first_prompted(self) -> int:
+        """The lowest prompted slice, from which the object is propagated."""
         return min(self.prompts)
 
     @property
-    def last(self) -> int:
-        """The last prompted slice."""
+    def last_prompted(self) -> int:
+        """The highest prompted slice."""
         return max(self.prompts)
 
     def store(self, index: int, result: SliceResult, row: int) -> None:
-        """Keep row `row` of a result of single slices (host arrays)."""
+        """Store row `row` of host results `[R, ...]` as the result of slice `index`."""
         self.mask_logits[index] = result.mask_logits[row]
         self.object_score_logits[index] = result.object_score_logits[row]
         self.memory[index] = result.memory[row]
         self.pointer[index] = result.pointer[row]
 
 
-def prompted_capacity(tracks: list[Track]) -> int:
-    """P: room for the prompted slices of the object that has most, a power of two."""
-    return power_of_two(max(len(track.segmented) for track in tracks))
+def prompted_capacity(objects: list[ObjectState]) -> int:
+    """Return P: the largest number of prompted slices of an object, rounded up to a power of two."""
+    return next_power_of_two(max(len(state.segmented) for state in objects))
 
 
-def load_bank(tracks: list[Track], prompted: int, past: list[tuple[int, int]] | None) -> MemoryBank:
-    """A bank with one row a track, from host memory.
+def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, int]] | None) -> MemoryBank:
+    """Copy memories from the host into a bank with one row per object.
 
     Args:
-        tracks: one a row.
-        prompted: P.
-        past: for each row (slice, direction): its recent memories are those walked before that slice in that
-            direction, where there are any; None leaves the recent past empty.
+        objects: one per row.
+        prompted: P, room for prompted slices.
+        past: (slice, direction) per row; the recent memories of the row are those of the slices that come before this
+            slice in this direction. None leaves the recent memories empty.
     """
-    config = tracks[0].config
-    rows, cells = len(tracks), (config.image_size // 16) ** 2
-    memories, pointers = config.num_maskmem - 1, config.max_obj_ptrs - 1
-    dtype = tracks[0].memory.dtype
+    config = objects[0].config
+    rows, cells = len(objects), (config.image_size // 16) ** 2
+    sizes = ring_sizes(config)
+    dtype = objects[0].memory.dtype
     prompted_memory = np.zeros((rows, prompted, cells, config.mem_dim), dtype)
     prompted_pointer = np.zeros((rows, prompted, config.d_model), dtype)
     prompted_slice = np.full((rows, prompted), EMPTY, np.int32)
-    memory = np.zeros((rows, memories, cells, config.mem_dim), dtype)
-    memory_slice = np.full((rows, memories), EMPTY, np.int32)
-    pointer = np.zeros((rows, pointers, config.d_model), dtype)
-    pointer_slice = np.full((rows, pointers), EMPTY, np.int32)
-    for row, track in enumerate(tracks):
-        for slot, index in enumerate(sorted(track.segmented)):
-            prompted_memory[row, slot] = track.memory[index]
-            prompted_pointer[row, slot] = track.pointer[index]
+    memory = np.zeros((rows, sizes.memories, cells, config.mem_dim), dtype)
+    memory_slice = np.full((rows, sizes.memories), EMPTY, np.int32)
+    pointer = np.zeros((rows, sizes.pointers, config.d_model), dtype)
+    pointer_slice = np.full((rows, sizes.pointers), EMPTY, np.int32)
+    for row, state in enumerate(objects):
+        for slot, index in enumerate(sorted(state.segmented)):
+            prompted_memory[row, slot] = state.memory[index]
+            prompted_pointer[row, slot] = state.pointer[index]
             prompted_slice[row, slot] = index
         if past is None:
             continue
         index, direction = past[row]
-        for offset in range(1, pointers + 1):
-            other = index - offset * direction
-            if not 0 <= other < track.depth or other in track.segmented or not track.direction[other]:
+        for other in recent_slices(index, direction, state.depth, config):
+            if other in state.segmented or not state.direction[other]:
                 continue
-            pointer[row, other % pointers], pointer_slice[row, other % pointers] = track.pointer[other], other
-            if offset <= memories:
-                memory[row, other % memories], memory_slice[row, other % memories] = track.memory[other], other
-    recent = Recent(jnp.asarray(memory), jnp.asarray(memory_slice), jnp.asarray(pointer), jnp.asarray(pointer_slice))
+            slot = ring_slot(other, sizes.pointers)
+            pointer[row, slot], pointer_slice[row, slot] = state.pointer[other], other
+            if memory_in_reach(slice_offset(index, other, direction), config):
+                slot = ring_slot(other, sizes.memories)
+                memory[row, slot], memory_slice[row, slot] = state.memory[other], other
+    recent = RecentMemories(
+        jnp.asarray(memory), jnp.asarray(memory_slice), jnp.asarray(pointer), jnp.asarray(pointer_slice)
+    )
     return MemoryBank(jnp.asarray(prompted_memory), jnp.asarray(prompted_pointer), jnp.asarray(prompted_slice), recent)

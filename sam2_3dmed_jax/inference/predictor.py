@@ -1,6 +1,6 @@
-"""`VolumePredictor`: prompts on any slices of a volume in, masks of several objects out; sessions for corrections.
+"""Prompted segmentation of volumes: `VolumePredictor`, and sessions that accept corrections.
 
-A session keeps features, memories and results: an added prompt encodes no slice again (`orders` walks the volume).
+A session keeps features, memories and results, so that an added prompt encodes no slice again.
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference.compiled_steps import correct_slices, mask_slices, prompt_slices
-from sam2_3dmed_jax.inference.feature_store import FeatureStore, Progress, Slices
+from sam2_3dmed_jax.inference.compiled_programs import (
+    SliceResult,
+    correct_from_points,
+    segment_from_masks,
+    segment_from_points,
+)
+from sam2_3dmed_jax.inference.feature_store import FeatureStore, Slices
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
-from sam2_3dmed_jax.inference.object_state import Track, load_bank, prompted_capacity
-from sam2_3dmed_jax.inference.propagation import ORDERS, Order, Walker
-from sam2_3dmed_jax.prompts.prompt import Prompt, batch_prompts, power_of_two
+from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
+from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
+from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
+from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationContext, PropagationOrder
+from sam2_3dmed_jax.prompts.prompt import Prompt
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import split
 
-PREVIOUS_LOGITS_LIMIT = 32.0  # earlier logits are clamped before they become a dense prompt, as in the reference
+PREVIOUS_LOGITS_LIMIT = 32.0  # Earlier logits are clamped before they become a dense prompt, as in the reference.
+
+PromptedSlice = tuple[ObjectState, int]  # an object and one of its prompted slices
 
 
 @dataclass(frozen=True)
@@ -38,24 +48,24 @@ class Result:
 
 
 class VolumePredictor:
-    """Segments volumes with one model; compiled functions are shared by all its sessions."""
+    """Segments volumes with one model; its sessions share the compiled programs."""
 
-    def __init__(self, model: SAM2, order: Order = "sequential", postprocessing: bool = True):
+    def __init__(self, model: SAM2, order: PropagationOrder = "sequential", postprocessing: bool = True):
         """Wrap a model.
 
         Args:
             model: SAM2 or SAM2With3DMed.
-            order: how slices are walked, see `orders`.
+            order: order of the two directions of propagation, see `propagation`.
             postprocessing: the reference's `apply_postprocessing` without hole filling: multimask by stability, and
                 binarised memories of prompted slices.
 
         Raises:
-            UserError: no such order, or a model that takes no prompts.
+            UserError: the order does not exist, or the model takes no prompts.
         """
         if not isinstance(model, SAM2):
             raise UserError(f"a {type(model).__name__} takes no prompts; give a checkpoint of SAM 2 or SAM2-3dMed")
-        if order not in ORDERS:
-            raise UserError(f"order: there is no '{order}'; choose one of {', '.join(ORDERS)}")
+        if order not in PROPAGATION_ORDERS:
+            raise UserError(f"order: '{order}' does not exist; choose one of {', '.join(PROPAGATION_ORDERS)}")
         self.model = model
         self.order = order
         self.postprocessing = postprocessing
@@ -72,7 +82,11 @@ class VolumePredictor:
         return Session(self, self.encode(slices, progress), progress)
 
     def encode(self, slices: Slices, progress: Progress | None = None) -> FeatureStore:
-        """The features of a volume, on which any number of sessions may be opened (`Session(predictor, store)`)."""
+        """Return the features of a volume, for any number of sessions (`Session(predictor, store)`).
+
+        Raises:
+            UserError: the slices have another shape than the model takes.
+        """
         size = self.model.config.image_size
         if len(slices.shape) != 4 or slices.shape[1:] != (size, size, 3) or not len(slices):
             raise UserError(f"slices: their shape is {slices.shape}; this model takes [D, {size}, {size}, 3]")
@@ -80,14 +94,14 @@ class VolumePredictor:
 
 
 class Session:
-    """One volume being segmented; keeps features, memories and results, so that corrections are cheap."""
+    """Segmentation of one volume; keeps features, memories and results, so that corrections are cheap."""
 
     def __init__(self, predictor: VolumePredictor, store: FeatureStore, progress: Progress | None = None):
         self._predictor = predictor
         self._progress = progress
         self._store = store
-        self._tracks: dict[int, Track] = {}
-        self._dirty = False
+        self._objects: dict[int, ObjectState] = {}
+        self._has_new_prompts = False
 
     @property
     def depth(self) -> int:
@@ -95,119 +109,149 @@ class Session:
         return self._store.depth
 
     def add(self, prompts: Sequence[Prompt]) -> None:
-        """Add prompts; on a slice that has some, points add up. Nothing is computed until `result`.
+        """Add prompts; points are added to earlier points on the same slice. `result` computes the masks.
 
         Raises:
-            UserError: a prompt that does not fit the volume; none of the call's prompts are then added.
+            UserError: a prompt does not fit the volume; then no prompt of this call is added.
         """
         config = self._predictor.model.config
         for prompt in prompts:
             prompt.check(self.depth, config.image_size)
         for prompt in prompts:
-            if prompt.object_id not in self._tracks:
-                self._tracks[prompt.object_id] = Track(config, self.depth, self._store.arrays)
-            track = self._tracks[prompt.object_id]
-            earlier = track.prompts.get(prompt.slice)
-            track.prompts[prompt.slice] = earlier.merge(prompt) if earlier else prompt
-            if prompt.slice not in track.pending:
-                track.pending.append(prompt.slice)
-            self._dirty = True
+            if prompt.object_id not in self._objects:
+                self._objects[prompt.object_id] = ObjectState(config, self.depth, self._store.arrays)
+            state = self._objects[prompt.object_id]
+            earlier = state.prompts.get(prompt.slice)
+            state.prompts[prompt.slice] = earlier.merge(prompt) if earlier else prompt
+            if prompt.slice not in state.pending:
+                state.pending.append(prompt.slice)
+            self._has_new_prompts = True
 
     def reset(self) -> None:
-        """Forget all prompts and their masks; the features stay."""
-        self._tracks.clear()
+        """Remove all prompts and their masks; the features are kept."""
+        self._objects.clear()
 
     def preview(self) -> dict[tuple[int, int], np.ndarray]:
-        """Masks of the prompted slices alone, at once: what an interactive tool shows before the volume follows.
+        """Segment the prompted slices only, for interactive tools that show them before the volume is propagated.
 
         Returns:
-            float32 logits `[S/4, S/4]` by (object id, slice). `result` goes on from there.
+            float32 logits `[S/4, S/4]` by (object id, slice). `result` reuses them.
         """
-        self._segment_prompted(list(self._tracks.values()))
+        self._segment_prompted(list(self._objects.values()))
         return {
-            (object_id, index): np.array(track.mask_logits[index])
-            for object_id, track in self._tracks.items()
-            for index in sorted(track.segmented)
+            (object_id, index): np.array(state.mask_logits[index])
+            for object_id, state in self._objects.items()
+            for index in sorted(state.segmented)
         }
 
     def result(self) -> Result:
-        """Masks from all prompts so far.
+        """Return the masks from all prompts so far.
 
         Raises:
-            UserError: there are no prompts.
+            UserError: the session has no prompts.
         """
-        if not self._tracks:
-            raise UserError("prompts: there are none; add at least one point, box or mask")
-        ids = sorted(self._tracks)
-        tracks = [self._tracks[i] for i in ids]
-        if self._dirty:
-            self._segment_prompted(tracks)
-            p = self._predictor
-            walker = Walker(p.graphdef, p.weights, p.model.config, self._store, self._progress)
-            ORDERS[p.order](walker, tracks)
-            self._dirty = False
+        if not self._objects:
+            raise UserError("prompts: the session has none; add at least one point, box or mask")
+        ids = sorted(self._objects)
+        objects = [self._objects[object_id] for object_id in ids]
+        if self._has_new_prompts:
+            self._segment_prompted(objects)
+            predictor = self._predictor
+            context = PropagationContext(predictor.graphdef, predictor.weights, self._store, self._progress)
+            PROPAGATION_ORDERS[predictor.order](context, objects)
+            self._has_new_prompts = False
         return Result(
             object_ids=tuple(ids),
-            mask_logits=np.stack([track.mask_logits for track in tracks]),
-            object_score_logits=np.stack([track.object_score_logits for track in tracks]),
+            mask_logits=np.stack([state.mask_logits for state in objects]),
+            object_score_logits=np.stack([state.object_score_logits for state in objects]),
         )
 
-    def _segment_prompted(self, tracks: list[Track]) -> None:
-        """Segment the slices with new prompts: in batches, but for corrections of slices that were walked."""
-        p = self._predictor
-        pending = [(track, index) for track in tracks for index in track.pending]
-        masks = [(t, i) for t, i in pending if t.prompts[i].mask is not None]
-        asked = [(t, i) for t, i in pending if t.prompts[i].mask is None]
-        first = [(t, i) for t, i in asked if not t.direction[i] and i not in t.segmented]
-        again = [(t, i) for t, i in asked if not t.direction[i] and i in t.segmented]  # no memory, as the first time
-        for group in (masks, first, again):
-            if not group:
-                continue
-            rows = power_of_two(len(group))
-            features, context = self._store.gather([i for _, i in group] + [0] * (rows - len(group)))
-            if group is masks:
-                size = p.model.config.image_size
-                stack = np.zeros((rows, size, size), np.float32)
-                for row, (track, index) in enumerate(group):
-                    stack[row] = track.prompts[index].mask
-                result = mask_slices(p.graphdef, p.weights, features, stack, p.postprocessing)
-            else:
-                previous = _earlier_logits(group, rows) if group is again else None
-                prompts = batch_prompts([t.prompts[i] for t, i in group], rows, previous)
-                result = prompt_slices(p.graphdef, p.weights, features, context, prompts, p.postprocessing)
-            result = jax.device_get(result)
-            for row, (track, index) in enumerate(group):
-                track.store(index, result, row)
-                track.segmented.add(index)
-        for track, index in asked:
-            if track.direction[index]:
-                self._correct(track, index)
-        for track in tracks:
-            track.pending.clear()
+    def _segment_prompted(self, objects: list[ObjectState]) -> None:
+        """Segment the slices with new prompts.
 
-    def _correct(self, track: Track, index: int) -> None:
-        p = self._predictor
-        direction = int(track.direction[index])
-        bank = load_bank([track], prompted_capacity([track]), [(index, direction)])
+        Masks and slices that have not been propagated are batched; other slices are corrected one by one from memory.
+        """
+        masks: list[PromptedSlice] = []
+        first_prompts: list[PromptedSlice] = []
+        further_prompts: list[PromptedSlice] = []  # the object has not been propagated since the first prompt
+        corrections: list[PromptedSlice] = []
+        for state in objects:
+            for index in state.pending:
+                if state.prompts[index].mask is not None:
+                    masks.append((state, index))
+                elif state.direction[index]:
+                    corrections.append((state, index))
+                elif index in state.segmented:
+                    further_prompts.append((state, index))
+                else:
+                    first_prompts.append((state, index))
+        self._segment_masks(masks)
+        self._segment_points(first_prompts)
+        self._segment_points(further_prompts, with_earlier_logits=True)
+        for state, index in corrections:
+            self._correct(state, index)
+        for state in objects:
+            state.pending.clear()
+
+    def _segment_masks(self, batch: list[PromptedSlice]) -> None:
+        """Store mask prompts as the results of their slices."""
+        if not batch:
+            return
+        predictor = self._predictor
+        rows = next_power_of_two(len(batch))
+        features, _ = self._store.gather(_padded_slices(batch, rows))
+        masks = pad_rows(np.stack([np.asarray(state.prompts[index].mask, np.float32) for state, index in batch]), rows)
+        result = segment_from_masks(predictor.graphdef, predictor.weights, features, masks, predictor.postprocessing)
+        _store_prompted(batch, jax.device_get(result))
+
+    def _segment_points(self, batch: list[PromptedSlice], with_earlier_logits: bool = False) -> None:
+        """Segment slices by points and boxes without memory, optionally on top of their earlier logits."""
+        if not batch:
+            return
+        predictor = self._predictor
+        rows = next_power_of_two(len(batch))
+        features, context = self._store.gather(_padded_slices(batch, rows))
+        previous = _earlier_logits(batch, rows) if with_earlier_logits else None
+        prompts = batch_prompts([state.prompts[index] for state, index in batch], rows, previous)
+        result = segment_from_points(
+            predictor.graphdef, predictor.weights, features, context, prompts, predictor.postprocessing
+        )
+        _store_prompted(batch, jax.device_get(result))
+
+    def _correct(self, state: ObjectState, index: int) -> None:
+        """Segment a propagated slice again, from memory and on top of its earlier logits."""
+        predictor = self._predictor
+        direction = int(state.direction[index])
+        bank = load_bank([state], prompted_capacity([state]), [(index, direction)])
         features, context = self._store.gather([index])
-        result = correct_slices(
-            p.graphdef,
-            p.weights,
+        result = correct_from_points(
+            predictor.graphdef,
+            predictor.weights,
             bank,
             features,
             context,
             np.array([index], np.int32),
             np.array([direction], np.int32),
             np.int32(self.depth),
-            p.postprocessing,
-            batch_prompts([track.prompts[index]], 1, _earlier_logits([(track, index)], 1)),
+            predictor.postprocessing,
+            batch_prompts([state.prompts[index]], 1, _earlier_logits([(state, index)], 1)),
         )
-        track.store(index, jax.device_get(result), 0)
-        track.segmented.add(index)
+        _store_prompted([(state, index)], jax.device_get(result))
 
 
-def _earlier_logits(group: list[tuple[Track, int]], rows: int) -> np.ndarray:
-    """Logits of these slices as dense prompts, float32 `[rows, S/4, S/4]`."""
-    logits = np.stack([track.mask_logits[index] for track, index in group])
-    padded = np.pad(logits, [(0, rows - len(group)), (0, 0), (0, 0)])
-    return padded.clip(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
+def _padded_slices(batch: list[PromptedSlice], rows: int) -> list[int]:
+    """Return the slices of a batch, and slice 0 for padding rows."""
+    return [index for _, index in batch] + [0] * (rows - len(batch))
+
+
+def _earlier_logits(batch: list[PromptedSlice], rows: int) -> np.ndarray:
+    """Return the logits of these slices as dense prompts, float32 `[rows, S/4, S/4]`."""
+    logits = np.stack([state.mask_logits[index] for state, index in batch])
+    return pad_rows(logits, rows).clip(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
+
+
+def _store_prompted(batch: list[PromptedSlice], result: SliceResult) -> None:
+    """Store the rows of host results as the results of prompted slices."""
+    for row, (state, index) in enumerate(batch):
+        state.store(index, result, row)
+        state.segmented.add(index)

@@ -1,162 +1,198 @@
-"""How a volume is walked from its prompted slices, in blocks of slices.
+"""Propagation of prompted slices through a volume, in blocks of slices.
 
-`sequential` walks forward from an object's earliest prompt, then backward, where the first slices see the forward
-memories (the reference's `propagate_in_video` and its reverse). `independent` walks both directions at once and
-averages the logits between an object's first and last prompt; it is symmetric under flipping the volume.
+`sequential` propagates from an object's lowest prompted slice up (superior) to the last slice, then down (inferior) to
+the first. The pass down sees memories of the pass up, as in the reference's `propagate_in_video` and its reverse.
+`independent` propagates in both directions at once from the prompted slices, and averages the logits of slices between
+an object's lowest and highest prompted slice; it is symmetric under flipping the volume.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
-from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.inference.compiled_steps import SliceResult, Steps, walk_block
-from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore, Progress
-from sam2_3dmed_jax.inference.object_state import Track, load_bank, prompted_capacity
+from sam2_3dmed_jax.inference.compiled_programs import PropagationSteps, SliceResult, propagate_block
+from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
+from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
-from sam2_3dmed_jax.sam2.model import NO_OBJECT_LOGIT
 from sam2_3dmed_jax.sam2.parameters import Weights
 
-Order = Literal["sequential", "independent"]
+PropagationOrder = Literal["sequential", "independent"]
+UP, DOWN = 1, -1  # from inferior to superior slices, and back
 
 
 @dataclass(frozen=True)
-class Walker:
-    """What a walk needs: a model, and the features of a volume."""
+class PropagationContext:
+    """The model and the features of a volume."""
 
-    graphdef: nnx.GraphDef
+    graphdef: nnx.GraphDef[Any]
     weights: Weights
-    config: Sam2Config
     store: FeatureStore
     progress: Progress | None
 
 
-def walk_sequential(walker: Walker, tracks: list[Track]) -> None:
-    """Walk up from each object's earliest prompt, then down; results go into the tracks."""
-    starts = np.array([track.start for track in tracks])
-    for direction, path in ((1, range(starts.min(), walker.store.depth)), (-1, range(starts.max(), -1, -1))):
-        # Re-walked slices find the memories of an earlier result beyond their start, as the reference does.
-        bank = load_bank(tracks, prompted_capacity(tracks), [(t.start, direction) for t in tracks])
-        wanted = np.array([[(i - s) * direction >= 0 for s in starts] for i in path])
-        name = "walking up" if direction > 0 else "walking down"
-        for steps, result in _walk(walker, bank, tracks, np.array(path)[:, None], wanted, (direction,), name):
-            for step, index in enumerate(steps):
-                for row, track in enumerate(tracks):
-                    if wanted[_step_of(path, index), row]:
-                        _keep(track, index, result, step, row, direction)
-    _mark_prompted(tracks)
+@dataclass(frozen=True)
+class PropagationPath:
+    """The slices that G directions visit, step by step, for K objects.
+
+    Attributes:
+        directions: UP or DOWN, of each direction.
+        slices: int `[steps, G]`; may leave the volume where no object is included.
+        included: bool `[steps, G x K]`, whether a row (direction, object) includes its slice of the step.
+        label: label of the progress bar.
+    """
+
+    directions: tuple[int, ...]
+    slices: np.ndarray
+    included: np.ndarray
+    label: str
 
 
-def walk_independent(walker: Walker, tracks: list[Track]) -> None:
-    """Walk up and down at once, each from the prompted slices alone; results go into the tracks."""
-    k, last = len(tracks), walker.store.depth - 1
-    first, final = min(t.start for t in tracks), max(t.last for t in tracks)
-    length = max(last - first, final) + 1
-    path = np.stack([first + np.arange(length), final - np.arange(length)], axis=1)  # [steps, 2]
-    inside = (path >= 0) & (path <= last)
-    up = np.stack([inside[:, 0] & (path[:, 0] >= t.start) for t in tracks], axis=1)
-    down = np.stack([inside[:, 1] & (path[:, 1] <= t.last) for t in tracks], axis=1)
-    for track in tracks:
-        track.direction[:] = 0  # walks start from the prompted slices alone
-    bank = load_bank([*tracks, *tracks], prompted_capacity(tracks), None)
-    wanted = np.concatenate([up, down], axis=1)
-    # Slices between prompts are met twice; the first visit waits here for the second.
-    waiting: dict[tuple[int, int], tuple[np.ndarray, float]] = {}
-    done = 0
-    for steps, result in _walk(walker, bank, tracks, np.clip(path, 0, last), wanted, (1, -1), "walking"):
-        for step in range(len(steps)):
-            for row in range(2 * k):
-                track, direction = tracks[row % k], 1 if row < k else -1
-                index = int(path[done + step, row // k])
-                if not wanted[done + step, row] or index in track.segmented:
-                    continue
-                if not track.start < index < track.last:
-                    _keep(track, index, result, step, row, direction)
-                    continue
-                logits = np.asarray(result.mask_logits[step, row])
-                score = float(result.object_score_logits[step, row])
-                key = (row % k, index)
-                if key not in waiting:
-                    waiting[key] = logits, score
-                    if direction > 0:
-                        _keep(track, index, result, step, row, direction)
-                    continue
-                other, other_score = waiting.pop(key)
-                if direction > 0:
-                    _keep(track, index, result, step, row, direction)
-                track.mask_logits[index] = (logits + other) / 2
-                track.object_score_logits[index] = (score + other_score) / 2
-        done += len(steps)
-    _mark_prompted(tracks)
+def propagate_sequential(context: PropagationContext, objects: list[ObjectState]) -> None:
+    """Propagate up from the lowest prompted slice of each object, then down; store the results in the objects."""
+    starts = np.array([state.first_prompted for state in objects])
+    paths = (
+        _path_in_one_direction(UP, range(starts.min(), context.store.depth), starts, "propagating up (superior)"),
+        _path_in_one_direction(DOWN, range(starts.max(), -1, -1), starts, "propagating down (inferior)"),
+    )
+    for path in paths:
+        (direction,) = path.directions
+        # A repeated pass also finds memories of the earlier result beyond the start, as in the reference.
+        past = [(state.first_prompted, direction) for state in objects]
+        bank = load_bank(objects, prompted_capacity(objects), past)
+        for step, result in _propagate_in_blocks(context, bank, objects, path):
+            for row in np.flatnonzero(path.included[step]).tolist():
+                _store_result(objects[row], int(path.slices[step, 0]), result, row, direction)
+    _set_correction_directions(objects)
 
 
-def _walk(
-    walker: Walker,
-    bank: MemoryBank,
-    tracks: list[Track],
-    path: np.ndarray,
-    wanted: np.ndarray,
-    directions: tuple[int, ...],
-    name: str,
-) -> Iterator[tuple[list[int], SliceResult]]:
-    """Walk `path [steps, G]` in blocks; yields the first direction's slices and host results of each block."""
-    k, groups = len(tracks), len(directions)
-    direction = np.repeat(np.array(directions, np.int32), k)
-    index = np.repeat(path, k, axis=1).astype(np.int32)
-    prompted = np.array([[int(i) in tracks[r % k].segmented for r, i in enumerate(row)] for row in index])
-    active = wanted & ~prompted
-    for begin in range(0, len(path), BLOCK):
-        end = min(begin + BLOCK, len(path))
-        if not active[begin:end].any():
-            yield [int(i) for i in path[begin:end, 0]], _nothing(end - begin, k * groups, walker.config)
-            continue
-        pad = [(0, BLOCK - (end - begin))]
-        features, context = walker.store.gather(np.pad(path[begin:end], [*pad, (0, 0)], mode="edge").reshape(-1))
-        steps = Steps(
-            features=jax.tree.map(lambda x: x.reshape(BLOCK, groups, *x.shape[1:]), features),
-            context=context.reshape(BLOCK, groups, -1),  # type: ignore[arg-type]
-            on=np.pad(index[begin:end], [*pad, (0, 0)], mode="edge"),  # type: ignore[arg-type]
-            active=np.pad(active[begin:end], [*pad, (0, 0)]),  # type: ignore[arg-type]
-        )
-        bank, result = walk_block(walker.graphdef, walker.weights, bank, steps, direction, np.int32(walker.store.depth))
-        yield [int(i) for i in path[begin:end, 0]], jax.device_get(result)
-        if walker.progress:
-            walker.progress(name, end, len(path))
+def propagate_independent(context: PropagationContext, objects: list[ObjectState]) -> None:
+    """Propagate up and down at once, each from the prompted slices alone; store the results in the objects."""
+    for state in objects:
+        state.direction[:] = 0  # Results of earlier passes are not used.
+    path = _path_in_both_directions(objects, context.store.depth)
+    bank = load_bank([*objects, *objects], prompted_capacity(objects), None)
+    merger = _DirectionMerger(objects)
+    for step, result in _propagate_in_blocks(context, bank, objects, path):
+        for row in np.flatnonzero(path.included[step]).tolist():
+            group, number = divmod(row, len(objects))
+            merger.add(number, int(path.slices[step, group]), path.directions[group], result, row)
+    _set_correction_directions(objects)
 
 
-def _keep(track: Track, index: int, result: SliceResult, step: int, row: int, direction: int) -> None:
-    if index in track.segmented:
-        return
-    track.store(index, SliceResult(*(x[step] for x in result)), row)
-    track.direction[index] = direction
-
-
-def _mark_prompted(tracks: list[Track]) -> None:
-    """A prompt added later to a prompted slice corrects it, in the direction that the reference used."""
-    for track in tracks:
-        for index in track.segmented:
-            track.direction[index] = 1 if index > track.start else -1 if track.start > 0 else 1
-
-
-def _step_of(path: range, index: int) -> int:
-    """Which step of a walk a slice is."""
-    return abs(index - path.start)
-
-
-def _nothing(steps: int, rows: int, config: Sam2Config) -> SliceResult:
-    side = config.image_size // 4
-    logits = np.broadcast_to(np.float32(NO_OBJECT_LOGIT), (steps, rows, side, side))
-    none = np.zeros((steps, rows, 0), np.float32)
-    return SliceResult(logits, np.zeros((steps, rows), np.float32), none, none)  # type: ignore[arg-type]
-
-
-ORDERS: dict[Order, Callable[[Walker, list[Track]], None]] = {
-    "sequential": walk_sequential,
-    "independent": walk_independent,
+PROPAGATION_ORDERS: dict[PropagationOrder, Callable[[PropagationContext, list[ObjectState]], None]] = {
+    "sequential": propagate_sequential,
+    "independent": propagate_independent,
 }
+
+
+@dataclass
+class _DirectionMerger:
+    """Merges the results of both directions: logits of slices that both visit are averaged.
+
+    Memories of such slices are those of the pass up.
+    """
+
+    objects: list[ObjectState]
+    # Logits and score of the first visit of a slice between prompts, by object number and slice.
+    first_visits: dict[tuple[int, int], tuple[np.ndarray, float]] = field(default_factory=dict)
+
+    def add(self, number: int, index: int, direction: int, result: SliceResult, row: int) -> None:
+        """Store the result of object `number` on slice `index`, which is in row `row`."""
+        state = self.objects[number]
+        if index in state.segmented:
+            return
+        between_prompts = state.first_prompted < index < state.last_prompted
+        if direction == UP or not between_prompts:
+            _store_result(state, index, result, row, direction)
+        if not between_prompts:
+            return
+        logits, score = np.asarray(result.mask_logits[row]), float(result.object_score_logits[row])
+        if (number, index) not in self.first_visits:
+            self.first_visits[number, index] = logits, score
+            return
+        other_logits, other_score = self.first_visits.pop((number, index))
+        state.mask_logits[index] = (logits + other_logits) / 2
+        state.object_score_logits[index] = (score + other_score) / 2
+
+
+def _path_in_one_direction(direction: int, slices: range, starts: np.ndarray, label: str) -> PropagationPath:
+    """Return the path through `slices`; each object is included from its own start."""
+    path = np.array(slices)
+    included = (path[:, None] - starts) * direction >= 0
+    return PropagationPath((direction,), path[:, None], included, label)
+
+
+def _path_in_both_directions(objects: list[ObjectState], depth: int) -> PropagationPath:
+    """Return the path up from the lowest prompted slice and, in the same steps, down from the highest one."""
+    lowest = min(state.first_prompted for state in objects)
+    highest = max(state.last_prompted for state in objects)
+    steps = np.arange(max(depth - 1 - lowest, highest) + 1)
+    up, down = lowest + steps, highest - steps
+    slices = np.stack([up, down], axis=1)
+    includes_up = [(up < depth) & (up >= state.first_prompted) for state in objects]
+    includes_down = [(down >= 0) & (down <= state.last_prompted) for state in objects]
+    included = np.stack([*includes_up, *includes_down], axis=1)
+    return PropagationPath((UP, DOWN), slices, included, "propagating up and down")
+
+
+def _propagate_in_blocks(
+    context: PropagationContext, bank: MemoryBank, objects: list[ObjectState], path: PropagationPath
+) -> Iterator[tuple[int, SliceResult]]:
+    """Yield each step of a path with its host results `[G x K, ...]`.
+
+    Blocks in which all included slices are prompted have no results and are left out.
+    """
+    directions = np.repeat(np.array(path.directions, np.int32), len(objects))
+    slices = np.clip(path.slices, 0, context.store.depth - 1)
+    row_slices = np.repeat(slices, len(objects), axis=1).astype(np.int32)
+    segmented = [state.segmented for _ in path.directions for state in objects]
+    prompted = np.array([[int(i) in own for i, own in zip(step, segmented, strict=True)] for step in row_slices])
+    active = path.included & ~prompted
+    for begin in range(0, len(slices), BLOCK):
+        end = min(begin + BLOCK, len(slices))
+        if not active[begin:end].any():
+            continue
+        steps = _block_steps(context.store, slices[begin:end], row_slices[begin:end], active[begin:end])
+        bank, device_results = propagate_block(
+            context.graphdef, context.weights, bank, steps, directions, np.int32(context.store.depth)
+        )
+        results = jax.device_get(device_results)
+        for step in range(begin, end):
+            yield step, SliceResult(*(x[step - begin] for x in results))
+        if context.progress:
+            context.progress(path.label, end, len(slices))
+
+
+def _block_steps(
+    store: FeatureStore, slices: np.ndarray, row_slices: np.ndarray, active: np.ndarray
+) -> PropagationSteps:
+    """Gather the inputs of `slices [steps, G]`, padded to `BLOCK` steps; the last slices are repeated, inactive."""
+    groups, missing = slices.shape[1], [(0, BLOCK - len(slices)), (0, 0)]
+    features, context = store.gather(np.pad(slices, missing, mode="edge").reshape(-1))
+    return PropagationSteps(
+        features=jax.tree.map(lambda x: x.reshape(BLOCK, groups, *x.shape[1:]), features),
+        context=context.reshape(BLOCK, groups, -1),  # type: ignore[arg-type]
+        slice_index=np.pad(row_slices, missing, mode="edge"),  # type: ignore[arg-type]
+        active=np.pad(active, missing),  # type: ignore[arg-type]
+    )
+
+
+def _store_result(state: ObjectState, index: int, result: SliceResult, row: int, direction: int) -> None:
+    """Store the result of a propagated slice; prompted slices keep their own."""
+    if index not in state.segmented:
+        state.store(index, result, row)
+        state.direction[index] = direction
+
+
+def _set_correction_directions(objects: list[ObjectState]) -> None:
+    """Set the direction of prompted slices, in which later prompts correct them, as in the reference."""
+    for state in objects:
+        for index in state.segmented:
+            state.direction[index] = UP if index > state.first_prompted or state.first_prompted == 0 else DOWN

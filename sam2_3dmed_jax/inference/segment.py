@@ -1,4 +1,4 @@
-"""From a volume and prompts in voxels to a label map on the volume's own grid, or to one mask an object."""
+"""Segmentation of a volume from prompts in voxels: a label map on the volume's grid, and one mask per object."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam2_3dmed_jax.inference.feature_store import Progress
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.prompts.simulation import to_pixels
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices, resize_slices, restore_logits
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A label map and what it was made of."""
+    """A label map, and the logits that it is computed from."""
 
-    labels: np.ndarray  # uint16 [D, H, W], object ids; where objects overlap, the larger logit
+    labels: np.ndarray  # uint16 [D, H, W], object ids; where objects overlap, the one with the larger logit
     result: Result
     threshold: float = 0.0  # logits above it are inside
 
     def object_masks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Object ids, each with its own mask, bool `[D, H, W]`, whatever the other objects are; one at a time."""
+        """Yield each object id with the mask of the object, bool `[D, H, W]`; masks may overlap."""
         _, height, width = self.labels.shape
         for object_id, logits in zip(self.result.object_ids, self.result.mask_logits, strict=True):
             mask = np.empty(self.labels.shape, bool)
@@ -40,7 +40,7 @@ def segment_volume(
     """Segment a volume with the preprocessing of the predictor's checkpoint.
 
     Raises:
-        UserError: no prompts, or prompts that do not fit.
+        UserError: there are no prompts, or they do not fit the volume.
     """
     size = predictor.model.config.image_size
     shape = volume.array.shape[1:]
@@ -50,17 +50,17 @@ def segment_volume(
 
 
 def label_result(result: Result, shape: tuple[int, int], threshold: float = 0.0) -> Segmentation:
-    """The label map of a session's result, on slices of `shape` (H, W).
+    """Return the label map of the result of a session.
 
     Args:
         result: of K objects.
-        shape: (H, W) in voxels.
-        threshold: the logit above which a voxel is inside.
+        shape: (H, W), voxels of a slice.
+        threshold: voxels with a larger logit are inside.
     """
     labels = np.zeros((result.mask_logits.shape[1], *shape), np.uint16)
     ids = np.array([0, *result.object_ids], np.uint16)
     for d in range(len(labels)):
-        # Logits are interpolated, then thresholded: the threshold is the background's logit.
+        # Logits are interpolated, then thresholded: the threshold acts as the logit of the background.
         logits = restore_logits(result.mask_logits[:, d], shape)
         best = np.concatenate([np.full((1, *shape), threshold, np.float32), logits]).argmax(0)
         labels[d] = ids[best]
@@ -68,19 +68,19 @@ def label_result(result: Result, shape: tuple[int, int], threshold: float = 0.0)
 
 
 def to_slices(prompts: Sequence[VoxelPrompt], shape: tuple[int, int], size: int) -> list[Prompt]:
-    """Prompts in voxels of slices of `shape` (H, W) as prompts in pixels of the S x S slice; S is `size`.
+    """Convert prompts from voxels of slices of `shape` (H, W) to pixels of the S x S slice, where S is `size`.
 
     Raises:
-        UserError: prompts that cannot stand on one slice together.
+        UserError: prompts that cannot be combined on one slice.
     """
     return [_to_slice(prompt, shape, size) for prompt in merge_prompts(prompts)]
 
 
 def _to_slice(prompt: VoxelPrompt, shape: tuple[int, int], size: int) -> Prompt:
     def pixels(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        # A click on the border voxel of a scan that is enlarged lands on the border, not beyond it.
-        moved = np.clip(to_pixels(np.asarray(points, float), shape, size), -0.5, size - 0.5)
-        return [(float(x), float(y)) for x, y in moved]
+        # Rounding must not move a click on the border of a slice beyond the border.
+        on_slice = np.clip(to_pixels(np.asarray(points, float), shape, size), -0.5, size - 0.5)
+        return [(float(x), float(y)) for x, y in on_slice]
 
     box = None
     if prompt.box is not None:
@@ -89,7 +89,7 @@ def _to_slice(prompt: VoxelPrompt, shape: tuple[int, int], size: int) -> Prompt:
     mask = None
     if prompt.mask is not None:
         share = resize_slices(prompt.mask[None].astype(np.float32), size)[0]
-        # A mask smaller than a pixel keeps the pixel that it fills most: an empty one would say "not here".
+        # A mask smaller than a pixel keeps the pixel that it fills most: an empty mask would mean "not on this slice".
         mask = (share >= min(0.5, float(share.max()))) & (share > 0)
     points = pixels(prompt.points) if prompt.points else ()
     return Prompt(prompt.object_id, prompt.slice, points, prompt.labels, box, mask)

@@ -1,8 +1,8 @@
-"""FLOPs of segmenting a volume from prompts, from the jaxprs of the programs that a session runs.
+"""FLOPs of segmenting a volume from prompts, counted in the jaxprs of the programs of a session.
 
-Each slice is encoded once; each object is decoded on its prompted slices, as from one click, and walked once over the
-others (twice between its prompts in the order 'independent'). What is computed beside that, padding to blocks of
-slices and to a power of two of prompts, is left out, so that the figure is one of the model and not of a machine.
+Each slice is encoded once. Each object is decoded on its prompted slices, as from one click, and propagated once to the
+other slices (twice between its prompts in the order 'independent'). Padding to blocks of slices and to powers of two of
+prompts is not counted, so that the number describes the model and not a machine.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sam2_3dmed_jax.inference.abstract_arguments import block_arguments
+from sam2_3dmed_jax.inference.abstract_arguments import abstract_array, block_arguments
 from sam2_3dmed_jax.inference.automatic import AutomaticPredictor, patch_logits
-from sam2_3dmed_jax.inference.compiled_steps import prompt_slices, walk_block
+from sam2_3dmed_jax.inference.compiled_programs import propagate_block, segment_from_points
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, slice_context, slice_position_of
+from sam2_3dmed_jax.inference.padding import next_power_of_two
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.sliding_window import window_starts
-from sam2_3dmed_jax.prompts.prompt import power_of_two
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 from sam2_3dmed_jax.sam2.prompt_encoder import no_prompts
@@ -28,56 +29,74 @@ from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.resample import regrid
 
 
+class SliceFlops(NamedTuple):
+    """FLOPs of one slice."""
+
+    encode: int
+    segment: int  # of one object, from a prompt
+    propagate: int  # of one object, from memory
+
+
 class SegmentationFlops:
-    """FLOPs of sessions of one predictor; its programs are traced once, and nothing is compiled."""
+    """FLOPs of the sessions of one predictor; its programs are traced once, and nothing is compiled."""
 
     def __init__(self, predictor: VolumePredictor) -> None:
-        """Take a predictor; a program is traced when it is first asked for."""
+        """Take a predictor; a program is traced when its FLOPs are first needed."""
         self._predictor = predictor
-        self._weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), predictor.weights)
-        self._of_slice = cache(self._trace)
+        self._weights = jax.tree.map(_shape_of, predictor.weights)
+        self._slice_flops = cache(self._trace)
 
     def __call__(self, sessions: Iterable[tuple[int, Sequence[VoxelPrompt]]]) -> int:
-        """Of all sessions, each with its number of slices and the prompts of its objects; a multiply-add is two."""
+        """Return the FLOPs of all sessions; a multiply-add counts as two.
+
+        Args:
+            sessions: the number of slices, and the prompts of all objects, of each session.
+        """
         return sum(self._session(depth, prompts) for depth, prompts in sessions if prompts)
 
     def _session(self, depth: int, prompts: Sequence[VoxelPrompt]) -> int:
-        slices: dict[int, set[int]] = {}
+        prompted_slices: dict[int, set[int]] = {}
         for prompt in prompts:
-            slices.setdefault(prompt.object_id, set()).add(prompt.slice)
-        encode, prompted, walk = self._of_slice(power_of_two(max(map(len, slices.values()))))
-        total = depth * encode
-        for own in slices.values():
-            between = max(own) - min(own) + 1 - len(own) if self._predictor.order == "independent" else 0
-            total += len(own) * prompted + (depth - len(own) + between) * walk
+            prompted_slices.setdefault(prompt.object_id, set()).add(prompt.slice)
+        per_slice = self._slice_flops(next_power_of_two(max(map(len, prompted_slices.values()))))
+        total = depth * per_slice.encode
+        for prompted in prompted_slices.values():
+            propagated = depth - len(prompted)
+            if self._predictor.order == "independent":
+                propagated += max(prompted) - min(prompted) + 1 - len(prompted)
+            total += len(prompted) * per_slice.segment + propagated * per_slice.propagate
         return total
 
-    def _trace(self, room: int) -> tuple[int, int, int]:
-        """Of a slice: encoded, prompted, and walked with memories of `room` prompted slices."""
+    def _trace(self, prompted: int) -> SliceFlops:
+        """Count the FLOPs of one slice, with a memory bank with room for `prompted` prompted slices."""
         predictor, weights = self._predictor, self._weights
         graphdef, config = predictor.graphdef, predictor.model.config
         dtype = jnp.dtype(config.compute_dtype)
-        images, walked = block_arguments(graphdef, weights, config, 1, room, dtype)
+        images, propagation = block_arguments(graphdef, weights, config, 1, prompted, dtype)
         encode = flops(encode_block.trace(graphdef, weights, images).jaxpr) // images.shape[0]
         if position := slice_position_of(predictor.model):
-            embedded = jax.ShapeDtypeStruct((BLOCK, position.config.dim), jnp.float32)
+            embedded = abstract_array((BLOCK, position.config.dim), jnp.float32)
             encode += flops(slice_context.trace(graphdef, weights, embedded, jnp.int32(BLOCK)).jaxpr) // BLOCK
-        steps = walked[1]
+        _, steps, _, _ = propagation
         features, context = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (steps.features, steps.context)
+            lambda x: abstract_array(x.shape[1:], x.dtype), (steps.features, steps.context)
         )
         click = jax.eval_shape(lambda: no_prompts(1))
-        prompted = prompt_slices.trace(graphdef, weights, features, context, click, predictor.postprocessing)
-        walk = walk_block.trace(graphdef, weights, *walked)
-        return encode, flops(prompted.jaxpr), flops(walk.jaxpr) // BLOCK
+        segment = segment_from_points.trace(graphdef, weights, features, context, click, predictor.postprocessing)
+        propagate = propagate_block.trace(graphdef, weights, *propagation)
+        return SliceFlops(encode, flops(segment.jaxpr), flops(propagate.jaxpr) // BLOCK)
 
 
-def flops_of_windows(predictor: AutomaticPredictor, volume: Volume) -> int:
-    """Of a U-Net that slides over a volume at its own spacing."""
+def sliding_window_flops(predictor: AutomaticPredictor, volume: Volume) -> int:
+    """Return the FLOPs of a U-Net applied by sliding windows to a volume at the spacing of the U-Net."""
     patch = predictor.model.config.patch
     spacing, name = predictor.model.config.spacing, volume.grid.source or "the volume"
     shape = regrid(volume.array.shape, volume.canonical_affine, spacing, name).shape
     windows = math.prod(len(window_starts(max(n, p), p)) for n, p in zip(shape, patch, strict=True))
-    weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), predictor.weights)
-    seen = jax.ShapeDtypeStruct((1, *patch), jnp.float32)
-    return windows * flops(patch_logits.trace(predictor.graphdef, weights, seen).jaxpr)
+    weights = jax.tree.map(_shape_of, predictor.weights)
+    window = abstract_array((1, *patch), jnp.float32)
+    return windows * flops(patch_logits.trace(predictor.graphdef, weights, window).jaxpr)
+
+
+def _shape_of(array: Any) -> jax.ShapeDtypeStruct:
+    return abstract_array(array.shape, array.dtype)

@@ -1,7 +1,8 @@
-"""Sliding windows: a function of patches over a volume of any size, weighted towards each patch's middle.
+"""Sliding-window inference: a function of patches applied to a volume of any size, with Gaussian weights.
 
-As nnU-Net: windows overlap by half, evenly spread, each weighted by a Gaussian of an eighth of the patch. A volume that
-is smaller than a patch lies in its middle, between zeros. No mirroring at test time: anatomy is never mirrored here.
+As in nnU-Net, windows are spread evenly, overlap by at least half, and are weighted by a Gaussian with a standard
+deviation of an eighth of the patch. A volume smaller than a patch is centred in it and padded with zeros. There is no
+mirroring at test time.
 """
 
 from __future__ import annotations
@@ -12,41 +13,46 @@ from collections.abc import Callable
 
 import numpy as np
 
-OVERLAP = 0.5  # of two neighbouring windows
-SIGMA = 1 / 8  # of the Gaussian, in patches
+from sam2_3dmed_jax.runtime.progress import Progress
+
+OVERLAP = 0.5  # smallest overlap of neighbouring windows, as a fraction of the patch
+SIGMA = 1 / 8  # standard deviation of the Gaussian, as a fraction of the patch
 
 Triple = tuple[int, int, int]
 
 
 def window_starts(size: int, patch: int) -> list[int]:
-    """First voxels of the windows along an axis, from 0 to `size - patch`, at most `(1 - OVERLAP) * patch` apart."""
+    """Return the first voxel of each window along an axis, from 0 to `size - patch`.
+
+    Neighbouring windows are at most `(1 - OVERLAP) * patch` voxels apart.
+    """
     if size <= patch:
         return [0]
     count = math.ceil((size - patch) / (patch * (1 - OVERLAP))) + 1
-    return np.rint(np.linspace(0, size - patch, count)).astype(int).tolist()
+    return [int(start) for start in np.rint(np.linspace(0, size - patch, count))]
 
 
 def window_weights(patch: Triple) -> np.ndarray:
-    """The weight of each voxel of a window, float32 of its shape, positive and at most 1."""
+    """Return the weight of each voxel of a window, float32 of shape `patch`, positive and at most 1."""
     axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n * SIGMA)) ** 2) for n in patch]
     z, y, x = axes
-    weights = z[:, None, None] * y[:, None] * x
-    return (weights / weights.max()).astype(np.float32)
+    weights: np.ndarray = z[:, None, None] * y[:, None] * x
+    return np.asarray(weights / weights.max(), np.float32)
 
 
 def slide(
     function: Callable[[np.ndarray], np.ndarray],
     volume: np.ndarray,
     patch: Triple,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
-    """The weighted mean of a function over all windows.
+    """Return the weighted mean of a function over all windows.
 
     Args:
-        function: from float32 `[1, *patch]` to `[1, *patch, C]`.
+        function: maps float32 `[1, *patch]` to `[1, *patch, C]`.
         volume: float32 `[D, H, W]`.
-        patch: voxels of a window.
-        progress: called with (windows done, windows).
+        patch: shape of a window in voxels.
+        progress: called after each window.
 
     Returns:
         float32 `[C, D, H, W]`.
@@ -54,19 +60,19 @@ def slide(
     pads = [(max(p - n, 0) // 2, max(p - n, 0) - max(p - n, 0) // 2) for n, p in zip(volume.shape, patch, strict=True)]
     padded = np.pad(volume, pads)
     weights = window_weights(patch)
-    whole = np.zeros(padded.shape, np.float32)
+    total_weight = np.zeros(padded.shape, np.float32)
     total: np.ndarray | None = None
     starts = list(itertools.product(*(window_starts(n, p) for n, p in zip(padded.shape, patch, strict=True))))
     for done, start in enumerate(starts, 1):
-        box = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
-        found = np.moveaxis(np.asarray(function(padded[box][None])[0], np.float32), -1, 0)
+        window = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        values = np.moveaxis(np.asarray(function(padded[window][None])[0], np.float32), -1, 0)
         if total is None:
-            total = np.zeros((len(found), *padded.shape), np.float32)
-        total[:, *box] += found * weights
-        whole[box] += weights
+            total = np.zeros((len(values), *padded.shape), np.float32)
+        total[:, *window] += values * weights
+        total_weight[window] += weights
         if progress:
-            progress(done, len(starts))
-    assert total is not None  # there is a window at least
-    total /= whole
+            progress("sliding windows", done, len(starts))
+    assert total is not None  # There is at least one window.
+    total /= total_weight
     inside = [slice(low, low + n) for (low, _), n in zip(pads, volume.shape, strict=True)]
     return total[:, *inside]

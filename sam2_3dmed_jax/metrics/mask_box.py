@@ -1,4 +1,4 @@
-"""The part of two masks that holds an object, as one array: all that surfaces need of a volume."""
+"""Smallest box around two masks, as one array of bits: all that surface metrics need of a volume."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def union_box(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The smallest box around both masks, with a plane, a row and a column of zeros behind.
+    """Return the smallest box around both masks, followed by a plane, a row and a column of zeros.
 
     Args:
         one: bool `[D, H, W]`.
-        other: bool `[D, H, W]`; one of the two is not empty.
+        other: bool `[D, H, W]`; at least one of the two masks is not empty.
 
     Returns:
         uint8 `[d + 1, h + 1, w + 1]`: bit 0 is `one`, bit 1 `other`.
@@ -26,8 +26,8 @@ def union_box(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _extent(mask: np.ndarray) -> tuple[list[int], list[int]] | None:
-    """The first and the last index of True on each axis; None if there is none."""
-    # A plane at a time: `any` leaves a plane at its first True, and the other axes need the object's planes only.
+    """Return the first and the last index of True on each axis, or None for an empty mask."""
+    # One plane at a time: `any` stops at the first True of a plane, and the other axes need only the object's planes.
     planes = np.flatnonzero([plane.any() for plane in mask])
     if not planes.size:
         return None
@@ -36,4 +36,4 @@ def _extent(mask: np.ndarray) -> tuple[list[int], list[int]] | None:
         shadow |= plane
     rows, columns = np.flatnonzero(shadow.any(1)), np.flatnonzero(shadow.any(0))
     axes = (planes, rows, columns)
-    return [int(found[0]) for found in axes], [int(found[-1]) for found in axes]
+    return [int(indices[0]) for indices in axes], [int(indices[-1]) for indices in axes]

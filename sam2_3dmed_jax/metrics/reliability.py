@@ -1,16 +1,16 @@
-"""How far a model's probabilities can be trusted at the boundary: entropy, calibration error and Brier score in a band.
+"""Reliability of probabilities near the boundary: entropy, calibration error and Brier score in a band around it.
 
-A probability is the sigmoid of an object's own logit on the image's grid; the band is where the reference has voxels of
-the other side within some millimetres. Only a checkpoint has probabilities, and a class only if it is a prompted
-object: what is left of an organ when its tumour is written over it is none. A confident miss has no entropy, so that
-less entropy is no merit by itself; calibration and Brier score count a miss.
+A probability is the sigmoid of an object's logit on the image's grid. The band holds the voxels within some millimetres
+of a reference voxel of the other side. Files of label maps have no probabilities, and a class has some only if it is a
+prompted object: an organ minus the tumour that is written over it is not. A confident miss has no entropy, so low
+entropy alone is not a merit; calibration error and Brier score count a miss.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from scipy import ndimage, special
@@ -20,44 +20,49 @@ from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.intensity import restore_logits
 from sam2_3dmed_jax.volume.nearest_grid import is_orthogonal
 
-BINS = 15  # of equal width, from 0 to 1
+BINS = 15  # bins of probability, of equal width, from 0 to 1
 WIDTH_MM = 5.0
 COLUMNS = ("band_entropy", "band_ece", "band_brier")
-CALIBRATION = COLUMNS[1:]  # lower is better
 UNKNOWN = dict.fromkeys(COLUMNS, math.nan)
-DEFINITIONS = {
-    "band_mm": (
-        "half width of the band around the reference's boundary: voxels whose centre is no further than this, in mm, "
-        "from the nearest voxel centre on the other side, inside and outside alike; prompted slices are among them"
-    ),
-    "band_entropy": "mean over the band of -p log2 p - (1 - p) log2 (1 - p), p the sigmoid of the logit; 1: undecided",
-    "band_ece": (
-        f"expected calibration error over the band: {BINS} bins of p of equal width, sum over bins of their share of "
-        "voxels x |mean p - share inside the reference| (Naeini et al. 2015)"
-    ),
-    "band_brier": "mean over the band of (p - 1 inside, p outside)^2 (Brier 1950)",
-}
 
-Box = tuple[slice, slice, slice]
-Bins = list[list[float]]  # of each bin: voxels, sum of their p, how many of them lie inside the reference
+BoxSlices = tuple[slice, slice, slice]
+Bins = list[list[float]]  # per bin: voxels, sum of their probabilities, number of them inside the reference
+
+
+class ObjectReliability(NamedTuple):
+    """Reliability of the probabilities of one object in one case."""
+
+    metrics: dict[str, float]  # the columns `COLUMNS`; NaN without probabilities
+    bins: Bins  # of a reliability diagram; [] without probabilities
+
+
+# The key "from" is a keyword of Python, which the class syntax cannot have.
+PooledBin = TypedDict(
+    "PooledBin",
+    {"from": float, "to": float, "voxels": int, "probability": float | None, "inside": float | None},
+)
 
 
 def check_width(width_mm: float) -> None:
-    """Raise `UserError` for a band of no width."""
+    """Check the half width of the band.
+
+    Raises:
+        UserError: it is not a positive number.
+    """
     if not 0 < width_mm < math.inf:
-        raise UserError(f"--band-mm: {width_mm} is no width of a band; give millimetres, such as {WIDTH_MM:g}")
+        raise UserError(f"--band-mm: {width_mm} is not the width of a band; give millimetres, such as {WIDTH_MM:g}")
 
 
-def boundary_band(reference: np.ndarray, spacing: Sequence[float], width_mm: float) -> tuple[Box, np.ndarray]:
-    """Where a mask's boundary is near.
+def boundary_band(reference: np.ndarray, spacing: Sequence[float], width_mm: float) -> tuple[BoxSlices, np.ndarray]:
+    """Return the voxels near the boundary of a mask; the border of the image is not a boundary.
 
     Args:
         reference: bool `[D, H, W]`, not empty.
         spacing: millimetres, (dz, dy, dx), of orthogonal axes.
-        width_mm: see `DEFINITIONS`. The image's border is no boundary.
+        width_mm: half width of the band, between voxel centres of the two sides.
 
     Returns:
-        A box around the band, and the band inside of it, bool.
+        A box around the band, and bool of the shape of the box: True in the band.
     """
     (around,) = ndimage.find_objects(reference.astype(np.uint8))
     margin = [math.floor(width_mm * (1 + 1e-6) / step) for step in spacing]
@@ -66,76 +71,83 @@ def boundary_band(reference: np.ndarray, spacing: Sequence[float], width_mm: flo
         for side, m, n in zip(around, margin, reference.shape, strict=True)
     )
     inside = reference[box]
-    # A voxel's distance to the other side, for both sides at once; a box without another side has no boundary.
-    if inside.all():
+    if inside.all():  # a box without voxels outside the mask has no boundary
         return box, np.zeros(inside.shape, bool)  # type: ignore[return-value]
+    # The sum is a voxel's distance to the other side, for both sides at once: one of the two terms is 0.
     distance = ndimage.distance_transform_edt(inside, spacing) + ndimage.distance_transform_edt(~inside, spacing)
     return box, distance <= width_mm * (1 + 1e-6)  # type: ignore[return-value]
 
 
-def band_statistics(probability: np.ndarray, inside: np.ndarray) -> tuple[dict[str, float], Bins]:
-    """Entropy, calibration error and Brier score of voxels.
+def band_statistics(probability: np.ndarray, inside: np.ndarray) -> ObjectReliability:
+    """Return entropy, calibration error, Brier score and the bins of a reliability diagram for some voxels.
+
+    Entropy is the mean of -p log2 p - (1 - p) log2 (1 - p), in bits. The calibration error is the expected calibration
+    error (Naeini et al. 2015). The Brier score (Brier 1950) is the mean squared difference of p and 0 or 1.
 
     Args:
-        probability: `[N]` of lying inside the object, 0 to 1.
-        inside: bool `[N]`, whether they do.
-
-    Returns:
-        `COLUMNS` (see `DEFINITIONS`; NaN without voxels), and the bins of a reliability diagram.
+        probability: `[N]` of being inside the object, 0 to 1.
+        inside: bool `[N]`, whether the voxels are inside the reference.
     """
     if not probability.size:
-        return dict(UNKNOWN), []
+        return ObjectReliability(dict(UNKNOWN), [])
     p, y = probability.astype(np.float64), inside.astype(np.float64)
-    at = np.minimum((p * BINS).astype(int), BINS - 1)
-    voxels, sums, hits = (np.bincount(at, weights, BINS) for weights in (None, p, y))
-    columns = {
+    bin_of = np.minimum((p * BINS).astype(int), BINS - 1)
+    voxels, sums, hits = (np.bincount(bin_of, weights, BINS) for weights in (None, p, y))
+    metrics = {
         "band_entropy": float((special.entr(p) + special.entr(1 - p)).mean() / math.log(2)),
         "band_ece": float(np.abs(sums - hits).sum() / p.size),
         "band_brier": float(((p - y) ** 2).mean()),
     }
-    return columns, np.stack([voxels, sums, hits], axis=1).tolist()
+    return ObjectReliability(metrics, np.stack([voxels, sums, hits], axis=1).tolist())
 
 
-def object_reliability(logits: np.ndarray | None, reference: np.ndarray, grid: Grid, width_mm: float) -> dict[str, Any]:
-    """What a row says of an object's probabilities.
+def object_reliability(
+    logits: np.ndarray | None, reference: np.ndarray, grid: Grid, width_mm: float
+) -> ObjectReliability:
+    """Return the reliability of an object's probabilities in the band around its reference.
 
     Args:
-        logits: float32 `[D, S/4, S/4]` of the object, or None for an object without probabilities.
+        logits: float32 `[D, S/4, S/4]` of the object, or None if its probabilities are unknown.
         reference: bool `[D, H, W]`.
-        grid: of the reference; on a slanted one there is no band.
-        width_mm: of the band.
+        grid: of the reference; without orthogonal axes the band is not defined.
+        width_mm: half width of the band.
 
     Returns:
-        `COLUMNS`, "band_mm" and "reliability": `Bins`; `UNKNOWN` and no more if there are none.
+        NaN and no bins if the logits are unknown, the reference is empty, or the band is not defined or has no voxels.
     """
     if logits is None or not reference.any() or not is_orthogonal(grid):
-        return dict(UNKNOWN)
-    box, near = boundary_band(reference, grid.spacing, width_mm)
-    found = [np.zeros(0, np.float32)]
-    for index, plane in zip(range(box[0].start, box[0].stop), near, strict=True):
-        found.append(restore_logits(logits[index : index + 1], reference.shape[1:])[0][box[1:]][plane])  # type: ignore[arg-type]
-    columns, bins = band_statistics(special.expit(np.concatenate(found)), reference[box][near])
-    return {**columns, "band_mm": width_mm, "reliability": bins} if bins else columns
+        return ObjectReliability(dict(UNKNOWN), [])
+    box, band = boundary_band(reference, grid.spacing, width_mm)
+    values = [np.zeros(0, np.float32)]
+    for index, plane in zip(range(box[0].start, box[0].stop), band, strict=True):
+        # One slice at a time: logits of a whole volume on the image's grid would take much memory.
+        restored = restore_logits(logits[index : index + 1], reference.shape[1:])[0]
+        values.append(restored[box[1:]][plane])
+    return band_statistics(special.expit(np.concatenate(values)), reference[box][band])
 
 
-def widths(rows: Sequence[Mapping[str, Any]]) -> set[float]:
-    """The half widths, in mm, of the bands in which rows judge probabilities; none: they judge none."""
-    found = (row.get("band_mm") for row in rows)
-    return {width for width in found if isinstance(width, float) and not math.isnan(width)}
+def band_widths(rows: Sequence[Mapping[str, Any]]) -> set[float]:
+    """Return the half widths, in mm, of the bands that rows were scored in; empty without probabilities."""
+    widths = (row.get("band_mm") for row in rows)
+    return {width for width in widths if isinstance(width, float) and not math.isnan(width)}
 
 
-def pooled_bins(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
-    """The reliability diagram of a class: voxels of all cases (and seeds) together, bin by bin; []: none is known."""
+def pooled_bins(rows: Sequence[Mapping[str, Any]]) -> list[PooledBin]:
+    """Return the reliability diagram of a class: the voxels of all cases and seeds together, bin by bin.
+
+    Args:
+        rows: with "reliability": `Bins`, where it is known. [] is returned if it is known in no row.
+    """
     known = [row["reliability"] for row in rows if row.get("reliability")]
     if not known:
         return []
     return [
         {
-            "from": at / BINS,
-            "to": (at + 1) / BINS,
+            "from": number / BINS,
+            "to": (number + 1) / BINS,
             "voxels": int(voxels),
             "probability": sums / voxels if voxels else None,
             "inside": hits / voxels if voxels else None,
         }
-        for at, (voxels, sums, hits) in enumerate(np.sum(known, axis=0).tolist())
+        for number, (voxels, sums, hits) in enumerate(np.sum(known, axis=0).tolist())
     ]

@@ -1,8 +1,8 @@
-"""Distances between the surfaces of two masks in millimetres: NSD, HD95, HD and ASSD.
+"""Surface metrics of two masks in millimetres: NSD, HD95, HD and ASSD.
 
-Three definitions, after DeepMind's `surface-distance`, MONAI and MedPy; `surface_statistics` says how they differ.
-Searching compiles for any device (`nearest_element`); summing is float64 on the host. Slanted grids are left out: axes
-are orthogonal.
+Three definitions, after DeepMind's `surface-distance`, MONAI and MedPy; `surface_statistics` has their differences.
+The search for nearest elements is compiled for any device (`nearest_surface`); sums are float64 on the host. The axes
+of the grid must be orthogonal.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.metrics.mask_box import union_box
-from sam2_3dmed_jax.metrics.nearest_surface import nearest_elements
+from sam2_3dmed_jax.metrics.nearest_surface import nearest_surface_elements
 from sam2_3dmed_jax.metrics.surface_area import area_of_codes
-from sam2_3dmed_jax.metrics.surface_statistics import area_weighted, counted, measure
+from sam2_3dmed_jax.metrics.surface_statistics import area_weighted_metrics, surface_distances, unweighted_metrics
 
 DEFINITIONS = ("surface-distance", "monai", "medpy")
 EMPTY_POLICIES = ("diagonal", "nan")
@@ -30,22 +30,22 @@ def surface_metrics(
     definition: str = "surface-distance",
     empty: str = "diagonal",
 ) -> dict[str, float]:
-    """Surface metrics of two masks on one grid; neither is favoured: exchanging them changes nothing.
+    """Return the surface metrics of two masks on one grid; they are symmetric in the two masks.
 
     Args:
-        prediction: bool `[D, H, W]` (any other type: not 0).
+        prediction: bool `[D, H, W]` (any other dtype: not 0).
         reference: bool `[D, H, W]`.
         spacing: millimetres between voxels, (dz, dy, dx).
-        tolerance_mm: a surface element no further than this counts as agreeing, for NSD.
+        tolerance_mm: surface elements up to this distance agree, for NSD.
         definition: 'surface-distance' (marching-cubes surface, weighted by area), 'monai' (border voxels, the greater
             percentile of the two directions) or 'medpy' (border voxels, both directions pooled).
-        empty: what one empty mask means, see `empty_surface_metrics`.
+        empty: distances where one mask is empty, see `empty_surface_metrics`.
 
     Returns:
         {"nsd": 0 to 1, "hd95_mm", "hd_mm", "assd_mm"}; all NaN if both masks are empty.
 
     Raises:
-        UserError: shapes differ or are not 3D, or another argument is none of the above.
+        UserError: the masks differ in shape or are not 3D, or another argument has an invalid value.
     """
     prediction, reference = _as_mask("prediction", prediction), _as_mask("reference", reference)
     if prediction.shape != reference.shape:
@@ -62,30 +62,31 @@ def surface_metrics(
     if empty not in EMPTY_POLICIES:
         raise UserError(f"empty is {empty!r}; choose one of {', '.join(EMPTY_POLICIES)}")
 
-    found = bool(prediction.any()), bool(reference.any())
-    if not all(found):
-        return empty_surface_metrics(any(found), prediction.shape, spacing, empty)
+    present = bool(prediction.any()), bool(reference.any())
+    if not all(present):
+        return empty_surface_metrics(any(present), prediction.shape, spacing, empty)
     box = union_box(prediction, reference)
     voxels = definition != "surface-distance"
-    elements = nearest_elements(box, spacing, voxels)
+    surfaces = nearest_surface_elements(box, spacing, voxels)
     weights = np.ones(256) if voxels else area_of_codes(spacing)
     precision = np.float32 if voxels else np.float64
-    surfaces = measure(elements, box.shape, spacing, tolerance_mm, weights, precision)
-    return counted(*surfaces, pooled=definition == "medpy") if voxels else area_weighted(*surfaces)
+    distances = surface_distances(surfaces, box.shape, spacing, tolerance_mm, weights, precision)
+    return unweighted_metrics(*distances, pooled=definition == "medpy") if voxels else area_weighted_metrics(*distances)
 
 
 def empty_surface_metrics(
     one_present: bool, shape: Sequence[int], spacing: Sequence[float], empty: str = "diagonal"
 ) -> dict[str, float]:
-    """What is reported when a mask is empty and there is no distance.
+    """Return the metrics where at least one mask is empty, so that distances do not exist.
 
     Args:
-        one_present: the other mask is not empty. If it is too, there is nothing to score: NaN throughout, nnU-Net's
-            convention, and the case is left out of means.
+        one_present: whether the other mask is not empty. If both are empty, all metrics are NaN (nnU-Net's convention),
+            and the case is left out of means.
         shape: of the image, `[D, H, W]`.
         spacing: millimetres, (dz, dy, dx).
-        empty: 'diagonal', distances are the image's diagonal, which no two of its points exceed, so that a miss never
-            improves a mean; or 'nan', distances are NaN, and so must be their mean. NSD is 0 either way.
+        empty: 'diagonal': distances are the image's diagonal, which is the largest distance between two of its points,
+            so that a missed structure never improves a mean. 'nan': distances are NaN, and so is their mean. NSD is 0
+            with either policy.
     """
     diagonal = math.hypot(*(n * step for n, step in zip(shape, spacing, strict=True)))
     distance = diagonal if one_present and empty == "diagonal" else math.nan

@@ -1,8 +1,8 @@
-"""The area of the surface inside a cube of 2 x 2 x 2 voxels, for each of the 256 ways in which they can be filled.
+"""Area of the marching-cubes surface in a cube of 2 x 2 x 2 voxels, for each of its 256 configurations.
 
 The triangles are those of DeepMind's `surface-distance` 0.1 (`lookup_tables.py`, Apache-2.0): marching cubes through
-the middles of the cube's edges. Its table of 256 is closed under turning, mirroring and exchanging inside with
-outside, so 13 cases tell it all. Areas alone: which way a triangle faces is left out.
+the middles of the cube's edges. Rotation, reflection and exchanging inside with outside reduce its 256 entries to 13
+cases. Only areas are kept; the orientation of the triangles is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # bit i of a code is set where corner i, (z, y, x), is inside
 FULL = 255
 
-# Corners inside, and the triangles between them and the others: |normals|, as long as their areas, in eighths.
+# Corners inside, and the triangles between them and the others: |normals|, whose lengths are areas, in eighths.
 _CASES: tuple[tuple[str, tuple[tuple[int, int, int], ...]], ...] = (
     ("111", ((1, 1, 1),)),
     ("111 110", ((2, 2, 0), (2, 2, 0))),
@@ -34,7 +34,7 @@ _CASES: tuple[tuple[str, tuple[tuple[int, int, int], ...]], ...] = (
 
 
 def _normals_of_codes() -> np.ndarray:
-    """Float64 `[256, 4, 3]`: |normals| of the triangles of each code in a cube of side 1, padded with zeros."""
+    """Return float64 `[256, 4, 3]`: |normals| of the triangles of each code in a cube of side 1, padded with zeros."""
     table = np.full((256, 4, 3), np.nan)
     table[[0, FULL]] = 0
     for corners, triangles in _CASES:
@@ -52,9 +52,16 @@ _NORMALS = _normals_of_codes()
 
 
 def area_of_codes(spacing: Sequence[float]) -> np.ndarray:
-    """Areas in mm2, float64 `[256]`, of the surface in a cube between voxel centres `spacing` mm apart.
+    """Return the area in mm2 of the surface in a cube of each code.
 
-    A normal's components are areas seen along the axes, so each grows with the product of the other two spacings.
+    A component of a normal is the area projected along that axis, so it scales with the product of the other two
+    spacings.
+
+    Args:
+        spacing: distance between voxel centres in mm, (dz, dy, dx).
+
+    Returns:
+        float64 `[256]`.
     """
-    a, b, c = spacing
-    return np.asarray(np.sqrt(np.square(_NORMALS * [b * c, a * c, a * b]).sum(-1)).sum(-1))
+    dz, dy, dx = spacing
+    return np.asarray(np.sqrt(np.square(_NORMALS * [dy * dx, dz * dx, dz * dy]).sum(-1)).sum(-1))

@@ -1,9 +1,9 @@
-"""Boundary detection (BD): a branch beside the mask decoder that predicts the object's boundary and refines its mask.
+"""Boundary detection (BD): a branch of the mask decoder that predicts the object's boundary and refines its mask.
 
-Paper: boundary-aware features are the queries, slice features the keys and values of a cross-attention, and the
-result is fused into the mask. Ours, where it is silent: the queries come from the object's features after the
-two-way transformer (so a boundary belongs to an object), and the fusion adds a zero-initialised projection to the
-upscaled embedding that every mask candidate is read from.
+Paper: in a cross-attention, boundary-aware features are the queries and slice features the keys and values, and the
+result is fused into the mask. Ours, where the paper does not say: the queries come from the object's features after the
+two-way transformer (so that a boundary belongs to an object), and the fusion adds a zero-initialised projection to the
+upscaled embedding from which every mask candidate is computed. See docs/explanation/method.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sam2_3dmed_jax.sam2.position_encoding import sine_position
 
 
 class Boundary(nnx.Module):
-    """From object and slice features to boundary logits and an addition to the mask's upscaled embedding."""
+    """Computes boundary logits and a term for the mask's upscaled embedding from object and slice features."""
 
     def __init__(self, config: BdConfig, channels: int, *, dtype: DTypeLike):
         dim = config.dim
@@ -43,10 +43,10 @@ class Boundary(nnx.Module):
 
         Args:
             objects: object features `[K, h, w, C]`.
-            features: of their slices, leading axis 1 or K.
+            features: features of their slices, with leading axis 1 or K.
 
         Returns:
-            The addition `[K, 4h, 4w, C/8]` to the upscaled embedding, and boundary logits float32 `[K, 4h, 4w]`.
+            The term `[K, 4h, 4w, C/8]` for the upscaled embedding, and boundary logits float32 `[K, 4h, 4w]`.
         """
         k, h, w, _ = objects.shape
         position = sine_position(h, w, self.dim).reshape(1, h * w, self.dim)

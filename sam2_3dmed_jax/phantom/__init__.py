@@ -1,4 +1,4 @@
-"""Anatomical synthetic torso CT, for tests and the demo: random people, a scanner, and datasets in MSD layout."""
+"""Synthetic CT of the torso: random anatomy, a simulated scanner, and datasets in MSD layout."""
 
 from sam2_3dmed_jax.phantom.dataset import make_case, write_phantom_dataset
 

@@ -1,4 +1,4 @@
-"""The anatomy of one person: where every organ is and how large. `person.draw_anatomy` draws it, `organs` paints it.
+"""Anatomy of one person: position and size of every organ. `person.draw_anatomy` draws it, `organs` paints it.
 
 Coordinates are mm, x to the person's left, y posterior, z superior; z = 0 is at the kidneys' hila (about L1).
 """
@@ -39,7 +39,7 @@ class Torso:
 
     @property
     def cavity_back(self) -> float:
-        """y of the cavity's back in the midline if there were no spine, mm."""
+        """y of the cavity's back in the midline, without the spine, mm."""
         return self.half_depth - 0.8 * self.fat - 32
 
 
@@ -57,7 +57,7 @@ class Spleen:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One person. Shapes are listed by organ; `organs.layers` decides which lies in front of which."""
+    """One person. Shapes are listed by organ; `organs.layers` decides their order from back to front."""
 
     seed: int
     torso: Torso

@@ -1,7 +1,7 @@
 """Phantoms as a dataset in the layout of the Medical Segmentation Decathlon (MSD).
 
-All cases are training cases (results are cross-validated, as MSD withholds its test labels). Each case is another
-person; the anatomy seeds stand in `dataset.json` under "phantom", so that a split by anatomy can be checked.
+All cases are training cases: MSD does not publish its test labels, so results are cross-validated. Each case is another
+person. `dataset.json` contains the anatomy seeds under "phantom", so that a split by anatomy can be checked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import gzip
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -22,6 +21,8 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.phantom.person import draw_anatomy
 from sam2_3dmed_jax.phantom.scanner import TASKS, draw_acquisition, scan
+from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, write_errors
+from sam2_3dmed_jax.runtime.progress import Progress
 
 _LABELS = {
     "spleen": {"0": "background", "1": "spleen"},
@@ -35,10 +36,10 @@ _LABELS = {
 
 
 def make_case(seed: int, task: str, matrix: int = 128) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """One phantom scan with a reader's labels.
+    """Return one phantom scan with a reader's labels.
 
     Args:
-        seed: The anatomy seed, an integer >= 0; it settles the person, the scan and the noise.
+        seed: The anatomy seed, an integer >= 0; it determines the person, the scan and the noise.
         task: "spleen" (1 spleen), "pancreas" (1 pancreas, 2 cancer), "lung" (1 cancer: the nodules) or "organs" (all
             of these, liver, kidneys and heart, on scans of any of the three).
         matrix: Pixels along each side of a slice; the field of view stays 358-410 mm.
@@ -61,19 +62,19 @@ def write_phantom_dataset(
     cases: int,
     seed: int = 0,
     task: str = "spleen",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     matrix: int = 128,
     workers: int = 1,
 ) -> Path:
-    """Writes `imagesTr/`, `labelsTr/`, an empty `imagesTs/` and `dataset.json` into `out`, all at once at the end.
+    """Write `imagesTr/`, `labelsTr/`, an empty `imagesTs/` and `dataset.json` into `out`, all at once at the end.
 
     Args:
         out: The folder to make; it may exist if it is empty.
         cases: Number of cases, >= 1.
         seed: Seed of the dataset; the first cases of a larger dataset of the same seed are the same people.
         task: "spleen", "pancreas", "lung" or "organs"; see `make_case`.
-        progress: Called with (cases done, cases) after each case.
+        progress: Called after each case.
         matrix: Pixels along each side of a slice.
         workers: Processes; with more than one, the caller's main module must be importable.
 
@@ -81,7 +82,7 @@ def write_phantom_dataset(
         `out` as a path.
 
     Raises:
-        UserError: If the task is unknown, a number is out of range, or `out` holds files already.
+        UserError: If the task is unknown, a number is out of range, or `out` contains files already.
     """
     out = Path(out)
     if task not in TASKS:
@@ -95,20 +96,15 @@ def write_phantom_dataset(
         raise UserError(f"{out} is not an empty folder: remove it, or choose another one for the phantoms.")
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(cases)]
     names = [f"{task}_{i:04d}.nii.gz" for i in range(1, cases + 1)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
-    try:
+    with write_errors(out), atomic_folder(out) as unfinished:
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
             (unfinished / folder).mkdir(parents=True)
         write = partial(_write_case, folder=unfinished, task=task, matrix=matrix)
         for done, _ in enumerate(_map(write, list(zip(names, seeds, strict=True)), workers), start=1):
             if progress is not None:
-                progress(done, cases)
+                progress("phantoms", done, cases)
         description = _description(task, names, seeds, seed, matrix)
         (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, out)  # an empty `out` is replaced; one that was filled meanwhile is not
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 
@@ -116,8 +112,8 @@ def _map(function: Callable[[tuple[str, int]], None], items: list[tuple[str, int
     if workers == 1:
         yield from map(function, items)
         return
-    # Spawned, since a forked child of a process that runs JAX's threads may deadlock.
-    # They give way to what the caller computes meanwhile: the demo compiles.
+    # The workers are spawned, because a forked child of a process with JAX's threads may deadlock. Their lower priority
+    # leaves the cores to the caller's own work: the demo compiles meanwhile.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(items)), context, initializer=os.nice, initargs=(5,)) as pool:
         yield from pool.map(function, items)
@@ -126,13 +122,13 @@ def _map(function: Callable[[tuple[str, int]], None], items: list[tuple[str, int
 def _write_case(item: tuple[str, int], folder: Path, task: str, matrix: int) -> None:
     name, seed = item
     hu, label, spacing = make_case(seed, task, matrix)
-    table = float(np.random.default_rng([seed, 3]).uniform(-900, 300))  # z of a scan says where the table was, no more
+    table = float(np.random.default_rng([seed, 3]).uniform(-900, 300))  # the z origin is the table's position
     _save(hu, spacing, table, folder / "imagesTr" / name)
     _save(label, spacing, table, folder / "labelsTr" / name)
 
 
 def _save(volume: np.ndarray, spacing: tuple[float, float, float], z_origin: float, path: Path) -> None:
-    """Writes a canonical volume [D, H, W] as RAS, as MSD's files are, with reproducible bytes."""
+    """Write a canonical volume [D, H, W] as RAS, like MSD's files, with reproducible bytes."""
     dz, dy, dx = spacing
     affine = np.diag([dx, dy, dz, 1.0])
     affine[:3, 3] = -(volume.shape[2] - 1) / 2 * dx, -(volume.shape[1] - 1) / 2 * dy, z_origin

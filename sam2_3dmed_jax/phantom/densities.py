@@ -1,13 +1,14 @@
-"""Mean HU of every tissue of one case: somewhere between no contrast medium and a portal-venous phase.
+"""Mean HU of every tissue of one case, between no contrast medium and a portal-venous phase.
 
-Organs that touch differ by 5 to 80 HU, and one of the spleen's neighbours nearly matches it: density alone must not do.
+Touching organs differ by 5 to 80 HU, and one neighbour of the spleen has almost its density, so that density alone
+cannot segment it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# HU without contrast medium and in a full portal-venous phase; a case lies in between.
+# HU without contrast medium and in a full portal-venous phase; a case is in between.
 _PHASES: dict[str, tuple[float, float]] = {
     "muscle": (52, 62),
     "spleen": (48, 112),
@@ -35,7 +36,7 @@ TOUCHING = (
 
 
 def draw_densities(rng: np.random.Generator) -> dict[str, float]:
-    """Mean HU of each tissue; organs that touch differ by 5-80 HU, one of the spleen's neighbours by at most 13."""
+    """Return the mean HU of each tissue; touching organs differ by 5-80 HU, one of the spleen by at most 13."""
     while True:
         phase = rng.uniform(0, 0.75)
         hu = {k: (1 - phase) * a + phase * b + rng.normal(0, 4) for k, (a, b) in _PHASES.items()}

@@ -1,4 +1,4 @@
-"""Vessels of the lungs and nodules beside them."""
+"""Vessels of the lungs, and nodules next to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sam2_3dmed_jax.phantom.shapes import Ellipsoid, Tube, Waves, rotation
 
 
 def draw_vessels(rng: np.random.Generator, scale: np.ndarray) -> tuple[Tube, ...]:
-    """Branches from both hila; `scale` [3] is the person's size over the average adult's."""
+    """Return branches from both hila; `scale` [3] is the person's size over the average adult's."""
     tubes = []
     for side in (-1, 1):
         hilum = np.array([side * 34, 10, 180]) * scale
@@ -29,7 +29,7 @@ def draw_vessels(rng: np.random.Generator, scale: np.ndarray) -> tuple[Tube, ...
 def draw_nodules(
     rng: np.random.Generator, torso: Torso, vessels: tuple[Tube, ...], heart: Ellipsoid
 ) -> tuple[Ellipsoid, ...]:
-    """One to three nodules of 8-30 mm, most of them against a vessel; all well above the diaphragm."""
+    """Return one to three nodules of 8-30 mm, most of them touching a vessel, all well above the diaphragm."""
     out: list[Ellipsoid] = []
     count = int(rng.choice([1, 1, 2, 3]))
     while len(out) < count:

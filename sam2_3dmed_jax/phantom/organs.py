@@ -1,7 +1,7 @@
-"""From an anatomy to tissues on given points: a sequence of layers, each painted over those before it.
+"""Tissues of an anatomy on a grid of points, as layers that are painted one over the other.
 
-A layer's coverage is the signed field turned into a fraction of a voxel (a box filter across a flat edge), so that
-in-plane partial volume needs no supersampling. Where neighbours meet, waves decide between a plane of fat and contact.
+A signed field becomes the covered fraction of a voxel (a box filter across a flat edge), so that in-plane partial
+volume needs no supersampling. Where neighbours meet, waves decide between a plane of fat and contact.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from sam2_3dmed_jax.phantom.anatomy import Anatomy
-from sam2_3dmed_jax.phantom.shapes import Box, Ellipsoid, Tube, smooth_union
+from sam2_3dmed_jax.phantom.shapes import Ellipsoid, IndexBox, Tube, smooth_union
 from sam2_3dmed_jax.phantom.skeleton import bones
 from sam2_3dmed_jax.phantom.space import Layer, Space, coarse, simple_layers, tube_field
 
 
 def layers(anatomy: Anatomy, p: np.ndarray, pixel: float) -> Iterator[Layer]:
-    """Tissues from back to front.
+    """Yield tissues from back to front.
 
     Args:
         anatomy: The person.
@@ -25,7 +25,7 @@ def layers(anatomy: Anatomy, p: np.ndarray, pixel: float) -> Iterator[Layer]:
         pixel: In-plane spacing in mm, over which edges are softened.
 
     Yields:
-        Layers; each hides what lies under it in proportion to its coverage.
+        Layers; each hides the layers under it in proportion to its coverage.
     """
     space = Space(anatomy, p, pixel)
     yield from _wall(anatomy, space)
@@ -65,7 +65,7 @@ def _chest(a: Anatomy, space: Space) -> Iterator[Layer]:
         yield from simple_layers(space, "air", [airway])
 
 
-def _spleen_field(a: Anatomy, space: Space, box: Box) -> np.ndarray:
+def _spleen_field(a: Anatomy, space: Space, box: IndexBox) -> np.ndarray:
     s, (x, _, z) = a.spleen, space.p[(slice(None), *box)]
     arc = (space.theta[box] - np.float32(s.angle)) * np.float32(0.5 * (a.torso.cavity_half_width + a.torso.cavity_back))
     up, turn = z - np.float32(s.height), (np.float32(np.cos(s.tilt)), np.float32(np.sin(s.tilt)))
@@ -73,7 +73,7 @@ def _spleen_field(a: Anatomy, space: Space, box: Box) -> np.ndarray:
         [-space.abdomen[box] - np.float32(s.depth), arc * turn[0] - up * turn[1], arc * turn[1] + up * turn[0]]
     )
     body = Ellipsoid(np.zeros(3), np.asarray(s.radii), np.eye(3)).field(q) + s.waves(space.p[(slice(None), *box)])
-    # The angle is ill-defined near the cavity's axis: nothing of the spleen lies there.
+    # The angle is undefined near the cavity's axis, and the spleen does not reach it.
     return np.maximum(np.maximum(body, space.abdomen[box] + 2), np.float32(54 + 0.15 * s.height) - x - 0.15 * z)
 
 

@@ -1,6 +1,7 @@
-"""Draws a person from one integer: positions of an average adult, scaled to a random body, shifted organ by organ.
+"""Random anatomy of one person, drawn from one integer.
 
-Numbers are mm in the frame of `anatomy`. Which organ hides which where they meet is decided in `organs`.
+The positions of an average adult are scaled to a random body and shifted organ by organ. Numbers are mm in the frame of
+`anatomy`. `organs` decides which organ hides which where they meet.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Placer:
 
 
 def draw_anatomy(seed: int) -> Anatomy:
-    """Draws a person.
+    """Draw a person.
 
     Args:
         seed: The anatomy seed, an integer >= 0. The same seed gives the same person.
@@ -53,40 +54,19 @@ def draw_anatomy(seed: int) -> Anatomy:
     scale[2] = torso.height_scale
 
     placer = Placer(rng, scale)
-    at, path = placer.at, placer.path
+    # The order of the calls below is the order of the random draws: it must not change, or every phantom changes.
     spleen = _spleen(rng, scale)
-    size = rng.uniform(0.88, 1.12)
-    left_lobe = rng.uniform(58, 108)  # a long left lobe reaches the spleen
-    liver = (
-        Ellipsoid(
-            at(-82, 4, 46), np.array([72, 82, 76]) * size * scale.mean(), rotation(rng, 12), Waves.draw(rng, 3, 90)
-        ),
-        Ellipsoid(
-            at(-14, -40, 66),
-            np.array([left_lobe, 38, rng.uniform(26, 40)]) * size,
-            euler(0, rng.uniform(5, 25), 0),
-            Waves.draw(rng, 2.5, 70),
-        ),
-    )
+    liver = _liver(placer)
     kidneys, sinuses = _kidneys(placer)
     pancreas = _pancreas(placer)
-    k = int(rng.choice([2, 3, 6, 8, 10, 12]))  # twice as often in the head as elsewhere
-    tumour_radius = rng.uniform(7, 19)
-    tumour = Ellipsoid(
-        pancreas.points[k] + rng.normal(0, 3, 3),
-        tumour_radius * rng.uniform(0.8, 1.2, 3),
-        rotation(rng, 90),
-        Waves.draw(rng, 0.06 * tumour_radius, 20),
-    )
-    fundus = rng.uniform(24, 40)
-    stomach = path(
-        [(54, 10, 90), (58, -16, 62), (50, -40, 30), (24, -54, 4), (-8, -46, -6), (-30, -30, 2)],
-        [fundus * 0.8, fundus, fundus * 0.8, fundus * 0.62, 17, 11],
-        6,
-    )
+    tumour = _tumour(rng, pancreas)
+    stomach = _stomach(placer)
     lung_vessels = draw_vessels(rng, scale)
     heart = Ellipsoid(
-        at(24, -30, 138), np.array([58, 44, 46]) * rng.uniform(0.9, 1.1), euler(0, 20, 25), Waves.draw(rng, 3, 60)
+        placer.at(24, -30, 138),
+        np.array([58, 44, 46]) * rng.uniform(0.9, 1.1),
+        euler(0, 20, 25),
+        Waves.draw(rng, 3, 60),
     )
     spleen_half = spleen.radii[2] * abs(np.cos(spleen.tilt)) + spleen.radii[1] * abs(np.sin(spleen.tilt)) * 0.5
     return Anatomy(
@@ -95,7 +75,9 @@ def draw_anatomy(seed: int) -> Anatomy:
         spleen=spleen,
         liver=liver,
         liver_vessels=_liver_vessels(placer),
-        gallbladder=Ellipsoid(at(-48, -44, 6, 8), np.array([13, 13, 26]) * rng.uniform(0.6, 1.2), rotation(rng, 30)),
+        gallbladder=Ellipsoid(
+            placer.at(-48, -44, 6, 8), np.array([13, 13, 26]) * rng.uniform(0.6, 1.2), rotation(rng, 30)
+        ),
         stomach=stomach,
         stomach_waves=Waves.draw(rng, 2.5, 50),
         stomach_wall=rng.uniform(4, 8),
@@ -107,40 +89,97 @@ def draw_anatomy(seed: int) -> Anatomy:
         tumour=tumour,
         colon=_colon(placer),
         bowel=tuple(_bowel(placer) for _ in range(3)),
-        veins=(
-            path([(-20, 26, -180), (-21, 24, -40), (-20, 18, 60), (-16, 10, 120)], [10, 11, 12, 12]),
-            Tube.along(
-                pancreas.points[4:] + np.array([0, 9, 2]), [6, 3.5], 10
-            ),  # the splenic vein runs behind the pancreas
-            path([(-10, -14, -70), (-9, -8, 0), (-16, -4, 22), (-36, -8, 44)], [4, 6, 6.5, 5]),
-            path([(-20, 24, 2), (-34, 32, -3), (-52, 36, -6)], [5, 4.5, 4]),
-            path([(-18, 20, 8), (10, 12, 10), (36, 30, 6), (52, 36, 6)], [4, 4.5, 4.5, 4]),
+        veins=_veins(placer, pancreas),
+        arteries=_arteries(placer),
+        psoas=_psoas(placer),
+        spine=placer.path(
+            [(0, 50, -190), (0, 40, -70), (0, 46, 40), (0, 58, 150), (0, 54, 290)], [21, 21, 19, 17, 14], 4, 24
         ),
-        arteries=(
-            path([(2, 26, -180), (6, 24, -60), (9, 24, 40), (14, 32, 130), (18, 34, 195)], [8, 9, 10.5, 11.5, 12], 2),
-            path(
-                [(18, 34, 195), (16, 20, 222), (4, -6, 226), (-10, -24, 205), (-4, -22, 160)], [12, 13, 14, 15, 15], 2
-            ),
-            path([(8, 14, 8), (4, -2, -12), (0, -8, -60)], [4, 4, 3]),
-            path([(9, 14, 22), (25, 10, 30), (60, 24, 42), (80, 30, 50)], [4, 3, 2.5, 2]),
-        ),
-        psoas=tuple(
-            path([(s * 24, 46, 10), (s * 34, 44, -50), (s * 46, 36, -110), (s * 56, 20, -180)], [7, 15, 21, 19])
-            for s in (-1, 1)
-        ),
-        spine=path([(0, 50, -190), (0, 40, -70), (0, 46, 40), (0, 58, 150), (0, 54, 290)], [21, 21, 19, 17, 14], 4, 24),
         heart=heart,
-        airways=(
-            path([(0, 8, 300), (1, 10, 205)], [9, 8.5]),
-            path([(1, 10, 205), (-36, 12, 180)], [7.5, 5]),
-            path([(1, 10, 205), (38, 14, 178)], [7, 5]),
-        ),
+        airways=_airways(placer),
         lung_vessels=lung_vessels,
         nodules=draw_nodules(rng, torso, lung_vessels, heart),
         planes=Waves.draw(rng, 1.6, 45),
         warp=(Waves.draw(rng, 3, 160, 3), Waves.draw(rng, 2.5, 160, 3), Waves.draw(rng, 3, 160, 3)),
         spleen_z=(spleen.height - spleen_half, spleen.height + spleen_half),
         pancreas_z=(float(pancreas.points[:, 2].min() - 10), float(pancreas.points[:, 2].max() + 10)),
+    )
+
+
+def _liver(place: Placer) -> tuple[Ellipsoid, ...]:
+    rng, at = place.rng, place.at
+    size = rng.uniform(0.88, 1.12)
+    left_lobe = rng.uniform(58, 108)  # a long left lobe reaches the spleen
+    return (
+        Ellipsoid(
+            at(-82, 4, 46),
+            np.array([72, 82, 76]) * size * place.scale.mean(),
+            rotation(rng, 12),
+            Waves.draw(rng, 3, 90),
+        ),
+        Ellipsoid(
+            at(-14, -40, 66),
+            np.array([left_lobe, 38, rng.uniform(26, 40)]) * size,
+            euler(0, rng.uniform(5, 25), 0),
+            Waves.draw(rng, 2.5, 70),
+        ),
+    )
+
+
+def _tumour(rng: np.random.Generator, pancreas: Tube) -> Ellipsoid:
+    k = int(rng.choice([2, 3, 6, 8, 10, 12]))  # twice as often in the head as elsewhere
+    radius = rng.uniform(7, 19)
+    return Ellipsoid(
+        pancreas.points[k] + rng.normal(0, 3, 3),
+        radius * rng.uniform(0.8, 1.2, 3),
+        rotation(rng, 90),
+        Waves.draw(rng, 0.06 * radius, 20),
+    )
+
+
+def _stomach(place: Placer) -> Tube:
+    fundus = place.rng.uniform(24, 40)
+    return place.path(
+        [(54, 10, 90), (58, -16, 62), (50, -40, 30), (24, -54, 4), (-8, -46, -6), (-30, -30, 2)],
+        [fundus * 0.8, fundus, fundus * 0.8, fundus * 0.62, 17, 11],
+        6,
+    )
+
+
+def _veins(place: Placer, pancreas: Tube) -> tuple[Tube, ...]:
+    path = place.path
+    return (
+        path([(-20, 26, -180), (-21, 24, -40), (-20, 18, 60), (-16, 10, 120)], [10, 11, 12, 12]),
+        # The splenic vein runs behind the pancreas.
+        Tube.along(pancreas.points[4:] + np.array([0, 9, 2]), [6, 3.5], 10),
+        path([(-10, -14, -70), (-9, -8, 0), (-16, -4, 22), (-36, -8, 44)], [4, 6, 6.5, 5]),
+        path([(-20, 24, 2), (-34, 32, -3), (-52, 36, -6)], [5, 4.5, 4]),
+        path([(-18, 20, 8), (10, 12, 10), (36, 30, 6), (52, 36, 6)], [4, 4.5, 4.5, 4]),
+    )
+
+
+def _arteries(place: Placer) -> tuple[Tube, ...]:
+    path = place.path
+    return (
+        path([(2, 26, -180), (6, 24, -60), (9, 24, 40), (14, 32, 130), (18, 34, 195)], [8, 9, 10.5, 11.5, 12], 2),
+        path([(18, 34, 195), (16, 20, 222), (4, -6, 226), (-10, -24, 205), (-4, -22, 160)], [12, 13, 14, 15, 15], 2),
+        path([(8, 14, 8), (4, -2, -12), (0, -8, -60)], [4, 4, 3]),
+        path([(9, 14, 22), (25, 10, 30), (60, 24, 42), (80, 30, 50)], [4, 3, 2.5, 2]),
+    )
+
+
+def _psoas(place: Placer) -> tuple[Tube, ...]:
+    return tuple(
+        place.path([(s * 24, 46, 10), (s * 34, 44, -50), (s * 46, 36, -110), (s * 56, 20, -180)], [7, 15, 21, 19])
+        for s in (-1, 1)
+    )
+
+
+def _airways(place: Placer) -> tuple[Tube, ...]:
+    return (
+        place.path([(0, 8, 300), (1, 10, 205)], [9, 8.5]),
+        place.path([(1, 10, 205), (-36, 12, 180)], [7.5, 5]),
+        place.path([(1, 10, 205), (38, 14, 178)], [7, 5]),
     )
 
 

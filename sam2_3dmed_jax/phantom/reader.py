@@ -1,4 +1,4 @@
-"""The reader who contours the targets slice by slice, with smooth errors of a fraction of a pixel."""
+"""Simulated reader who contours the targets slice by slice, with smooth errors of a fraction of a pixel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy import ndimage
 def contour(
     covered: dict[str, np.ndarray], values: dict[str, int], jitter: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A reader's labels: contours displaced by low-frequency errors (SD `jitter` pixels), drawn slice by slice."""
+    """Return labels uint8 [D, H, W]; low-frequency errors (SD `jitter` pixels) displace the contours of each slice."""
     shape = next(iter(covered.values())).shape
     label = np.zeros(shape, np.uint8)
     union = sum(covered.values())
@@ -25,15 +25,15 @@ def contour(
     part = label[box]
     first, *rest = values
     part[whole] = values[first]
-    for name in rest:  # an inner boundary (organ to tumour), drawn with errors of its own
+    for name in rest:  # an inner boundary (organ to tumour) has its own errors
         part[whole & _displaced(covered[name][box], error[:, ::-1])] = values[name]
     return label
 
 
 def _displaced(fraction: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """{fraction > 0.5} with its in-plane boundary moved outwards by `error` pixels; small parts move less."""
+    """Return {fraction > 0.5} with its in-plane boundary moved outwards by `error` pixels; small parts move less."""
     inside = fraction > 0.5
-    far = (1e3, 1, 1)  # slices do not see each other
+    far = (1e3, 1, 1)  # distances are measured within slices only
     depth = ndimage.distance_transform_edt(inside, far) if inside.any() else np.zeros(inside.shape)
     outer = ndimage.distance_transform_edt(~inside, far)
     distance = np.where(inside, 0.5 - depth, outer - 0.5)

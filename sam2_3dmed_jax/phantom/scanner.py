@@ -1,6 +1,8 @@
-"""A CT scanner: range, pose, grid, slice profile and noise; `densities` gives the HU, `reader` draws the labels.
+"""Simulated CT scanner: range, pose, grid, slice profile and noise.
 
-Densities do not depend on z: every tissue has one mean per case, so that no gradient tells a slice's position.
+`densities` gives the HU of tissues, and `reader` draws the labels.
+
+Densities do not depend on z: every tissue has one mean per case, so that no gradient reveals the position of a slice.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ TASKS: dict[str, dict[str, int]] = {  # task -> tissue -> label
     "lung": {"nodule": 1},
     "organs": {"spleen": 1, "liver": 2, "kidney": 3, "pancreas": 4, "tumour": 5, "heart": 6, "nodule": 7},
 }
-WITHIN = {"tumour": "pancreas"}  # a tissue that the reader contours inside of another's outline
+WITHIN = {"tumour": "pancreas"}  # a tissue that the reader contours inside the outline of another one
 
 FINE = 3  # samples along z in a slice
 
@@ -41,7 +43,7 @@ _TEXTURE = {
 
 @dataclass(frozen=True)
 class Acquisition:
-    """Everything about one scan that is not the person."""
+    """Parameters of one scan that do not belong to the person."""
 
     pixel: float  # mm, in-plane
     slice_spacing: float  # mm
@@ -57,10 +59,10 @@ class Acquisition:
 
 
 def draw_acquisition(anatomy: Anatomy, task: str, matrix: int = 128) -> Acquisition:
-    """Draws a scan of `anatomy` that meets the task's organ, which the scan's end cuts in some cases.
+    """Draw a scan of `anatomy` that contains the task's organ; in some cases the end of the scan cuts it.
 
     Args:
-        anatomy: The person; its seed also seeds the scan, by a stream of its own.
+        anatomy: The person; its seed also seeds the scan, in a separate stream.
         task: A key of `TASKS`.
         matrix: Pixels along each side of a slice.
 
@@ -108,7 +110,7 @@ def _target_range(anatomy: Anatomy, task: str) -> tuple[float, float]:
 
 
 def scan(anatomy: Anatomy, acquisition: Acquisition, task: str, matrix: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """Images a person and lets a reader contour the task's targets.
+    """Simulate a scan of a person and a reader's contours of the task's targets.
 
     Args:
         anatomy: The person.
@@ -144,7 +146,7 @@ def scan(anatomy: Anatomy, acquisition: Acquisition, task: str, matrix: int = 12
 
 
 def _outlines(values: dict[str, int]) -> list[dict[str, int]]:
-    """The labels of each outline that the reader draws, the outer one first."""
+    """Return the labels of each outline that the reader draws, the outer one first."""
     outlines: dict[str, dict[str, int]] = {}
     for tissue, value in values.items():
         outlines.setdefault(WITHIN.get(tissue, tissue), {})[tissue] = value
@@ -152,7 +154,7 @@ def _outlines(values: dict[str, int]) -> list[dict[str, int]]:
 
 
 def _points(anatomy: Anatomy, a: Acquisition, matrix: int) -> np.ndarray:
-    """Points [3, Z, H, W] of the person that the scan's samples show: pose, then the person's smooth warp."""
+    """Return the person's points [3, Z, H, W] at the scan's samples: pose, then the person's smooth warp."""
     step = a.slice_spacing / FINE
     z = a.z_start + (np.arange(a.slices * FINE) - (FINE - 1) / 2) * step
     side = (np.arange(matrix) - (matrix - 1) / 2) * a.pixel
@@ -166,7 +168,7 @@ def _points(anatomy: Anatomy, a: Acquisition, matrix: int) -> np.ndarray:
 
 
 def _profile(samples: np.ndarray) -> np.ndarray:
-    """Slices [D, H, W] from FINE samples a slice: a trapezoidal slice profile, a little wider than the spacing."""
+    """Return slices [D, H, W] from FINE samples per slice; the trapezoidal profile exceeds the spacing a little."""
     kernel = np.r_[np.float32(0.35), np.ones(FINE, np.float32), np.float32(0.35)]
     smooth = ndimage.convolve1d(samples, kernel / kernel.sum(), axis=0, mode="nearest")
     return smooth[FINE // 2 :: FINE]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import CubicSpline
 
-Box = tuple[slice, slice, slice]
+IndexBox = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Waves:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, amplitude: float, wavelength: float, n: int = 4) -> Waves:
-        """Random directions and phases; wavelengths lie between 0.75 and 1.5 times `wavelength` mm."""
+        """Draw random directions and phases; wavelengths are between 0.75 and 1.5 times `wavelength` mm."""
         directions = rng.normal(size=(n, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         lengths = wavelength * rng.uniform(0.75, 1.5, size=(n, 1))
@@ -79,7 +79,7 @@ class Tube:
 
     @classmethod
     def along(cls, knots: npt.ArrayLike, radii: npt.ArrayLike, samples: int = 16) -> Tube:
-        """A natural cubic spline through `knots` [k, 3] mm with `radii` mm spread evenly over its length."""
+        """Return a natural cubic spline through `knots` [k, 3] mm with `radii` mm spread evenly over its length."""
         at, thickness = np.asarray(knots, float), np.asarray(radii, float)
         t = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(at, axis=0), axis=1))])
         s = np.linspace(0, t[-1], samples)
@@ -92,11 +92,11 @@ class Tube:
         return (self.points - self.radii[:, None]).min(0) - 4, (self.points + self.radii[:, None]).max(0) + 4
 
     def grown(self, mm: float) -> Tube:
-        """The same path with radii larger by `mm`."""
+        """Return the same path with radii larger by `mm`."""
         return Tube(self.points, self.radii + mm)
 
     def segments(self) -> Iterator[Tube]:
-        """The cones one by one, so that each is evaluated in its own small box."""
+        """Yield the cones one by one, so that each is evaluated in its own small box."""
         for i in range(len(self.radii) - 1):
             yield Tube(self.points[i : i + 2], self.radii[i : i + 2])
 
@@ -116,18 +116,18 @@ class Tube:
 
 
 def smooth_union(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
-    """Union of two fields with a fillet about `width` mm wide (polynomial smooth minimum)."""
+    """Return the union of two fields with a fillet about `width` mm wide (polynomial smooth minimum)."""
     h = np.maximum(width - np.abs(a - b), 0) / np.float32(width)
     return np.minimum(a, b) - h * h * np.float32(width / 4)
 
 
 def rotation(rng: np.random.Generator, degrees: float | Sequence[float]) -> np.ndarray:
-    """A random rotation [3, 3]: angles about x, y, z uniform within +-`degrees`."""
+    """Return a random rotation [3, 3]: angles about x, y, z uniform within +-`degrees`."""
     return euler(*(np.asarray(degrees) * rng.uniform(-1, 1, 3)))
 
 
 def euler(about_x: float, about_y: float, about_z: float) -> np.ndarray:
-    """Rotation [3, 3] about x, then y, then z, in degrees."""
+    """Return the rotation [3, 3] about x, then y, then z, in degrees."""
     matrix = np.eye(3)
     for axis, degrees in enumerate((about_x, about_y, about_z)):
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))

@@ -1,4 +1,4 @@
-"""Spine, ribs and sternum. An axial slice cuts each rib obliquely, so that ribs show as several short pieces."""
+"""Spine, ribs and sternum. An axial slice cuts each rib obliquely, so that ribs appear as short pieces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sam2_3dmed_jax.phantom.space import Layer, Space, simple_layers
 
 
 def bones(a: Anatomy, space: Space) -> Iterator[Layer]:
-    """Layers of the skeleton, and the fat that sets off the muscles beside the spine."""
+    """Yield layers of the skeleton, and the fat around the muscles next to the spine."""
     yield from _ribs(a, space)
     box = space.box((a.spine.reach[0] - [60, 20, 0], a.spine.reach[1] + [60, 60, 0]))
     if box is None:
@@ -33,7 +33,7 @@ def bones(a: Anatomy, space: Space) -> Iterator[Layer]:
     arch = np.maximum(np.abs(canal - 3) - 3, -behind - 8)
     spinous = np.maximum(np.abs(dx) - 3, np.abs(behind - 24) - 16 + 22 * np.clip(phase - 0.25, 0, 1))
     transverse = np.maximum(np.maximum(np.abs(behind - 2) - 5, np.abs(dx) - 36), (phase - 0.22) * 40)
-    for side in (-1, 1):  # erector spinae stand out by the fat around them
+    for side in (-1, 1):  # fat around the erector spinae makes them visible
         muscle = np.sqrt((dx - side * 33) ** 2 + (1.25 * (behind - 16)) ** 2) - 25
         shell = np.maximum(np.abs(muscle) - 0.8, space.skin[box] + np.float32(a.torso.fat + 2))
         yield Layer("fat", box, space.cover(np.maximum(shell, -space.cavity[box] + 3)))
@@ -46,7 +46,7 @@ def bones(a: Anatomy, space: Space) -> Iterator[Layer]:
 
 
 def _ribs(a: Anatomy, space: Space) -> Iterator[Layer]:
-    """Twelve pairs of arcs in the wall, falling from spine to front; an axial slice cuts several of each."""
+    """Yield twelve pairs of arcs in the wall that descend from spine to front; an axial slice cuts several of them."""
     t = a.torso
     band = np.abs(space.cavity - 5) < 9
     d = space.cavity[band] - 5

@@ -1,4 +1,4 @@
-"""Points of a scan within a person: the torso's fields on them, boxes of indices, and layers of simple shapes.
+"""Points of a scan within a person: fields of the torso, index boxes, and layers of simple shapes.
 
 The torso is a squircle in cross-section; the abdomen ends at a diaphragm of two domes, steep at the wall.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sam2_3dmed_jax.phantom.anatomy import Anatomy
-from sam2_3dmed_jax.phantom.shapes import Box, Ellipsoid, Tube, Waves
+from sam2_3dmed_jax.phantom.shapes import Ellipsoid, IndexBox, Tube, Waves
 
 CAVITY_Y = -10.0  # mm, y of the cavity's centre, about which angles are measured
 
@@ -20,7 +20,7 @@ class Layer(NamedTuple):
     """A tissue and the fraction of each voxel of `box` that it covers."""
 
     tissue: str
-    box: Box
+    box: IndexBox
     coverage: np.ndarray  # float32 in [0, 1]
 
 
@@ -43,7 +43,7 @@ class Space:
         narrow = np.sqrt(1 - apex * apex)
         u, v = x / (t.cavity_half_width * narrow), (y - CAVITY_Y) / (half_y * narrow)
         self.cavity = _squircle(u, v, 1.3, rho) + coarse(t.wall_waves, p)
-        # Diaphragm: two domes, steep at the wall, so that the lungs end in thin recesses beside liver and spleen.
+        # Diaphragm: two domes, steep at the wall, so that the lungs end in thin recesses next to liver and spleen.
         right = 0.5 - 0.5 * np.clip(x / 60, -1, 1)
         top = t.dome_left + (t.dome_right - t.dome_left) * right + coarse(t.dome_waves, p)
         side = np.abs(np.where(x >= 0, self.theta, np.pi - np.abs(self.theta)))
@@ -53,8 +53,8 @@ class Space:
         self.diaphragm = (z - (top - (top - low) * s**3)) / np.sqrt(1 + slope * slope)
         self.abdomen = np.maximum(self.cavity, self.diaphragm)
 
-    def box(self, reach: tuple[np.ndarray, np.ndarray]) -> Box | None:
-        """Index box of the points within the mm box `reach`; None if there are none."""
+    def box(self, reach: tuple[np.ndarray, np.ndarray]) -> IndexBox | None:
+        """Return the index box of the points within the mm box `reach`, or None without such points."""
         slices = []
         for a in (2, 1, 0):
             inside = np.flatnonzero((self._high[a] >= reach[0][a]) & (self._low[a] <= reach[1][a]))
@@ -64,18 +64,18 @@ class Space:
         return slices[0], slices[1], slices[2]
 
     @property
-    def full(self) -> Box:
+    def full(self) -> IndexBox:
         """The index box of all points."""
         _, depth, height, width = self.p.shape
         return slice(0, depth), slice(0, height), slice(0, width)
 
     def cover(self, field: np.ndarray) -> np.ndarray:
-        """Fraction of a voxel on the negative side of a field in mm."""
+        """Return the fraction of a voxel on the negative side of a field in mm."""
         return np.clip(np.float32(0.5) - field * np.float32(1 / self.pixel), 0, 1)
 
 
 def coarse(waves: Waves, p: np.ndarray, step: int = 4) -> np.ndarray:
-    """Long waves on every `step`-th point, linearly interpolated: ten times faster than on every point."""
+    """Evaluate long waves on every `step`-th point and interpolate linearly: ten times faster than on every point."""
     values = waves(np.ascontiguousarray(p[:, :, ::step, ::step]))
     for axis in (1, 2):
         values = _stretch(values, axis, p.shape[axis + 1], step)
@@ -92,7 +92,7 @@ def _stretch(values: np.ndarray, axis: int, size: int, step: int) -> np.ndarray:
 
 
 def _squircle(u: np.ndarray, v: np.ndarray, mix: float, rho: np.ndarray) -> np.ndarray:
-    """Radial distance in mm to the curve u^4 + mix u^2 v^2 + v^4 = 1 (mix 2 is an ellipse)."""
+    """Return the radial distance in mm to the curve u^4 + mix u^2 v^2 + v^4 = 1 (mix 2 is an ellipse)."""
     u, v = u * u, v * v
     r = np.sqrt(np.sqrt(u * u + np.float32(mix) * u * v + v * v)) + np.float32(1e-4)
     return rho * (1 - 1 / r)
@@ -105,17 +105,17 @@ def simple_layers(
     limit: np.ndarray | None = None,
     fat: np.ndarray | None = None,
 ) -> Iterator[Layer]:
-    """Layers of shapes of one tissue.
+    """Yield layers of shapes of one tissue.
 
     Args:
         space: The points.
         tissue: The tissue's name.
         shapes: Painted in this order.
         limit: A field [Z, H, W] in mm to intersect each shape with.
-        fat: Thickness [Z, H, W] in mm of a plane of fat around each shape; none where negative.
+        fat: Thickness [Z, H, W] in mm of a plane of fat around each shape; no fat where negative.
 
     Yields:
-        For each shape that meets the points a layer, with `fat` preceded by one of fat.
+        One layer per shape that contains points, preceded by a layer of fat if `fat` is given.
     """
     for shape in shapes:
         box = space.box(shape.reach)
@@ -129,8 +129,8 @@ def simple_layers(
         yield Layer(tissue, box, space.cover(d))
 
 
-def tube_field(space: Space, tube: Tube, box: Box) -> np.ndarray:
-    """Field in mm of a tube on `box`, each cone evaluated only near itself; 99 far away."""
+def tube_field(space: Space, tube: Tube, box: IndexBox) -> np.ndarray:
+    """Return the field in mm of a tube on `box`; each cone is evaluated only near itself, and far points are 99."""
     d = np.full([s.stop - s.start for s in box], 99, np.float32)
     for cone in tube.segments():
         part = space.box(cone.reach)

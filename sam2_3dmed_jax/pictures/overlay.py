@@ -1,8 +1,7 @@
-"""Pictures: slices with contours of prediction and reference and the prompts, and the loss curve of a run."""
+"""Overlay picture: slices with the contours of prediction and reference, and the prompts."""
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Sequence
@@ -10,15 +9,16 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 
+from sam2_3dmed_jax.config import DEFAULT_CT_WINDOW
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.image_file import written_whole
 from sam2_3dmed_jax.volume.intensity import apply_window, window_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-PANELS = 12  # slices on a contact sheet, at most
+PANELS = 12  # maximum number of slices in a picture
 PREDICTION, REFERENCE, INSIDE, OUTSIDE = "#ffb000", "#00c8ff", "#40ff40", "#ff4040"
 
 
@@ -28,19 +28,22 @@ def overlay(
     prediction: np.ndarray,
     reference: np.ndarray | None = None,
     prompts: Sequence[VoxelPrompt] = (),
-    window: str = "soft_tissue",
+    window: str = DEFAULT_CT_WINDOW,
     title: str = "",
 ) -> None:
-    """Write a contact sheet (PNG) of slices over the object.
+    """Write slices through the extent of the object (PNG).
 
     Args:
         path: the picture.
         volume: the scan.
-        prediction: labels `[D, H, W]`; contours around each label.
+        prediction: labels `[D, H, W]`; each label has a contour.
         reference: labels on the same grid, or None.
-        prompts: drawn on their slices.
+        prompts: each is drawn on its slice.
         window: as `data.preprocessing.window`.
-        title: above the sheet.
+        title: heading of the picture.
+
+    Raises:
+        UserError: the picture cannot be written; nothing is left behind.
     """
     shown = _slices(prediction, reference, prompts)
     grey = apply_window(volume.array[shown], *window_of(volume, window))
@@ -51,7 +54,8 @@ def overlay(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, index, image in zip(axes.flat, shown, grey, strict=False):
-        # Canonical rows run from anterior to posterior and columns from the patient's right to left: radiology's view.
+        # In canonical orientation, rows run from anterior to posterior and columns from the patient's right to left, as
+        # in radiology.
         axis.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=dy / dx, interpolation="nearest")
         if reference is not None:
             draw_contours(axis, reference[index], REFERENCE)
@@ -60,35 +64,17 @@ def overlay(
             if prompt.slice == index:
                 draw_prompt(axis, prompt)
         axis.set_title(f"slice {index}", fontsize=9)
-    finish_sheet(figure, path, title, reference is not None, bool(prompts))
-
-
-def loss_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> None:
-    """Write the losses and the training Dice of a run's `log.csv` against the step (PNG)."""
-    with open(log, newline="") as file:
-        rows = list(csv.DictReader(file))
-    steps = [int(row["step"]) for row in rows]
-    figure, (losses, dice) = plt.subplots(1, 2, figsize=(10, 4))
-    for name in ("loss", "loss_seg", "loss_srpp", "loss_bd", "loss_object_score"):
-        values = [float(row[name]) if row.get(name) else math.nan for row in rows]
-        if not all(map(math.isnan, values)):
-            losses.plot(steps, values, label=name)
-    losses.set(xlabel="step", ylabel="loss", yscale="log")
-    losses.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
-    dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
-    figure.tight_layout()
-    save_figure(figure, path)
+    write_figure_with_legend(figure, path, title, reference is not None, bool(prompts))
 
 
 def draw_contours(axis: plt.Axes, labels: np.ndarray, colour: str) -> None:
-    """Outline each label of a plane."""
+    """Draw the contour of each label of a plane."""
     for value in np.unique(labels[labels > 0]):
         axis.contour(labels == value, levels=[0.5], colors=[colour], linewidths=1.0)
 
 
 def draw_prompt(axis: plt.Axes, prompt: VoxelPrompt) -> None:
-    """Mark the points and the box of a prompt on its slice."""
+    """Draw the points and the box of a prompt on its slice."""
     for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
         axis.plot(x, y, "+", color=INSIDE if label else OUTSIDE, markersize=9, markeredgewidth=2)
     if prompt.box is not None:
@@ -96,8 +82,17 @@ def draw_prompt(axis: plt.Axes, prompt: VoxelPrompt) -> None:
         axis.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color=INSIDE))
 
 
-def finish_sheet(figure: plt.Figure, path: str | os.PathLike[str], title: str, reference: bool, prompts: bool) -> None:
-    """Say what the colours of a sheet of slices are, and write it as PNG; `reference`, `prompts`: they are drawn.
+def write_figure_with_legend(
+    figure: plt.Figure, path: str | os.PathLike[str], title: str, reference: bool, prompts: bool
+) -> None:
+    """Add a title and a legend to a figure of slices, and write it (PNG).
+
+    Args:
+        figure: closed afterwards.
+        path: the picture.
+        title: heading of the picture.
+        reference: whether contours of a reference are drawn.
+        prompts: whether prompts are drawn.
 
     Raises:
         UserError: the file cannot be written; nothing is left behind.
@@ -114,28 +109,28 @@ def finish_sheet(figure: plt.Figure, path: str | os.PathLike[str], title: str, r
 
 
 def save_figure(figure: plt.Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG under a temporary name, rename it, and close it.
+    """Write a figure as PNG, and close it.
 
     Raises:
         UserError: the file cannot be written; nothing is left behind.
     """
     try:
-        with written_whole(path, ".png") as part:
-            figure.savefig(part, dpi=110, format="png")
+        with atomic_path(path, ".png") as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
     finally:
         plt.close(figure)
 
 
 def _slices(prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]) -> list[int]:
-    """Evenly spread slices over the extent of object and prompts, with the prompted ones among them."""
-    holds = prediction.any((1, 2))
+    """Return evenly spaced slices over the extent of object and prompts, including the prompted ones."""
+    present = prediction.any((1, 2))
     if reference is not None:
-        holds = holds | reference.any((1, 2))
+        present = present | reference.any((1, 2))
     prompted = sorted({prompt.slice for prompt in prompts})
-    extent = [*np.flatnonzero(holds).tolist(), *prompted] or [len(prediction) // 2]
-    spread = np.unique(np.linspace(min(extent), max(extent), PANELS).round().astype(int)).tolist()
+    extent = [*np.flatnonzero(present).tolist(), *prompted] or [len(prediction) // 2]
+    spaced = np.unique(np.linspace(min(extent), max(extent), PANELS).round().astype(int)).tolist()
     kept = prompted if len(prompted) <= PANELS else prompted[:: -(-len(prompted) // PANELS)]
-    free = [index for index in spread if index not in kept]
-    while len(kept) + len(free) > PANELS:  # the nearest slice gives way to a prompted one
+    free = [index for index in spaced if index not in kept]
+    while len(kept) + len(free) > PANELS:  # the slice nearest to a prompted one is left out
         free.remove(min(free, key=lambda index: min(abs(index - other) for other in kept)))
     return sorted([*kept, *free])

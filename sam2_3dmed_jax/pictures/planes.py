@@ -1,8 +1,8 @@
-"""The three-plane view: axial, coronal and sagittal through the centre of each object, as a radiologist expects them.
+"""Three-plane picture: axial, coronal and sagittal planes through the centre of each object, in radiological view.
 
-The patient's right is on the image's left, the head is up in coronal and sagittal, and the sagittal plane looks from
-the patient's left (anterior is on the image's left). Pixels have the shape that the spacing gives them. Oblique scans
-are shown along their own axes; the letters name the nearest anatomical direction.
+The patient's right is on the left of the picture, the head is up in coronal and sagittal planes, and sagittal planes
+are seen from the patient's left (anterior is on the left of the picture). The aspect of pixels follows the spacing.
+Oblique scans are shown along their own axes; the letters name the nearest anatomical direction.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patheffects import withStroke
 
-from sam2_3dmed_jax.pictures.overlay import PREDICTION, REFERENCE, draw_contours, draw_prompt, finish_sheet
+from sam2_3dmed_jax.config import DEFAULT_CT_WINDOW
+from sam2_3dmed_jax.pictures.overlay import PREDICTION, REFERENCE, draw_contours, draw_prompt, write_figure_with_legend
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import apply_window, window_of
 
-ROWS = 6  # objects in one picture, at most
+ROWS = 6  # maximum number of objects in a picture
 
 
 class Plane(NamedTuple):
-    """How one plane of `[D, H, W]` is shown: rows and columns are the other two axes, in this order."""
+    """How one plane of `[D, H, W]` is shown; its rows and columns are the other two axes, in this order."""
 
     name: str
-    axis: int  # the one that is cut
-    upwards: bool  # rows ascend, so that the head is up
+    axis: int  # perpendicular to the plane
+    upwards: bool  # rows run upwards, so that the head is up
     letters: str  # top, bottom, left, right
 
 
@@ -45,24 +46,27 @@ def three_planes(
     prediction: np.ndarray,
     reference: np.ndarray | None = None,
     prompts: Sequence[VoxelPrompt] = (),
-    window: str = "soft_tissue",
+    window: str = DEFAULT_CT_WINDOW,
     title: str = "",
 ) -> None:
-    """Write three planes through the centre of each object (PNG), a row an object.
+    """Write three planes through the centre of each object (PNG), one row per object.
 
     Args:
         path: the picture.
         volume: the scan.
-        prediction: labels `[D, H, W]`; contours around each label.
+        prediction: labels `[D, H, W]`; each label has a contour.
         reference: labels on the same grid, or None.
-        prompts: drawn on the axial plane where it is theirs.
+        prompts: each is drawn if the axial plane is its slice.
         window: as `data.preprocessing.window`.
-        title: above the picture.
+        title: heading of the picture.
+
+    Raises:
+        UserError: the picture cannot be written; nothing is left behind.
     """
     level_and_width = window_of(volume, window)
     centres = _centres(prediction, reference, prompts)
     heights = [volume.array.shape[p] * volume.spacing[p] for p in (1, 0)]
-    # A row is as high as its highest plane; a scan of few slices needs little room.
+    # The height of a row is the height of its highest plane, in the scale of the axial one.
     height = min(5.0, 3.6 * max(heights) / max(volume.array.shape[2] * volume.spacing[2], 1e-6))
     figure, axes = plt.subplots(len(centres), 3, figsize=(12, (height + 0.5) * len(centres) + 0.9), squeeze=False)
     for row, (object_id, centre) in zip(axes, centres, strict=True):
@@ -75,14 +79,14 @@ def three_planes(
         for prompt in prompts:
             if prompt.slice == centre[0]:
                 draw_prompt(row[0], prompt)
-    finish_sheet(figure, path, title, reference is not None, bool(prompts))
+    write_figure_with_legend(figure, path, title, reference is not None, bool(prompts))
 
 
 def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
-    """A voxel `(d, h, w)` of a mask `[D, H, W]` near its centre of mass: on the axial slice nearest it."""
+    """Return a voxel `(d, h, w)` of a mask `[D, H, W]` near its centre of mass, on the nearest axial slice."""
     area = np.count_nonzero(mask, axis=(1, 2))
-    shown = np.flatnonzero(area)
-    d = int(shown[np.abs(shown - np.average(shown, weights=area[shown])).argmin()])
+    slices = np.flatnonzero(area)
+    d = int(slices[np.abs(slices - np.average(slices, weights=area[slices])).argmin()])
     voxels = np.argwhere(mask[d])
     h, w = voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()].tolist()
     return d, h, w
@@ -91,7 +95,7 @@ def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
 def _centres(
     prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]
 ) -> list[tuple[int, tuple[int, int, int]]]:
-    """Object ids and where to cut; what was not found is shown where it was prompted."""
+    """Return object ids and their centres; of an object without a mask, the centre of its prompted slice."""
     ids = {int(value) for value in np.unique(prediction) if value} | {prompt.object_id for prompt in prompts}
     if reference is not None and not ids:
         ids = {int(value) for value in np.unique(reference) if value}
@@ -120,4 +124,4 @@ def _draw(
     axis.set_axis_off()
     for letter, (x, y) in zip(plane.letters, ((0.5, 0.97), (0.5, 0.03), (0.03, 0.5), (0.97, 0.5)), strict=True):
         text = axis.text(x, y, letter, transform=axis.transAxes, color="white", ha="center", va="center", weight="bold")
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])  # legible on bone too
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])  # legible on bright bone

@@ -1,6 +1,7 @@
-"""Lower and compile programs for a topology that is not there, and read what they cost. Runs in a child process.
+"""Compilation of an experiment's programs for hardware that need not exist, and their costs; runs in a child process.
 
-`python -m sam2_3dmed_jax.plan.compile FOLDER`: reads the request there, writes `answer.json`; see `process`.
+`python -m sam2_3dmed_jax.plan.compile FOLDER` reads the request from the folder and writes `answer.json` to it; see
+`process.py`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import jax
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan import toolchain
-from sam2_3dmed_jax.plan.hlo_cost import cost
-from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse
-from sam2_3dmed_jax.plan.programs import Program, What, programs
+from sam2_3dmed_jax.plan.hlo_cost import program_cost
+from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse_module
+from sam2_3dmed_jax.plan.programs import Program, Workload, programs_to_compile
+from sam2_3dmed_jax.plan.report import Buffer, ProgramRecord
 from sam2_3dmed_jax.plan.topologies import Topology
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 
-# From the name of an argument to what it is. The first match decides.
-ARGUMENTS = (
+# From the name of an argument to the kind of memory that it takes. The first match decides.
+MEMORY_KINDS = (
     (r"^state\.weights", "trained weights"),
     (r"^state\.(optimizer|step)", "optimizer state"),
     (r"^state\.ema", "averaged weights"),
@@ -34,55 +36,67 @@ ARGUMENTS = (
     (r"^bank", "memories"),
     (r".", "batch"),
 )
-LARGEST = 8  # buffers that are named
+LARGEST_BUFFERS = 8  # number of buffers in the report
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def compile_all(config: ExperimentConfig, what: What, topology: Topology, stage: Callable[[str], None]) -> list[dict]:
-    """Compile what there is to compile; one record a program.
+def compile_all(
+    config: ExperimentConfig, workload: Workload, topology: Topology, stage: Callable[[str], None]
+) -> list[ProgramRecord]:
+    """Compile the programs of a workload; return one record per program.
 
     Raises:
-        UserError: the compiler is not installed, or settings do not fit the topology or each other.
+        UserError: the compiler is not installed, or the settings do not fit the topology or each other.
     """
     toolchain.check(topology)
-    return [compile_program(program, topology, stage) for program in programs(config, what, topology.devices())]
+    programs = programs_to_compile(config, workload, topology.devices())
+    return [compile_program(program, topology, stage) for program in programs]
 
 
-def compile_program(program: Program, topology: Topology, stage: Callable[[str], None]) -> dict[str, Any]:
-    """Compile one program; returns its record."""
+def compile_program(program: Program, topology: Topology, stage: Callable[[str], None]) -> ProgramRecord:
+    """Compile one program and return its record."""
     stage(f"{program.name}: tracing")
     traced = program.trace(*program.arguments.values())
-    total = flops(traced.jaxpr)
-    record: dict[str, Any] = {"name": program.name, "chips": program.chips, "flops": total}
+    total_flops = flops(traced.jaxpr)
     stage(f"{program.name}: lowering")
     lowered = traced.lower()
     stage(f"{program.name}: compiling")
-    # Triton tilings are chosen by trying them on a GPU, and untried ones can fail: products go to cuBLAS. How well a
-    # kernel is optimised changes neither memory nor collectives.
-    gpu = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0}
-    options = gpu if topology.chip.platform == "cuda" else None
+    # Triton tilings are tuned by running them on a GPU, and untuned ones can fail, so products use cuBLAS. The
+    # optimisation level of kernels changes neither memory nor collectives.
+    gpu_options = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0}
+    options = gpu_options if topology.chip.platform == "cuda" else None
     try:
         compiled = lowered.compile(compiler_options=options)
-    except Exception as error:  # XLA raises one kind for all
+    except Exception as error:  # XLA raises one type for all errors
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return record | _too_large(str(error), program.arguments)
+        return {
+            "name": program.name,
+            "chips": program.chips,
+            "flops": total_flops,
+            "compiles": False,
+            "message": str(error).splitlines()[0][:400],
+            "memory": _memory_from_error(str(error), program.arguments),
+        }
     stage(f"{program.name}: reading")
-    module = parse(compiled.as_text())
-    moved = cost(module)
-    return record | {
+    module = parse_module(compiled.as_text())
+    cost = program_cost(module)
+    return {
+        "name": program.name,
+        "chips": program.chips,
+        "flops": total_flops,
         "compiles": True,
         "memory": _memory(compiled.memory_analysis(), module),
-        "largest": _largest(module),
-        "bytes": moved.bytes,
-        "collective_bytes": moved.by_kind(),
-        "cycles": moved.cycles,
-        "unknown_loops": moved.unknown_loops,
+        "largest": _largest_buffers(module),
+        "bytes": cost.bytes,
+        "collective_bytes": cost.by_kind(),
+        "cycles": cost.cycles,
+        "unknown_loops": cost.unknown_loops,
     }
 
 
 def _memory(analysis: Any, module: Module) -> dict[str, int]:
-    """HBM bytes on a chip by kind; their sum is what the program needs."""
+    """Return the HBM bytes per chip by kind; their sum is the program's need."""
     memory: dict[str, int] = {}
     for parameter in module.computations[module.entry].parameters.values():
         kind = _kind(parameter.source)
@@ -95,12 +109,12 @@ def _memory(analysis: Any, module: Module) -> dict[str, int]:
 
 
 def _kind(argument: str) -> str:
-    return next(kind for pattern, kind in ARGUMENTS if re.search(pattern, argument or "?"))
+    return next(kind for pattern, kind in MEMORY_KINDS if re.search(pattern, argument or "?"))
 
 
-def _largest(module: Module) -> list[dict[str, Any]]:
-    """The largest arrays that the program makes in HBM; they need not be there at the same time."""
-    found: dict[tuple[str, str], int] = {}
+def _largest_buffers(module: Module) -> list[Buffer]:
+    """Return the largest arrays that the program computes in HBM; they need not exist at the same time."""
+    sizes: dict[tuple[str, str], int] = {}
     skipped = ("parameter", "tuple", "while", "get-tuple-element", "bitcast", "conditional", "call")
     bodies = [module.entry] + [
         name
@@ -113,13 +127,13 @@ def _largest(module: Module) -> list[dict[str, Any]]:
         for instruction in module.computations[name].instructions:
             size = max(array_bytes(instruction.shape, hbm_only=True), default=0)
             if instruction.opcode not in skipped and size:
-                found[re.sub(r"\{.*?\}", "", instruction.shape)[:80], instruction.source] = size
-    largest = sorted(found.items(), key=lambda item: -item[1])[:LARGEST]
+                sizes[re.sub(r"\{.*?\}", "", instruction.shape)[:80], instruction.source] = size
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:LARGEST_BUFFERS]
     return [{"bytes": size, "shape": shape, "made by": source} for (shape, source), size in largest]
 
 
-def _too_large(message: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What XLA says of a program that does not fit: how much it needs, but neither traffic nor time."""
+def _memory_from_error(message: str, arguments: dict[str, Any]) -> dict[str, int]:
+    """Return the HBM bytes per chip by kind of a program that does not fit, from XLA's error message."""
     memory: dict[str, int] = {}
     for name, tree in arguments.items():
         for path, argument in jax.tree_util.tree_leaves_with_path(tree):
@@ -130,17 +144,17 @@ def _too_large(message: str, arguments: dict[str, Any]) -> dict[str, Any]:
     used = temporaries or re.search(r"[Uu]sed ([\d.]+)([KMGT]?)", message)
     if used:
         size = round(float(used[1]) * _UNITS[used[2]])
-        # What is "used" in all includes the arguments.
+        # "Used" memory includes the arguments.
         memory["temporaries"] = size if temporaries else max(size - sum(memory.values()), 0)
-    return {"compiles": False, "message": message.splitlines()[0][:400], "memory": memory}
+    return memory
 
 
 def main(folder: Path) -> None:
     """Answer the request in a folder."""
-    config, what, topology = pickle.loads((folder / "request").read_bytes())
+    config, workload, topology = pickle.loads((folder / "request").read_bytes())
     try:
         answer: dict[str, Any] = {
-            "programs": compile_all(config, what, topology, lambda text: print(f"stage {text}", flush=True))
+            "programs": compile_all(config, workload, topology, lambda text: print(f"stage {text}", flush=True))
         }
     except UserError as error:
         answer = {"error": str(error)}

@@ -1,6 +1,6 @@
-"""A compiled program's text as computations of instructions: what XLA scheduled, after fusion and partitioning.
+"""Parser of the text of a compiled XLA program: scheduled instructions after fusion and partitioning.
 
-Only what costs need: shapes with their memory space, opcodes, operands and attributes. Shapes are those of one chip.
+It reads only what costs need: shapes with their memory space, opcodes, operands and attributes. Shapes are per chip.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"%([\w.\-]+)")
 _BITS = re.compile(r"[a-z]+(\d+)")
-_FAST_MEMORY = re.compile(r"S\([1-9]\d*\)")  # any space but 0: vector or scalar memory on the chip, not HBM
+_FAST_MEMORY = re.compile(r"S\([1-9]\d*\)")  # any memory space except 0: vector or scalar memory on the chip, not HBM
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: `name = shape opcode(operands), attributes`."""
+    """One instruction: `name = shape opcode(operands), attributes`."""
 
     name: str
     shape: str
@@ -26,12 +26,12 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     root: bool
-    literal: str  # between the parentheses, for constants and parameters
+    literal: str  # text between the parentheses of constants and parameters
 
     def called(self, attribute: str) -> str | None:
-        """The computation that an attribute (`body`, `calls`, ...) names."""
-        found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
-        return found[1] if found else None
+        """Return the computation that an attribute (`body`, `calls`, ...) names."""
+        match = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
+        return match[1] if match else None
 
     @cached_property
     def branches(self) -> tuple[str, ...]:
@@ -43,9 +43,9 @@ class Instruction:
 
     @cached_property
     def source(self) -> str:
-        """Where in the model it comes from, as JAX named it; for parameters, the argument."""
-        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
-        return found[1].replace("\\'", "'") if found else ""
+        """JAX's name of the operation that it comes from; for parameters, the name of the argument."""
+        match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return match[1].replace("\\'", "'") if match else ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Computation:
 
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads each instruction."""
+        """The instructions that read each instruction, by name."""
         users: dict[str, list[Instruction]] = {}
         for instruction in self.instructions:
             for operand in dict.fromkeys(instruction.operands):
@@ -75,7 +75,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The result."""
+        """The instruction whose value is the result."""
         return next(instruction for instruction in self.instructions if instruction.root)
 
 
@@ -88,7 +88,7 @@ class Module:
 
 
 def array_bytes(shape: str, hbm_only: bool = False) -> list[int]:
-    """Bytes of each array of a shape, which may be a tuple; with `hbm_only`, 0 for those in memory on the chip."""
+    """Return the bytes of each array of a shape, which may be a tuple; with `hbm_only`, 0 for arrays on the chip."""
     sizes = []
     for dtype, dimensions, layout in _ARRAY.findall(shape):
         count = 1
@@ -100,8 +100,8 @@ def array_bytes(shape: str, hbm_only: bool = False) -> list[int]:
     return sizes
 
 
-def parse(text: str) -> Module:
-    """Read the text of a compiled module."""
+def parse_module(text: str) -> Module:
+    """Parse the text of a compiled module."""
     computations: dict[str, Computation] = {}
     entry, name = "", ""
     lines: list[Instruction] = []
@@ -119,10 +119,10 @@ def parse(text: str) -> Module:
 
 def _instruction(line: str) -> Instruction:
     left, right = line.strip().split(" = ", 1)
-    end = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
+    end = _closing_parenthesis(right, 0) + 1 if right.startswith("(") else right.index(" ")
     shape, rest = right[:end], right[end:].lstrip()
     open_ = rest.index("(")
-    close = _closing(rest, open_)
+    close = _closing_parenthesis(rest, open_)
     inside = rest[open_ + 1 : close]
     return Instruction(
         name=left.removeprefix("ROOT ").lstrip("%"),
@@ -135,10 +135,10 @@ def _instruction(line: str) -> Instruction:
     )
 
 
-def _closing(text: str, start: int) -> int:
+def _closing_parenthesis(text: str, start: int) -> int:
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
         if not depth:
-            return found.start()
-    raise ValueError(f"no closing parenthesis in {text[:80]}")
+            return match.start()
+    raise ValueError(f"closing parenthesis missing in {text[:80]}")

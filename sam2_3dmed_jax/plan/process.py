@@ -1,7 +1,7 @@
-"""A plan in a child process: compilers of other hardware have no business in the one that the user is in.
+"""Planning in a child process, which keeps the compilers of other hardware out of the user's process.
 
-The child gets the configuration in a private folder and leaves its answer there; what the compilers log is kept, and
-shown only if they die.
+The child reads the configuration from a temporary folder and writes its answer there. The log of the compilers is shown
+only if the child dies.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ from pathlib import Path
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.plan.report import Plan, make_plan
+from sam2_3dmed_jax.plan.report import HardwarePlan, plan_from_records
 from sam2_3dmed_jax.plan.toolchain import ENVIRONMENT
 from sam2_3dmed_jax.plan.topologies import parse_topology
 
 Stage = Callable[[str], None]
 
 
-def plan(config: ExperimentConfig, topology: str, what: str = "train", stage: Stage | None = None) -> Plan:
-    """Compile what an experiment runs for a topology, and say what it takes. No data, weights or chips are needed.
+def plan_experiment(
+    config: ExperimentConfig, topology: str, what: str = "train", stage: Stage | None = None
+) -> HardwarePlan:
+    """Compile the programs of an experiment for a topology and return their memory, traffic and time.
+
+    No data, weights or chips are needed.
 
     Args:
-        config: the experiment. `model.init` says that it starts from loaded weights; the file need not exist.
+        config: the experiment. With `model.init` it starts from loaded weights; the file need not exist.
         topology: such as `v5e:4x4` or `h100:8`.
-        what: "train", the train step; or "predict", a block of slices encoded and walked on one chip.
-        stage: called with what is being done.
+        what: "train" for the train step, or "predict" for encoding and propagating a block of slices on one chip.
+        stage: called with the name of each stage.
 
     Raises:
-        UserError: no such topology, its compiler is not installed, or settings that do not fit it or each other.
+        UserError: the topology is unknown, its compiler is not installed, or the settings do not fit it or each other.
     """
     chips = parse_topology(topology)
     with tempfile.TemporaryDirectory(prefix="sam2-3dmed-plan-") as name:
@@ -43,27 +47,27 @@ def plan(config: ExperimentConfig, topology: str, what: str = "train", stage: St
         code = _run(folder, stage or (lambda _: None))
         answer = folder / "answer.json"
         if not answer.exists():
-            said = (folder / "log").read_text(errors="replace").strip().splitlines()[-8:]
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+            log = (folder / "log").read_text(errors="replace").strip().splitlines()[-8:]
+            end = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
             if code == -9:
                 raise UserError(
-                    f"--topology {topology}: the compiler was killed, most likely for want of host memory; plan on a "
-                    "machine with more, or a smaller model.image_size or data.slices"
+                    f"--topology {topology}: the compiler was killed, most likely because host memory ran out; use a "
+                    "machine with more memory, or a smaller model.image_size or data.slices"
                 )
-            raise RuntimeError(f"the compiler of {topology} {how}: " + " | ".join(said))
+            raise RuntimeError(f"the compiler of {topology} {end}: " + " | ".join(log))
         record = json.loads(answer.read_text())
     if "error" in record:
         raise UserError(record["error"])
-    return make_plan(config, chips, what, record["programs"])
+    return plan_from_records(config, chips, what, record["programs"])
 
 
 def _run(folder: Path, stage: Stage) -> int:
-    """Run the child, which says its stages on its standard output; it ends with this process."""
-    words = [sys.executable, "-m", "sam2_3dmed_jax.plan.compile", str(folder)]
+    """Run the child until it ends, and pass on the stages that it prints; return its exit code."""
+    command = [sys.executable, "-m", "sam2_3dmed_jax.plan.compile", str(folder)]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (
         (folder / "log").open("wb") as log,
-        subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as child,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as child,
     ):
         try:
             assert child.stdout

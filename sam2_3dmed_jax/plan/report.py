@@ -1,63 +1,81 @@
-"""What a plan says: memory against the chip's, work, traffic, and the time and bound that follow from them."""
+"""Report of a plan: memory compared with the chip's, FLOPs, traffic, and the resulting time and bottleneck."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.plan.topologies import Topology
 
+Buffer = TypedDict("Buffer", {"bytes": int, "shape": str, "made by": str})
+
+
+class ProgramRecord(TypedDict):
+    """Result of compiling one program; JSON in the answer of the child process."""
+
+    name: str
+    chips: int
+    flops: int  # of all chips together
+    compiles: bool
+    memory: dict[str, int]  # HBM bytes per chip, by kind
+    message: NotRequired[str]  # the compiler's message, if the program does not compile; otherwise the fields below
+    largest: NotRequired[list[Buffer]]
+    bytes: NotRequired[int]  # to and from HBM, per chip
+    collective_bytes: NotRequired[dict[str, int]]  # over the network, per chip
+    cycles: NotRequired[int]
+    unknown_loops: NotRequired[int]
+
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one run of a program, if only one thing held it up."""
+    """Lower bounds in seconds of one run of a program, by resource."""
 
-    compute: float  # FLOPs at the chip's peak
+    compute: float  # FLOPs at the chip's peak rate
     memory: float  # bytes to and from HBM at its bandwidth
-    network: float  # bytes over the network; an all-reduce goes around twice
-    compiler: float | None  # the compiler's own estimate, where it makes one
+    network: float  # bytes over the network; an all-reduce counts twice
+    compiler: float | None  # the compiler's own estimate, if it gives one
 
     @property
     def bound(self) -> str:
-        """What holds it up most."""
+        """The resource that takes most time."""
         return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
 
     @property
     def estimate(self) -> float:
-        """Seconds that it takes at least."""
+        """The largest lower bound."""
         return max(self.compute, self.memory, self.network, self.compiler or 0.0)
 
 
 @dataclass(frozen=True)
 class ProgramPlan:
-    """One compiled program. Without traffic and times (`moved`) when it is too large to be compiled."""
+    """One compiled program; traffic and times are None if it is too large to compile."""
 
     name: str
     chips: int
-    memory: dict[str, int]  # HBM bytes a chip by kind
+    memory: dict[str, int]  # HBM bytes per chip, by kind
     capacity: int  # HBM bytes of a chip
     compiles: bool
-    message: str  # the compiler's, when it does not compile
+    message: str  # the compiler's message, if the program does not compile
     flops: int  # of all chips together
-    bytes: int | None  # to and from HBM, a chip
-    collective_bytes: dict[str, int] | None  # over the network, a chip
+    bytes: int | None  # to and from HBM, per chip
+    collective_bytes: dict[str, int] | None  # over the network, per chip
     times: Times | None
-    largest: list[dict[str, Any]]
+    largest: list[Buffer]
     unknown_loops: int
 
     @property
     def total(self) -> int:
-        """HBM bytes that it needs on each chip."""
+        """HBM bytes that the program needs on each chip."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
-        """Whether a chip holds it."""
+        """Whether the program fits the HBM of a chip."""
         return self.compiles and self.total <= self.capacity
 
     def record(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the record for `--json`."""
         times = self.times
         return {
             "hbm_bytes_per_chip": {"total": self.total, **{_key(kind): size for kind, size in self.memory.items()}},
@@ -75,45 +93,45 @@ class ProgramPlan:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the report as lines of text."""
         verdict = "fits" if self.fits else "does not fit"
         lines = [
             f"{self.name}, {self.chips} chip{'s' * (self.chips > 1)}: {verdict}",
-            f"  HBM a chip: {_bytes(self.total)} of {_bytes(self.capacity)}",
+            f"  HBM per chip: {_bytes(self.total)} of {_bytes(self.capacity)}",
             *(f"    {_bytes(size):>10}  {kind}" for kind, size in self.memory.items() if size),
         ]
         if self.largest:
             lines.append("  largest buffers (not all at once)")
             lines += [f"    {_bytes(b['bytes']):>10}  {b['shape']}  {b['made by'][-90:]}" for b in self.largest]
-        lines.append(f"  FLOPs: {_si(self.flops)}, {_si(self.flops / self.chips)} a chip")
+        lines.append(f"  FLOPs: {_si(self.flops)}, {_si(self.flops / self.chips)} per chip")
         if self.times is None or self.bytes is None or self.collective_bytes is None:
-            return [*lines, f"  the compiler gives up, so there are neither traffic nor times: {self.message}"]
+            return [*lines, f"  the program does not compile, so traffic and times are unknown: {self.message}"]
         network = ", ".join(f"{kind} {_bytes(size)}" for kind, size in self.collective_bytes.items()) or "none"
-        lines += [f"  HBM traffic a chip: {_bytes(self.bytes)}", f"  network a chip: {network}"]
-        parts = ", ".join(f"{name} {_seconds(getattr(self.times, name))}" for name in ("compute", "memory", "network"))
+        lines += [f"  HBM traffic per chip: {_bytes(self.bytes)}", f"  network per chip: {network}"]
+        times = ", ".join(f"{name} {_seconds(getattr(self.times, name))}" for name in ("compute", "memory", "network"))
         own = "" if self.times.compiler is None else f", compiler's estimate {_seconds(self.times.compiler)}"
-        lines.append(f"  time: at least {_seconds(self.times.estimate)} ({parts}{own}); bound by {self.times.bound}")
+        lines.append(f"  time: at least {_seconds(self.times.estimate)} ({times}{own}); bound by {self.times.bound}")
         if self.unknown_loops:
-            lines.append(f"  {self.unknown_loops} loops of unknown length are counted once")
+            lines.append(f"  {self.unknown_loops} loops of unknown length count once")
         return lines
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an experiment takes on a topology."""
+class HardwarePlan:
+    """Memory and time of an experiment on a topology."""
 
     topology: Topology
     what: str
-    start: str  # which weights it starts from, as it decides what trains
+    start: str  # the weights that the experiment starts from, which determine what trains
     programs: tuple[ProgramPlan, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether all of it does."""
+        """Whether every program fits."""
         return all(program.fits for program in self.programs)
 
     def record(self) -> dict[str, Any]:
-        """For `--json`: the program that needs most memory, and all by name."""
+        """Return the record for `--json`: the program that needs most memory, and all programs by name."""
         most = max(self.programs, key=lambda program: program.total)
         return {
             "topology": str(self.topology),
@@ -126,13 +144,15 @@ class Plan:
         }
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the report as lines of text."""
         start = [f"starts from {self.start}"] if self.what == "train" else []
         return [f"{self.topology}", *start, *(line for program in self.programs for line in program.lines())]
 
 
-def make_plan(config: ExperimentConfig, topology: Topology, what: str, records: list[dict[str, Any]]) -> Plan:
-    """A plan from what the compiler said of each program."""
+def plan_from_records(
+    config: ExperimentConfig, topology: Topology, what: str, records: list[ProgramRecord]
+) -> HardwarePlan:
+    """Return a plan from the compiler's results for each program."""
     chip = topology.chip
     peak = chip.bf16_flops if config.model.compute_dtype == "bfloat16" else chip.float32_flops
     plans = []
@@ -168,7 +188,7 @@ def make_plan(config: ExperimentConfig, topology: Topology, what: str, records: 
         start = f"loaded weights ({config.model.init}, which is not read)"
     if config.training.frozen is not None:
         start += f"; training.frozen: {', '.join(config.training.frozen) or 'nothing'}"
-    return Plan(topology, what, start, tuple(plans))
+    return HardwarePlan(topology, what, start, tuple(plans))
 
 
 def _key(kind: str) -> str:

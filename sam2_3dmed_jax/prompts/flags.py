@@ -1,110 +1,72 @@
-"""Prompts as words: the flags of `predict`, which are the columns of a table of cases too."""
+"""Prompt flags of `predict`, which are also the columns of case tables: their definition and parsing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.errors import UserError, naming
-from sam2_3dmed_jax.prompts.files import PromptSet, read_prompt_files
-from sam2_3dmed_jax.prompts.scribbles import scribble_prompts
-from sam2_3dmed_jax.prompts.voxel_prompts import (
-    MAX_OBJECT_ID,
-    Triple,
-    VoxelPrompt,
-    box_prompts,
-    mask_prompts,
-    point_prompts,
-    voxel_of_mm,
-)
-from sam2_3dmed_jax.volume.geometry import Grid, Volume
-from sam2_3dmed_jax.volume.io import read_labels
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.prompts.prompt_types import PROMPT_FILES, PROMPT_TYPES, prompt_flags
+
+if TYPE_CHECKING:
+    from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
+    from sam2_3dmed_jax.volume.geometry import Volume
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class PromptFlags:
-    """What stands after each flag, unread."""
+    """The texts after the prompt flags, not parsed yet, by the name of the flag; other flags are absent."""
 
-    point: tuple[str, ...] = ()  # x,y,z[,1|0[,object]], voxels of the file
-    point_mm: tuple[str, ...] = ()  # x,y,z[,1|0[,object]], RAS mm
-    box: tuple[str, ...] = ()  # i0,j0,k0,i1,j1,k1[,object], voxels of the file, inclusive
-    mask: str | None = None  # label map on the volume's grid
-    scribble: str | None = None  # label map of strokes on the volume's grid
-    scribble_outside: str | None = None  # the value of strokes that lie outside
-    prompts: tuple[str, ...] = ()  # files
+    texts: Mapping[str, tuple[str, ...]]
+
+    def __init__(self, **texts: str | Sequence[str] | None) -> None:
+        """Take the text, or the texts, of each flag that is given.
+
+        Raises:
+            TypeError: a flag does not exist.
+        """
+        if unknown := texts.keys() - {flag.name for flag in prompt_flags()}:
+            raise TypeError(f"'{min(unknown)}' is not a prompt flag")
+        tuples = {name: (text,) if isinstance(text, str) else tuple(text) for name, text in texts.items() if text}
+        object.__setattr__(self, "texts", tuples)
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        """Return the texts of one flag."""
+        return self.texts.get(name, ())
+
+    @classmethod
+    def from_options(cls, options: object) -> PromptFlags:
+        """Return the prompt flags among parsed arguments, which are attributes named as the flags."""
+        return cls(**{flag.name: getattr(options, flag.name) for flag in prompt_flags()})
 
 
-def gather_prompts(flags: PromptFlags, volume: Volume) -> PromptSet:
-    """All prompts of a volume.
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the prompt flags of a command."""
+    for flag in prompt_flags():
+        if flag.repeatable:
+            parser.add_argument(flag.option, action="append", default=[], metavar=flag.metavar, help=flag.help)
+        else:
+            parser.add_argument(flag.option, metavar=flag.metavar, help=flag.help)
+
+
+def gather_prompts(flags: PromptFlags, volume: Volume) -> VolumePrompts:
+    """Read all prompts of a volume.
 
     Raises:
-        UserError: there are none, or one does not fit; by flag or file.
+        UserError: there are none, or one does not fit the volume; the message names the flag or file.
     """
-    grid = volume.grid
-    files = read_prompt_files(flags.prompts, volume)
-    found: list[VoxelPrompt] = []
-    for text in flags.point:
-        found += _point("--point", text, grid)
-    for text in flags.point_mm:
-        found += _point("--point-mm", text, grid)
-    for text in flags.box:
-        found += _box("--box", text, grid)
-    if flags.mask:
-        found += mask_prompts(read_labels(flags.mask, volume), flags.mask)
-    if flags.scribble:
-        outside = _outside(flags.scribble_outside) if flags.scribble_outside else None
-        strokes = read_labels(flags.scribble, volume)
-        found += scribble_prompts(strokes, volume.spacing, flags.scribble, outside)
-    elif flags.scribble_outside:
-        raise UserError("--scribble-outside: there is no scribble; give --scribble STROKES.nii.gz too")
-    found += files.prompts
-    if not found:
-        raise UserError(
-            "there are no prompts; give --point x,y,z, --point-mm x,y,z, --box i0,j0,k0,i1,j1,k1, --mask MASK.nii.gz, "
-            "--scribble STROKES.nii.gz or --prompts FILE.json"
-        )
-    return PromptSet(found, files.names)
+    from sam2_3dmed_jax.prompts.files import read_prompt_files
+    from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
 
-
-def _point(flag: str, text: str, grid: Grid) -> list[VoxelPrompt]:
-    numbers = _numbers(flag, text, "x,y,z[,1|0[,object]]", (3, 4, 5))
-    label, object_id = [*numbers, 1, 1][3:5] if len(numbers) < 5 else numbers[3:]
-    if label not in (0, 1):
-        raise UserError(f"{flag}: '{text}' has label {label:g}; use 1 for inside and 0 for outside")
-    at = _triple(numbers)
-    with naming(flag):
-        at = voxel_of_mm(grid, at) if flag == "--point-mm" else at
-        return point_prompts(grid, [(at, int(label), _object_id(object_id))])
-
-
-def _box(flag: str, text: str, grid: Grid) -> list[VoxelPrompt]:
-    numbers = _numbers(flag, text, "i0,j0,k0,i1,j1,k1[,object]", (6, 7))
-    with naming(flag):
-        object_id = _object_id(numbers[6] if len(numbers) == 7 else 1)
-        return box_prompts(grid, [(_triple(numbers), _triple(numbers[3:]), object_id)])
-
-
-def _numbers(flag: str, text: str, form: str, counts: Sequence[int]) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in counts:
-        raise UserError(f"{flag}: '{text}' is not {form}; give that many numbers, with commas")
-    return numbers
-
-
-def _triple(numbers: Sequence[float]) -> Triple:
-    return numbers[0], numbers[1], numbers[2]
-
-
-def _object_id(number: float) -> int:
-    if not 1 <= number <= MAX_OBJECT_ID or number != int(number):
-        raise UserError(f"{number:g} is no object id; use a whole number from 1 to {MAX_OBJECT_ID}")
-    return int(number)
-
-
-def _outside(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:6]) <= MAX_OBJECT_ID:
-        raise UserError(f"--scribble-outside: '{text}' is no value of strokes; use 1 to {MAX_OBJECT_ID}")
-    return int(text)
+    from_files = read_prompt_files(flags[PROMPT_FILES.name], volume)
+    prompts = []
+    for prompt_type in PROMPT_TYPES.values():
+        if any(flags[flag.name] for flag in prompt_type.flags):
+            prompts += prompt_type.from_flags(flags.texts, volume)
+    prompts += from_files.prompts
+    if not prompts:
+        *usages, last = (flag.usage for flag in prompt_flags() if not flag.is_modifier)
+        raise UserError(f"there are no prompts; give {', '.join(usages)} or {last}")
+    return VolumePrompts(prompts, from_files.names)

@@ -1,8 +1,8 @@
-"""Scribbles: strokes painted in a label map, sampled to clicks.
+"""Scribbles: strokes drawn in a label map, from which clicks are sampled.
 
-A stroke says that its voxels are inside; it does not say where the object ends, so it is no mask. Each slice keeps
-a few of the painted voxels, far from each other (farthest-point sampling, Gonzalez 1985), so that all strokes on it
-are heard and the number of tokens stays small.
+The voxels of a stroke are inside the object, but its border is not that of the object, so it is not a mask prompt. On
+each slice, a few voxels of the strokes become clicks. Farthest-point sampling (Gonzalez 1985) spreads them over all
+strokes, while the number of tokens stays small.
 """
 
 from __future__ import annotations
@@ -10,47 +10,47 @@ from __future__ import annotations
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, painted_objects
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, drawn_object_ids
 
-POINTS = 8  # of an object on one slice, of each label
+POINTS = 8  # per object, slice and label
 
 
 def scribble_prompts(
     labels: np.ndarray, spacing: tuple[float, float, float], source: str = "the scribble", outside: int | None = None
 ) -> list[VoxelPrompt]:
-    """Prompts from painted strokes: each value but 0 is an object.
+    """Return the prompts of drawn strokes: each value except 0 is an object.
 
     Args:
         labels: `[D, H, W]`, integers.
         spacing: (dz, dy, dx) in mm.
-        source: the file, for messages.
-        outside: the value of strokes that lie outside of every object painted on their slice, or None.
+        source: name of the file in messages.
+        outside: the value of strokes that are outside of all objects drawn on their slice, or None.
 
     Raises:
-        UserError: nothing is painted, a value is no object id, or a slice has strokes of `outside` alone.
+        UserError: nothing is drawn, a value is not an object id, or a slice has only strokes of `outside`.
     """
-    negative = np.zeros(labels.shape, bool) if outside is None else labels == outside
-    inside = np.where(negative, 0, labels)
-    found = []
-    for value in painted_objects(inside, source):
-        strokes = inside == value
+    is_outside = np.zeros(labels.shape, bool) if outside is None else labels == outside
+    objects = np.where(is_outside, 0, labels)
+    prompts = []
+    for object_id in drawn_object_ids(objects, source):
+        strokes = objects == object_id
         for d in np.flatnonzero(strokes.any((1, 2))).tolist():
             positive = spread_points(strokes[d], POINTS, spacing[1:])
-            negatives = spread_points(negative[d], POINTS, spacing[1:])
-            given = (1,) * len(positive) + (0,) * len(negatives)
-            found.append(VoxelPrompt(value, d, (*positive, *negatives), given))
-    alone = negative.any((1, 2)) & ~inside.any((1, 2))
-    if alone.any():
+            negative = spread_points(is_outside[d], POINTS, spacing[1:])
+            point_labels = (1,) * len(positive) + (0,) * len(negative)
+            prompts.append(VoxelPrompt(object_id, d, (*positive, *negative), point_labels))
+    only_outside = is_outside.any((1, 2)) & ~objects.any((1, 2))
+    if only_outside.any():
         raise UserError(
-            f"{source}: canonical slice {int(alone.argmax())} has strokes outside alone; paint the object on it too"
+            f"{source}: canonical slice {only_outside.argmax()} has only strokes outside; draw the object there too"
         )
-    return found
+    return prompts
 
 
 def spread_points(mask2d: np.ndarray, count: int, spacing_yx: tuple[float, float]) -> tuple[tuple[float, float], ...]:
-    """At most `count` voxels of a mask, as far from each other in mm as greedy choice makes them.
+    """Choose at most `count` voxels of a mask by greedy farthest-point sampling in mm.
 
-    The first is the one nearest the mean of all; of several, the first in row order wins.
+    The first is the voxel nearest to the mean of all voxels. Of several candidates, the first in row order is chosen.
 
     Args:
         mask2d: bool `[H, W]`.
@@ -58,7 +58,7 @@ def spread_points(mask2d: np.ndarray, count: int, spacing_yx: tuple[float, float
         spacing_yx: (dy, dx) in mm.
 
     Returns:
-        (x, y) each, indices of voxels of the mask.
+        (x, y) of each chosen voxel.
     """
     voxels = np.argwhere(mask2d)  # [n, 2] of (row, column)
     if not len(voxels):

@@ -1,7 +1,7 @@
-"""Prompts simulated from reference masks, in voxel indices of one canonical slice (x column, y row).
+"""Simulation of points and boxes from reference masks, in voxel indices (x column, y row) of one canonical slice.
 
-A centre point is the in-plane maximum of the distance transform in mm, so it lies inside whatever the shape
-(the paper says "centre points" and no more). Noise is drawn from the generator that the caller gives.
+A centre point is the in-plane maximum of the distance transform in mm, which is inside objects of any shape; the paper
+does not define its "centre points" further.
 """
 
 from __future__ import annotations
@@ -16,40 +16,37 @@ Box = tuple[float, float, float, float]
 
 
 def largest_slice(mask: np.ndarray) -> int:
-    """The slice with most voxels of the object; the lowest of several.
+    """Return the slice with the most voxels of the object; the lowest of several.
 
     Args:
         mask: `[D, H, W]`, non-zero inside the object.
-
-    Returns:
-        Its index in 0..D-1.
 
     Raises:
         UserError: the mask is empty.
     """
     areas = np.count_nonzero(mask, axis=(1, 2))
     if not areas.any():
-        raise UserError(f"the mask is empty on all {len(areas)} slices: give a mask with the object")
+        raise UserError(f"the mask is empty on all {len(areas)} slices; give a mask with the object")
     return int(areas.argmax())
 
 
 def centre_point(mask2d: np.ndarray, spacing_yx: tuple[float, float]) -> Point:
-    """The point of the object that is farthest from its border; the first in row order of several.
+    """Return the voxel of the object that is farthest from its border; the first in row order of several.
 
-    What lies beyond the slice counts as background.
+    Everything beyond the slice counts as background.
 
     Args:
         mask2d: `[H, W]`, non-zero inside the object.
         spacing_yx: (dy, dx) in mm.
 
     Returns:
-        (x, y), the index of a voxel of the object.
+        (x, y) of the voxel.
 
     Raises:
         UserError: the mask is empty.
     """
     x0, y0, x1, y1 = (int(side) for side in box_of(mask2d))
-    # The nearest background of a voxel of the object is never beyond the ring around its box: the crop is exact.
+    # The nearest background of a voxel of the object is at most one voxel outside the box, so the crop is exact.
     inside = np.pad(np.asarray(mask2d)[y0 : y1 + 1, x0 : x1 + 1] != 0, 1)
     distance = ndimage.distance_transform_edt(inside, sampling=spacing_yx)
     row, column = np.unravel_index(np.argmax(distance), inside.shape)
@@ -57,70 +54,50 @@ def centre_point(mask2d: np.ndarray, spacing_yx: tuple[float, float]) -> Point:
 
 
 def random_point(mask2d: np.ndarray, rng: np.random.Generator) -> Point:
-    """A voxel of the object, each with equal probability.
+    """Draw a voxel of the object, each with equal probability.
 
     Args:
         mask2d: `[H, W]`, non-zero inside the object.
-        rng: the source of randomness.
+        rng: the random generator.
 
     Returns:
-        (x, y).
+        (x, y) of the voxel.
 
     Raises:
         UserError: the mask is empty.
     """
-    rows, columns = _inside(mask2d)
-    drawn = int(rng.integers(len(rows)))
-    return float(columns[drawn]), float(rows[drawn])
+    rows, columns = _voxels_of(mask2d)
+    chosen = int(rng.integers(len(rows)))
+    return float(columns[chosen]), float(rows[chosen])
 
 
 def box_of(mask2d: np.ndarray) -> Box:
-    """The tight box around the object.
+    """Return the smallest box around the object.
 
     Args:
         mask2d: `[H, W]`, non-zero inside the object.
 
     Returns:
-        (x0, y0, x1, y1): the indices of its outermost voxels, all inclusive.
+        (x0, y0, x1, y1), inclusive indices of its outermost voxels.
 
     Raises:
         UserError: the mask is empty.
     """
-    rows, columns = _inside(mask2d)
+    rows, columns = _voxels_of(mask2d)
     return float(columns.min()), float(rows.min()), float(columns.max()), float(rows.max())
 
 
-def jitter_point(
-    point: Point, sd_mm: float, spacing_yx: tuple[float, float], rng: np.random.Generator, shape: tuple[int, int]
-) -> Point:
-    """Moves a point by isotropic normal noise, and keeps it on the slice; it may leave the object.
-
-    Args:
-        point: (x, y) in voxel indices.
-        sd_mm: standard deviation along each axis, mm.
-        spacing_yx: (dy, dx) in mm.
-        rng: the source of randomness.
-        shape: (H, W) of the slice.
-
-    Returns:
-        (x, y), not rounded, in 0..W-1 and 0..H-1.
-    """
-    noise_x, noise_y = rng.normal(0.0, sd_mm, 2)
-    dy, dx = spacing_yx
-    return _clip(point[0] + noise_x / dx, shape[1]), _clip(point[1] + noise_y / dy, shape[0])
-
-
 def jitter_box(box: Box, fraction: float, rng: np.random.Generator, shape: tuple[int, int]) -> Box:
-    """Moves each side of a box by uniform noise of up to `fraction` of the box's extent along that axis.
+    """Move each side of a box by uniform noise of up to `fraction` of the extent of the box along that axis.
 
     Args:
         box: (x0, y0, x1, y1) in voxel indices, inclusive.
         fraction: of the extent, 0 or more.
-        rng: the source of randomness.
+        rng: the random generator.
         shape: (H, W) of the slice.
 
     Returns:
-        (x0, y0, x1, y1), not rounded, ordered, on the slice.
+        (x0, y0, x1, y1), not rounded, with x0 <= x1 and y0 <= y1, clipped to the slice.
     """
     x0, y0, x1, y1 = box
     extent_x, extent_y = x1 - x0 + 1, y1 - y0 + 1
@@ -131,10 +108,10 @@ def jitter_box(box: Box, fraction: float, rng: np.random.Generator, shape: tuple
 
 
 def to_pixels(points: np.ndarray, shape: tuple[int, int], image_size: int) -> np.ndarray:
-    """From voxel indices to pixels of the S x S slice: `(x + 0.5) * S / W - 0.5`.
+    """Convert voxel indices to pixels of the resized S x S slice: `(x + 0.5) * S / W - 0.5`.
 
     Args:
-        points: `[..., 2]` of (x, y); a box is two points, `np.reshape(box, (2, 2))`.
+        points: `[..., 2]` of (x, y); a box is two points.
         shape: (H, W) of the slice in voxels.
         image_size: S, pixels.
 
@@ -145,11 +122,12 @@ def to_pixels(points: np.ndarray, shape: tuple[int, int], image_size: int) -> np
     return ((np.asarray(points, np.float64) + 0.5) * scale - 0.5).astype(np.float32)
 
 
-def _inside(mask2d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _voxels_of(mask2d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows and columns of the voxels of an object."""
     rows, columns = np.nonzero(mask2d)
     if len(rows) == 0:
         height, width = np.shape(mask2d)
-        raise UserError(f"the mask is empty on its slice of {height} x {width} voxels: give a mask with the object")
+        raise UserError(f"the mask is empty on its slice of {height} x {width} voxels; give a mask with the object")
     return rows, columns
 
 

@@ -1,7 +1,6 @@
-"""Prompts from 3D Slicer's markups (`.mrk.json`, schema 1.0): point lists and ROI boxes.
+"""Nodes of 3D Slicer's markups (`.mrk.json`, schema 1.0): point lists and ROI boxes.
 
-A node is an object. Nodes that share a name are one object, so that a point list and a ROI can speak of the same.
-A point whose label starts with "-" lies outside. Points that were never placed are left out, as Slicer does.
+A point whose label starts with "-" is outside of the object. As in Slicer, points that were never placed are ignored.
 """
 
 from __future__ import annotations
@@ -15,78 +14,76 @@ from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, box_prompts, point
 from sam2_3dmed_jax.runtime.json_fields import Field
 from sam2_3dmed_jax.volume.geometry import Grid
 
-# To RAS; the numbers are Slicer's own enumeration, which older files hold.
+# Signs that convert a coordinate system to RAS; the numbers are Slicer's enumeration, which older files contain.
 _TO_RAS = {"RAS": (1, 1, 1), "LPS": (-1, -1, 1), 0: (1, 1, 1), 1: (-1, -1, 1)}
-_TURNED = 0.1  # share of a ROI's edge that may leave its voxel axis: 6 degrees
+# Largest fraction of a ROI's edge that may point along other voxel axes: the ROI may be rotated by 6 degrees.
+_MAX_ROTATION = 0.1
 
 
-def markup_prompts(root: Field, grid: Grid, ids: dict[str, int]) -> tuple[list[VoxelPrompt], dict[int, str]]:
-    """Prompts and names of objects.
+def node_name(node: Field) -> str:
+    """Return the name of a node, cut to 64 characters; an empty text if it has none."""
+    return _text(node.fields().get("name"))
 
-    Args:
-        root: of a file with the key `markups`.
-        grid: of the volume.
-        ids: object ids of the nodes met so far, by name; grows.
+
+def check_units(node: Field) -> None:
+    """Check that a node is in millimetres.
 
     Raises:
-        UserError: a node that is no point list and no ROI box, a coordinate system that is not said, a ROI turned
-            against the volume's axes, a list without points, or anything outside the volume.
+        UserError: it has another unit.
     """
-    prompts: list[VoxelPrompt] = []
-    names = {}
-    for node in root.fields(required=("markups",))["markups"].items():
-        fields = node.fields(required=("type", "coordinateSystem"))
-        name = _text(fields.get("name"))
-        object_id = ids.setdefault(name or f"{node.file} {node.path}", len(ids) + 1)
-        if name:
-            names[object_id] = name
-        if "coordinateUnits" in fields and fields["coordinateUnits"].value not in ("mm", ["mm", "mm", "mm"]):
-            raise fields["coordinateUnits"].wrong("mm")
-        if fields["type"].value == "Fiducial":
-            prompts += _points(node, fields, grid, object_id)
-        elif fields["type"].value == "ROI":
-            prompts += _box(node, fields, grid, object_id)
-        else:
-            raise fields["type"].wrong("Fiducial (a point list) or ROI")
-    return prompts, names
+    fields = node.fields()
+    if "coordinateUnits" in fields and fields["coordinateUnits"].value not in ("mm", ["mm", "mm", "mm"]):
+        raise fields["coordinateUnits"].wrong("mm")
 
 
-def _points(node: Field, fields: dict[str, Field], grid: Grid, object_id: int) -> list[VoxelPrompt]:
-    found = []
-    for point in fields.get("controlPoints", Field([], node.file)).items():
-        own = point.fields()
-        if "positionStatus" in own and own["positionStatus"].value != "defined":
+def point_list_prompts(node: Field, grid: Grid, object_id: int) -> list[VoxelPrompt]:
+    """Return the prompts of a point list.
+
+    Raises:
+        UserError: no point is placed, the coordinate system is unknown, or a point is outside the volume.
+    """
+    prompts = []
+    for point in node.fields().get("controlPoints", Field([], node.file)).items():
+        point_fields = point.fields()
+        if "positionStatus" in point_fields and point_fields["positionStatus"].value != "defined":
             continue
-        mm = _position(point, fields)
-        outside = _text(own.get("label")).startswith("-")
+        mm = _position_ras(point, node)
+        outside = _text(point_fields.get("label")).startswith("-")
         with naming(f"{point.file}: {point.path}.position"):
-            found += point_prompts(grid, [(voxel_of_mm(grid, mm), int(not outside), object_id)])
-    if not found:
+            prompts += point_prompts(grid, [(voxel_of_mm(grid, mm), int(not outside), object_id)])
+    if not prompts:
         raise UserError(f"{node.file}: {node.path} has no placed points; place some in 3D Slicer, or delete the list")
-    return found
+    return prompts
 
 
-def _box(node: Field, fields: dict[str, Field], grid: Grid, object_id: int) -> list[VoxelPrompt]:
+def roi_prompts(node: Field, grid: Grid, object_id: int) -> list[VoxelPrompt]:
+    """Return the box prompts of a ROI.
+
+    Raises:
+        UserError: the ROI is not a box, is inside out, is rotated against the axes of the volume, has an unknown
+            coordinate system, or leaves the volume.
+    """
+    fields = node.fields()
     if "roiType" in fields and fields["roiType"].value not in ("Box", "BoundingBox"):
         raise fields["roiType"].wrong("Box")
     if "insideOut" in fields and fields["insideOut"].value is not False:
         raise fields["insideOut"].wrong("false")
     size = node.fields(required=("size",))["size"].numbers(3, "the lengths of the edges in mm")
     if "center" in fields:
-        centre = np.multiply(fields["center"].numbers(3, "x, y, z in mm"), _system(fields))
-    else:  # as in files written by hand
+        centre = np.multiply(fields["center"].numbers(3, "x, y, z in mm"), _signs_to_ras(node))
+    else:  # Files written by hand may have the centre as their only control point.
         (point,) = fields.get("controlPoints", Field([], node.file)).items()[:1] or [node]
-        centre = _position(point, fields)
-    axes = np.eye(3)  # columns are the ROI's axes
+        centre = _position_ras(point, node)
+    axes = np.eye(3)  # The columns are the axes of the ROI.
     if "orientation" in fields:
         axes = np.reshape(fields["orientation"].numbers(9, "a matrix row by row"), (3, 3))
-    edges = np.array(_system(fields))[:, None] * axes * size
-    # In millimetres along the volume's axes, which a ROI that fits them follows one by one.
-    along = np.abs(np.linalg.inv(grid.affine)[:3, :3] @ edges) * np.linalg.norm(grid.affine[:3, :3], axis=0)[:, None]
-    if not (np.sort(along, axis=0)[1] <= _TURNED * along.max(0)).all():
+    edges = np.array(_signs_to_ras(node))[:, None] * axes * size
+    # Extent of each edge in mm along the axes of the volume; an aligned edge has one extent that is not small.
+    extents = np.abs(np.linalg.inv(grid.affine)[:3, :3] @ edges) * np.linalg.norm(grid.affine[:3, :3], axis=0)[:, None]
+    if not (np.sort(extents, axis=0)[1] <= _MAX_ROTATION * extents.max(0)).all():
         raise UserError(
-            f"{node.file}: {node.path}.orientation turns the ROI against the volume's axes; turn it back in 3D Slicer, "
-            "or give points"
+            f"{node.file}: {node.path}.orientation rotates the ROI against the axes of the volume; rotate it back in "
+            "3D Slicer, or give points"
         )
     corners = [
         voxel_of_mm(grid, centre + edges @ np.array(signs)) for signs in itertools.product((-0.5, 0.5), repeat=3)
@@ -96,19 +93,20 @@ def _box(node: Field, fields: dict[str, Field], grid: Grid, object_id: int) -> l
         return box_prompts(grid, [(tuple(low), tuple(high), object_id)])
 
 
-def _position(point: Field, fields: dict[str, Field]) -> np.ndarray:
-    """`[3]` in RAS mm."""
+def _position_ras(point: Field, node: Field) -> np.ndarray:
+    """Return the position of a point, `[3]` in RAS mm."""
     position = point.fields(required=("position",))["position"].numbers(3, "x, y, z in mm")
-    return np.multiply(position, _system(fields))
+    return np.multiply(position, _signs_to_ras(node))
 
 
-def _text(item: Field | None) -> str:
-    """What Slicer leaves out, or leaves empty, is an empty text."""
-    return item.value[:64] if item and isinstance(item.value, str) else ""
-
-
-def _system(fields: dict[str, Field]) -> tuple[int, int, int]:
-    system = fields["coordinateSystem"]
+def _signs_to_ras(node: Field) -> tuple[int, int, int]:
+    """Return the signs that convert the coordinates of a node to RAS."""
+    system = node.fields(required=("coordinateSystem",))["coordinateSystem"]
     if not isinstance(system.value, str | int) or isinstance(system.value, bool) or system.value not in _TO_RAS:
         raise system.wrong("LPS or RAS")
     return _TO_RAS[system.value]
+
+
+def _text(item: Field | None) -> str:
+    """Return a text of at most 64 characters; Slicer leaves empty texts out."""
+    return item.value[:64] if item and isinstance(item.value, str) else ""

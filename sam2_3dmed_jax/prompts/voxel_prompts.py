@@ -1,21 +1,21 @@
-"""Prompts in voxels of a volume, one an object and canonical slice: from points, 3D boxes and drawn masks.
+"""Prompts in voxels of canonical slices, from points, 3D boxes and drawn masks.
 
-Users speak of voxels of their file or of millimetres (RAS); what comes out lies on canonical slices.
+Input coordinates are voxels of the image file as stored, or RAS millimetres.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID
 from sam2_3dmed_jax.volume.geometry import Grid, voxel_to_canonical
 
-MAX_OBJECT_ID = 65535  # label maps are uint16
-MAX_POINTS = 256  # of an object on one slice; each is a token that the decoder attends to
+MAX_POINTS = 256  # per object and slice; each point is a token that the decoder attends to
 
 Triple = tuple[float, float, float]
 
@@ -32,74 +32,82 @@ class VoxelPrompt:
     mask: np.ndarray | None = None  # bool [H, W]
 
 
+@dataclass(frozen=True)
+class VolumePrompts:
+    """The prompts of all objects of a volume, and the names of objects that have one."""
+
+    prompts: list[VoxelPrompt] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)  # by object id
+
+
 def voxel_of_mm(grid: Grid, mm: Sequence[float] | np.ndarray) -> Triple:
-    """The voxel of the file, with fractions, at a point `(x, y, z)` in RAS millimetres."""
+    """Return the fractional voxel of the file at a point `(x, y, z)` in RAS millimetres."""
     voxel = np.linalg.inv(grid.affine) @ [*mm, 1.0]
-    # Rounding errors must not put a box that ends with the volume beyond it.
+    # Rounding errors must not move a box that ends at the border of the volume beyond it.
     x, y, z = np.round(voxel[:3], 4).tolist()
     return x, y, z
 
 
 def point_prompts(grid: Grid, points: Iterable[tuple[Triple, int, int]]) -> list[VoxelPrompt]:
-    """Prompts from points `((x, y, z), label, object)` in voxels of the file.
+    """Return the prompts of points `((x, y, z), label, object)` in voxels of the file.
 
     Raises:
-        UserError: a point outside the volume.
+        UserError: a point is outside the volume.
     """
-    found = []
+    prompts = []
     for voxel, label, object_id in points:
         d, h, w = voxel_to_canonical(grid, voxel)
-        found.append(VoxelPrompt(object_id, _slice_of(d, grid), ((w, h),), (label,)))
-    return found
+        prompts.append(VoxelPrompt(object_id, _slice_of(d, grid), ((w, h),), (label,)))
+    return prompts
 
 
 def box_prompts(grid: Grid, boxes: Iterable[tuple[Triple, Triple, int]]) -> list[VoxelPrompt]:
-    """Prompts from 3D boxes `(corner, corner, object)` in voxels of the file, inclusive: one on each slice they cover.
+    """Return the prompts of 3D boxes `(corner, corner, object)` in inclusive voxels of the file, one per covered slice.
 
     Raises:
-        UserError: a corner outside the volume.
+        UserError: a corner is outside the volume.
     """
-    found = []
+    prompts = []
     for first, second, object_id in boxes:
         low, high = np.sort([voxel_to_canonical(grid, first), voxel_to_canonical(grid, second)], axis=0)
         for d in range(_slice_of(low[0], grid), _slice_of(high[0], grid) + 1):
-            found.append(VoxelPrompt(object_id, d, box=(low[2], low[1], high[2], high[1])))
-    return found
+            prompts.append(VoxelPrompt(object_id, d, box=(low[2], low[1], high[2], high[1])))
+    return prompts
 
 
 def mask_prompts(labels: np.ndarray, source: str = "the mask") -> list[VoxelPrompt]:
-    """Prompts from a label map `[D, H, W]`: each value but 0 is an object, prompted on the slices that show it.
+    """Return the mask prompts of a label map `[D, H, W]`: each value except 0 is an object, prompted where it is drawn.
 
     Raises:
-        UserError: an empty label map, or a value that is no object id.
+        UserError: the label map is empty, or a value is not an object id.
     """
-    found = []
-    for value in painted_objects(labels, source):
+    prompts = []
+    for value in drawn_object_ids(labels, source):
         mask = labels == value
-        found += [VoxelPrompt(value, int(d), mask=mask[d]) for d in np.flatnonzero(mask.any((1, 2)))]
-    return found
+        prompts += [VoxelPrompt(value, int(d), mask=mask[d]) for d in np.flatnonzero(mask.any((1, 2)))]
+    return prompts
 
 
-def painted_objects(labels: np.ndarray, source: str) -> list[int]:
-    """The object ids of a painted label map.
+def drawn_object_ids(labels: np.ndarray, source: str) -> list[int]:
+    """Return the object ids in a label map that was drawn by a user; `source` is named in messages.
 
     Raises:
-        UserError: there are none, or one is out of range.
+        UserError: the label map is empty, or a value is not an object id.
     """
     values = [int(value) for value in np.unique(labels) if value]
     if not values:
         raise UserError(f"{source} is empty; draw the object on at least one slice")
     for value in (values[0], values[-1]):
         if not 1 <= value <= MAX_OBJECT_ID:
-            raise UserError(f"{source} holds the value {value}, which is no object id; use 1 to {MAX_OBJECT_ID}")
+            raise UserError(f"{source} has the value {value}, which is not an object id; use 1 to {MAX_OBJECT_ID}")
     return values
 
 
 def merge_prompts(prompts: Sequence[VoxelPrompt]) -> list[VoxelPrompt]:
-    """One prompt an object and slice: points add up, and join a box.
+    """Merge prompts to one per object and slice: all points, and a box.
 
     Raises:
-        UserError: on one slice an object has two boxes, too many points, or a mask and anything else.
+        UserError: on one slice, an object has two boxes, too many points, or a mask and another prompt.
     """
     merged: dict[tuple[int, int], VoxelPrompt] = {}
     for prompt in prompts:
@@ -107,23 +115,23 @@ def merge_prompts(prompts: Sequence[VoxelPrompt]) -> list[VoxelPrompt]:
         if key not in merged:
             merged[key] = prompt
             continue
-        old = merged[key]
+        earlier = merged[key]
         name = f"prompts of object {prompt.object_id} on canonical slice {prompt.slice}"
-        if old.mask is not None or prompt.mask is not None:
-            raise UserError(f"{name}: a mask stands alone there; leave out the mask, or the other prompts")
-        if old.box is not None and prompt.box is not None:
-            raise UserError(f"{name}: there are two boxes; give one, or make the other one another object")
-        if len(old.points) + len(prompt.points) > MAX_POINTS:
+        if earlier.mask is not None or prompt.mask is not None:
+            raise UserError(f"{name}: a mask excludes other prompts there; leave out the mask, or the other prompts")
+        if earlier.box is not None and prompt.box is not None:
+            raise UserError(f"{name}: there are two boxes; give one, or use another object id for the other one")
+        if len(earlier.points) + len(prompt.points) > MAX_POINTS:
             raise UserError(f"{name}: there are more than {MAX_POINTS} points; give fewer, or a mask")
         merged[key] = replace(
-            old,
-            points=(*old.points, *prompt.points),
-            labels=(*old.labels, *prompt.labels),
-            box=prompt.box or old.box,
+            earlier,
+            points=(*earlier.points, *prompt.points),
+            labels=(*earlier.labels, *prompt.labels),
+            box=prompt.box or earlier.box,
         )
     return list(merged.values())
 
 
 def _slice_of(d: float, grid: Grid) -> int:
-    """The slice that a fractional index lies on; the outer border belongs to the outermost slice."""
+    """Return the slice of a fractional index; the outer border of the volume belongs to the outermost slice."""
     return min(max(math.floor(d + 0.5), 0), grid.canonical_shape[0] - 1)

@@ -1,8 +1,8 @@
-"""Chips that are known: what their data sheets say, for plans and for how well a run uses them.
+"""Data sheets of TPU and GPU chips, for plans and for the utilisation of a run.
 
-TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (HBM, bf16 peak, inter-chip bandwidth a chip and direction); the
+TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (HBM, bf16 peak, inter-chip bandwidth per chip and direction); the
 clock is the one at which the matrix units reach that peak. GPUs: NVIDIA's data sheets of H100 SXM and A100 SXM 80 GB;
-what XLA's compiler needs to know beside is of openxla/xla, `backends/gpu/target_config/specs`.
+the further values that XLA's compiler needs are from openxla/xla, `backends/gpu/target_config/specs`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class Chip:
     platform: str  # "tpu" or "cuda"
     hbm_bytes: int
     bf16_flops: float  # peak, FLOP/s
-    float32_flops: float  # FLOP/s at matmul precision `highest`: TPUs make a product of six bf16 ones
+    float32_flops: float  # FLOP/s at matmul precision `highest`; a TPU uses six bf16 products for one
     hbm_bandwidth: float  # bytes/s
-    network: float  # bytes/s that a chip can send to its neighbours
-    clock_hz: float = 0.0  # of TPUs, whose compiler counts cycles
-    outer_network: float = 0.0  # bytes/s a GPU between machines of eight
-    target: tuple[tuple[str, int | float], ...] = ()  # `GpuDeviceInfoProto`
-    capability: tuple[int, int] = (0, 0)
-    kind: str = ""  # `device_kind` of a JAX device of it
+    network: float  # bytes/s that a chip sends to its neighbours
+    clock_hz: float = 0.0  # TPUs only: their compiler counts cycles
+    outer_network: float = 0.0  # bytes/s per GPU between machines of eight
+    target: tuple[tuple[str, int | float], ...] = ()  # fields of XLA's `GpuDeviceInfoProto`
+    capability: tuple[int, int] = (0, 0)  # CUDA compute capability
+    kind: str = ""  # `jax.Device.device_kind`
 
 
 def _tpu(name: str, kind: str, gib: int, flops: float, bandwidth: float, gigabits: float, clock: float) -> Chip:
@@ -66,7 +66,7 @@ CHIPS = {
         _tpu("v5e", "TPU v5 lite", 16, 197e12, 0.82e12, 1600, 1.5e9),
         _tpu("v5p", "TPU v5", 95, 459e12, 2.77e12, 4800, 1.75e9),
         _tpu("v6e", "TPU v6 lite", 32, 918e12, 1.64e12, 3584, 1.75e9),
-        # NVLink a direction; between machines one 400 or 200 Gbit/s adapter a GPU, as in DGX H100 and A100.
+        # NVLink per direction; between machines, one 400 or 200 Gbit/s adapter per GPU, as in DGX H100 and A100.
         _gpu("h100", "NVIDIA H100 80GB HBM3", (9, 0), _H100, (989e12, 67e12, 450e9, 50e9)),
         _gpu("a100", "NVIDIA A100-SXM4-80GB", (8, 0), _A100, (312e12, 19.5e12, 300e9, 25e9)),
     )
@@ -74,5 +74,5 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so (`jax.Device.device_kind`), or None if it is none of `CHIPS`."""
+    """Return the chip of a `jax.Device.device_kind`, or None if it is not in `CHIPS`."""
     return next((chip for chip in CHIPS.values() if chip.kind == device_kind), None)

@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a second run of a command compiles nothing."""
+"""Persistent compilation cache of XLA programs, so that a second run of a command compiles nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """Where compiled functions are kept: `$SAM2_3DMED_CACHE`, or `~/.cache/sam2-3dmed`."""
+    """Return the folder of compiled programs, in `$SAM2_3DMED_CACHE` or `~/.cache/sam2-3dmed`."""
     return Path(os.environ.get("SAM2_3DMED_CACHE") or Path.home() / ".cache" / "sam2-3dmed") / "xla"
 
 
 def enable() -> None:
-    """Keep everything that JAX compiles from here on."""
+    """Store every program that JAX compiles from now on, however small."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(folder()))

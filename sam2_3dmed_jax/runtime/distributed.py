@@ -1,11 +1,12 @@
-"""Training in several processes: they join, wait for the first, stop at one step, and end together.
+"""Distributed runs: several processes start, synchronise, stop at the same step and end together.
 
-JAX finds the cluster itself (slurm, Kubernetes, Cloud TPU, Open MPI); elsewhere `JAX_COORDINATOR_ADDRESS`,
-`JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it, as `experiments/launch/local.py` sets them. With one process, all of
-this does nothing.
+JAX detects slurm, Kubernetes, Cloud TPU and Open MPI. Elsewhere, `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
+`JAX_PROCESS_ID` describe the cluster, as `experiments/launch/local.py` sets them. With one process, nothing here has an
+effect.
 
-A process that fails tells the others through JAX's coordination service, and a thread of each ends it with the same
-sentence, wherever it waits. One that is killed tells nothing: the others see it in their next collective.
+A process that fails announces it through JAX's coordination service; a thread in each other process then ends that
+process with the same message, even while it waits in a collective. A process that is killed announces nothing: the
+others fail in their next collective.
 """
 
 from __future__ import annotations
@@ -21,30 +22,31 @@ from typing import Any, NoReturn
 
 from sam2_3dmed_jax.errors import Stopped, UserError
 
-# A process that is silent for so long counts as dead, and a death is to be told within 30 s. A launcher that sees
-# deaths itself sets more, for a machine so busy that it stalls.
+# JAX declares a process dead after this time without a heartbeat, so that the others end within 30 s. A launcher that
+# detects deaths itself sets a larger value, because a busy machine may delay heartbeats.
 HEARTBEAT_SECONDS = 20
-HEARTBEAT = "SAM2_3DMED_HEARTBEAT_SECONDS"
-GRACE_SECONDS = 3.0  # for a process to end by itself when another has failed, and to hear of it before the first goes
-LAST_SECONDS = 0.5  # between a process's last word and its exit
+HEARTBEAT_VARIABLE = "SAM2_3DMED_HEARTBEAT_SECONDS"
+GRACE_SECONDS = 3.0  # time for a process to end without help after another has failed
+LAST_SECONDS = 0.5  # between the announcement that a process exits and its exit
 POLL_SECONDS = 10
-FAILED = "sam2_3dmed/failed"  # code and sentence of the process that failed first
-AGAIN = "run the same command again in all processes: it goes on from the last checkpoint"
-# What the collectives of CPU (gloo), GPU (NCCL) and TPU, the coordination service and its barriers say of a lost peer.
-_LOST = re.compile(r"gloo|nccl|coordination|heartbeat|barrier|by peer|unavailable|deadline_exceeded|aborted", re.I)
+FAILED_KEY = "sam2_3dmed/failed"  # exit code and message of the process that failed first
+RUN_AGAIN = "run the same command again in all processes: it resumes from the last checkpoint"
+# Words in the errors that collectives on CPU (gloo), GPU (NCCL) and TPU, the coordination service and its barriers
+# raise when a process is lost.
+_LOST_PEER = re.compile(r"gloo|nccl|coordination|heartbeat|barrier|by peer|unavailable|deadline_exceeded|aborted", re.I)
 
 
 class _Group:
-    """The processes of this run, as this one sees them."""
+    """The processes of this run, and this process's connection to their key-value store."""
 
     def __init__(self, client: Any, index: int, count: int):
         self.client, self.index, self.count = client, index, count
-        self.waits = 0  # how often the others have waited for the first
-        self.ending = threading.Event()  # this process knows that it ends, and why
+        self.first_process_tasks = 0  # number of calls of `run_on_first_process`
+        self.ending = threading.Event()  # this process is ending, and has reported why
         threading.Thread(target=self._watch, daemon=True).start()
 
     def get(self, key: str) -> str | None:
-        """A value that some process sets; None when nothing was set for a while."""
+        """Return a value that another process sets, or None if it is not set within `POLL_SECONDS`."""
         import jax
 
         try:
@@ -54,74 +56,77 @@ class _Group:
                 return None
             raise
 
-    def tell(self, code: int, sentence: str) -> None:
-        """Let the others know that this process ends; who fails first is heard."""
+    def announce_failure(self, code: int, message: str) -> None:
+        """Tell the other processes that this one ends; only the first failure is kept."""
         self.ending.set()
-        with contextlib.suppress(Exception):  # another was first, or the coordinator is gone
-            self.client.key_value_set(FAILED, f"{code} {sentence}")
+        with contextlib.suppress(Exception):  # another process failed first, or the coordinator is gone
+            self.client.key_value_set(FAILED_KEY, f"{code} {message}")
 
-    def end(self, code: int) -> NoReturn:
-        """End at once: the exit of a JAX process waits for the others, minutes for those that hang or are dead."""
+    def failure_is_known(self) -> bool:
+        """Return whether a process has announced its failure."""
+        try:
+            self.client.key_value_try_get(FAILED_KEY)
+        except Exception:  # the key is not set, or the coordinator is gone
+            return False
+        return True
+
+    def exit_now(self, code: int) -> NoReturn:
+        """End this process at once; a normal exit of JAX waits minutes for processes that hang or are dead."""
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.suppress(Exception):
             self.client.key_value_set(f"sam2_3dmed/gone/{self.index}", "")
-            if self.index == 0:  # the others hear through this process
-                until = time.monotonic() + 2 * GRACE_SECONDS
-                for other in range(1, self.count):
-                    self.client.blocking_key_value_get(
-                        f"sam2_3dmed/gone/{other}", max(1, int(1000 * (until - time.monotonic())))
-                    )
-                # They say so just before they exit; JAX aborts one that is still there when the first goes.
-                time.sleep(LAST_SECONDS)
+            if self.index == 0:  # the coordination service runs in this process, so it exits last
+                self._wait_for_exits()
         os._exit(code)
 
+    def _wait_for_exits(self) -> None:
+        until = time.monotonic() + 2 * GRACE_SECONDS
+        for other in range(1, self.count):
+            milliseconds = max(1, int(1000 * (until - time.monotonic())))
+            self.client.blocking_key_value_get(f"sam2_3dmed/gone/{other}", milliseconds)
+        # They set the key just before they exit; JAX aborts a process that is still there when the service ends.
+        time.sleep(LAST_SECONDS)
+
     def _watch(self) -> None:
-        told = None
+        """End this process when another one fails (runs in a thread)."""
+        failure = None
         with contextlib.suppress(Exception):  # the service ends before this thread
-            while told is None and not self.ending.is_set():
-                told = self.get(FAILED)
-        if told is None or self.ending.wait(GRACE_SECONDS):
-            return  # ends by itself
-        code, _, sentence = told.partition(" ")
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        self.end(int(code))
+            while failure is None and not self.ending.is_set():
+                failure = self.get(FAILED_KEY)
+        if failure is None or self.ending.wait(GRACE_SECONDS):
+            return
+        code, _, message = failure.partition(" ")
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        self.exit_now(int(code))
 
 
 _group: _Group | None = None
 
 
-def join() -> None:
-    """Join the processes of this run, if there are several. To be called before JAX computes anything.
+def initialize() -> None:
+    """Connect to the other processes of this run, if there are any. Call it before JAX computes anything.
 
     Raises:
-        UserError: the variables do not fit, or a cluster is there but cannot be joined.
+        UserError: the environment variables are inconsistent, or this process cannot connect to the cluster.
     """
     global _group
     import jax
 
-    count = os.environ.get("JAX_NUM_PROCESSES")
-    if _group or count == "1" or jax.distributed.is_initialized():
+    if _group or os.environ.get("JAX_NUM_PROCESSES") == "1" or jax.distributed.is_initialized():
         return
-    given: dict[str, Any] = {}
-    if count is not None:
-        if not os.environ.get("JAX_COORDINATOR_ADDRESS"):
-            raise UserError("JAX_COORDINATOR_ADDRESS: JAX_NUM_PROCESSES is set without it; set it to HOST:PORT")
-        given = {"num_processes": _number("JAX_NUM_PROCESSES"), "process_id": _number("JAX_PROCESS_ID")}
-        if not 0 <= given["process_id"] < given["num_processes"]:
-            raise UserError(f"JAX_PROCESS_ID: {given['process_id']} is none of {count} processes; count from 0")
-        given["cluster_detection_method"] = "deactivate"
-    silence = _number(HEARTBEAT) if HEARTBEAT in os.environ else HEARTBEAT_SECONDS
+    cluster = _cluster_of_environment()
+    timeout = _number(HEARTBEAT_VARIABLE) if HEARTBEAT_VARIABLE in os.environ else HEARTBEAT_SECONDS
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=silence)
+        jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=timeout)
     except (ValueError, RuntimeError) as error:
-        # JAX's ways to say that there is no cluster, and that this process has computed, so it is a script's or test's.
-        if not given and re.search("coordinator_address should be defined|must be called before", str(error)):
+        # JAX raises these errors when it detects no cluster, and when this process, a script or test, has computed.
+        if not cluster and re.search("coordinator_address should be defined|must be called before", str(error)):
             return
         raise UserError(
-            f"this process cannot join the others ({_first_line(error)}); start all of them with one address, or set "
-            "JAX_NUM_PROCESSES=1 to train in this one alone"
+            f"this process cannot connect to the others ({_first_line(error)}); start all of them with the same "
+            "address, or set JAX_NUM_PROCESSES=1 to train in this process alone"
         ) from error
     if jax.process_count() > 1:
         from jax._src import distributed  # the key-value store has no public name
@@ -129,88 +134,85 @@ def join() -> None:
         _group = _Group(distributed.global_state.client, jax.process_index(), jax.process_count())
 
 
-@contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Around all that processes do together: what ends one ends all, and `leave` must follow."""
-    try:
-        yield
-    except BaseException as error:
-        end_if_lost(error)
-        if _group:
-            where = f"process {_group.index} of {_group.count}"
-            if isinstance(error, Stopped):
-                pass  # all processes stop at this step
-            elif isinstance(error, UserError):
-                _group.tell(2, " ".join(str(error).split()))
-            elif isinstance(error, KeyboardInterrupt):
-                _group.tell(130, f"{where} was interrupted; {AGAIN}")
-            else:
-                _group.tell(1, f"{where} failed ({type(error).__name__}: {_first_line(error)}); see what it printed")
-        raise
-
-
-def end_if_lost(error: BaseException) -> None:
-    """End this process with one sentence if `error` is what the loss of another looks like; call it before tidying up.
-
-    What tidies up would wait for the lost process.
-    """
-    if _group is None or isinstance(error, UserError) or not isinstance(error, Exception):
-        return
-    if not _LOST.search(str(error)):
-        return
-    if _told(_group):
-        time.sleep(2 * GRACE_SECONDS)  # the thread that watches ends this process with the other's sentence
-    sentence = f"another process of this run ended or cannot be reached ({_first_line(error)}); {AGAIN}"
-    _group.tell(1, sentence)
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
-    _group.end(1)
-
-
-def leave(code: int) -> None:
-    """Leave the others with this exit code, after all is printed; returns only if it is 0 or there are no others."""
+def shutdown(code: int) -> None:
+    """Disconnect from the other processes; with a `code` other than 0, exit. Call it after everything is printed."""
     global _group
     if _group is None:
         return
+    _group.ending.set()
     if code:
-        _group.ending.set()
-        _group.end(code)
+        _group.exit_now(code)
     import jax
 
-    _group.ending.set()
     _group = None
     jax.distributed.shutdown()  # waits for the others
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes logs and files, and speaks."""
+@contextlib.contextmanager
+def propagate_errors() -> Iterator[None]:
+    """End all processes when one fails inside the block, which contains all of their common work.
+
+    `shutdown` must follow.
+    """
+    try:
+        yield
+    except BaseException as error:
+        exit_if_peer_lost(error)
+        if _group and not isinstance(error, Stopped):  # all processes stop at the same step
+            _group.announce_failure(*_exit_code_and_message(error, _group))
+        raise
+
+
+def exit_if_peer_lost(error: BaseException) -> None:
+    """End this process with one message if another process was lost.
+
+    Call it before any cleanup, which would wait for the lost process.
+
+    Args:
+        error: the error in this process.
+    """
+    if _group is None or isinstance(error, UserError) or not isinstance(error, Exception):
+        return
+    if not _LOST_PEER.search(str(error)):
+        return
+    if _group.failure_is_known():
+        time.sleep(2 * GRACE_SECONDS)  # the watching thread ends this process with the message of the other one
+    message = f"another process of this run ended or cannot be reached ({_first_line(error)}); {RUN_AGAIN}"
+    _group.announce_failure(1, message)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    _group.exit_now(1)
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that writes logs and files and prints."""
     return _group is None or _group.index == 0
 
 
-def several() -> bool:
-    """Whether this run has more than one process."""
+def is_distributed() -> bool:
+    """Return whether this run has more than one process."""
     return _group is not None
 
 
-def all_here(where: str) -> None:
-    """Wait for all processes at a named place."""
+def barrier(name: str) -> None:
+    """Wait until all processes have reached the barrier of this name."""
     if _group is not None:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(name)
 
 
-def all_done(work: str) -> None:
-    """Wait, however long it takes, until all processes have done a named work, in which none waited for another."""
+def wait_for_all(task: str) -> None:
+    """Wait without a time limit until all processes have finished their independent parts of a task."""
     if _group is None:
         return
-    _group.client.key_value_set(f"sam2_3dmed/done/{work}/{_group.index}", "done")
+    _group.client.key_value_set(f"sam2_3dmed/done/{task}/{_group.index}", "done")
     for other in range(_group.count):
-        while _group.get(f"sam2_3dmed/done/{work}/{other}") is None:
+        while _group.get(f"sam2_3dmed/done/{task}/{other}") is None:
             pass
 
 
-def agreed(value: float) -> float:
-    """The first process's value, in all of them."""
+def broadcast_from_first(value: float) -> float:
+    """Return the value of the first process, in all processes; float32 if there are several."""
     if _group is None:
         return value
     import numpy as np
@@ -219,28 +221,29 @@ def agreed(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
-def first(work: Callable[[], object]) -> None:
-    """Let the first process do some work while the others wait, however long it takes.
+def run_on_first_process(task: Callable[[], object]) -> None:
+    """Run a task on the first process while the others wait, without a time limit.
 
-    Nothing in which all take part: no collective, and nothing of Orbax.
+    Args:
+        task: contains no collective, and nothing of Orbax: all processes would have to take part in these.
     """
     if _group is None:
-        work()
+        task()
         return
-    _group.waits += 1
-    key = f"sam2_3dmed/first/{_group.waits}"
+    _group.first_process_tasks += 1
+    key = f"sam2_3dmed/first/{_group.first_process_tasks}"
     if _group.index == 0:
-        work()
+        task()
         _group.client.key_value_set(key, "done")
     else:
         while _group.get(key) is None:
             pass
 
 
-def should_stop(step: int) -> bool:
-    """Whether all processes are to save and stop after this step, since one of them has received SIGTERM.
+def preempted(step: int) -> bool:
+    """Return whether all processes must save and stop after this step, because one of them has received SIGTERM.
 
-    To be called by all of them after each step.
+    All processes call it after each step.
     """
     if _group is None:
         return False
@@ -249,18 +252,31 @@ def should_stop(step: int) -> bool:
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
-def _told(group: _Group) -> bool:
-    try:
-        group.client.key_value_try_get(FAILED)
-    except Exception:  # nothing was told, or the coordinator is gone
-        return False
-    return True
+def _cluster_of_environment() -> dict[str, Any]:
+    """Return the arguments of `jax.distributed.initialize` from the variables; empty: JAX detects the cluster."""
+    if "JAX_NUM_PROCESSES" not in os.environ:
+        return {}
+    if not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        raise UserError("JAX_COORDINATOR_ADDRESS: JAX_NUM_PROCESSES is set without it; set it to HOST:PORT")
+    count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+    if not 0 <= index < count:
+        raise UserError(f"JAX_PROCESS_ID: {index} is not one of {count} processes; give 0 to {count - 1}")
+    return {"num_processes": count, "process_id": index, "cluster_detection_method": "deactivate"}
 
 
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
+def _exit_code_and_message(error: BaseException, group: _Group) -> tuple[int, str]:
+    process = f"process {group.index} of {group.count}"
+    if isinstance(error, UserError):
+        return 2, " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"{process} was interrupted; {RUN_AGAIN}"
+    return 1, f"{process} failed ({type(error).__name__}: {_first_line(error)}); read its output"
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
     if not re.fullmatch(r"\d{1,6}", text):
-        raise UserError(f"{name}: '{text}' is no number; set it to one")
+        raise UserError(f"{variable}: '{text}' is not a number; set it to one")
     return int(text)
 
 

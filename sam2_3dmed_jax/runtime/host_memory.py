@@ -1,7 +1,8 @@
-"""Keep the host's memory between compiled steps: glibc hands large buffers back to the kernel and asks anew.
+"""Host memory of a process: reuse of freed buffers between compiled steps, and the peak.
 
-XLA on CPU takes a program's buffers from `malloc` at each call. With glibc's defaults every train step then faults in
-hundreds of MiB page by page: a quarter of the time of a small model's step, measured.
+XLA on CPU allocates a program's buffers with `malloc` at each call. With glibc's defaults, large freed buffers return
+to the kernel, so that every train step maps hundreds of MiB again page by page: measured, a quarter of the time of a
+small model's step.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import contextlib
 import ctypes
 import sys
 
-# Of malloc.h.
+# Parameters of `mallopt`, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
-def keep() -> None:
-    """Let freed buffers stay in this process. To be called before threads start; elsewhere than glibc, nothing."""
+def keep_freed_memory() -> None:
+    """Keep freed buffers in this process. Call it before threads start; without glibc it has no effect."""
     if not sys.platform.startswith("linux"):
         return
     try:
@@ -23,24 +24,24 @@ def keep() -> None:
     except AttributeError:  # another C library
         return
     mallopt(M_MMAP_MAX, 0)  # large buffers come from the heap
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # which is not cut before 2 GiB are free at its end
-    mallopt(M_ARENA_MAX, 1)  # and is one for all threads
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the heap shrinks only when 2 GiB at its end are free
+    mallopt(M_ARENA_MAX, 1)  # all threads share one heap
 
 
-def forget_peak() -> None:
-    """Count the peak of this process from here on; elsewhere than Linux, nothing."""
+def reset_peak() -> None:
+    """Restart the measurement of the peak on Linux; elsewhere it has no effect."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
-def peak() -> int:
-    """Peak resident memory of this process in bytes, since `forget_peak` where there is that, else ever."""
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process in bytes; on Linux, since the last `reset_peak`."""
     try:
         with open("/proc/self/status") as file:
-            told = next(line for line in file if line.startswith("VmHWM:"))
-        return int(told.split()[1]) << 10
+            line = next(line for line in file if line.startswith("VmHWM:"))
+        return int(line.split()[1]) << 10
     except (OSError, StopIteration):
-        import resource  # which Windows lacks
+        import resource  # does not exist on Windows
 
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest if sys.platform == "darwin" else largest << 10

@@ -1,7 +1,7 @@
 """FLOPs of a traced program: its matrix products and convolutions, each as often as it runs.
 
-XLA's own count (`cost_analysis`) takes the body of a loop once and is empty on GPUs; a jaxpr knows how often its
-scans run. Products with weights are nearly all of a model's arithmetic, as in "model FLOPs"; the rest is not counted.
+XLA's own count (`cost_analysis`) includes the body of a loop once and is empty on GPUs; a jaxpr contains the lengths of
+its scans. As in "model FLOPs", only matrix products and convolutions count: nearly all of a model's arithmetic.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
 def flops(program: ClosedJaxpr | Jaxpr) -> int:
-    """Floating-point operations of one call, over all devices; a multiply-add is two.
+    """Return the floating-point operations of one call, summed over all devices; a multiply-add is two.
 
-    Of a conditional the dearest branch counts. A loop whose number of turns is not in the program counts once.
+    The most expensive branch of a conditional counts. A loop whose number of iterations is not in the program counts
+    once.
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     return sum(_equation(equation, jaxpr) for equation in jaxpr.eqns)
@@ -37,8 +38,8 @@ def _equation(equation: JaxprEqn, inside: Jaxpr) -> int:
     if name == "cond":
         return max(flops(branch) for branch in params["branches"])
     if name == "while":
-        return _turns(equation, inside) * flops(params["body_jaxpr"])
-    if name == "shard_map":  # its body is what one shard does
+        return _iterations(equation, inside) * flops(params["body_jaxpr"])
+    if name == "shard_map":  # its body is the program of one shard
         axes = params.get("manual_axes") or params["mesh"].axis_names
         return math.prod(params["mesh"].shape[axis] for axis in axes) * flops(params["jaxpr"])
     if name == "pallas_call":
@@ -46,7 +47,7 @@ def _equation(equation: JaxprEqn, inside: Jaxpr) -> int:
         if estimate is not None:
             return estimate.flops
         return math.prod(params["grid_mapping"].grid) * flops(params["jaxpr"])
-    return sum(flops(jaxpr) for jaxpr in _inner(params))
+    return sum(flops(jaxpr) for jaxpr in _called_programs(params))
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
@@ -57,22 +58,22 @@ def _size(variable: Any) -> int:
     return math.prod(_shape(variable))
 
 
-def _inner(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
-    """The programs that an equation calls, once each (`jit`, `remat`, `custom_vjp_call`, ...)."""
+def _called_programs(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """Yield the programs that an equation calls once each (`jit`, `remat`, `custom_vjp_call`, ...)."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, ClosedJaxpr | Jaxpr):
                 yield item
 
 
-def _turns(equation: JaxprEqn, inside: Jaxpr) -> int:
-    """Turns of a `while` that counts an integer up by one to a constant, as `fori_loop` makes it; else 1."""
+def _iterations(equation: JaxprEqn, inside: Jaxpr) -> int:
+    """Return the iterations of a `while` that counts an integer to a constant, as `fori_loop` does; otherwise 1."""
     condition, counts = equation.params["cond_jaxpr"].jaxpr, equation.params["cond_nconsts"]
     if len(condition.eqns) != 1 or condition.eqns[0].primitive.name != "lt":
         return 1
     carried = equation.invars[counts + equation.params["body_nconsts"] :]
-    given = dict(zip(condition.invars, [*equation.invars[:counts], *carried], strict=True))
-    start, end = (_constant(v if isinstance(v, Literal) else given.get(v)) for v in condition.eqns[0].invars)
+    arguments = dict(zip(condition.invars, [*equation.invars[:counts], *carried], strict=True))
+    start, end = (_constant(v if isinstance(v, Literal) else arguments.get(v)) for v in condition.eqns[0].invars)
     return max(end - start, 0) if start is not None and end is not None else 1
 
 

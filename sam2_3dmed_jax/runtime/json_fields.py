@@ -1,4 +1,4 @@
-"""JSON files of users, read strictly: what does not fit is one sentence that names the file and the field."""
+"""Strict reader of small JSON files from users; each error is one sentence that names the file and the field."""
 
 from __future__ import annotations
 
@@ -12,59 +12,64 @@ from typing import Any, NoReturn
 
 from sam2_3dmed_jax.errors import UserError
 
-MAX_BYTES = 16 << 20  # of a file of prompts; more is another kind of file
-MAX_NUMBER = 1e6  # no coordinate in voxels or mm is larger; NaN and infinity are not smaller
+MAX_BYTES = 16 << 20  # a larger file is not a file of prompts
+MAX_NUMBER = 1e6  # larger than any coordinate in voxels or mm; also excludes NaN and infinity
 
 
 @dataclass(frozen=True)
 class Field:
-    """A value of a JSON file that knows where it stands."""
+    """A value of a JSON file, with its path in the file for error messages."""
 
     value: Any
     file: str
     path: str = ""
 
     def wrong(self, expected: str) -> UserError:
-        """The error that this is not what was expected."""
+        """Return the error that the value is not what was expected."""
         nested = isinstance(self.value, list | dict)  # of any size and depth
-        found = reprlib.repr(self.value) if nested else json.dumps(self.value)[:60]
-        return UserError(f"{self.file}: {self.path or 'the file'} is {found}; give {expected}")
+        shown = reprlib.repr(self.value) if nested else json.dumps(self.value)[:60]
+        return UserError(f"{self.file}: {self.path or 'the file'} is {shown}; give {expected}")
 
     def fields(self, known: Sequence[str] = (), required: Sequence[str] = ()) -> dict[str, Field]:
-        """The members of an object; with `known`, any other is an error."""
+        """Return the members of an object.
+
+        Args:
+            known: all allowed names; empty: any.
+            required: names that must be present.
+        """
         if not isinstance(self.value, dict):
             raise self.wrong(f"an object with {', '.join(known or required)}")
         where = f"{self.file}: {self.path or 'the file'}"
         for name in self.value if known else ():
             if name not in known:
-                raise UserError(f"{where} has the key '{name[:60]}'; the known ones are {', '.join(known)}")
+                raise UserError(f"{where} has the key '{name[:60]}'; the known keys are {', '.join(known)}")
         for name in required:
             if name not in self.value:
                 raise UserError(f"{where} has no '{name}'; add it")
         return {name: self._at(value, f".{name}") for name, value in self.value.items()}
 
     def items(self) -> list[Field]:
-        """The members of a list."""
+        """Return the members of a list."""
         if not isinstance(self.value, list):
             raise self.wrong("a list")
         return [self._at(value, f"[{index}]") for index, value in enumerate(self.value)]
 
     def numbers(self, count: int, meaning: str) -> list[float]:
-        """A list of `count` numbers."""
-        given = self.value if isinstance(self.value, list) else []
-        fit = [isinstance(n, int | float) and not isinstance(n, bool) and abs(n) <= MAX_NUMBER for n in given]
-        if len(fit) != count or not all(fit):
+        """Return a list of `count` numbers; `meaning` describes them in the error."""
+        numbers = self.value if isinstance(self.value, list) else []
+        valid = [isinstance(n, int | float) and not isinstance(n, bool) and abs(n) <= MAX_NUMBER for n in numbers]
+        if len(valid) != count or not all(valid):
             raise self.wrong(f"{count} numbers, {meaning}")
-        return [float(number) for number in given]
+        return [float(number) for number in numbers]
 
     def whole(self, low: int, high: int) -> int:
-        """A whole number from `low` to `high`."""
+        """Return a whole number from `low` to `high`."""
         if not isinstance(self.value, int) or isinstance(self.value, bool) or not low <= self.value <= high:
             raise self.wrong(f"a whole number from {low} to {high}")
         return self.value
 
     def text(self) -> str:
-        """A text that is not empty."""
+        """Return a text that is not empty."""
         if not isinstance(self.value, str) or not self.value:
             raise self.wrong("a text")
         return self.value
@@ -74,18 +79,18 @@ class Field:
 
 
 def read_json(path: str | os.PathLike[str]) -> Field:
-    """The root of a JSON file.
+    """Return the root of a JSON file.
 
     Raises:
-        UserError: no such file, too large, not JSON, or NaN in it.
+        UserError: the file does not exist, is too large, is not JSON, or contains NaN.
     """
 
     def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no number")
+        raise ValueError(f"{constant} is not a number")
 
     try:
         if (size := Path(path).stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} is a file of {size >> 20} MiB; give one of prompts, of at most {MAX_BYTES >> 20}")
+            raise UserError(f"{path} has {size >> 20} MiB; give a file of prompts of at most {MAX_BYTES >> 20} MiB")
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_constant=refuse)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a JSON file of prompts") from None

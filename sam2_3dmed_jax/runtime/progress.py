@@ -1,28 +1,46 @@
-"""Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: the protocol of all callbacks, and a bar or plain lines on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
-from datetime import timedelta
 from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
 
+class Progress(Protocol):
+    """A callback that long work calls after each unit that it finishes."""
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Report progress.
+
+        Args:
+            what: the kind of work and its unit, such as "encoding slices"; each has its own bar.
+            done: units that are finished.
+            total: units in all.
+            note: further text, such as the loss.
+        """
+
+
 class ConsoleProgress:
-    """A callable `(what, done, total, note)` for long work; use as a context manager."""
+    """A `Progress` on stderr: a bar on a terminal, at most one line every `LINE_EVERY` seconds elsewhere.
+
+    Use it as a context manager.
+    """
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
+        """Choose between a bar and lines."""
+        self._bar: Bar | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._bar = _bar()
 
     def __enter__(self) -> ConsoleProgress:
         """Start drawing."""
@@ -33,12 +51,12 @@ class ConsoleProgress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop drawing; the last state stays on screen."""
+        """Stop drawing; the last state stays on the screen."""
         if self._bar:
             self._bar.stop()
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Say how far `what` is."""
+        """Report progress; see `Progress`."""
         if self._bar:
             if what not in self._tasks:
                 self._tasks[what] = self._bar.add_task(what, total=total, note=note)
@@ -49,16 +67,11 @@ class ConsoleProgress:
             self._last[what] = now
             print(f"{what}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
 
-    def training(self, done: int, total: int, metrics: dict[str, float]) -> None:
-        """The progress of `training.loop.train`."""
-        seconds = metrics["seconds"]
-        note = f"loss {metrics['loss']:.3f}  Dice {metrics['dice']:.2f}  {seconds:.2f} s/step"
-        if seconds > 0:
-            note += f"  {metrics['batch_size'] / seconds:.1f} clips/s"
-        if "mfu" in metrics:
-            note += f"  MFU {metrics['mfu']:.0%}"
-        if "dice_inner" in metrics:
-            note += f"  inner Dice {metrics['dice_inner']:.3f}"
-        if not self._bar:  # which shows it by itself
-            note += f"  {timedelta(seconds=round(seconds * (total - done)))} left"
-        self("training", done, total, note)
+
+def _bar() -> Bar:
+    # Imported here, because modules that only need the protocol are imported by every command.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))

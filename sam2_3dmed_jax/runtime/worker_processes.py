@@ -1,7 +1,7 @@
-"""A function over many items in several processes, where the death of one costs one item.
+"""Parallel map over worker processes in which the death of a worker costs one item.
 
-Unlike `concurrent.futures`, it survives a worker that the kernel kills (out of memory), ends at once on an interrupt,
-and its workers die with their parent, so that none writes on after it.
+Unlike `concurrent.futures`, the map continues when the kernel kills a worker (out of memory), it ends at once on an
+interrupt, and workers die with their parent, so that none writes files after it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Died:
-    """The process that worked on an item died."""
+class WorkerDied:
+    """Result of an item whose worker process died."""
 
     reason: str
 
 
-def in_processes(
+def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Generator[tuple[Item, Result | Died], None, None]:
-    """Work through the items, and give each with its result as soon as it is there; `close` stops the processes.
+) -> Generator[tuple[Item, Result | WorkerDied], None, None]:
+    """Yield each item with its result as soon as it is finished; closing the generator stops the processes.
 
     Args:
-        function: importable, as are its bound arguments. What it raises is raised here, and ends the work.
-        items: can be pickled.
-        workers: processes; with 1, this one.
+        function: an importable function whose bound arguments are importable, too. Its exceptions are raised here and
+            end the map.
+        items: the arguments of the calls; they can be pickled.
+        workers: number of processes; 1 calls the function in this process.
     """
     if workers == 1 or len(items) < 2:
         for item in items:
@@ -53,8 +54,8 @@ def in_processes(
             for connection in wait(list(busy)):
                 worker = busy[connection]
                 item, result = worker.item, worker.result()
-                if waiting and not isinstance(result, Died):
-                    worker.give(waiting.pop())
+                if waiting and not isinstance(result, WorkerDied):
+                    worker.send(waiting.pop())
                 else:
                     worker.stop()
                     del busy[connection]
@@ -68,37 +69,37 @@ def in_processes(
 
 
 class _Worker(Generic[Item, Result]):
-    """One process, and the item that it is at."""
+    """One process and the item that it processes."""
 
     def __init__(self, function: Callable[[Item], Result], item: Item):
-        # Spawned, since a forked child of a process that runs JAX's threads may deadlock.
+        # The process is spawned, because a forked child of a process that runs JAX's threads may deadlock.
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        resource_tracker.ensure_running()  # else `start` does it, which unblocks SIGINT again
-        # A worker inherits the mask: Ctrl-C reaches the whole group, and it is the parent that stops its workers.
+        self.connection, other_end = context.Pipe()
+        self._process: BaseProcess = context.Process(target=_serve, args=(other_end, function), daemon=True)
+        resource_tracker.ensure_running()  # otherwise `start` runs it, which unblocks SIGINT
+        # Ctrl-C reaches the whole process group. Workers inherit the mask and ignore it; the parent stops them.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
-        self.give(item)
+        other_end.close()
+        self.send(item)
 
-    def give(self, item: Item) -> None:
-        """Send an item; a worker that has died says so at `result`."""
+    def send(self, item: Item) -> None:
+        """Send an item; if the worker has died, `result` reports it."""
         self.item = item
         with contextlib.suppress(OSError):
             self.connection.send(item)
 
-    def result(self) -> Result | Died:
-        """Of the item; raises what the function raised."""
+    def result(self) -> Result | WorkerDied:
+        """Return the result of the item, or raise the exception of the function."""
         try:
-            raised, answer = self.connection.recv()
+            is_exception, answer = self.connection.recv()
         except (EOFError, OSError):
             self._process.join()
-            return Died(f"its process ended with {self._process.exitcode}")
-        if raised:
+            return WorkerDied(f"its process ended with {self._process.exitcode}")
+        if is_exception:
             raise answer
         result: Result = answer
         return result
@@ -110,7 +111,8 @@ class _Worker(Generic[Item, Result]):
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    """Answer items with `(is_exception, result)` until the parent closes the connection."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     while True:
         try:
             item = connection.recv()
@@ -123,7 +125,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
         connection.send(answer)
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

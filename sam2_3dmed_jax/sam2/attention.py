@@ -1,8 +1,8 @@
-"""Attention for all of SAM 2: one function `attend` that never holds `[N, M]` scores of a whole large slice.
+"""Softmax attention for all of SAM 2: `attend`, and the projected attentions of its transformers.
 
-Large products are one Pallas kernel where the program is lowered for TPU (`flash_attention.py`), and are walked in
-blocks elsewhere (`blocked_attention.py`); both compute the scores again in the backward pass. `Attention` is the
-projected attention of the two-way transformer (`sam/transformer.py`).
+`attend` never holds the `[N, M]` scores of a whole large slice. Large products are one Pallas kernel where the program
+is lowered for TPU (`flash_attention.py`), and blocks of XLA products elsewhere (`blocked_attention.py`); both compute
+the scores again in the backward pass. `Attention` and `RoPEAttention` follow upstream's `sam/transformer.py`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.sam2 import blocked_attention, flash_attention
-from sam2_3dmed_jax.sam2.blocked_attention import add_keys, with_ones
+from sam2_3dmed_jax.sam2.blocked_attention import AttentionFunction, accumulate_keys, append_ones
 from sam2_3dmed_jax.sam2.layers import Linear
+from sam2_3dmed_jax.sam2.position_encoding import apply_rope, half_split_order, rope_tables
 
-# Scores of all rows and heads that are held at once; 2^20 float32 are 4 MiB. Those of windows, a quarter or less a
-# row, always are.
+# The number of scores of all rows and heads that may be held at once; 2^20 float32 are 4 MiB. Attention with at most a
+# quarter of that per row, such as in windows, is always computed at once.
 MAX_SCORES = 1 << 20
+
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
+_partition_spec: Callable[..., PartitionSpec] = PartitionSpec  # JAX leaves its constructor without annotations
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Softmax attention `softmax(q k^T / sqrt(d)) v`.
+    """Return softmax attention `softmax(q k^T / sqrt(d)) v`.
 
     Args:
         q: `[B, N, heads, d]`.
@@ -45,55 +49,67 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = N
     return _attend_in_blocks(q, k, v, valid)
 
 
+def attend_with_heads(
+    q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, valid: jax.Array | None = None
+) -> jax.Array:
+    """Attend from `q [B, ..., C]` to `k, v [B, ..., C]` with channels split into heads; returns `q`'s shape."""
+    q_heads, k_heads, v_heads = (x.reshape(len(x), -1, num_heads, x.shape[-1] // num_heads) for x in (q, k, v))
+    return attend(q_heads, k_heads, v_heads, valid).reshape(*q.shape[:-1], -1)
+
+
 @jax.custom_vjp
 def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Flash attention on TPU, blocks of XLA's elsewhere: decided when the program is lowered, as `plan` does on CPU."""
+    """Attend by flash attention on TPU and by blocks of XLA products elsewhere.
+
+    The platform is known only when the program is lowered: `plan` lowers for a TPU on a CPU.
+    """
     return _forward(q, k, v, valid)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, tuple]:
-    args = (q, k, v, valid)
-    out, logsumexp = _by_platform(q, flash_attention.forward, blocked_attention.forward)(*args)
-    return out, (*args, out, logsumexp)
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, Residuals]:
+    forward = _select_by_platform(q, flash_attention.forward, blocked_attention.forward)
+    out, logsumexp = forward(q, k, v, valid)
+    return out, (q, k, v, valid, out, logsumexp)
 
 
-def _backward(residuals: tuple, gradient: jax.Array) -> tuple:
-    backward = _by_platform(residuals[0], flash_attention.backward, blocked_attention.backward)
+def _backward(residuals: Residuals, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    backward = _select_by_platform(residuals[0], flash_attention.backward, blocked_attention.backward)
     return *backward(*residuals, gradient), None
 
 
 _attend_in_blocks.defvjp(_forward, _backward)
 
 
-def _by_platform(q: jax.Array, flash: Callable, blocked: Callable) -> Callable:
-    """The function of a platform; the kernel where it can hold the queries `q` at all."""
-    kinds = {"cpu": blocked_attention.one_by_one(blocked), "default": blocked}
+def _select_by_platform(q: jax.Array, flash: AttentionFunction, blocked: AttentionFunction) -> AttentionFunction:
+    """Return a function that runs `flash` on TPU, where it can hold the queries `q`, and `blocked` elsewhere."""
+    implementations = {"cpu": blocked_attention.per_row_and_head(blocked), "default": blocked}
     if flash_attention.fits(q.shape[1], q.shape[3]):
-        kinds["tpu"] = _each_device_its_rows(flash)
-    return functools.partial(lax.platform_dependent, **kinds)
+        implementations["tpu"] = _shard_over_devices(flash)
+    return functools.partial(lax.platform_dependent, **implementations)
 
 
-def _each_device_its_rows(kernel: Callable) -> Callable:
-    """Split a kernel's batch over the mesh that its arguments lie on: the compiler cannot partition a kernel itself.
+def _shard_over_devices(kernel: AttentionFunction) -> AttentionFunction:
+    """Split a kernel's batch over the mesh of its arguments, because the compiler cannot partition a kernel.
 
-    The mesh is known from the arguments' types, so that no caller needs to hand it down. A batch that the devices do
-    not divide is computed on each of them.
+    The mesh is known from the arguments' types, so that no caller needs to pass it. A batch that the number of devices
+    does not divide is computed on each device.
     """
 
     def apply(q: jax.Array, *rest: jax.Array | None) -> tuple[jax.Array, ...]:
         mesh = jax.typeof(q).sharding.mesh
-        if not mesh.auto_axes:  # no mesh, or inside of a shard_map
+        if not mesh.auto_axes:  # no mesh, or inside a shard_map
             return kernel(q, *rest)
-        spec = P(mesh.auto_axes) if q.shape[0] % mesh.size == 0 else P()
-        return jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(q, *rest)
+        spec = _partition_spec(mesh.auto_axes) if q.shape[0] % mesh.size == 0 else _partition_spec()
+        sharded: AttentionFunction = jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        return sharded(q, *rest)
 
     return apply
 
 
 def _attend_at_once(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
     q, k, values = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, heads, tokens, channels]
-    sums = add_keys(None, q * (1.0 / math.sqrt(q.shape[-1])), k, with_ones(values), valid).sums
-    # Normalising after the value product divides N x dv numbers and not N x M.
+    sums = accumulate_keys(None, q * (1.0 / math.sqrt(q.shape[-1])), k, append_ones(values), valid).sums
+    # Normalising after the value product divides N x dv numbers instead of N x M.
     return jnp.swapaxes(sums[..., :-1] / sums[..., -1:], 1, 2).astype(v.dtype)
 
 
@@ -110,9 +126,39 @@ class Attention(nnx.Module):
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         """Attend from `q [B, N, C]` to `k, v [B, M, C]`; `valid` is bool `[B, M]`. Returns `[B, N, C]`."""
-        q, k, v = (self._heads(x) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
-        out = attend(q, k, v, valid)
-        return self.out_proj(out.reshape(*out.shape[:2], -1))
+        q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
+        return self.out_proj(attend_with_heads(q, k, v, self.num_heads, valid))
 
-    def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+class RoPEAttention(nnx.Module):
+    """Single-head attention with rotary positions (`sam.transformer.RoPEAttention`).
+
+    Keys and values may have fewer channels than queries (`kv_dim`). The value product is then reassociated,
+    `softmax(QK^T)(V W + b) = (softmax(QK^T) V) W + b`, which is exact and multiplies the weights with `kv_dim` channels
+    instead of `embed_dim`.
+    """
+
+    def __init__(self, embed_dim: int, kv_dim: int, *, dtype: DTypeLike):
+        self.q_proj = Linear(embed_dim, embed_dim, dtype=dtype)
+        self.k_proj = Linear(kv_dim, embed_dim, dtype=dtype)
+        self.v_proj = Linear(kv_dim, embed_dim, dtype=dtype)
+        self.out_proj = Linear(embed_dim, embed_dim, dtype=dtype)
+        self.reassociate_values = kv_dim < embed_dim
+        self.dtype = dtype
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, side: int, pointers: int = 0, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """Attend from `q [B, N, C]` to `k, v [B, M, kv_dim]`, N = side^2; the last `pointers` keys take no RoPE."""
+        # Scores do not depend on the order of channels, so queries and keys are projected into the order of RoPE.
+        q = self.q_proj.with_channel_order(q, half_split_order)
+        k = self.k_proj.with_channel_order(k, half_split_order)
+        cos, sin = rope_tables(side, side, q.shape[-1])
+        q = apply_rope(q, cos, sin)
+        spatial = k.shape[1] - pointers
+        maps = k[:, :spatial].reshape(k.shape[0], -1, side * side, k.shape[-1])
+        maps = apply_rope(maps, cos, sin).reshape(k.shape[0], spatial, -1)
+        k = jnp.concatenate([maps, k[:, spatial:]], axis=1) if pointers else maps
+        v = v.astype(self.dtype) if self.reassociate_values else self.v_proj(v)
+        out = attend(q[:, :, None], k[:, :, None], v[:, :, None], valid)[:, :, 0]
+        return self.out_proj(self.v_proj(out) if self.reassociate_values else out)

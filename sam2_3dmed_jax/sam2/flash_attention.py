@@ -1,15 +1,16 @@
 """Flash attention for TPU in Pallas (Dao et al. 2022): softmax attention whose scores never leave the chip.
 
-`forward` walks the keys under each block of queries, with the running maximum and sum of Milakov and Gimelshein (2018).
-`backward` recomputes the weights from the stored logsumexp and makes all three gradients in one pass: keys outside,
-queries inside, while the queries' whole gradient waits in VMEM, so five products do where two kernels need seven.
-`attention.attend` decides when they run and ties them together.
+`forward` loops over the keys for each block of queries, with the running maximum and sum of Milakov and Gimelshein
+(2018). `backward` recomputes the weights from the stored logsumexp and computes all three gradients in one pass: keys
+in the outer loop, queries in the inner one, and the whole gradient of the queries in VMEM. This takes five products,
+where two separate kernels take seven. `attention.attend` combines the two functions and decides when they run.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,19 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sam2_3dmed_jax.sam2.flash_kernels import LANES, MASKED, backward_kernel, forward_kernel
 
-# The largest block of queries and keys, for 16-bit operands; half of each for float32. The v5e compiler schedules
-# 6.3e-3 cycles a score forward and 14.5e-3 backward for it (78 and 94 % of the matrix unit's peak at d = 256, dv = 64),
-# and with the gradient of 4096 queries it fits the 16 MiB of VMEM that a v4 has.
+# The largest block of queries and keys for 16-bit operands; half of each for float32. For this block the v5e compiler
+# schedules 6.3e-3 cycles per score forward and 14.5e-3 backward (78 and 94 % of the matrix unit's peak at d = 256 and
+# dv = 64), and together with the gradient of 4096 queries it fits the 16 MiB of VMEM of a v4.
 BLOCK = (1024, 640)
-VMEM_BYTES = 64 << 20  # that a kernel may ask for
+VMEM_BYTES = 64 << 20  # VMEM limit of a kernel
 MAX_QUERY_GRADIENT = 1 << 20  # float32 numbers of the queries' gradient that `backward` holds in VMEM
+
+BlockIndex = tuple[jax.Array, jax.Array, int]
+_shape_dtype: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct  # JAX does not annotate its constructor
 
 
 def fits(n: int, d: int) -> bool:
-    """Whether `backward` can hold the gradient of `n` queries of `d` channels: at 1024 px, and just so."""
+    """Return whether `backward` can hold the gradient of `n` queries of `d` channels; 1024 px is the largest size."""
     return n * pl.cdiv(d, LANES) * LANES <= MAX_QUERY_GRADIENT
 
 
@@ -41,22 +45,22 @@ def forward(
     block: tuple[int, int] = BLOCK,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention as `attention.attend` defines it.
+    """Compute softmax attention as `attention.attend` defines it.
 
     Args:
         q: `[B, N, heads, d]`.
         k: `[B, M, heads, d]`.
         v: `[B, M, heads, dv]`.
-        valid: bool `[B, M]`, or None where all keys count.
-        block: the largest numbers of 16-bit queries and keys that meet at once.
-        interpret: run on any platform, slowly.
+        valid: bool `[B, M]`, or None if all keys are valid.
+        block: largest numbers of 16-bit queries and keys per block.
+        interpret: run in Pallas' interpreter, slowly, on any platform.
 
     Returns:
         The attention `[B, N, heads, dv]` in `v`'s dtype, and the logsumexp of each query's scores, float32
         `[B, heads, N]`, for `backward`.
     """
     (b, n, heads, d), m, dv = q.shape, k.shape[1], v.shape[-1]
-    bq, bk = _blocks(n, m, block, v.dtype)
+    bq, bk = _block_sizes(n, m, block, v.dtype)
     rows, cols = pl.cdiv(n, bq), pl.cdiv(m, bk)
     out, logsumexp = pl.pallas_call(
         functools.partial(forward_kernel, keys=m),
@@ -73,8 +77,8 @@ def forward(
             pl.BlockSpec((1, 1, bq), lambda g, i, j: (g, 0, i)),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((b * heads, rows * bq, dv), v.dtype),
-            jax.ShapeDtypeStruct((b * heads, 1, rows * bq), jnp.float32),
+            _shape_dtype((b * heads, rows * bq, dv), v.dtype),
+            _shape_dtype((b * heads, 1, rows * bq), jnp.float32),
         ],
         scratch_shapes=[
             pltpu.VMEM((1, bq), jnp.float32),
@@ -91,8 +95,8 @@ def forward(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         interpret=interpret,
-    )(_fill(valid, b, m, cols * bk), _queries(_scaled(q), rows * bq), _by_head(k), _by_head(v))
-    return _by_token(out[:, :n], heads), logsumexp[:, 0, :n].reshape(b, heads, n)
+    )(_fill(valid, b, m, cols * bk), _padded_queries(_scale(q), rows * bq), _flatten_heads(k), _flatten_heads(v))
+    return _restore_heads(out[:, :n], heads), logsumexp[:, 0, :n].reshape(b, heads, n)
 
 
 def backward(
@@ -107,35 +111,35 @@ def backward(
     block: tuple[int, int] = BLOCK,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of `forward` with respect to `q`, `k` and `v`.
+    """Compute the gradients of `forward` with respect to `q`, `k` and `v`.
 
     Args:
-        q: `[B, N, heads, d]`; N x d is one that `fits`.
+        q: `[B, N, heads, d]`; `fits(N, d)` must hold.
         k: `[B, M, heads, d]`.
         v: `[B, M, heads, dv]`.
         valid: bool `[B, M]`, or None.
-        out: `[B, N, heads, dv]` as `forward` gave it.
-        logsumexp: `[B, heads, N]` as `forward` gave it.
-        gradient: of the loss with respect to `out`, like it.
-        block: the largest numbers of 16-bit queries and keys that meet at once.
-        interpret: run on any platform, slowly.
+        out: `[B, N, heads, dv]`, result of `forward`.
+        logsumexp: `[B, heads, N]`, result of `forward`.
+        gradient: gradient of the loss with respect to `out`, of the same shape.
+        block: largest numbers of 16-bit queries and keys per block.
+        interpret: run in Pallas' interpreter, slowly, on any platform.
 
     Returns:
-        Gradients like `q`, `k` and `v`.
+        Gradients with the shapes and dtypes of `q`, `k` and `v`.
     """
     (b, n, heads, d), m, dv = q.shape, k.shape[1], v.shape[-1]
-    bq, bk = _blocks(n, m, block, v.dtype)
+    bq, bk = _block_sizes(n, m, block, v.dtype)
     rows, cols = pl.cdiv(n, bq), pl.cdiv(m, bk)
-    # The softmax's gradient subtracts each row's mean, which is this (Dao et al. 2022, appendix B.2).
+    # The gradient of softmax subtracts this weighted mean of each row (Dao et al. 2022, appendix B.2).
     mean = jnp.einsum("bnhd,bnhd->bhn", out.astype(jnp.float32), gradient.astype(jnp.float32))
     statistics = jnp.stack([logsumexp, mean], axis=2).reshape(b * heads, 2, n)
     statistics = jnp.pad(statistics, ((0, 0), (0, 0), (0, rows * bq - n)))
     per_query = d * q.dtype.itemsize + dv * v.dtype.itemsize + 8
 
-    def by_query(g: jax.Array, j: jax.Array, i: jax.Array) -> tuple:
+    def by_query(g: jax.Array, j: jax.Array, i: jax.Array) -> BlockIndex:
         return g, i, 0
 
-    def by_key(g: jax.Array, j: jax.Array, i: jax.Array) -> tuple:
+    def by_key(g: jax.Array, j: jax.Array, i: jax.Array) -> BlockIndex:
         return g, j, 0
 
     grad_q, grad_k, grad_v = pl.pallas_call(
@@ -151,15 +155,15 @@ def backward(
             pl.BlockSpec((1, bk, dv), by_key),
         ],
         out_specs=[
-            # Written under the last block of keys only, and sent out when the index moves on.
+            # Complete only after the last block of keys: the index stays at block 0 until then.
             pl.BlockSpec((1, bq, d), lambda g, j, i: (g, jnp.where(j == cols - 1, i, 0), 0)),
             pl.BlockSpec((1, bk, d), by_key),
             pl.BlockSpec((1, bk, dv), by_key),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((b * heads, rows * bq, d), q.dtype),
-            jax.ShapeDtypeStruct((b * heads, m, d), k.dtype),
-            jax.ShapeDtypeStruct((b * heads, m, dv), v.dtype),
+            _shape_dtype((b * heads, rows * bq, d), q.dtype),
+            _shape_dtype((b * heads, m, d), k.dtype),
+            _shape_dtype((b * heads, m, dv), v.dtype),
         ],
         scratch_shapes=[
             pltpu.VMEM((bk, LANES), jnp.float32),
@@ -182,18 +186,19 @@ def backward(
     )(
         _fill(valid, b, m, cols * bk),
         statistics,
-        _queries(_scaled(q), rows * bq),
-        _queries(gradient, rows * bq),
-        _by_head(k),
-        _by_head(v),
+        _padded_queries(_scale(q), rows * bq),
+        _padded_queries(gradient, rows * bq),
+        _flatten_heads(k),
+        _flatten_heads(v),
     )
-    return _scaled(_by_token(grad_q[:, :n], heads)), _by_token(grad_k, heads), _by_token(grad_v, heads)
+    return _scale(_restore_heads(grad_q[:, :n], heads)), _restore_heads(grad_k, heads), _restore_heads(grad_v, heads)
 
 
 def _fill(valid: jax.Array | None, b: int, m: int, padded: int) -> jax.Array:
-    """Float32 `[B, 1, padded]`: 1 for a key with a score of its own, else the score that it counts with.
+    """Return float32 `[B, 1, padded]`: 1 for a key whose score is computed, otherwise the score that the key gets.
 
-    `MASKED` gives no weight. Where no key is valid all score 0: the mean, and a logsumexp that keeps its digits.
+    The score `MASKED` gives no weight. In a row without valid keys all scores are 0, so that the result is the mean of
+    the values and the logsumexp keeps its precision.
     """
     if valid is None:
         valid = jnp.ones((b, m), bool)
@@ -201,29 +206,29 @@ def _fill(valid: jax.Array | None, b: int, m: int, padded: int) -> jax.Array:
     return jnp.pad(fill, ((0, 0), (0, padded - m)), constant_values=MASKED)[:, None]
 
 
-def _blocks(n: int, m: int, largest: tuple[int, int], dtype: jnp.dtype) -> tuple[int, int]:
-    """Queries and keys of a block: as few blocks as `largest` allows, then as small as whole lanes allow."""
+def _block_sizes(n: int, m: int, largest: tuple[int, int], dtype: jnp.dtype) -> tuple[int, int]:
+    """Return the queries and keys per block: as few blocks as `largest` allows, then the fewest lanes per block."""
     halves = dtype.itemsize // 2
     counts = (pl.cdiv(length * halves, most) for length, most in zip((n, m), largest, strict=True))
     bq, bk = (pl.cdiv(pl.cdiv(length, count), LANES) * LANES for length, count in zip((n, m), counts, strict=True))
     return bq, bk
 
 
-def _scaled(q: jax.Array) -> jax.Array:
+def _scale(q: jax.Array) -> jax.Array:
     return q * (1.0 / math.sqrt(q.shape[-1]))
 
 
-def _queries(x: jax.Array, padded: int) -> jax.Array:
-    """`[B, N, heads, c]` to `[B x heads, padded, c]`, filled up with zeros."""
-    x = _by_head(x)
+def _padded_queries(x: jax.Array, padded: int) -> jax.Array:
+    """Map `[B, N, heads, c]` to `[B x heads, padded, c]`, padded with zeros."""
+    x = _flatten_heads(x)
     return jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0)))
 
 
-def _by_head(x: jax.Array) -> jax.Array:
-    """`[B, N, heads, c]` to `[B x heads, N, c]`."""
+def _flatten_heads(x: jax.Array) -> jax.Array:
+    """Map `[B, N, heads, c]` to `[B x heads, N, c]`."""
     return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
-def _by_token(x: jax.Array, heads: int) -> jax.Array:
-    """`[B x heads, N, c]` to `[B, N, heads, c]`."""
+def _restore_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Map `[B x heads, N, c]` to `[B, N, heads, c]`."""
     return jnp.swapaxes(x.reshape(-1, heads, *x.shape[1:]), 1, 2)

@@ -1,7 +1,7 @@
 """The Hiera trunk (`backbones/hieradet.py`; Ryali et al. 2023): windowed and global attention with query pooling.
 
-The first block of a stage still uses the window of the stage before, pools its queries by 2 and doubles the width.
-Stochastic depth is left out: the official configurations set it to 0.
+The first block of a stage still uses the window of the previous stage, pools its queries by 2 and doubles the width.
+Stochastic depth is left out, because the official configurations set it to 0.
 """
 
 from __future__ import annotations
@@ -9,38 +9,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.image import ResizeMethod
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import HieraConfig, Remat
-from sam2_3dmed_jax.sam2.attention import attend
-from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, gelu, layer_norm, parameter
-from sam2_3dmed_jax.sam2.remat import rematerialised
-
-
-def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Maximum over 2 x 2 cells: `[B, H, W, C]` to `[B, H/2, W/2, C]`; an odd last row or column is dropped."""
-    b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])  # a reduction's gradient counts ties, in four passes
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
-
-
-def window_partition(x: jax.Array, side: int) -> jax.Array:
-    """Cut `[B, H, W, C]`, zero-padded at its end, into windows `[B * windows, side, side, C]`."""
-    b, h, w, c = x.shape
-    ph, pw = -h % side, -w % side
-    if ph or pw:
-        x = jnp.pad(x, ((0, 0), (0, ph), (0, pw), (0, 0)))
-    x = x.reshape(b, (h + ph) // side, side, (w + pw) // side, side, c)
-    return x.swapaxes(2, 3).reshape(-1, side, side, c)
-
-
-def window_unpartition(windows: jax.Array, side: int, h: int, w: int) -> jax.Array:
-    """Undo `window_partition` for a grid of `h x w`: `[B * windows, side, side, C]` to `[B, h, w, C]`."""
-    rows, cols = -(-h // side), -(-w // side)
-    x = windows.reshape(-1, rows, cols, side, side, windows.shape[-1]).swapaxes(2, 3)
-    return x.reshape(x.shape[0], rows * side, cols * side, -1)[:, :h, :w]
+from sam2_3dmed_jax.sam2.attention import attend_with_heads
+from sam2_3dmed_jax.sam2.layers import (
+    MLP,
+    Conv,
+    Linear,
+    gelu,
+    layer_norm,
+    max_pool_2x2,
+    parameter,
+    project_windows,
+    resize_bicubic,
+    window_unpartition,
+)
+from sam2_3dmed_jax.sam2.remat import remat
 
 
 class MultiScaleAttention(nnx.Module):
@@ -54,22 +39,15 @@ class MultiScaleAttention(nnx.Module):
         self.pool = pool
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Attend from and to `[B, H, W, C]`; returns `[B, H', W', C']`, halved when pooling."""
-        b, h, w, _ = x.shape
-        # Windows reach beyond the slice. What they see there is zeros before, and so the bias after the projection:
-        # neither this one nor the one of the result need be computed there (at 512 px, two fifths of them).
-        qkv = self.qkv.product(x)
-        if self.window:
-            qkv = window_partition(qkv, self.window)
-        q, k, v = jnp.split(qkv + self.qkv.bias[...].astype(qkv.dtype), 3, axis=-1)
+        """Attend within `[B, H, W, C]`; returns `[B, H', W', C']`, half the size when pooling."""
+        h, w = x.shape[1:3]
+        q, k, v = jnp.split(project_windows(self.qkv, x, self.window), 3, axis=-1)
         if self.pool:
             q = max_pool_2x2(q)
             h, w = h // 2, w // 2
-        out_h, out_w = q.shape[1:3]
-        q, k, v = (t.reshape(*t.shape[:1], -1, self.num_heads, t.shape[-1] // self.num_heads) for t in (q, k, v))
-        out = attend(q, k, v).reshape(-1, out_h, out_w, self.proj.kernel.shape[0])
+        out = attend_with_heads(q, k, v, self.num_heads)
         if self.window:
-            out = window_unpartition(out, out_h, h, w)
+            out = window_unpartition(out, q.shape[1], h, w)
         return self.proj(out)
 
 
@@ -96,7 +74,7 @@ class MultiScaleBlock(nnx.Module):
 
 
 class Hiera(nnx.Module):
-    """The trunk: one feature map a stage, at strides 4, 8, 16 and 32."""
+    """The trunk: one feature map per stage, at strides 4, 8, 16 and 32."""
 
     def __init__(self, config: HieraConfig, *, dtype: DTypeLike):
         dim, heads = config.embed_dim, config.num_heads
@@ -117,30 +95,22 @@ class Hiera(nnx.Module):
         self.stage_ends = tuple(sum(config.stages[: i + 1]) - 1 for i in range(len(config.stages)))
         self.dtype = dtype
 
-    def __call__(self, images: jax.Array, remat: Remat = "none") -> list[jax.Array]:
+    def __call__(self, images: jax.Array, remat_policy: Remat = "none") -> list[jax.Array]:
         """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C1]` to `[B, S/32, S/32, C4]`.
 
-        `remat` is of each block.
+        `remat_policy` applies to each block.
         """
         x = self.patch_embed["proj"](images)
-        x = x + self.position(*x.shape[1:3]).astype(self.dtype)
+        x = x + self.position_embedding(*x.shape[1:3]).astype(self.dtype)
         features = []
         for i, block in enumerate(self.blocks):
-            x = rematerialised(block, remat)(x)
+            x = remat(block, remat_policy)(x)
             if i in self.stage_ends:
                 features.append(x)
         return features
 
-    def position(self, h: int, w: int) -> jax.Array:
-        """Bicubic background embedding (PyTorch's kernel, a = -0.75) plus the tiled window embedding, `[h, w, C]`."""
-        background = self.pos_embed[...]
-        background = jax.image.resize(
-            background,
-            (h, w, background.shape[-1]),
-            ResizeMethod.CUBIC_PYTORCH,
-            antialias=False,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+    def position_embedding(self, h: int, w: int) -> jax.Array:
+        """Return the resized background embedding plus the tiled window embedding, `[h, w, C]`."""
         window = self.pos_embed_window[...]
         rows, cols = -(-h // window.shape[0]), -(-w // window.shape[1])
-        return background + jnp.tile(window, (rows, cols, 1))[:h, :w]
+        return resize_bicubic(self.pos_embed[...], h, w) + jnp.tile(window, (rows, cols, 1))[:h, :w]

@@ -1,7 +1,8 @@
-"""Initial weights as a table from path pattern to distribution, drawn by NumPy on the host.
+"""Initializers: a table from path pattern to distribution, drawn with NumPy on the host.
 
-A model's modules only hold its structure. Drawing on the host compiles nothing, and gives the same weights on any
-mesh. The distributions are those of SAM 2's modules, but for products, which are scaled by fan (Glorot).
+Modules only hold structure; this file provides the initial values. Drawing on the host compiles nothing and gives the
+same weights on every mesh. The distributions are those of SAM 2's modules, except that matrix products are scaled by
+fan (Glorot).
 """
 
 from __future__ import annotations
@@ -17,69 +18,71 @@ import numpy as np
 
 from sam2_3dmed_jax.sam2.parameters import Weights
 
-Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
-def glorot(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform Glorot of a product `[in, out]` or a convolution `[k, k, in, out]`."""
+def glorot_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw a matrix `[in, out]` or a convolution `[k, k, in, out]`."""
     window = math.prod(shape[:-2])
     bound = math.sqrt(6.0 / (window * (shape[-2] + shape[-1])))
     return rng.uniform(-bound, bound, shape)
 
 
-def transposed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A 2x2 transposed convolution `[in, 2, 2, out]`: each output pixel reads one input pixel."""
+def transposed_glorot_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw a transposed convolution `[in, k, ..., out]` whose kernel is its stride: one input pixel per output."""
     bound = math.sqrt(6.0 / (shape[0] + shape[-1]))
     return rng.uniform(-bound, bound, shape)
 
 
-def depthwise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A depthwise convolution `[k, k, C]`."""
+def depthwise_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw a depthwise convolution `[k, k, C]`."""
     return rng.normal(0.0, 1.0 / math.sqrt(shape[0] * shape[1]), shape)
 
 
-def small(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """SD 0.02, cut at two SD."""
+def clipped_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw from a normal distribution with standard deviation 0.02, clipped at two standard deviations."""
     return np.clip(rng.normal(0.0, 0.02, shape), -0.04, 0.04)
 
 
-def unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """SD 1, as `torch.nn.Embedding`."""
+def standard_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw from a normal distribution with standard deviation 1, as `torch.nn.Embedding`."""
     return rng.normal(0.0, 1.0, shape)
 
 
-def constant(value: float) -> Draw:
-    """The same value everywhere."""
+def constant(value: float) -> Initializer:
+    """Return an initializer that fills with `value`."""
     return lambda rng, shape: np.full(shape, value)
 
 
-# The first pattern found in a path decides.
-RULES: tuple[tuple[str, Draw], ...] = (
+# The first pattern that matches a path decides.
+SAM2_INITIALIZERS: tuple[tuple[str, Initializer], ...] = (
     (r"bias$", constant(0.0)),
     (r"scale$", constant(1.0)),
     (r"gamma$", constant(1e-6)),
-    (r"(pos_embed|pos_embed_window|maskmem_tpos_enc)$", small),
-    (r"(no_mem_embed|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial)$", small),
-    (r"(_tokens?|point_embeddings\.\d|not_a_point_embed|no_mask_embed|gaussian_matrix)$", unit),
-    (r"(output_upscaling\.\d|up\d)\.kernel$", transposed),
-    (r"dwconv\.kernel$", depthwise),
-    (r"kernel$", glorot),
+    (r"(pos_embed|pos_embed_window|maskmem_tpos_enc)$", clipped_normal),
+    (r"(no_mem_embed|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial)$", clipped_normal),
+    (r"(_tokens?|point_embeddings\.\d|not_a_point_embed|no_mask_embed|gaussian_matrix)$", standard_normal),
+    (r"(output_upscaling\.\d|up\d)\.kernel$", transposed_glorot_uniform),
+    (r"dwconv\.kernel$", depthwise_normal),
+    (r"kernel$", glorot_uniform),
 )
 
 
 def initial_weights(
-    shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int, rules: Sequence[tuple[str, Draw]] = RULES
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    seed: int,
+    initializers: Sequence[tuple[str, Initializer]] = SAM2_INITIALIZERS,
 ) -> Weights:
-    """Draw float32 weights for all paths; each depends on the seed and its own path only.
+    """Draw float32 weights for all paths; each depends only on the seed and its own path.
 
     Raises:
-        KeyError: a path that no rule matches.
+        KeyError: no pattern matches a path.
     """
     weights = {}
     for path, shape in shapes.items():
-        draw = next((draw for pattern, draw in rules if re.search(pattern, path)), None)
-        if draw is None:
-            raise KeyError(f"no initial value is given for {path}")
+        initializer = next((draw for pattern, draw in initializers if re.search(pattern, path)), None)
+        if initializer is None:
+            raise KeyError(f"no initializer matches the parameter {path}")
         rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        weights[path] = jnp.asarray(draw(rng, tuple(shape.shape)).astype(np.float32))
+        weights[path] = jnp.asarray(initializer(rng, tuple(shape.shape)).astype(np.float32))
     return weights

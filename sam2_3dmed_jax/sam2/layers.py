@@ -1,8 +1,8 @@
-"""Building blocks shared by the parts of SAM 2: linear maps, MLPs, norms and resizing, channels last.
+"""Layers shared by the modules of SAM 2: linear maps, convolutions, MLP, norms, pooling and resizing, channels last.
 
-Parameters are float32 and start as zeros (`initial.py` has the values). Products run in `dtype` and accumulate in
-float32; norms are always float32. With `dtype=float32` products ask for the highest precision, which is not the
-default on TPU and recent GPUs.
+Parameters are float32 and start as zeros (`initializers.py` has the initial values). Products run in `dtype` and
+accumulate in float32; norms are always float32. With `dtype=float32`, products ask for the highest precision, which is
+not the default on TPUs and recent GPUs. Forms of a layer that exist only for speed are in this file and `attention.py`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.image import ResizeMethod
 from jax.typing import DTypeLike
 
 
 def precision_of(dtype: DTypeLike) -> lax.Precision:
-    """Matmul precision of a compute dtype: `HIGHEST` for float32, the platform's default otherwise."""
+    """Return the matmul precision of a compute dtype: `HIGHEST` for float32, the platform's default otherwise."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
-def parameter(*shape: int) -> nnx.Param:
-    """A float32 parameter. Modules only hold structure: `initial` or a checkpoint gives the values."""
+def parameter(*shape: int) -> nnx.Param[jax.Array]:
+    """Return a float32 parameter of zeros; `initializers.py` or a checkpoint provides the values."""
     return nnx.Param(jnp.zeros(shape))
 
 
 def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """`x @ kernel` over the last axis, in `dtype` with float32 accumulation: `[..., in]` to `[..., out]`.
+    """Return `x @ kernel` over the last axis, in `dtype` with float32 accumulation: `[..., in]` to `[..., out]`.
 
-    Rows are flattened, since the kernel's gradient over several axes takes XLA three times as long on CPU.
+    The leading axes are flattened, because on CPU the kernel's gradient over several axes takes XLA three times as
+    long.
     """
     y = jnp.matmul(
         x.astype(dtype).reshape(-1, x.shape[-1]),
@@ -50,24 +52,64 @@ class Linear(nnx.Module):
         self.bias = parameter(out_features)
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array, order: Callable[[jax.Array], jax.Array] = lambda x: x) -> jax.Array:
-        """Map `[..., in_features]` to `[..., out_features]` in the compute dtype; `order` reorders the latter."""
-        return product(x, order(self.kernel[...]), self.dtype) + order(self.bias[...]).astype(self.dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., in_features]` to `[..., out_features]` in the compute dtype."""
+        return product(x, self.kernel[...], self.dtype) + self.bias[...].astype(self.dtype)
 
-    def product(self, x: jax.Array) -> jax.Array:
-        """The same without the bias."""
-        return product(x, self.kernel[...], self.dtype)
+    def with_channel_order(self, x: jax.Array, reorder: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Return `reorder(self(x))` for a permutation `reorder` of the last axis.
 
-    def then(self, following: Linear, x: jax.Array) -> jax.Array:
-        """`following(self(x))` as one product: exact algebra, without the wide map between them."""
-        precision = lax.Precision.HIGHEST
-        kernel = jnp.matmul(self.kernel[...], following.kernel[...], precision=precision)
-        bias = jnp.matmul(self.bias[...], following.kernel[...], precision=precision) + following.bias[...]
-        return product(x, kernel, self.dtype) + bias.astype(self.dtype)
+        The permutation is applied to the kernel and the bias, which are smaller than the result.
+        """
+        return product(x, reorder(self.kernel[...]), self.dtype) + reorder(self.bias[...]).astype(self.dtype)
+
+
+def apply_in_sequence(x: jax.Array, first: Linear, second: Linear | None) -> jax.Array:
+    """Return `second(first(x))`, or `first(x)` if `second` is None, as one product.
+
+    The kernels are multiplied instead of the maps: this equals the two products exactly, in real arithmetic, and the
+    wide map between them is never computed.
+    """
+    if second is None:
+        return first(x)
+    precision = lax.Precision.HIGHEST
+    kernel = jnp.matmul(first.kernel[...], second.kernel[...], precision=precision)
+    bias = jnp.matmul(first.bias[...], second.kernel[...], precision=precision) + second.bias[...]
+    return product(x, kernel, first.dtype) + bias.astype(first.dtype)
+
+
+def window_partition(x: jax.Array, side: int) -> jax.Array:
+    """Cut `[B, H, W, C]`, zero-padded at its end, into windows `[B * windows, side, side, C]`."""
+    b, h, w, c = x.shape
+    ph, pw = -h % side, -w % side
+    if ph or pw:
+        x = jnp.pad(x, ((0, 0), (0, ph), (0, pw), (0, 0)))
+    x = x.reshape(b, (h + ph) // side, side, (w + pw) // side, side, c)
+    return x.swapaxes(2, 3).reshape(-1, side, side, c)
+
+
+def window_unpartition(windows: jax.Array, side: int, h: int, w: int) -> jax.Array:
+    """Undo `window_partition` for a grid of `h x w`: `[B * windows, side, side, C]` to `[B, h, w, C]`."""
+    rows, cols = -(-h // side), -(-w // side)
+    x = windows.reshape(-1, rows, cols, side, side, windows.shape[-1]).swapaxes(2, 3)
+    return x.reshape(x.shape[0], rows * side, cols * side, -1)[:, :h, :w]
+
+
+def project_windows(layer: Linear, x: jax.Array, side: int) -> jax.Array:
+    """Return `layer(window_partition(x, side))`; with `side` 0, `layer(x)`.
+
+    Windows reach beyond the slice, where their input is zero and the projection therefore equals the bias. So the
+    product is computed on the slice only and the padding is added to its result (at 512 px the padding is two fifths
+    of all cells).
+    """
+    y = product(x, layer.kernel[...], layer.dtype)
+    if side:
+        y = window_partition(y, side)
+    return y + layer.bias[...].astype(layer.dtype)
 
 
 class ConvTranspose2x2(nnx.Module):
-    """PyTorch's `ConvTranspose2d(kernel_size=2, stride=2)`: its windows do not overlap, so it is one product."""
+    """PyTorch's `ConvTranspose2d(kernel_size=2, stride=2)`; its windows do not overlap, so it is one product."""
 
     def __init__(self, in_features: int, out_features: int, *, dtype: DTypeLike):
         self.kernel = parameter(in_features, 2, 2, out_features)
@@ -84,16 +126,17 @@ class ConvTranspose2x2(nnx.Module):
 
 
 def layer_norm(features: int, *, eps: float, dtype: DTypeLike) -> nnx.LayerNorm:
-    """LayerNorm over channels in float32, returned in the compute dtype (also SAM 2's `LayerNorm2d`)."""
+    """Return a LayerNorm over channels in float32 with output in the compute dtype (also SAM 2's `LayerNorm2d`)."""
     return nnx.LayerNorm(features, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
 
 
 class Conv(nnx.Module):
     """A square 2D convolution with PyTorch's symmetric padding, as one product of shifted maps and kernel.
 
-    SAM 2's convolutions are few and small. XLA's own have gradients that take ten times as long on CPU, and channel
-    counts (1, 3, 4, 16) that leave a TPU's matrix unit idle. Across, pixels are taken in blocks of a stride, which
-    lie together in memory, so that nothing is transposed: a 7x7 kernel with stride 4 reads 7 rows of two blocks.
+    SAM 2's convolutions are few and small. XLA's convolution has gradients that take ten times as long on CPU, and
+    channel counts (1, 3, 4, 16) that leave a TPU's matrix unit idle. Along the width, pixels are grouped into blocks
+    of one stride, which are contiguous in memory, so that nothing is transposed: a 7x7 kernel with stride 4 reads 7
+    rows of two blocks.
     """
 
     def __init__(
@@ -110,13 +153,13 @@ class Conv(nnx.Module):
         kernel = self.kernel[...]
         size, stride, padding = kernel.shape[0], self.stride, self.padding
         h, w = ((n + 2 * padding - size) // stride + 1 for n in x.shape[1:3])
-        lead = -padding % stride  # columns, so that the padding in front is whole blocks; the kernel is 0 there
-        blocks = -(-(size + lead) // stride)  # that a window reads across
+        lead = -padding % stride  # extra zero columns, so that the padding in front is whole blocks
+        blocks = -(-(size + lead) // stride)  # blocks that a window reads along the width
         shape = (h - 1 - (-size // stride)) * stride, (w + blocks - 1) * stride
-        # Rows and columns at the end that no window reads are cut, by a negative padding.
+        # Rows and columns at the end that no window reads are cut by a negative padding.
         pads = [
-            (front, n - had - front, 0)
-            for front, n, had in zip((padding, padding + lead), shape, x.shape[1:3], strict=True)
+            (front, padded - current - front, 0)
+            for front, padded, current in zip((padding, padding + lead), shape, x.shape[1:3], strict=True)
         ]
         x = lax.pad(x.astype(self.dtype), jnp.zeros((), self.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
         x = x.reshape(*x.shape[:2], w + blocks - 1, -1)
@@ -128,8 +171,68 @@ class Conv(nnx.Module):
         return y + self.bias[...].astype(self.dtype)
 
 
+@jax.custom_vjp
+def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolve each channel of `x [K, h, w, C]` with its own `kernel [k, k, C]`, zero-padded, in float32.
+
+    The shifted multiply-adds fuse into one loop; XLA's own convolution is some 60 times slower on CPU.
+    """
+    size = kernel.shape[0]
+    h, w = x.shape[1:3]
+    padded = _pad_borders(x, size // 2)
+    total = jnp.zeros(x.shape, jnp.float32)
+    for i in range(size):
+        for j in range(size):
+            total = total + (padded[:, i : i + h, j : j + w] * kernel[i, j]).astype(jnp.float32)
+    return total
+
+
+def _pad_borders(x: jax.Array, width: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)))
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return depthwise_convolution(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of `x` and `kernel`.
+
+    Automatic differentiation would make XLA add up 49 padded maps; the transpose is the same loop with the kernel
+    rotated by 180 degrees.
+    """
+    x, kernel = residuals
+    size = kernel.shape[0]
+    h, w = x.shape[1:3]
+    padded = _pad_borders(x, size // 2).astype(jnp.float32)
+    columns = jnp.stack([padded[:, :, j : j + w] for j in range(size)], axis=3)  # [K, h + k - 1, w, k, C]
+    kernel_gradient = [(columns[:, i : i + h] * gradient[:, :, :, None]).sum((0, 1, 2)) for i in range(size)]
+    x_gradient = depthwise_convolution(gradient, kernel[::-1, ::-1].astype(jnp.float32))
+    return x_gradient.astype(x.dtype), jnp.stack(kernel_gradient).astype(kernel.dtype)
+
+
+depthwise_convolution.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class DepthwiseConv7x7(nnx.Module):
+    """A depthwise 7x7 convolution."""
+
+    def __init__(self, dim: int, *, dtype: DTypeLike):
+        self.kernel = parameter(7, 7, dim)
+        self.bias = parameter(dim)
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[K, h, w, C]` to `[K, h, w, C]`, zero-padded by 3."""
+        y = depthwise_convolution(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y.astype(self.dtype) + self.bias[...].astype(self.dtype)
+
+
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU that SAM 2 was trained with, by erf: `jax.nn.gelu` goes by erfc, some fifty operations."""
+    """Return the exact GELU that SAM 2 was trained with.
+
+    It is computed by erf, because `jax.nn.gelu` uses erfc, which takes some fifty operations.
+    """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -154,10 +257,44 @@ class MLP(nnx.Module):
         return self.layers[-1](x)
 
 
+def max_pool_2x2(x: jax.Array) -> jax.Array:
+    """Return the maximum over 2 x 2 cells: `[B, H, W, C]` to `[B, H/2, W/2, C]`; an odd last row or column is dropped.
+
+    It is written as pairwise maxima, because the gradient of a reduction counts ties in four passes.
+    """
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+
+
+def upsample_2x_nearest(x: jax.Array) -> jax.Array:
+    """Repeat each cell: `[B, h, w, C]` to `[B, 2h, 2w, C]`."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def resize_bicubic(x: jax.Array, h: int, w: int) -> jax.Array:
+    """Resize `[H, W, C]` to `[h, w, C]` as PyTorch does (`mode="bicubic"`, a = -0.75, without antialiasing)."""
+    shape = (h, w, x.shape[-1])
+    resized: jax.Array = jax.image.resize(
+        x, shape, ResizeMethod.CUBIC_PYTORCH, antialias=False, precision=lax.Precision.HIGHEST
+    )
+    return resized
+
+
 def resize_masks(masks: jax.Array, size: int) -> jax.Array:
     """Bilinear resize of `[..., s, s]` maps to `[..., size, size]` with half-pixel centres, antialiased when shrinking.
 
     Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False, antialias=True)`.
     """
     shape = (*masks.shape[:-2], size, size)
-    return jax.image.resize(masks, shape, "linear", antialias=True, precision=lax.Precision.HIGHEST)
+    resized: jax.Array = jax.image.resize(masks, shape, "linear", antialias=True, precision=lax.Precision.HIGHEST)
+    return resized
+
+
+def repeat_per_object(x: jax.Array, rows: int) -> jax.Array:
+    """Repeat rows of slices `[B, ...]` for their objects: `[rows, ...]`, each row `rows / B` times in a run.
+
+    Objects of one slice share all that is computed before this call.
+    """
+    return jnp.repeat(x, rows // x.shape[0], axis=0)

@@ -1,6 +1,6 @@
 """Mask decoder (`sam/mask_decoder.py`, `sam/transformer.py`): a two-way transformer and four mask candidates.
 
-Which candidate becomes the mask (`select_mask`) is apart from predicting them, since training looks at all.
+Choosing one candidate (`select_mask`) is separate from predicting them, because training uses all of them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ STABILITY_DELTA, STABILITY_THRESHOLD = 0.05, 0.98
 
 
 class MaskCandidates(NamedTuple):
-    """All that the decoder predicts for K objects, before one candidate is chosen and gated.
+    """The decoder's predictions for K objects, before one candidate is chosen and gated by the object score.
 
-    There are n = 4 candidates, or only the single mask of a model without multimask.
+    There are n = 4 candidates, or only the single mask in a model without multimask.
     """
 
     logits: jax.Array  # float32 [K, n, S/4, S/4]
     ious: jax.Array  # float32 [K, n], in [0, 1]
     tokens: jax.Array  # [K, n, C]
     object_score_logits: jax.Array  # float32 [K]
-    boundary_logits: jax.Array | None = None  # float32 [K, S/4, S/4], where a boundary branch refined the masks
+    boundary_logits: jax.Array | None = None  # float32 [K, S/4, S/4], if a boundary branch refined the masks
 
 
-# From the object's features `[K, h, w, C]` after the transformer to an addition to the upscaled embedding
-# `[K, 4h, 4w, C/8]`, and boundary logits.
+# Maps object features `[K, h, w, C]` after the transformer to a term that is added to the upscaled embedding
+# `[K, 4h, 4w, C/8]`, and to boundary logits.
 Refine = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -49,13 +49,13 @@ class TwoWayAttentionBlock(nnx.Module):
         self.cross_attn_image_to_token = Attention(c, heads, downsample=2, dtype=dtype)
         self.mlp = MLP((c, config.decoder_mlp_dim, c), dtype=dtype)
         self.norm1, self.norm2, self.norm3, self.norm4 = (layer_norm(c, eps=1e-5, dtype=dtype) for _ in range(4))
-        self.first = first  # the first block's self-attention takes no position
+        self.skip_first_layer_pe = first  # upstream's name; the first block's self-attention uses no position
 
     def __call__(
         self, queries: jax.Array, keys: jax.Array, query_pe: jax.Array, key_pe: jax.Array, valid: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Update tokens `[K, T, C]` and image `[K, N, C]`; `valid` is bool `[K, T]`."""
-        if self.first:
+        if self.skip_first_layer_pe:
             queries = self.self_attn(queries, queries, queries, valid)
         else:
             q = queries + query_pe
@@ -69,7 +69,7 @@ class TwoWayAttentionBlock(nnx.Module):
 
 
 class TwoWayTransformer(nnx.Module):
-    """Two blocks and a last attention from tokens to image."""
+    """Two blocks and a final attention from tokens to image."""
 
     def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
@@ -80,7 +80,7 @@ class TwoWayTransformer(nnx.Module):
     def __call__(
         self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array, valid: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """From `image [K, N, C]` and `tokens [K, T, C]` to both, after attending to each other."""
+        """Return the updated tokens and image from `image [K, N, C]` and `tokens [K, T, C]`."""
         queries, keys = tokens, image
         for layer in self.layers:
             queries, keys = layer(queries, keys, tokens, image_pe, valid)
@@ -89,7 +89,7 @@ class TwoWayTransformer(nnx.Module):
 
 
 class MaskDecoder(nnx.Module):
-    """Predicts the candidates, their IoUs and whether the object is there."""
+    """Predicts mask candidates, their IoUs and an object score (whether the object is on the slice)."""
 
     def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
@@ -110,7 +110,7 @@ class MaskDecoder(nnx.Module):
         self.output_hypernetworks_mlps = nnx.List([MLP((c, c, c, c // 8), dtype=dtype) for _ in range(MASK_TOKENS)])
         self.iou_prediction_head = MLP((c, c, c, MASK_TOKENS), dtype=dtype)
         self.pred_obj_score_head = MLP((c, c, c, 1), dtype=dtype)
-        self.candidates = MASK_TOKENS if config.multimask else 1
+        self.num_candidates = MASK_TOKENS if config.multimask else 1
         self.dtype = dtype
 
     def __call__(
@@ -128,13 +128,13 @@ class MaskDecoder(nnx.Module):
 
         Args:
             image: conditioned features `[K, h, w, C]`.
-            image_pe: `[h, w, C]`.
-            sparse: prompt tokens `[K, T, C]`; `sparse_valid` is bool `[K, T]`.
-            sparse_valid: which prompt tokens count.
+            image_pe: position encoding of the feature cells, `[h, w, C]`.
+            sparse: prompt tokens `[K, T, C]`.
+            sparse_valid: bool `[K, T]`; False for padding tokens.
             dense: dense prompt embedding, broadcastable to `[K, h, w, C]`.
             stride4: features `[1 or K, 4h, 4w, C/8]` after `conv_s0`.
             stride8: features `[1 or K, 2h, 2w, C/4]` after `conv_s1`.
-            refine: a boundary branch that adds to the upscaled embedding.
+            refine: boundary branch whose result is added to the upscaled embedding.
         """
         k, h, w, c = image.shape
         output_tokens = jnp.concatenate([self.obj_score_token[...], self.iou_token[...], self.mask_tokens[...]])
@@ -143,26 +143,26 @@ class MaskDecoder(nnx.Module):
         valid = jnp.concatenate([jnp.ones((k, count), bool), sparse_valid], axis=1)
         src = (image + dense).astype(self.dtype).reshape(k, h * w, c)
         hs, src = self.transformer(src, image_pe.astype(self.dtype).reshape(1, h * w, c), tokens, valid)
-        n = self.candidates
-        mask_tokens = hs[:, 2 : 2 + n]
+        n = self.num_candidates
+        object_score_token, iou_token, mask_tokens = hs[:, 0], hs[:, 1], hs[:, 2 : 2 + n]
 
         src = src.reshape(k, h, w, c)
         to_stride8, norm, activation, to_stride4 = self.output_upscaling
-        x = activation(norm(to_stride8(src) + stride8))
-        x = activation(to_stride4(x) + stride4)
+        upscaled = activation(norm(to_stride8(src) + stride8))
+        upscaled = activation(to_stride4(upscaled) + stride4)
         boundary_logits = None
         if refine is not None:
-            addition, boundary_logits = refine(src)
-            x = x + addition.astype(x.dtype)
+            refinement, boundary_logits = refine(src)
+            upscaled = upscaled + refinement.astype(upscaled.dtype)
         hyper = jnp.stack([self.output_hypernetworks_mlps[i](mask_tokens[:, i]) for i in range(n)], axis=1)
         logits = jnp.einsum(
-            "ktc,khwc->kthw", hyper, x, precision=precision_of(self.dtype), preferred_element_type=jnp.float32
+            "ktc,khwc->kthw", hyper, upscaled, precision=precision_of(self.dtype), preferred_element_type=jnp.float32
         )
         return MaskCandidates(
             logits=logits,
-            ious=jax.nn.sigmoid(self.iou_prediction_head(hs[:, 1])[:, :n].astype(jnp.float32)),
+            ious=jax.nn.sigmoid(self.iou_prediction_head(iou_token)[:, :n].astype(jnp.float32)),
             tokens=mask_tokens,
-            object_score_logits=self.pred_obj_score_head(hs[:, 0])[:, 0].astype(jnp.float32),
+            object_score_logits=self.pred_obj_score_head(object_score_token)[:, 0].astype(jnp.float32),
             boundary_logits=boundary_logits,
         )
 
@@ -170,13 +170,14 @@ class MaskDecoder(nnx.Module):
 def select_mask(
     candidates: MaskCandidates, multimask: jax.Array, by_stability: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Choose one candidate an object.
+    """Choose one candidate per object.
 
-    With `multimask [K]` the best of candidates 1 to 3 by predicted IoU; otherwise candidate 0, which `by_stability`
-    (the reference's `dynamic_multimask_via_stability`) replaces by the best of 1 to 3 when it is unstable.
+    Where `multimask [K]` is True, this is the best of candidates 1 to 3 by predicted IoU; otherwise it is candidate 0.
+    With `by_stability` (upstream's `dynamic_multimask_via_stability`), the best of candidates 1 to 3 also replaces an
+    unstable candidate 0.
 
     Returns:
-        logits float32 `[K, S/4, S/4]` (ungated), their predicted IoU `[K]`, and the token `[K, C]` for the pointer.
+        Ungated logits float32 `[K, S/4, S/4]`, their predicted IoU `[K]`, and the token `[K, C]` for the pointer.
     """
     if candidates.ious.shape[1] == 1:
         return candidates.logits[:, 0], candidates.ious[:, 0], candidates.tokens[:, 0]

@@ -1,8 +1,7 @@
 """Memory attention (`memory_attention.py`): slice features attend to themselves, then to memories and pointers.
 
-Memories have 64 channels before projection, so values are reassociated exactly: `softmax(QK^T)(M W + b) =
-(softmax(QK^T) M) W + b`. One head, RoPE on features and spatial memories, none on pointer tokens. Dropout is 0.
-Before the first memory all objects of a slice are alike: the first self-attention is of slices, not of objects.
+One head, with RoPE on features and spatial memories and none on pointer tokens. Dropout is 0. Objects of a slice differ
+only after the first attention to their memories, so the self-attention of the first layer runs once per slice.
 """
 
 from __future__ import annotations
@@ -10,55 +9,26 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.sam2.attention import attend
-from sam2_3dmed_jax.sam2.layers import Linear, layer_norm
-from sam2_3dmed_jax.sam2.position_encoding import apply_rope, halves, rope_tables, sine_position
+from sam2_3dmed_jax.sam2.attention import RoPEAttention
+from sam2_3dmed_jax.sam2.layers import Linear, layer_norm, repeat_per_object
+from sam2_3dmed_jax.sam2.position_encoding import sine_position
 
 
 class MemoryTokens(NamedTuple):
-    """What a slice may attend to. Spatial memories come first, each with N tokens, then pointer tokens."""
+    """The tokens that K objects attend to: spatial memories first, with N tokens each, then pointer tokens."""
 
     tokens: jax.Array  # [K, M, mem_dim]
     position: jax.Array  # [K, M, mem_dim], added to the keys only
     valid: jax.Array  # bool [K, M]
-    pointers: int  # how many of the M tokens are pointer tokens
-
-
-class RoPEAttention(nnx.Module):
-    """Single-head attention with rotary positions; keys and values may have fewer channels (`kv_dim`)."""
-
-    def __init__(self, embed_dim: int, kv_dim: int, *, dtype: DTypeLike):
-        self.q_proj = Linear(embed_dim, embed_dim, dtype=dtype)
-        self.k_proj = Linear(kv_dim, embed_dim, dtype=dtype)
-        self.v_proj = Linear(kv_dim, embed_dim, dtype=dtype)
-        self.out_proj = Linear(embed_dim, embed_dim, dtype=dtype)
-        self.reassociate = kv_dim < embed_dim
-        self.dtype = dtype
-
-    def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, side: int, pointers: int = 0, valid: jax.Array | None = None
-    ) -> jax.Array:
-        """Attend from `q [B, N, C]` to `k, v [B, M, kv_dim]`, N = side^2; the last `pointers` keys take no RoPE."""
-        # Scores do not depend on the order of channels: queries' and keys' are what RoPE takes.
-        q, k = self.q_proj(q, halves), self.k_proj(k, halves)
-        cos, sin = rope_tables(side, side, q.shape[-1])
-        q = apply_rope(q, cos, sin)
-        spatial = k.shape[1] - pointers
-        maps = k[:, :spatial].reshape(k.shape[0], -1, side * side, k.shape[-1])
-        maps = apply_rope(maps, cos, sin).reshape(k.shape[0], spatial, -1)
-        k = jnp.concatenate([maps, k[:, spatial:]], axis=1) if pointers else maps
-        v = v.astype(self.dtype) if self.reassociate else self.v_proj(v)
-        out = attend(q[:, :, None], k[:, :, None], v[:, :, None], valid)[:, :, 0]
-        return self.out_proj(self.v_proj(out) if self.reassociate else out)
+    pointers: int  # number of pointer tokens among the M tokens
 
 
 class MemoryAttentionLayer(nnx.Module):
-    """Self-attention, cross-attention to the memory, feed-forward; pre-norm."""
+    """Pre-norm self-attention, cross-attention to the memory, and feed-forward."""
 
     def __init__(self, config: Sam2Config, *, dtype: DTypeLike):
         c = config.d_model
@@ -71,10 +41,10 @@ class MemoryAttentionLayer(nnx.Module):
         self.norm3 = layer_norm(c, eps=1e-5, dtype=dtype)
 
     def __call__(self, x: jax.Array, memory: MemoryTokens, side: int) -> jax.Array:
-        """Map `x [B, N, C]` to `[K, N, C]`; each of B rows is that of K / B neighbouring rows of the memory."""
+        """Map `x [B, N, C]` to `[K, N, C]`; each row of `x` belongs to K / B consecutive rows of the memory."""
         y = self.norm1(x)
         x = x + self.self_attn(y, y, y, side)
-        x = jnp.repeat(x, memory.tokens.shape[0] // x.shape[0], axis=0)
+        x = repeat_per_object(x, len(memory.tokens))
         keys = memory.tokens + memory.position
         x = x + self.cross_attn_image(self.norm2(x), keys, memory.tokens, side, memory.pointers, memory.valid)
         return x + self.linear2(jax.nn.relu(self.linear1(self.norm3(x))))
@@ -91,9 +61,13 @@ class MemoryAttention(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, embedding: jax.Array, memory: MemoryTokens) -> jax.Array:
-        """Condition `embedding [B, h, w, C]` (h = w) on the memory of K rows, K / B neighbours each: `[K, h, w, C]`."""
+        """Condition `embedding [B, h, w, C]` (h = w) on the memories of K objects; returns `[K, h, w, C]`.
+
+        The K / B objects of one slice are consecutive rows of the memory.
+        """
         b, h, w, c = embedding.shape
         x = (embedding + 0.1 * sine_position(h, w, c)).astype(self.dtype).reshape(b, h * w, c)
         for layer in self.layers:
             x = layer(x, memory, h)
-        return self.norm(x).reshape(-1, h, w, c)
+        conditioned: jax.Array = self.norm(x)
+        return conditioned.reshape(-1, h, w, c)

@@ -1,6 +1,7 @@
-"""SAM 2 as the four steps of a slice: encode the image, condition on memory, decode a mask, encode a memory.
+"""SAM 2 (`sam2_base.py`) as four steps per slice: encode image, condition on memory, decode mask, encode memory.
 
-After `sam2_base.py`. Each step is a pure function of the module's weights; walking over slices belongs to callers.
+Each step is a pure function of the module's weights. Callers propagate from slice to slice (`inference/`,
+`training/unroll.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from sam2_3dmed_jax.sam2.image_encoder import ImageEncoder
 from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, parameter, resize_masks
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates, MaskDecoder, Refine, select_mask
 from sam2_3dmed_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
-from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, memory_tokens
+from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, gather_memory_tokens
 from sam2_3dmed_jax.sam2.memory_encoder import MemoryEncoder
-from sam2_3dmed_jax.sam2.prompt_encoder import PromptEncoder, Prompts, no_prompts
+from sam2_3dmed_jax.sam2.prompt_encoder import PromptEncoder, PromptTokens, no_prompts
 
-NO_OBJECT_LOGIT = -1024.0  # a mask's logits where the object score says "not here"
-MASK_SCALE, MASK_BIAS = 20.0, -10.0  # from probabilities to what the memory encoder sees
+NO_OBJECT_LOGIT = -1024.0  # mask logits of an object that is not on the slice
+MASK_SCALE, MASK_BIAS = 20.0, -10.0  # from mask probabilities to the input of the memory encoder
 
 
 class SliceFeatures(NamedTuple):
-    """What the image encoder leaves of B slices, after `conv_s0` and `conv_s1`."""
+    """Image features of B slices, after `conv_s0` and `conv_s1`."""
 
     embedding: jax.Array  # [B, h, w, C], stride 16
     stride8: jax.Array  # [B, 2h, 2w, C/4]
@@ -33,18 +34,18 @@ class SliceFeatures(NamedTuple):
 
 
 class SliceOutput(NamedTuple):
-    """The result of K objects on one slice each."""
+    """The decoder's result for K objects on one slice each."""
 
-    mask_logits: jax.Array  # float32 [K, S/4, S/4]; NO_OBJECT_LOGIT where the object is not on the slice
+    mask_logits: jax.Array  # float32 [K, S/4, S/4]; NO_OBJECT_LOGIT if the object is not on the slice
     object_score_logits: jax.Array  # float32 [K]
     pointer: jax.Array  # [K, C]
-    candidates: MaskCandidates  # ungated
+    candidates: MaskCandidates  # before the object score gates them
 
 
 class SAM2(nnx.Module):
     """SAM 2 or 2.1. Attribute names follow the official checkpoints."""
 
-    info: Any  # what the model was made from; whoever builds or loads one says it
+    info: Any  # `model.checkpoint.CheckpointInfo`, set by the functions that build or load a model
 
     def __init__(self, config: Sam2Config):
         dtype = jnp.dtype(config.compute_dtype)
@@ -59,60 +60,74 @@ class SAM2(nnx.Module):
         self.mask_downsample = Conv(1, 1, kernel=4, stride=4, padding=0, dtype=dtype)
         self.maskmem_tpos_enc = parameter(config.num_maskmem, config.mem_dim)
         self.no_mem_embed = parameter(c)
-        self.no_mem_pos_enc = parameter(c)  # in every official file, used by none
+        self.no_mem_pos_enc = parameter(c)  # in every official checkpoint, but never used
         self.no_obj_ptr = parameter(c)
         self.no_obj_embed_spatial = parameter(config.mem_dim) if config.no_obj_embed_spatial else None
         self.config = config
 
-    # Step 1
+    # Step 1: encode the image
 
-    def encode_image(self, images: jax.Array, remat: Remat = "none") -> SliceFeatures:
-        """Encode normalised slices `[B, S, S, 3]`; `remat` is of each block of the trunk."""
+    def encode_image(self, images: jax.Array, remat_policy: Remat = "none") -> SliceFeatures:
+        """Encode normalised slices `[B, S, S, 3]`; `remat_policy` applies to each block of the trunk."""
         decoder = self.sam_mask_decoder
-        stride4, stride8, embedding = self.image_encoder(images, (decoder.conv_s0, decoder.conv_s1), remat)
+        stride4, stride8, embedding = self.image_encoder(images, decoder.conv_s0, decoder.conv_s1, remat_policy)
         return SliceFeatures(embedding, stride8, stride4)
 
-    # Step 2
+    # Step 2: condition on memory
 
     def without_memory(self, embedding: jax.Array) -> jax.Array:
-        """What a first prompted slice decodes from: `[K, h, w, C]` plus `no_mem_embed`."""
+        """Return the features `[K, h, w, C]` that a first prompted slice is decoded from: plus `no_mem_embed`."""
         return embedding + self.no_mem_embed[...].astype(embedding.dtype)
 
-    def recall(self, bank: MemoryBank, index: jax.Array, direction: jax.Array, depth: jax.Array | int) -> MemoryTokens:
-        """The memory tokens of slice `index [K]`, walked in `direction [K]`, of a volume with `depth` slices."""
-        slot_position = self.maskmem_tpos_enc[...]
-        return memory_tokens(bank, index, direction, depth, self.config, slot_position, self.obj_ptr_tpos_proj)
+    def memory_tokens(
+        self, bank: MemoryBank, index: jax.Array, direction: jax.Array, depth: jax.Array | int
+    ) -> MemoryTokens:
+        """Return the tokens that slice `index [K]` of a volume attends to.
+
+        Args:
+            bank: memories of K objects.
+            index: int32 `[K]`, the slice to segment.
+            direction: int32 `[K]`, direction of propagation, +1 or -1.
+            depth: number of slices of the volume.
+        """
+        temporal_encoding = self.maskmem_tpos_enc[...]
+        return gather_memory_tokens(
+            bank, index, direction, depth, self.config, temporal_encoding, self.obj_ptr_tpos_proj
+        )
 
     def condition_on_memory(self, embedding: jax.Array, memory: MemoryTokens) -> jax.Array:
-        """Condition `embedding [B, h, w, C]` on each object's memory: `[K, h, w, C]`, K / B neighbours a slice."""
+        """Condition `embedding [B, h, w, C]` on each object's memory; returns `[K, h, w, C]`.
+
+        The K / B objects of one slice are consecutive rows of `memory`.
+        """
         return self.memory_attention(embedding, memory)
 
-    # Step 3
+    # Step 3: decode a mask
 
-    def candidates(self, conditioned: jax.Array, features: SliceFeatures, prompts: Prompts) -> MaskCandidates:
-        """All mask candidates of K objects: `conditioned [K, h, w, C]`, `features` with leading axis 1 or K."""
+    def candidates(self, conditioned: jax.Array, features: SliceFeatures, prompts: PromptTokens) -> MaskCandidates:
+        """Return all mask candidates of K objects; `conditioned [K, h, w, C]`, `features` with leading axis 1 or K."""
         return self.decode_candidates(conditioned, features, prompts, None)
 
     def decode_candidates(
-        self, conditioned: jax.Array, features: SliceFeatures, prompts: Prompts, refine: Refine | None
+        self, conditioned: jax.Array, features: SliceFeatures, prompts: PromptTokens, refine: Refine | None
     ) -> MaskCandidates:
-        """Embed the prompts and run the mask decoder, with an optional refinement of its upscaled embedding."""
+        """Embed the prompts and run the mask decoder; `refine` optionally adds to its upscaled embedding."""
         encoder = self.sam_prompt_encoder
         return self.sam_mask_decoder(
             conditioned,
-            encoder.image_position(*conditioned.shape[1:3]),
+            encoder.image_position_encoding(*conditioned.shape[1:3]),
             encoder.embed_points(prompts.coords, prompts.labels),
             prompts.valid,
-            encoder.dense(prompts),
+            encoder.dense_embedding(prompts),
             features.stride4,
             features.stride8,
             refine,
         )
 
     def decode(
-        self, conditioned: jax.Array, features: SliceFeatures, prompts: Prompts, *, by_stability: bool = False
+        self, conditioned: jax.Array, features: SliceFeatures, prompts: PromptTokens, *, by_stability: bool = False
     ) -> SliceOutput:
-        """Choose a mask an object, gate it by the object score, and make the object pointer."""
+        """Choose one mask per object, gate it by the object score, and compute the object pointer."""
         candidates = self.candidates(conditioned, features, prompts)
         logits, _, token = select_mask(candidates, prompts.multimask, by_stability)
         present = candidates.object_score_logits > 0
@@ -123,10 +138,10 @@ class SAM2(nnx.Module):
             candidates=candidates,
         )
 
-    def take_mask(self, features: SliceFeatures, masks: jax.Array) -> SliceOutput:
-        """A mask prompt `[K, S, S]` in {0, 1} is the output itself; an empty one says "not on this slice".
+    def use_mask_as_output(self, features: SliceFeatures, masks: jax.Array) -> SliceOutput:
+        """Return mask prompts `[K, S, S]` in {0, 1} as the output (`_use_mask_as_output`), as logits at S/4.
 
-        The mask goes through logits at S/4 (`_use_mask_as_output`). `features` have leading axis K.
+        An empty mask means that the object is not on the slice. `features` have leading axis K.
         """
         k, size = masks.shape[0], masks.shape[-1]
         prompts = no_prompts(k)._replace(
@@ -146,14 +161,14 @@ class SAM2(nnx.Module):
     def _pointer(self, pointer: jax.Array, present: jax.Array) -> jax.Array:
         return jnp.where(present[:, None], pointer, self.no_obj_ptr[...].astype(pointer.dtype))
 
-    # Step 4
+    # Step 4: encode a memory
 
     def encode_memory(
         self, embedding: jax.Array, mask_logits: jax.Array, object_score_logits: jax.Array, *, binarise: bool = False
     ) -> jax.Array:
         """Encode masks `[K, S/4, S/4]` and unconditioned features `[B, h, w, C]` as memories `[K, N, mem_dim]`.
 
-        `binarise` is the reference's `binarize_mask_from_pts_for_mem_enc`, for prompted slices only.
+        `binarise` is upstream's `binarize_mask_from_pts_for_mem_enc`, for prompted slices only.
         """
         masks = resize_masks(mask_logits, self.config.image_size)
         masks = (masks > 0).astype(masks.dtype) if binarise else jax.nn.sigmoid(masks)

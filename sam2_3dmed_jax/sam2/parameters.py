@@ -1,42 +1,48 @@
-"""A model's weights as a flat dictionary from dotted path to array, and back.
+"""A model's weights as a flat dictionary from dotted path to array, and back to a module.
 
-With flat paths, freezing, sharding, learning rates and conversion are tables of patterns, and compiled functions
+With flat paths, freezing, sharding, learning rates and weight conversion are tables of patterns, and compiled functions
 take weights as an argument.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from sam2_3dmed_jax.runtime.hashing import sha256_of_chunks
+
 Weights = dict[str, jax.Array]
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Weights]:
+def split(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Weights]:
     """Split a model into its static structure and its weights by path (`image_encoder.trunk.blocks.0...`)."""
     graphdef, state = nnx.split(model)
     return graphdef, {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
-def merge(graphdef: nnx.GraphDef, weights: Weights) -> Any:
-    """Put weights back into a model of the same structure (whose class the structure knows, and no checker)."""
+def merge(graphdef: nnx.GraphDef[Any], weights: Weights) -> Any:
+    """Return a module of the given structure with the given weights.
+
+    Its class is part of the structure and unknown to a type checker.
+    """
     flat = [(_path(name), nnx.Param(value)) for name, value in weights.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def digest(weights: Mapping[str, Any]) -> str:
-    """SHA-256 of weights, by path."""
-    found = hashlib.sha256()
-    for path, value in sorted(weights.items()):
-        array = np.asarray(value)
-        found.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
+    """Return the SHA-256 over paths, dtypes, shapes and values of weights, in the order of paths."""
+
+    def chunks() -> Iterator[bytes | memoryview]:
+        for path, value in sorted(weights.items()):
+            array = np.asarray(value)
+            yield f"{path} {array.dtype} {array.shape}\n".encode()
+            yield np.ascontiguousarray(array).data
+
+    return sha256_of_chunks(chunks())
 
 
 def _path(name: str) -> tuple[str | int, ...]:

@@ -1,6 +1,6 @@
-"""Position encodings of SAM 2 (`position_encoding.py`): sine, random Fourier, 1D sine of offsets, 2D RoPE.
+"""Position encodings of SAM 2 (`position_encoding.py`): sine, random Fourier, 1D sine of offsets, and 2D RoPE.
 
-All are float32 at the highest matmul precision: in bfloat16 a click would move by a pixel at 1024 px.
+All are float32 at the highest matmul precision; in bfloat16 a click would move by a pixel at 1024 px.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ TEMPERATURE = 10_000.0
 
 
 def sine_position(h: int, w: int, channels: int) -> np.ndarray:
-    """`PositionEmbeddingSine`, normalised: cells count 1..h over h (not centres), y channels before x.
+    """Return upstream's normalised `PositionEmbeddingSine`, float32 `[h, w, channels]`.
 
-    Returns float32 `[h, w, channels]`.
+    Cells are numbered 1 to h and divided by h (not their centres), and y channels come before x channels.
     """
     half = channels // 2
     index = np.arange(half, dtype=np.float32)
@@ -35,8 +35,8 @@ def sine_position(h: int, w: int, channels: int) -> np.ndarray:
     return np.concatenate([y, x], axis=-1)
 
 
-def sine_1d(positions: jax.Array, channels: int) -> jax.Array:
-    """`get_1d_sine_pe`: sines, then cosines, of `positions [...]`. Returns float32 `[..., channels]`."""
+def sine_position_1d(positions: jax.Array, channels: int) -> jax.Array:
+    """Return sines, then cosines, of `positions [...]` (`get_1d_sine_pe`), float32 `[..., channels]`."""
     half = channels // 2
     index = jnp.arange(half, dtype=jnp.float32)
     angle = positions[..., None] / TEMPERATURE ** (2 * jnp.floor(index / 2) / half)
@@ -44,7 +44,7 @@ def sine_1d(positions: jax.Array, channels: int) -> jax.Array:
 
 
 class PositionEmbeddingRandom(nnx.Module):
-    """Random Fourier features of coordinates in [0, 1] (SAM). The matrix is stored and never trained."""
+    """Random Fourier features of coordinates in [0, 1] (SAM); the matrix is part of checkpoints and never trained."""
 
     def __init__(self, channels: int):
         self.positional_encoding_gaussian_matrix = parameter(2, channels // 2)
@@ -62,9 +62,9 @@ class PositionEmbeddingRandom(nnx.Module):
 
 
 def rope_tables(h: int, w: int, channels: int, theta: float = 10_000.0) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of axial 2D RoPE (`compute_axial_cis`): first half of the pairs by x, second by y.
+    """Return the cosines and sines of axial 2D RoPE (`compute_axial_cis`), each float32 `[h * w, channels // 2]`.
 
-    Returns two float32 arrays `[h * w, channels // 2]`.
+    The first half of the channel pairs is rotated by x, the second half by y.
     """
     frequency = 1.0 / theta ** (np.arange(0, channels, 4, dtype=np.float32)[: channels // 4] / np.float32(channels))
     y, x = np.divmod(np.arange(h * w, dtype=np.float32), np.float32(w))
@@ -75,13 +75,13 @@ def rope_tables(h: int, w: int, channels: int, theta: float = 10_000.0) -> tuple
 def apply_rope(x: jax.Array, cos: np.ndarray, sin: np.ndarray) -> jax.Array:
     """Rotate channel pairs of `x [..., N, C]` by tables `[N, C // 2]`, in float32.
 
-    The reference pairs neighbours. Here the pairs' first members come first, then the second ones (`halves`), which
-    vectors of a CPU and lanes of a TPU can be read from without a stride.
+    Upstream pairs neighbouring channels. Here the channels are in half-split order (`half_split_order`): the first
+    members of all pairs, then the second ones. A CPU's vectors and a TPU's lanes read them without a stride.
     """
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
-def halves(x: jax.Array) -> jax.Array:
-    """Channels 0, 2, 4, ..., 1, 3, 5, ... of `x [..., C]`."""
+def half_split_order(x: jax.Array) -> jax.Array:
+    """Reorder the channels of `x [..., C]` from neighbouring pairs to half-split: 0, 2, 4, ..., 1, 3, 5, ...."""
     return jnp.concatenate([x[..., ::2], x[..., 1::2]], axis=-1)

@@ -1,4 +1,4 @@
-"""The eight official architectures by their official names, and `nano` for CPU, tests and the demo."""
+"""Presets: the eight official architectures by their official names, and `nano` for CPU, tests and the demo."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ PRESETS: dict[str, Sam2Config] = {
         memory_attention_ff=128,
         decoder_heads=4,
         decoder_mlp_dim=128,
-        # Which of three candidates is meant takes long to learn; a small model from scratch has no time for it.
+        # Learning to choose among three candidates takes long, too long for a small model trained from scratch.
         multimask=False,
     ),
 }
 
 
 def preset_config(preset: str, image_size: int | None = None) -> Sam2Config:
-    """The architecture of a preset, at another slice size if one is given.
+    """Return the architecture of a preset, optionally at another image size.
 
     Raises:
-        UserError: no such preset, or a size that is no multiple of 32.
+        UserError: the preset is unknown, or the size is not a multiple of 32 of at least 64.
     """
     if preset not in PRESETS:
-        raise UserError(f"model.preset: there is no '{preset}'; choose one of {', '.join(PRESETS)}")
+        raise UserError(f"model.preset: '{preset}' does not exist; choose one of {', '.join(PRESETS)}")
     config = PRESETS[preset]
     if image_size is None:
         return config

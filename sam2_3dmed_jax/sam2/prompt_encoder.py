@@ -1,7 +1,7 @@
 """Prompt encoder (`sam/prompt_encoder.py`): points, boxes and dense masks become tokens and a dense embedding.
 
-The number of tokens is static; those that are padding are masked out of the two-way transformer. (A padding token
-with label -1 is not neutral: it is SAM's "not a point" and moves the logits.)
+The number of tokens is static; padding tokens are masked out of the two-way transformer. (A token with label -1 is not
+padding: it is SAM's "not a point" and changes the logits.)
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from sam2_3dmed_jax.sam2.position_encoding import PositionEmbeddingRandom
 NOT_A_POINT, NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
 
-class Prompts(NamedTuple):
-    """Prompts of K objects on one slice, padded to T tokens.
+class PromptTokens(NamedTuple):
+    """The prompts of K objects on one slice as T tokens each, some of them padding.
 
     A prompted object has its box corners (labels 2, 3), its points (0, 1) and one `NOT_A_POINT`; an object without
-    prompts has two `NOT_A_POINT` tokens, exactly as the reference.
+    prompts has two `NOT_A_POINT` tokens, exactly as upstream.
     """
 
     coords: jax.Array  # float32 [K, T, 2]: (x, y) in pixels of the S x S slice
     labels: jax.Array  # int32 [K, T]
     valid: jax.Array  # bool [K, T]: False for padding
-    multimask: jax.Array  # bool [K]: choose among the three multimask candidates
+    multimask: jax.Array  # bool [K]: choose one of the three multimask candidates
     mask: jax.Array | None = None  # float32 [K, S/4, S/4]: previous logits, as a dense prompt
     has_mask: jax.Array | None = None  # bool [K]
 
 
-def no_prompts(objects: int, tokens: int = 2) -> Prompts:
-    """What a tracked slice is given: two `NOT_A_POINT` tokens an object, `tokens` in all."""
-    return Prompts(
+def no_prompts(objects: int, tokens: int = 2) -> PromptTokens:
+    """Return the tokens of slices without prompts: two `NOT_A_POINT` tokens per object, padded to `tokens` tokens."""
+    return PromptTokens(
         coords=jnp.zeros((objects, tokens, 2)),
         labels=jnp.full((objects, tokens), NOT_A_POINT, jnp.int32),
         valid=jnp.broadcast_to(jnp.arange(tokens) < 2, (objects, tokens)),
@@ -69,7 +69,7 @@ class PromptEncoder(nnx.Module):
 
     def embed_points(self, coords: jax.Array, labels: jax.Array) -> jax.Array:
         """Embed `coords [K, T, 2]` pixels with `labels [K, T]`; returns float32 `[K, T, C]`."""
-        encoded = self.pe_layer.encode((coords + 0.5) / self.image_size)  # to pixel centres
+        encoded = self.pe_layer.encode((coords + 0.5) / self.image_size)  # coordinates of pixel centres
         kinds = jnp.stack([embedding[...] for embedding in self.point_embeddings])
         embedded = encoded + kinds[jnp.maximum(labels, 0)]
         return jnp.where((labels == NOT_A_POINT)[..., None], self.not_a_point_embed[...], embedded)
@@ -81,13 +81,13 @@ class PromptEncoder(nnx.Module):
             x = layer(x)
         return x
 
-    def dense(self, prompts: Prompts) -> jax.Array:
-        """The dense embedding `[K, h, w, C]`, or `[1, 1, 1, C]` when no object has a dense prompt."""
-        nothing = self.no_mask_embed[...][None, None, None, :]
+    def dense_embedding(self, prompts: PromptTokens) -> jax.Array:
+        """Return the dense embedding `[K, h, w, C]`, or `[1, 1, 1, C]` if no object has a dense prompt."""
+        no_mask = self.no_mask_embed[...][None, None, None, :]
         if prompts.mask is None or prompts.has_mask is None:
-            return nothing
-        return jnp.where(prompts.has_mask[:, None, None, None], self.embed_masks(prompts.mask), nothing)
+            return no_mask
+        return jnp.where(prompts.has_mask[:, None, None, None], self.embed_masks(prompts.mask), no_mask)
 
-    def image_position(self, h: int, w: int) -> jax.Array:
-        """`get_dense_pe`: the encoding of the feature cells, float32 `[h, w, C]`."""
+    def image_position_encoding(self, h: int, w: int) -> jax.Array:
+        """Return the position encoding of the feature cells (`get_dense_pe`), float32 `[h, w, C]`."""
         return self.pe_layer.grid(h, w)

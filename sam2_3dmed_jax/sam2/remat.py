@@ -1,22 +1,30 @@
-"""What the backward pass computes again instead of keeping it: memory for time, in one place for trunk and walk."""
+"""Rematerialisation: what the backward pass computes again instead of keeping it, to trade time for memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
 from sam2_3dmed_jax.config import Remat
 
-POLICIES: dict[Remat, Callable] = {
-    # Products without a batch dimension are those with weights: dear to repeat. Attention's scores are not among them.
+P = ParamSpec("P")
+R = TypeVar("R")
+
+POLICIES: dict[Remat, Callable[..., Any]] = {
+    # Products without a batch dimension are those with weights, which are expensive to repeat. The scores of attention
+    # are not among them.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "all": jax.checkpoint_policies.nothing_saveable,
 }
 
 
-def rematerialised(f: Callable, remat: Remat) -> Callable:
-    """`f`, of whose intermediate values the backward pass keeps those that the policy `remat` names."""
-    # Inside a scan or map nothing can be merged with the first computation, so nothing needs to prevent it; outside,
-    # the barriers that do cost nothing either.
-    return f if remat == "none" else jax.checkpoint(f, policy=POLICIES[remat])
+def remat(function: Callable[P, R], policy: Remat) -> Callable[P, R]:
+    """Return `function` with its intermediate values saved for the backward pass as `policy` says."""
+    if policy == "none":
+        return function
+    # `prevent_cse` keeps its default: inside a scan or map there is nothing to merge with the first computation, and
+    # outside, the barriers that prevent it cost nothing.
+    checkpointed: Callable[P, R] = jax.checkpoint(function, policy=POLICIES[policy])
+    return checkpointed

@@ -1,14 +1,12 @@
 """Checkpoints of a run (Orbax, asynchronous, atomic): weights, optimizer, averaged weights and the step.
 
-The step is also the state of the data, the count of consumed batches: batch i is a function of the seed and i. The
-train step draws nothing at random, so that there is no other state to keep. Beside what Orbax writes stands
-`sums.json`, size and SHA-256 of each file: Orbax notices many a damage, with pages of tracebacks, but loads numbers
-with flipped bits.
+The step is also the state of the data, because batch i is a function of the seed and i; the train step has no random
+numbers. In addition to Orbax's files, a checkpoint contains `sums.json`, the size and SHA-256 of each file: Orbax
+detects missing and truncated files, but not flipped bits in numbers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +14,7 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +22,31 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime import distributed
-from sam2_3dmed_jax.runtime.disk import write_whole, writing
+from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.hashing import sha256_of_file
+from sam2_3dmed_jax.training.run_folder import RESUME, run_write_errors
 from sam2_3dmed_jax.training.step import TrainState
 
 SUMS = "sums.json"
-DAMAGED = "damaged"  # in a run's folder: checkpoints that were passed over
+DAMAGED = "damaged"  # folder in a run's folder, for damaged checkpoints
 
 log = logging.getLogger(__name__)
 
 
+class Restored(NamedTuple):
+    """The newest undamaged checkpoint of a run."""
+
+    state: TrainState
+    step: int  # 0 without a checkpoint
+    damaged: dict[int, str]  # the damage of each newer checkpoint, by step
+
+
 class Checkpoints:
-    """Writes the checkpoints in a run's folder, and keeps the newest few. A context manager: leaving it waits."""
+    """Writes the checkpoints of a run and keeps the newest ones. A context manager, which waits at its end."""
 
     def __init__(self, folder: str | os.PathLike[str], keep: int):
         self._folder = Path(os.path.abspath(folder))
-        with writing(self._folder):
+        with run_write_errors(self._folder):
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -47,35 +56,35 @@ class Checkpoints:
         self._writing: tuple[int, Future] | None = None
 
     def save(self, state: TrainState, step: int) -> None:
-        """Start writing a checkpoint; the state may be donated as soon as this returns.
+        """Start writing a checkpoint. The state may be donated afterwards.
 
         Raises:
-            UserError: this one or the one before cannot be written.
+            UserError: this checkpoint or the previous one cannot be written.
         """
         self.wait()
-        with writing(self._folder / str(step)):
-            # A copy: on CPU the writer would share memory with buffers that the next step overwrites.
+        with run_write_errors(self._folder / str(step)):
+            # On CPU the writer would share memory with buffers that the next step overwrites, so it gets a copy.
             response = self._checkpointer.save_async(
                 step, jax.tree.map(jnp.copy, _tree(state)), force=True, overwrite=True
             )
-        assert response is not None  # it is of no step that is there
+        assert response is not None  # `force` writes every step
 
         def finish() -> None:
             response.result()
-            if distributed.is_first():
+            if distributed.is_first_process():
                 _write_sums(self._folder / str(step))
 
         self._writing = step, self._pool.submit(finish)
 
     def wait(self) -> None:
-        """Wait until all is written.
+        """Wait until the last checkpoint is written.
 
         Raises:
-            UserError: it cannot be.
+            UserError: it cannot be written.
         """
         if self._writing is not None:
             (step, done), self._writing = self._writing, None
-            with writing(self._folder / str(step)):
+            with run_write_errors(self._folder / str(step)):
                 done.result()
 
     def __enter__(self) -> Checkpoints:
@@ -86,55 +95,59 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-            with writing(self._folder):
+            with run_write_errors(self._folder):
                 self._checkpointer.close()
         except UserError:
-            if kind is None:  # else what went wrong first is told
+            if kind is None:  # otherwise the first error is the one to report
                 raise
         finally:
             self._pool.shutdown()
 
 
-def restore(folder: str | os.PathLike[str], state: TrainState) -> tuple[TrainState, int, dict[int, str]]:
-    """The newest undamaged checkpoint, placed like `state`. It changes nothing on disk.
+def restore(folder: str | os.PathLike[str], state: TrainState) -> Restored:
+    """Return the newest undamaged checkpoint, placed like `state`, or `state` itself without one.
 
-    Returns:
-        The restored state and its step, `state` itself and 0 when there is no checkpoint; and the steps of newer,
-        damaged checkpoints with what is wrong with each.
+    It changes nothing on disk.
 
     Raises:
         UserError: all checkpoints are damaged, or one was written by another version.
     """
     folder = Path(os.path.abspath(folder))
-    there = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
     damaged: dict[int, str] = {}
-    for step in there:
+    for step in steps:
         reason = _damage(folder / str(step))
         if not reason:
             try:
-                return _load(folder / str(step), state), step, damaged
+                return Restored(_load(folder / str(step), state), step, damaged)
             except Exception as error:  # Orbax raises many kinds
-                if (folder / str(step) / SUMS).exists():  # it is as it was written
+                if (folder / str(step) / SUMS).exists():  # its files are undamaged
                     raise UserError(
-                        f"{folder / str(step)} is whole, but not of this version ({type(error).__name__}); resume with "
-                        "the version that wrote it, or choose another --out"
+                        f"{folder / str(step)} is undamaged, but this version cannot read it ({type(error).__name__}); "
+                        "resume with the version that wrote it, or choose another --out"
                     ) from error
                 reason = f"it cannot be read ({type(error).__name__})"
         damaged[step] = reason
     if damaged:
-        found = ", ".join(f"{step}: {reason}" for step, reason in damaged.items())
-        raise UserError(f"{folder}: every checkpoint is damaged ({found}); bring a copy back, or choose another --out")
-    return state, 0, {}
+        reasons = ", ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise UserError(f"{folder}: every checkpoint is damaged ({reasons}); restore a copy, or choose another --out")
+    return Restored(state, 0, {})
 
 
 def set_aside(folder: Path, damaged: dict[int, str], used: int) -> None:
-    """Move damaged checkpoints out of the way of those to come, to `damaged/` beside the folder; each is warned of."""
+    """Move damaged checkpoints to `damaged/` in the run's folder, each with a warning.
+
+    Args:
+        folder: of the checkpoints.
+        damaged: the damage by step.
+        used: the step that the run resumes from.
+    """
     for step, reason in damaged.items():
         aside = folder.parent / DAMAGED / str(step)
         log.warning(
-            "%s is damaged (%s) and moved to %s; the run goes on from step %d", folder / str(step), reason, aside, used
+            "%s is damaged (%s) and moved to %s; the run resumes from step %d", folder / str(step), reason, aside, used
         )
-        with writing(aside):
+        with run_write_errors(aside):
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             (folder / str(step)).rename(aside)
@@ -148,7 +161,7 @@ def _load(path: Path, state: TrainState) -> TrainState:
 
 
 def _tree(state: TrainState) -> dict:
-    """A state as plain containers: optax's named tuples are not a stable format."""
+    """Return a state as plain containers, because optax's named tuples are not a stable format."""
     optimizer = jax.tree.leaves(state.optimizer)
     return {"weights": state.weights, "optimizer": optimizer, "step": state.step, "ema": state.ema}
 
@@ -158,18 +171,13 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(files)}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_sums(folder: Path) -> None:
-    sums = {name: [path.stat().st_size, _sha256(path)] for name, path in _files(folder).items()}
-    write_whole(folder / SUMS, json.dumps(sums, indent=1))
+    sums = {name: [path.stat().st_size, sha256_of_file(path)] for name, path in _files(folder).items()}
+    write_text(folder / SUMS, json.dumps(sums, indent=1), RESUME)
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, by its sums; "" if nothing, or if the process died before it wrote them."""
+    """Return the damage of a checkpoint by its sums; "" without damage, or if the process died before it wrote them."""
     try:
         sums = json.loads((folder / SUMS).read_text())
         files = _files(folder)
@@ -178,7 +186,7 @@ def _damage(folder: Path) -> str:
                 return f"{name} is missing"
             if files[name].stat().st_size != size:
                 return f"{name} has {files[name].stat().st_size} bytes of {size}"
-            if _sha256(files[name]) != sha256:
+            if sha256_of_file(files[name]) != sha256:
                 return f"{name} has changed"
     except FileNotFoundError:
         return ""

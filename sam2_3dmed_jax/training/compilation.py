@@ -1,13 +1,12 @@
-"""A run's train step, compiled before its first batch; on CPU by another process, which leaves it in the cache.
+"""Compilation of the train step before the first batch; on CPU in another process, through the persistent cache.
 
-XLA's compiler leaves the C library's heap full of small holes, which every allocation of every later step searches:
-with `nano` at 128 px a step takes 0.42 s in the process that compiled it, and 0.15 s in one that read it from the
-persistent cache (two cores, glibc). A heap ends with its process.
+XLA's compiler leaves the heap of the C library fragmented, which slows every allocation of later steps: with `nano` at
+128 px a step takes 0.42 s in the process that has compiled it, and 0.15 s in a process that reads it from the
+persistent cache (two cores, glibc).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import subprocess
@@ -18,15 +17,16 @@ from pathlib import Path
 import jax
 
 from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.runtime.hashing import sha256_of_text
 from sam2_3dmed_jax.training.setup import Setup, abstract_batch, abstract_run
 from sam2_3dmed_jax.training.sharding import make_mesh
 
 CACHE = "jax_compilation_cache_dir"
-LONG = 100  # steps that are worth the other process's start, some ten seconds
+LONG = 100  # steps from which the start of the other process, some ten seconds, pays off
 
 
-def pays(steps: int) -> bool:
-    """Whether so many steps are run faster if another process compiles them: on one CPU, with a persistent cache."""
+def pays_off(steps: int) -> bool:
+    """Return whether another process should compile for so many steps: on one CPU, with a persistent cache."""
     alone = jax.default_backend() == "cpu" and jax.process_count() == 1
     return alone and steps >= LONG and bool(_cache())
 
@@ -35,21 +35,21 @@ def compile_step(setup: Setup) -> Setup:
     """Compile a run's train step, or read it from the persistent cache.
 
     Returns:
-        For `train`, once: its state is donated to the first step.
+        The setup with the compiled step. `train` can use it once, because the first step donates its state.
     """
-    assert isinstance(setup.step, jax.stages.Wrapped), "it is compiled already"
+    assert isinstance(setup.step, jax.stages.Wrapped), "the step is already compiled"
     batch = abstract_batch(setup.config, setup.sharding)
     lowered = setup.step.lower(setup.state, setup.frozen, batch)
-    if pays(setup.config.training.steps):
-        _compile_apart(setup.config, lowered.as_text())
+    if pays_off(setup.config.training.steps):
+        _compile_in_another_process(setup.config, lowered.as_text())
     return replace(setup, step=lowered.compile())
 
 
-def _compile_apart(config: ExperimentConfig, program: str) -> None:
-    """Let another process fill the cache. If it cannot, nothing is lost: this one compiles then."""
+def _compile_in_another_process(config: ExperimentConfig, program: str) -> None:
+    """Let another process fill the cache. If it fails, this process compiles."""
     cache = _cache()
-    # JAX tells nobody what its cache holds, so a mark beside it does.
-    name = hashlib.sha256(f"{jax.__version__} {jax.device_count()} {program}".encode()).hexdigest()
+    # JAX does not report what its cache contains, so an empty file in it marks the program.
+    name = sha256_of_text(f"{jax.__version__} {jax.device_count()} {program}")
     mark = Path(cache) / f"train_step-{name}"
     if mark.exists():
         return
@@ -74,7 +74,7 @@ def _cache() -> str:
 
 
 def _main() -> None:
-    config = pickle.load(sys.stdin.buffer)  # of `_compile_apart`
+    config = pickle.load(sys.stdin.buffer)  # from `_compile_in_another_process`
     run = abstract_run(config, make_mesh(config.mesh))
     run.step.lower(run.state, run.frozen, run.batch).compile()
 

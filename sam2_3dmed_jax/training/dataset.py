@@ -1,42 +1,73 @@
-"""The cases that a run trains on: the dataset, prepared first where it is not, and the training side of its split."""
+"""Cases of a run: the dataset, prepared first if necessary, and the training and inner cases of its split."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from sam2_3dmed_jax.config import ExperimentConfig, PrepareConfig
+from sam2_3dmed_jax.data.case_reader import CaseReader, classes_to_segment
 from sam2_3dmed_jax.data.datasets import read_dataset
-from sam2_3dmed_jax.data.prepare.prepare import prepare
-from sam2_3dmed_jax.data.prepare.source import Progress
-from sam2_3dmed_jax.data.prepared import CaseEntry, PreparedDataset, is_prepared, read_prepared
+from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
+from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, is_prepared, read_prepared
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.data.splits import Split
-from sam2_3dmed_jax.data.view import ModelView, classes_of
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.methods import method_of
 
 log = logging.getLogger(__name__)
 
 
-def check_data(config: ExperimentConfig) -> None:
-    """Find mistakes in `data` before the run's folder is made.
+class TrainingCases(NamedTuple):
+    """The cases of a run that contain a class to segment, and the split that they come from."""
+
+    train: list[PreparedCase]
+    inner: list[PreparedCase]  # for validation in the run
+    split: Split
+
+    @property
+    def all(self) -> list[PreparedCase]:
+        """Training and inner cases."""
+        return [*self.train, *self.inner]
+
+
+def check_data(config: ExperimentConfig) -> tuple[CaseReader, list[PreparedCase]] | None:
+    """Find mistakes in `data` before the run's folder is created.
+
+    Returns:
+        The reader and the cases of the run, or None if the dataset is not prepared yet.
 
     Raises:
-        UserError: a dataset that cannot be read, classes that it lacks, no such split, or a window that is none.
+        UserError: a dataset that cannot be read, classes that it does not have, or a split or window that does not
+            exist.
     """
     path = config.data.path
     if is_prepared(path):
-        split_cases(open_view(read_prepared(path), config), config)
-        return
+        reader = open_case_reader(read_prepared(path), config)
+        return reader, split_cases(reader, config).all
     raw = read_dataset(path)
-    classes_of(config.data, raw.labels, path)
+    classes_to_segment(config.data, raw.labels, path)
     choose_split([case.id for case in raw.cases], config.data)
+    return None
+
+
+def open_training_cases(
+    config: ExperimentConfig, run: Path, progress: Progress | None = None
+) -> tuple[CaseReader, TrainingCases]:
+    """Return the reader and the cases of a run; the dataset is prepared first if necessary.
+
+    Raises:
+        UserError: as `check_data`; or no case can be prepared.
+    """
+    reader = open_case_reader(prepared_dataset(config, run, progress), config)
+    return reader, split_cases(reader, config)
 
 
 def prepared_dataset(config: ExperimentConfig, run: Path, progress: Progress | None = None) -> PreparedDataset:
-    """The dataset at `data.path` if it is prepared; any other is prepared first, into `run/data`.
+    """Return the dataset at `data.path` if it is prepared; otherwise prepare it into `run/data`.
 
     Raises:
         UserError: no case can be prepared.
@@ -45,48 +76,49 @@ def prepared_dataset(config: ExperimentConfig, run: Path, progress: Progress | N
     if is_prepared(path):
         return read_prepared(path)
     settings = PrepareConfig(method_of(config.model).spacing)
-    distributed.first(lambda: _prepare(path, settings, run, progress))
+    distributed.run_on_first_process(lambda: _prepare(path, settings, run, progress))
     return read_prepared(str(run / "data"))
 
 
 def _prepare(path: str, settings: PrepareConfig, run: Path, progress: Progress | None) -> None:
-    # In this process: a script that calls `train` may have no main module that others can import.
-    report = prepare(read_dataset(path), run / "data", settings, workers=1, progress=progress)
+    # In this process, because worker processes import the main module, which a script that calls `train` may lack.
+    report = prepare_dataset(read_dataset(path), run / "data", settings, workers=1, progress=progress)
     for case_id, reason in report.refused.items():
         log.warning("%s is left out: %s", case_id, reason)
     if not report.dataset.cases:
         raise UserError(f"data.path: no case of {path} can be prepared; see {run / 'data' / 'refused.csv'}")
 
 
-def open_view(dataset: PreparedDataset, config: ExperimentConfig) -> ModelView:
-    """The dataset as the experiment's model sees it.
+def open_case_reader(dataset: PreparedDataset, config: ExperimentConfig) -> CaseReader:
+    """Return the reader of a dataset for the experiment's model.
 
     Raises:
-        UserError: `data.classes` or the window do not fit, or it was prepared at another spacing than the model's.
+        UserError: `data.classes` or the window do not fit, or the dataset was prepared at another spacing than the
+            model's.
     """
     method = method_of(config.model)
     for case in dataset.cases:
-        for wanted, mm in zip(method.spacing, case.spacing, strict=True):
-            if wanted is not None and abs(mm - wanted) > 1e-3 * wanted:
-                given = ",".join(f"{each:g}" for each in method.spacing if each)
+        for model_mm, case_mm in zip(method.spacing, case.spacing, strict=True):
+            if model_mm is not None and abs(case_mm - model_mm) > 1e-3 * model_mm:
+                spacing = ",".join(f"{mm:g}" for mm in method.spacing if mm)
                 raise UserError(
-                    f"data.path: {case.id} has voxels of {' x '.join(f'{each:g}' for each in case.spacing)} mm, the "
-                    f"model of {given}; prepare the dataset with --spacing {given}, or set the model's spacing"
+                    f"data.path: {case.id} has voxels of {' x '.join(f'{mm:g}' for mm in case.spacing)} mm, the "
+                    f"model of {spacing}; prepare the dataset with --spacing {spacing}, or set the model's spacing"
                 )
-    return ModelView(dataset, config.data, method.image_size)
+    return CaseReader(dataset, config.data, method.image_size)
 
 
-def split_cases(view: ModelView, config: ExperimentConfig) -> tuple[list[CaseEntry], list[CaseEntry], Split]:
-    """The training and the inner validation cases of the split that hold a class to segment, and the split.
+def split_cases(reader: CaseReader, config: ExperimentConfig) -> TrainingCases:
+    """Return the training and inner cases of the split that contain a class to segment.
 
-    The split is of all cases of the source, refused ones too, so that it is that of other tools and of `evaluate`.
+    The split is over all cases of the source, refused ones too, so that other tools and `evaluate` have the same one.
 
     Raises:
-        UserError: there are none to train on, or no such split.
+        UserError: no case to train on, or a split that does not exist.
     """
-    split = choose_split(view.dataset.ids, config.data)
-    there = {case.id: case for case in view.dataset.cases if view.areas(case)}
-    cases, inner = ([there[name] for name in part if name in there] for part in (split.train, split.val))
-    if not cases:
+    split = choose_split(reader.dataset.ids, config.data)
+    usable = {case.id: case for case in reader.dataset.cases if reader.areas(case)}
+    train, inner = ([usable[name] for name in part if name in usable] for part in (split.train, split.val))
+    if not train:
         raise UserError(f"{config.data.path}: no training case holds a class to segment; check data.classes")
-    return cases, inner, split
+    return TrainingCases(train, inner, split)

@@ -1,4 +1,4 @@
-"""Batches from the host's memory onto the devices, one ahead of the step that runs."""
+"""Transfer of batches from the host to the devices, one batch ahead of the running step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jax.sharding import Sharding
 
 
 def to_devices(batches: Iterable[Mapping[str, Any]], sharding: Sharding) -> Iterator[dict[str, jax.Array]]:
-    """Put each batch on the devices while the step before it runs: two batches are there at a time.
+    """Put each batch on the devices while the step before it runs. At most two batches are on the devices.
 
     Args:
-        batches: this process's part of each batch, `[B / processes, ...]`; arrays that nobody writes to afterwards.
+        batches: this process's part of each batch, `[B / processes, ...]`; their arrays must not change afterwards.
         sharding: of the leading axis.
 
     Yields:

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM ask a run to stop at its next step boundary, where its state is whole and can be saved.
+"""Handling of Ctrl-C and SIGTERM: a run stops after its current step, where its state is complete and can be saved.
 
-Schedulers send SIGTERM some time before they take a machine away. The run then ends as what the signal has ended, with
-128 + its number (143, or 130): a job that ended with 0 would count as done and not be started again.
+Schedulers send SIGTERM some time before they take a machine away. The run then exits with 128 + the number of the
+signal (143 or 130), because a scheduler would not restart a job that exits with 0.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Whether a signal has come, and which: 0 for none."""
+    """The number of the received signal, or 0."""
 
     signal = 0
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Take the two signals as requests, inside the block. A second Ctrl-C interrupts at once.
+    """Turn the two signals into requests inside the block. A second Ctrl-C interrupts immediately.
 
-    Elsewhere than on the main thread, which alone gets signals, no request ever comes. Nor in several processes, which
-    JAX lets stop at one step: its own handler must stay (`distributed.should_stop`).
+    Only the main thread receives signals; on other threads no request is ever made. With several processes JAX's own
+    handler must stay, which lets all of them stop after the same step (`distributed.preempted`).
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread() or distributed.several():
+    if threading.current_thread() is not threading.main_thread() or distributed.is_distributed():
         yield request
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not request.signal:
             log.warning("stopping after this step; Ctrl-C to stop at once")
         request.signal = request.signal or number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:

@@ -1,6 +1,6 @@
-"""What a run says of itself: `log.csv`, and TensorBoard's scalars, images and the config as text.
+"""Log of a run: `log.csv`, and TensorBoard's scalars, images and the config as text.
 
-Events are written at once and in this thread, so that a full disk is noticed: tensorboardX's own writer hangs on one.
+Events are written immediately and in this thread, because tensorboardX's own writer hangs when the disk is full.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,38 +22,59 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from sam2_3dmed_jax.runtime.disk import write_whole, writing
+from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.training.run_folder import RESUME, run_write_errors
 
-COLUMNS = ("dice", "dice_inner", "gradient_norm", "learning_rate")  # after the losses
+COLUMNS = ("dice_inner", "gradient_norm", "learning_rate")  # after the losses and metrics of `losses.LOSSES`
+
+
+def training_note(metrics: Mapping[str, float], batch_size: int, steps_left: int) -> str:
+    """Return the note of the progress of training: loss, Dice, speed and the time left.
+
+    Args:
+        metrics: `loss`, `dice` and `seconds` per step; `mfu` and `dice_inner` where they are known.
+        batch_size: clips per step, of all processes.
+        steps_left: steps until the end of the run.
+    """
+    seconds = metrics["seconds"]
+    note = f"loss {metrics['loss']:.3f}  Dice {metrics['dice']:.2f}  {seconds:.2f} s/step"
+    if seconds > 0:
+        note += f"  {batch_size / seconds:.1f} clips/s"
+    if "mfu" in metrics:
+        note += f"  MFU {metrics['mfu']:.0%}"
+    if "dice_inner" in metrics:
+        note += f"  inner Dice {metrics['dice_inner']:.3f}"
+    return f"{note}  {timedelta(seconds=round(seconds * steps_left))} left"
 
 
 class Log:
-    """One row a logged step, and the same on TensorBoard. A context manager."""
+    """Writes one row per logged step, and the same values on TensorBoard. Use it as a context manager."""
 
-    def __init__(self, run: Path, start: int, losses: Iterable[str], modules: Iterable[str], config: dict[str, Any]):
-        """Open the log of a run that goes on after step `start`: rows past it are dropped, events hidden.
+    def __init__(self, run: Path, start: int, columns: Iterable[str], modules: Iterable[str], config: dict[str, Any]):
+        """Open the log of a run that continues after step `start`: later rows are dropped, and later events hidden.
 
         Args:
-            run: its folder.
-            start: the step of the checkpoint that it resumes from, or 0.
-            losses: names of the loss's terms, for columns.
-            modules: names of the model's parts, for columns of their gradient norms and learning rates.
-            config: the experiment as JSON holds it.
+            run: the run's folder.
+            start: the step of the checkpoint that the run resumes from, or 0.
+            columns: of losses and metrics (`objective.log_columns`).
+            modules: names of the model's modules, for columns of their gradient norms and learning rates.
+            config: the experiment as plain JSON values.
 
         Raises:
             UserError: the files cannot be written.
         """
         self._path = run / "log.csv"
         by_module = [f"{what}/{module}" for what in ("gradient_norm", "learning_rate") for module in modules]
-        self._columns = ("step", "loss", *losses, *COLUMNS, *by_module, "mfu", "seconds")
+        self._columns = ("step", "loss", *columns, *COLUMNS, *by_module, "mfu", "seconds")
         self._rows = self._read(start)
         text = io.StringIO()
         self._writer(text).writeheader()
         self._writer(text).writerows(self._rows)
-        write_whole(self._path, text.getvalue())
-        with writing(self._path):
+        write_text(self._path, text.getvalue(), RESUME)
+        with run_write_errors(self._path):
             self._file = self._path.open("a", newline="")
-            # The writer names its file by the second, and would overwrite that of a run resumed within it.
+            # The name contains the time in seconds only; without the suffix, a run that resumes within a second would
+            # overwrite the file.
             self._board = EventsWriter(str(run / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
             self._board.write_event(
                 Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
@@ -60,38 +82,38 @@ class Log:
         self._event(start, summary.text("config", f"```json\n{json.dumps(config, indent=2)}\n```"))
 
     def best(self, name: str) -> float:
-        """The largest value of a column in the rows up to `start`; -inf when there is none."""
+        """Return the largest value of a column in the rows up to `start`, or -inf without one."""
         return max((float(row[name]) for row in self._rows if row.get(name)), default=-np.inf)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Add one row, and a scalar for each value (those without a column too).
+        """Add one row, and a scalar for each value, including those without a column.
 
         Raises:
             UserError: the files cannot be written.
         """
         row = {"step": str(step), **{name: repr(value) for name, value in values.items() if name in self._columns}}
-        with writing(self._path):
+        with run_write_errors(self._path):
             self._writer(self._file).writerow(row)
             self._file.flush()
         for name, value in values.items():
             self._event(step, summary.scalar(name, value), flush=False)
-        with writing(self._path.parent):
+        with run_write_errors(self._path.parent):
             self._board.flush()
 
-    def images(self, step: int, pictures: dict[str, np.ndarray]) -> None:
-        """Show uint8 pictures `[H, W, 3]` on TensorBoard.
+    def images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Add uint8 images `[H, W, 3]` to TensorBoard.
 
         Raises:
             UserError: the file cannot be written.
         """
-        for name, picture in pictures.items():
-            self._event(step, summary.image(name, picture, dataformats="HWC"))
+        for name, image in images.items():
+            self._event(step, summary.image(name, image, dataformats="HWC"))
 
     def _read(self, start: int) -> list[dict[str, str]]:
         if not self._path.exists():
             return []
         with self._path.open(newline="") as file:
-            # A kill may have left part of a row at the end.
+            # The last row is incomplete if the process was killed.
             rows = [row for row in csv.DictReader(file) if row.get("seconds")]
         return [{name: row.get(name) or "" for name in self._columns} for row in rows if int(row["step"]) <= start]
 
@@ -99,7 +121,7 @@ class Log:
         return csv.DictWriter(file, self._columns)
 
     def _event(self, step: int, content: Any, flush: bool = True) -> None:
-        with writing(self._path.parent):
+        with run_write_errors(self._path.parent):
             self._board.write_event(Event(wall_time=time.time(), step=step, summary=content))
             if flush:
                 self._board.flush()
@@ -110,7 +132,7 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # What could not be written has been told.
+        # A failed write has already been reported.
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):

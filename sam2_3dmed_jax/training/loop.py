@@ -1,7 +1,7 @@
-"""The training run as one straight script: data, model, mesh, state, step, loop.
+"""Training loop: data, step, log, checkpoint.
 
-A folder that holds a run is resumed: from its newest undamaged checkpoint, with the batches and the log as if never
-stopped. Ctrl-C and SIGTERM stop it at a step boundary, saved.
+A folder that holds a run is resumed from its newest undamaged checkpoint; batches and log continue as if the run had
+never stopped. Ctrl-C and SIGTERM stop it after a step, with its state saved.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import grain
 import jax
 
-from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.config import ExperimentConfig, TrainingConfig
+from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.pipeline import iterate
-from sam2_3dmed_jax.data.prepare.source import Progress as DataProgress
-from sam2_3dmed_jax.data.split_choice import SPLIT, how_made
-from sam2_3dmed_jax.data.split_files import keep_split
+from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.data.split_choice import SPLIT_FILE, split_description
+from sam2_3dmed_jax.data.split_files import write_run_split
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.runtime import distributed
-from sam2_3dmed_jax.runtime.disk import writing
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
-from sam2_3dmed_jax.training.dataset import check_data, open_view, prepared_dataset, split_cases
-from sam2_3dmed_jax.training.features.make import check_features, open_features
+from sam2_3dmed_jax.training.dataset import check_data, open_training_cases
+from sam2_3dmed_jax.training.features.build import check_features, open_features
 from sam2_3dmed_jax.training.feed import to_devices
-from sam2_3dmed_jax.training.forward import make_forward
 from sam2_3dmed_jax.training.guard import LossGuard
 from sam2_3dmed_jax.training.interruption import stop_requests
-from sam2_3dmed_jax.training.log import Log
+from sam2_3dmed_jax.training.log import Log, training_note
 from sam2_3dmed_jax.training.methods import method_of
-from sam2_3dmed_jax.training.parameter_groups import by_part
+from sam2_3dmed_jax.training.objective import log_columns
+from sam2_3dmed_jax.training.parameter_groups import paths_by_module
 from sam2_3dmed_jax.training.profile import Profile
-from sam2_3dmed_jax.training.run_folder import claim_folder, record
+from sam2_3dmed_jax.training.run_folder import claim_folder, record, run_write_errors
 from sam2_3dmed_jax.training.setup import Setup, set_up
-from sam2_3dmed_jax.training.sharding import whole
-from sam2_3dmed_jax.training.step import TrainState, result
+from sam2_3dmed_jax.training.sharding import on_host
+from sam2_3dmed_jax.training.step import TrainState
 from sam2_3dmed_jax.training.utilisation import utilisation
-from sam2_3dmed_jax.training.validation import fixed_batches, inner_dice
-
-Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps, metrics)
+from sam2_3dmed_jax.training.validation import Validation
 
 
 def train(
     config: ExperimentConfig,
     out: str | os.PathLike[str],
     progress: Progress | None = None,
-    data_progress: DataProgress | None = None,
     setup: Setup | None = None,
     profile: int = 0,
 ) -> Path:
@@ -61,11 +61,10 @@ def train(
     Args:
         config: the experiment.
         out: the run's folder: `config.json`, `split.json`, `log.csv`, TensorBoard events, `checkpoints/`, and `final/`
-            when done; with inner cases `best/`, the weights of the highest `dice_inner` so far.
-        progress: called at each logged step.
-        data_progress: called with (what, done, total, note) while a dataset is prepared first.
-        setup: that of this experiment, if there is one (`set_up`, `compile_step`); it cannot be used again.
-        profile: number of steps to write an xprof trace of.
+            at the end; with inner cases also `best/`, the weights of the highest `dice_inner` so far.
+        progress: called at each logged step, and while a dataset is prepared or its slices are encoded first.
+        setup: the experiment's setup (`set_up`, `compile_step`), if it exists already; it cannot be used again.
+        profile: number of steps in an xprof trace.
 
     Returns:
         `out/final`, a native checkpoint.
@@ -79,74 +78,54 @@ def train(
     setup = setup or set_up(config)
     config = setup.config
     training, total, method = config.training, config.training.steps, method_of(config.model)
-    check_data(config)
-    check_features(config, setup.encoder)
+    check_features(config, setup.encoder, check_data(config))
+    distributed.run_on_first_process(lambda: claim_folder(run, config))
 
-    distributed.first(lambda: claim_folder(run, config))
-    view = open_view(prepared_dataset(config, run, data_progress), config)
-    cases, inner, split = split_cases(view, config)
-    how = how_made(config.data, view.dataset.fingerprint)
-    distributed.first(lambda: keep_split(run / SPLIT, split, how))
-    features = open_features(config, setup.encoder, setup.devices, view, [*cases, *inner], data_progress)
-    state, start, damaged = restore(run / "checkpoints", setup.state)
-    distributed.all_here("checkpoints: read")
-    distributed.first(lambda: set_aside(run / "checkpoints", damaged, start))
-    if compilation.pays(total - start) and isinstance(setup.step, jax.stages.Wrapped):
+    reader, cases = open_training_cases(config, run, progress)
+    description = split_description(config.data, reader.dataset.fingerprint)
+    distributed.run_on_first_process(lambda: write_run_split(run / SPLIT_FILE, cases.split, description))
+    features = open_features(config, setup.encoder, setup.devices, reader, cases.all, progress)
+    batches = _batches(config, reader, cases.train, features)
+    validation = Validation(setup, reader, cases.inner or cases.train, features)
+
+    state, start = _restore(run, setup)
+    if compilation.pays_off(total - start) and isinstance(setup.step, jax.stages.Wrapped):
         setup = compilation.compile_step(setup)
-    host, hosts = jax.process_index(), jax.process_count()
-    here = training.batch_size // hosts
-    batches = method.batches(view, cases, config.data, here, training.seed, host, hosts, features)[:total]
-    fixed, drawn = (
-        fixed_batches(method, view, inner or cases, config.data, training, host, hosts, source)
-        for source in (features, None)
-    )
-    forward = make_forward(config.model, setup.sharding.mesh, features is None)
-
-    guard, clock, logged = LossGuard(run, batches, training.loss_limit), time.monotonic(), start
-    speaks = distributed.is_first()
-    used = utilisation(config, setup.devices) if speaks else None
+    first_process = distributed.is_first_process()
+    columns, modules = log_columns(method.losses), paths_by_module(state.weights)
+    guard = LossGuard(run, batches, training.loss_limit)
+    reporter = _Reporter(config, start, progress, utilisation(config, setup.devices) if first_process else None)
     with (
-        Log(run, start, method.losses, by_part(state.weights), record(config)) if speaks else nullcontext() as log,
+        Log(run, start, columns, modules, record(config)) if first_process else nullcontext() as log,
         Checkpoints(run / "checkpoints", training.keep_checkpoints) as checkpoints,
-        Profile(run, start, profile if speaks else 0) as trace,
+        Profile(run, start, profile if first_process else 0) as trace,
         stop_requests() as stop,
-        closing(iterate(batches, start, config.data.workers)) as clips,
-        distributed.ending_together(),  # innermost: what tidies up would wait for a process that is lost
+        closing(iterate(batches, start, config.data.workers)) as host_batches,
+        distributed.propagate_errors(),  # innermost: any cleanup would wait for a lost process
     ):
-        best = distributed.agreed(log.best("dice_inner") if log else 0.0)
-        for done, batch in enumerate(to_devices(clips, setup.sharding), start + 1):
+        best = distributed.broadcast_from_first(log.best("dice_inner") if log else 0.0)
+        for done, batch in enumerate(to_devices(host_batches, setup.sharding), start + 1):
             state, metrics = setup.step(state, setup.frozen, batch)
-            trace.after(done, state)
+            trace.after_step(done, state)
             guard.add(done, metrics)
-            last, stopping = done == total, bool(stop.signal) or distributed.should_stop(done)
-            validates = bool(inner) and (last or _due(done, training.validate_every))
-            saves = last or stopping or _due(done, training.checkpoint_every)
-            logs = last or validates or _due(done, training.log_every)
-            if logs or saves:
+            stopping = bool(stop.signal) or distributed.preempted(done)
+            due = _due(training, done, bool(cases.inner), stopping)
+            if due.log or due.save:
                 guard.check()
-            if validates:
-                metrics["dice_inner"] = inner_dice(setup, forward, state, fixed, config.data.workers)
-            if logs:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                values["seconds"] = (time.monotonic() - clock) / (done - logged)
-                if used:
-                    values["mfu"] = used(values["seconds"])
-                if log:
-                    log.write(done, {**values, "clips_per_second": training.batch_size / values["seconds"]})
-                if progress and speaks:
-                    progress(done, total, {**values, "batch_size": training.batch_size})
-                clock, logged = time.monotonic(), done
-            if validates and values["dice_inner"] > best:
+            if due.validate:
+                metrics["dice_inner"] = validation.dice(state)
+            if due.log:
+                values = reporter.report(done, metrics, log)
+            if due.validate and values["dice_inner"] > best:
                 best = values["dice_inner"]
                 write_native(run / "best", setup, state, {"steps": done, "dice_inner": best})
-            if _due(done, training.images_every):
-                (on_devices,) = to_devices([fixed[0]], setup.sharding)
-                seen = forward(result(state), setup.frozen, on_devices)
+            if due.images:
+                images = validation.images(state)
                 if log:
-                    log.images(done, method.pictures(drawn[0], seen.shown))
-            if saves:
+                    log.images(done, images)
+            if due.save:
                 checkpoints.save(state, done)
-            if stopping and not last:
+            if stopping and done < total:
                 checkpoints.wait()
                 raise Stopped(f"stopped; {run} holds step {done} of {total}", stop.signal or signal.SIGTERM)
 
@@ -154,18 +133,87 @@ def train(
     return run / "final"
 
 
-def _due(done: int, every: int) -> bool:
-    return every > 0 and done % every == 0
-
-
 def write_native(path: Path, setup: Setup, state: TrainState, provenance: dict[str, Any]) -> None:
-    """Write the weights to use as a native checkpoint.
+    """Write the weights of a state as a native checkpoint, averaged ones with `training.ema`.
 
     Raises:
         UserError: it cannot be written.
     """
     config = setup.config
-    told = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
-    info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, told)
-    with writing(path):
-        save_weights(whole(setup.weights(state)), path, info)
+    provenance = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
+    info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
+    with run_write_errors(path):
+        save_weights(on_host(setup.weights(state)), path, info)
+
+
+def _batches(
+    config: ExperimentConfig, reader: CaseReader, cases: list[PreparedCase], features: CachedFeatures | None
+) -> grain.MapDataset:
+    """Return this process's part of the batch of each step."""
+    training, hosts = config.training, jax.process_count()
+    batches = method_of(config.model).batches(
+        reader, cases, config.data, training.batch_size // hosts, training.seed, jax.process_index(), hosts, features
+    )
+    return batches[: training.steps]
+
+
+def _restore(run: Path, setup: Setup) -> tuple[TrainState, int]:
+    """Return the state and step to start from, and move damaged checkpoints away."""
+    state, start, damaged = restore(run / "checkpoints", setup.state)
+    distributed.barrier("checkpoints: read")
+    distributed.run_on_first_process(lambda: set_aside(run / "checkpoints", damaged, start))
+    return state, start
+
+
+class _Due(NamedTuple):
+    """What follows a step."""
+
+    log: bool
+    validate: bool
+    images: bool
+    save: bool
+
+
+def _due(training: TrainingConfig, done: int, has_inner: bool, stopping: bool) -> _Due:
+    """Return what follows the step number `done`."""
+
+    def every(interval: int) -> bool:
+        return interval > 0 and done % interval == 0
+
+    last = done == training.steps
+    validate = has_inner and (last or every(training.validate_every))
+    return _Due(
+        log=last or validate or every(training.log_every),
+        validate=validate,
+        images=every(training.images_every),
+        save=last or stopping or every(training.checkpoint_every),
+    )
+
+
+class _Reporter:
+    """Adds speed to the metrics of logged steps, and reports them to the log and to a progress callback."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        start: int,
+        progress: Progress | None,
+        utilisation: Callable[[float], float] | None,
+    ):
+        """`utilisation` maps seconds per step to model FLOPs utilisation."""
+        self._training, self._progress, self._utilisation = config.training, progress, utilisation
+        self._clock, self._logged = time.monotonic(), start
+
+    def report(self, done: int, metrics: dict[str, jax.Array], log: Log | None) -> dict[str, float]:
+        """Report a step and return its values. `log` is None on all processes but the first, which report nothing."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values["seconds"] = (time.monotonic() - self._clock) / (done - self._logged)
+        if self._utilisation:
+            values["mfu"] = self._utilisation(values["seconds"])
+        batch_size, total = self._training.batch_size, self._training.steps
+        if log:
+            log.write(done, {**values, "clips_per_second": batch_size / values["seconds"]})
+            if self._progress:
+                self._progress("training", done, total, training_note(values, batch_size, total - done))
+        self._clock, self._logged = time.monotonic(), done
+        return values

@@ -1,46 +1,51 @@
-"""The losses of SAM2-3dMed, as pure functions on arrays. Each returns a sum and the number that divides it.
+"""Losses: pure functions on arrays, and the table that assigns each loss its log column and its weight.
 
-Both are over the global batch, so that a loss depends neither on the number of devices nor on padding.
-Masks have losses only on slices that hold the object, from the ungated candidate that fits best; the object score
-has one on every slice (`SEMANTICS`: what SAM 2 gates would get no gradient).
+Each loss is a sum and a divisor over the global batch, so that its value depends neither on the number of devices nor
+on padding. The losses of clips follow the SAM2-3dMed paper and SAM 2 (docs/explanation/semantics.md explains why):
+masks are compared on slices that contain the object, with the best candidate before it is gated by the object score,
+because a gated mask has no gradient; the object score is compared on every slice. The losses of patches are nnU-Net's.
+
+To add a loss, write its function and one entry of `LOSSES`. Everything else follows from the table: the objective, the
+columns of `log.csv`, TensorBoard and the checks (`objective.py`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from sam2_3dmed_jax.config import BdConfig
-from sam2_3dmed_jax.model.targets import boundary_target, srpp_targets
+from sam2_3dmed_jax.config import AnyModelConfig, BdConfig, ModelConfig
+from sam2_3dmed_jax.model.targets import boundary_target, positions_of, srpp_targets
+from sam2_3dmed_jax.sam2.layers import resize_masks
+from sam2_3dmed_jax.training.unroll import Batch, UnrolledClips, propagated_slices
 
-Weight = float | tuple[tuple[int, float], ...]
+SMOOTH = 1e-5  # of the soft Dice of patches, as nnU-Net's
+PatchLogits = list[jax.Array]  # [B, d, h, w, 1 + classes] per resolution, the finest first
 
 
 class Term(NamedTuple):
-    """A loss as sum and number of terms; its value is their quotient, 0 when nothing counts."""
+    """A loss or metric as a sum and its divisor, a count; the value is 0 where the count is 0."""
 
     total: jax.Array
-    number: jax.Array
+    divisor: jax.Array
 
     def mean(self) -> jax.Array:
-        """The quotient."""
-        return self.total / jnp.maximum(self.number, 1.0)
+        """Return the value."""
+        return self.total / jnp.maximum(self.divisor, 1.0)
 
 
-def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
-    """A loss weight at a step: a number, or linear between the knots of a schedule."""
-    if isinstance(weight, tuple):
-        steps, values = zip(*weight, strict=True)
-        return jnp.interp(step, jnp.array(steps, jnp.float32), jnp.array(values, jnp.float32))
-    return jnp.asarray(weight, jnp.float32)
+# Losses of clips. D slices, R = B x K rows (objects of clips), n mask candidates.
 
 
 def best_candidate(logits: jax.Array, target: jax.Array, multimask: jax.Array) -> jax.Array:
-    """The candidate with the lowest BCE plus Dice loss on its slice.
+    """Return the index of the candidate with the lowest sum of BCE and Dice loss on its slice.
 
     Args:
         logits: `[..., n, H, W]`.
@@ -59,73 +64,104 @@ def best_candidate(logits: jax.Array, target: jax.Array, multimask: jax.Array) -
 
 
 def _eligible(candidates: int, multimask: jax.Array) -> jax.Array:
-    """Which candidates may become the mask: bool `[..., n]`."""
+    """Return which candidates may become the mask, bool `[..., n]`."""
     return multimask[..., None] ^ (jnp.arange(candidates) == 0)
 
 
-def mask_bce(logits: jax.Array, target: jax.Array, holds: jax.Array) -> Term:
-    """Mean BCE a slice: `logits`, `target [..., H, W]`; `holds [...]` says which slices count."""
+def mask_bce(logits: jax.Array, target: jax.Array, present: jax.Array) -> Term:
+    """Return the BCE per slice, the mean over its pixels, on slices where `present`.
+
+    Args:
+        logits: `[..., H, W]`.
+        target: `[..., H, W]`.
+        present: bool `[...]`.
+    """
     loss = optax.sigmoid_binary_cross_entropy(logits, target).mean((-2, -1))
-    return Term((loss * holds).sum(), holds.sum(dtype=jnp.float32))
+    return Term((loss * present).sum(), present.sum(dtype=jnp.float32))
 
 
-def clip_dice(logits: jax.Array, target: jax.Array, holds: jax.Array) -> Term:
-    """Soft Dice loss a clip and object, over all its slices that hold the object, never a slice by itself.
+def clip_dice(logits: jax.Array, target: jax.Array, present: jax.Array) -> Term:
+    """Return the soft Dice loss per row, over all slices that contain the object together.
 
     Args:
         logits: `[D, R, H, W]`.
         target: `[D, R, H, W]`.
-        holds: bool `[D, R]`.
+        present: bool `[D, R]`.
     """
-    probability = jax.nn.sigmoid(logits) * holds[..., None, None]
-    target = target * holds[..., None, None]
+    probability = jax.nn.sigmoid(logits) * present[..., None, None]
+    target = target * present[..., None, None]
     overlap = (probability * target).sum((0, 2, 3))
     sizes = probability.sum((0, 2, 3)) + target.sum((0, 2, 3))
-    counts = holds.any(0)
+    counts = present.any(0)
     return Term(((1 - (2 * overlap + 1) / (sizes + 1)) * counts).sum(), counts.sum(dtype=jnp.float32))
 
 
-def iou_error(ious: jax.Array, logits: jax.Array, target: jax.Array, multimask: jax.Array, holds: jax.Array) -> Term:
-    """L1 between predicted IoU and true IoU of each eligible candidate (`[..., n]`), on slices that hold the object."""
+def iou_error(ious: jax.Array, logits: jax.Array, target: jax.Array, multimask: jax.Array, present: jax.Array) -> Term:
+    """Return the L1 distance of predicted and true IoU, the mean over the eligible candidates of a slice.
+
+    Args:
+        ious: predicted IoU `[..., n]`.
+        logits: `[..., n, H, W]`.
+        target: `[..., H, W]`.
+        multimask: bool `[...]`.
+        present: bool `[...]`: slices that contain the object.
+    """
     predicted = logits > 0
     reference = (target > 0.5)[..., None, :, :]
     intersection = (predicted & reference).sum((-2, -1))
     true = intersection / jnp.maximum((predicted | reference).sum((-2, -1)), 1)
     eligible = _eligible(logits.shape[-3], multimask)
     error = jnp.abs(ious - lax.stop_gradient(true)).mean(-1, where=eligible)
-    return Term((error * holds).sum(), holds.sum(dtype=jnp.float32))
+    return Term((error * present).sum(), present.sum(dtype=jnp.float32))
 
 
-def object_score_bce(score_logits: jax.Array, holds: jax.Array, counts: jax.Array) -> Term:
-    """BCE of "the object is on this slice", on every slice that `counts`; all `[D, R]`."""
-    loss = optax.sigmoid_binary_cross_entropy(score_logits, holds.astype(jnp.float32))
-    return Term((loss * counts).sum(), counts.sum(dtype=jnp.float32))
+def object_score_bce(score_logits: jax.Array, present: jax.Array, propagated: jax.Array) -> Term:
+    """Return the BCE of "the object is on this slice" per propagated slice; all `[D, R]`."""
+    loss = optax.sigmoid_binary_cross_entropy(score_logits, present.astype(jnp.float32))
+    return Term((loss * propagated).sum(), propagated.sum(dtype=jnp.float32))
+
+
+def hard_dice(logits: jax.Array, target: jax.Array, propagated: jax.Array) -> Term:
+    """Return the Dice per row that contains its object, over all propagated slices together.
+
+    Args:
+        logits: of the chosen masks, gated by the object score, `[D, R, H, W]`.
+        target: `[D, R, H, W]`.
+        propagated: bool `[D, R]`.
+    """
+    predicted = (logits > 0) & propagated[..., None, None]
+    reference = (target > 0.5) & propagated[..., None, None]
+    overlap = (predicted & reference).sum((0, 2, 3))
+    sizes = predicted.sum((0, 2, 3)) + reference.sum((0, 2, 3))
+    present = reference.any((0, 2, 3))
+    dice = jnp.where(present, 2 * overlap / jnp.maximum(sizes, 1), 0)
+    return Term(dice.sum(), present.sum(dtype=jnp.float32))
 
 
 def srpp_loss(predicted: jax.Array, positions: jax.Array, valid: jax.Array, scale: float) -> Term:
-    """Squared error of each ordered pair i != j of valid slices (paper, L_srpp).
+    """Return the squared error per ordered pair i != j of valid slices (paper, L_srpp).
 
     Args:
         predicted: `P_pos` `[B, D, D]`, in units of `scale`.
         positions: `[B, D]`.
         valid: bool `[B, D]`.
-        scale: divides the targets.
+        scale: divisor of the targets.
     """
     pairs = valid[:, :, None] & valid[:, None, :] & ~jnp.eye(valid.shape[1], dtype=bool)
     error = jnp.square(predicted - srpp_targets(positions, scale))
     return Term((error * pairs).sum(), pairs.sum(dtype=jnp.float32))
 
 
-def boundary_loss(logits: jax.Array, target: jax.Array, holds: jax.Array, normaliser: str) -> Term:
-    """Class-balanced BCE of the boundary, an object and slice (paper, L_bd), on slices that hold the object.
+def boundary_loss(logits: jax.Array, target: jax.Array, present: jax.Array, normaliser: str) -> Term:
+    """Return the class-balanced BCE of the boundary per slice and object (paper, L_bd).
 
     `(N_nonbd / N) sum_bd BCE + (N_bd / N) sum_nonbd BCE`, divided by `2 N_bd N_nonbd / N` (`balanced`, ours: the mean
-    of the two classes' means, whatever the size of image and target) or by N (`paper`).
+    of the means of the two classes, which does not depend on the sizes of image and target) or by N (`paper`).
 
     Args:
         logits: `[..., H, W]`.
         target: in {0, 1}, `[..., H, W]`.
-        holds: bool `[...]`.
+        present: bool `[...]`: slices that contain the object.
         normaliser: see `BdConfig`.
     """
     bce = optax.sigmoid_binary_cross_entropy(logits, target)
@@ -136,11 +172,187 @@ def boundary_loss(logits: jax.Array, target: jax.Array, holds: jax.Array, normal
     off = (bce * (1 - target)).sum((-2, -1))
     loss = (others * on + boundary * off) / pixels
     divisor = pixels if normaliser == "paper" else 2 * boundary * others / pixels
-    counts = holds & (boundary > 0) & (others > 0)
+    counts = present & (boundary > 0) & (others > 0)
     loss = jnp.where(counts, loss / jnp.where(counts, divisor, 1.0), 0.0)
     return Term(loss.sum(), counts.sum(dtype=jnp.float32))
 
 
-def boundary_term(logits: jax.Array, masks: jax.Array, holds: jax.Array, config: BdConfig) -> Term:
-    """`boundary_loss` of logits against masks, both `[..., H, W]`."""
-    return boundary_loss(logits, boundary_target(masks, config.width), holds, config.normaliser)
+def mask_boundary_loss(logits: jax.Array, masks: jax.Array, present: jax.Array, config: BdConfig) -> Term:
+    """Return the `boundary_loss` of logits against the boundaries of masks, both `[..., H, W]`."""
+    return boundary_loss(logits, boundary_target(masks, config.width), present, config.normaliser)
+
+
+class ClipInputs(NamedTuple):
+    """What the losses of clips are computed from."""
+
+    out: UnrolledClips
+    batch: Batch
+    target: jax.Array  # reference masks, float32 [D, R, S, S]
+    propagated: jax.Array  # bool [D, R]: slices from the prompt on, without padding
+    present: jax.Array  # bool [D, R]: propagated slices that contain the object
+    candidates: jax.Array  # logits of the mask candidates, without a gradient, [D, R, n, S/4, S/4]
+    chosen: jax.Array  # logits of the best candidate, [D, R, S, S]
+
+
+def clip_inputs(out: UnrolledClips, batch: Batch) -> ClipInputs:
+    """Return the inputs of the losses of a batch of clips."""
+    b, d, k, size, _ = batch["masks"].shape
+    target = jnp.moveaxis(batch["masks"], 1, 0).reshape(d, b * k, size, size).astype(jnp.float32)
+    propagated = propagated_slices(batch)
+    present = propagated & target.any((-2, -1))
+    # The candidate is chosen at the decoder's resolution, and only the chosen one is enlarged with a gradient.
+    candidates = lax.stop_gradient(out.candidates.logits)
+    coarse = resize_masks(target, candidates.shape[-1])
+    best = best_candidate(candidates, coarse, out.multimask)
+    chosen = jnp.take_along_axis(out.candidates.logits, best[..., None, None, None], axis=2)[:, :, 0]
+    return ClipInputs(out, batch, target, propagated, present, candidates, resize_masks(chosen, size))
+
+
+def _bce(x: ClipInputs, model: ModelConfig) -> Term:
+    return mask_bce(x.chosen, x.target, x.present)
+
+
+def _dice(x: ClipInputs, model: ModelConfig) -> Term:
+    return clip_dice(x.chosen, x.target, x.present)
+
+
+def _iou(x: ClipInputs, model: ModelConfig) -> Term:
+    candidates = resize_masks(x.candidates, x.target.shape[-1])
+    return iou_error(x.out.candidates.ious, candidates, x.target, x.out.multimask, x.present)
+
+
+def _object_score(x: ClipInputs, model: ModelConfig) -> Term:
+    return object_score_bce(x.out.candidates.object_score_logits, x.present, x.propagated)
+
+
+def _hard_dice(x: ClipInputs, model: ModelConfig) -> Term:
+    return hard_dice(resize_masks(x.out.mask_logits, x.target.shape[-1]), x.target, x.propagated)
+
+
+def _srpp(x: ClipInputs, model: ModelConfig) -> Term:
+    assert x.out.positions is not None
+    srpp = model.slice_position
+    return srpp_loss(x.out.positions, positions_of(x.batch, srpp), x.batch["slice_valid"], srpp.scale)
+
+
+def _boundary(x: ClipInputs, model: ModelConfig) -> Term:
+    assert x.out.candidates.boundary_logits is not None
+    logits = resize_masks(x.out.candidates.boundary_logits, x.target.shape[-1])
+    return mask_boundary_loss(logits, x.target, x.present, model.boundary)
+
+
+# Losses of patches, for the U-Net.
+
+
+class PatchScale(NamedTuple):
+    """The logits and labels of a batch of patches at one resolution of the decoder."""
+
+    share: float  # of the resolution in the loss
+    logits: jax.Array  # [B, d, h, w, 1 + classes]
+    onehot: jax.Array  # [B, d, h, w, 1 + classes]
+
+
+class PatchInputs(NamedTuple):
+    """What the losses of patches are computed from."""
+
+    scales: list[PatchScale]  # the finest first, without the coarsest
+    logits: jax.Array  # of the finest resolution, [B, D, H, W, 1 + classes]
+    labels: jax.Array  # [B, D, H, W]
+
+
+def patch_inputs(out: PatchLogits, batch: Batch) -> PatchInputs:
+    """Return the inputs of the losses of a batch of patches.
+
+    As in nnU-Net, each resolution has half the share of the next finer one, and the coarsest has none.
+    """
+    labels = batch["labels"]
+    used = out[:-1] or out
+    shares = np.array([0.5**scale for scale in range(len(used))])
+    shares /= shares.sum()
+    scales = [
+        PatchScale(share, logits, jax.nn.one_hot(_coarse_labels(labels, logits.shape[1:4]), logits.shape[-1]))
+        for logits, share in zip(used, shares.tolist(), strict=True)
+    ]
+    return PatchInputs(scales, out[0], labels)
+
+
+def patch_cross_entropy(x: PatchInputs, model: AnyModelConfig) -> Term:
+    """Return the cross-entropy over classes per patch."""
+    loss = jnp.zeros(len(x.labels))
+    for share, logits, onehot in x.scales:
+        loss = loss - share * (jax.nn.log_softmax(logits) * onehot).sum(-1).mean((1, 2, 3))
+    return Term(loss.sum(), jnp.asarray(len(x.labels), jnp.float32))
+
+
+def patch_dice(x: PatchInputs, model: AnyModelConfig) -> Term:
+    """Return the soft Dice loss per patch, the mean over the classes without the background."""
+    loss = jnp.zeros(len(x.labels))
+    for share, logits, onehot in x.scales:
+        loss = loss + share * (1 - _soft_dice(jax.nn.softmax(logits)[..., 1:], onehot[..., 1:]))
+    return Term(loss.sum(), jnp.asarray(len(x.labels), jnp.float32))
+
+
+def patch_hard_dice(x: PatchInputs, model: AnyModelConfig) -> Term:
+    """Return the Dice per class and patch that contains the class."""
+    classes = jnp.arange(1, x.logits.shape[-1])
+    predicted = x.logits.argmax(-1)[..., None] == classes
+    reference = x.labels[..., None] == classes
+    sizes = reference.sum((1, 2, 3))
+    overlap = (predicted & reference).sum((1, 2, 3))
+    dice = 2 * overlap / jnp.maximum(predicted.sum((1, 2, 3)) + sizes, 1)
+    return Term((dice * (sizes > 0)).sum(), (sizes > 0).sum(dtype=jnp.float32))
+
+
+def _coarse_labels(labels: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return labels `[B, D, H, W]` at a coarser resolution: the middle voxel of each block."""
+    for axis, size in enumerate(shape, 1):
+        step = labels.shape[axis] // size
+        labels = lax.slice_in_dim(labels, step // 2, None, step, axis)
+    return labels
+
+
+def _soft_dice(probability: jax.Array, target: jax.Array) -> jax.Array:
+    """Return the soft Dice of each patch, the mean over classes, `[B]` from `[B, d, h, w, classes]`."""
+    overlap = (probability * target).sum((1, 2, 3))
+    sizes = probability.sum((1, 2, 3)) + target.sum((1, 2, 3))
+    return ((2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean(-1)
+
+
+# The table.
+
+LOGGED_ONLY = None  # the weight of a term that is logged and not trained on
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One entry of the table: a term of the objective, or a metric that is only logged."""
+
+    column: str  # its name in `log.csv` and on TensorBoard
+    compute: Callable[[Any, Any], Term]  # from `ClipInputs` or `PatchInputs`, and the model's config
+    weight: str | float | None  # a field of `LossConfig`, a fixed weight, or LOGGED_ONLY
+    in_segmentation: bool = True  # whether L_seg contains it
+    active: Callable[[Any], bool] = lambda model: True  # whether a model with this config has it
+
+
+# By the kind of model, in the order in which the objective adds them.
+LOSSES: dict[str, tuple[Loss, ...]] = {
+    "sam2": (
+        Loss("loss_bce", _bce, weight="bce"),
+        Loss("loss_dice", _dice, weight="dice"),
+        Loss("loss_iou", _iou, weight="iou"),
+        Loss("loss_object_score", _object_score, weight="object_score"),
+        Loss("dice", _hard_dice, weight=LOGGED_ONLY),
+        Loss("loss_srpp", _srpp, weight="srpp", in_segmentation=False, active=lambda model: model.srpp),
+        Loss("loss_bd", _boundary, weight="bd", in_segmentation=False, active=lambda model: model.bd),
+    ),
+    "unet": (
+        Loss("loss_ce", patch_cross_entropy, weight="ce"),
+        Loss("loss_dice", patch_dice, weight="dice"),
+        Loss("dice", patch_hard_dice, weight=LOGGED_ONLY),
+    ),
+}
+
+
+def compute_terms(losses: Sequence[Loss], inputs: Any, model: AnyModelConfig) -> dict[str, Term]:
+    """Return the terms of a batch by column, for the losses that the model has."""
+    return {loss.column: loss.compute(inputs, model) for loss in losses if loss.active(model)}

@@ -1,101 +1,126 @@
-"""The objective `L = L_seg + lambda_srpp L_srpp + lambda_bd L_bd` (paper) from the terms of a batch, or of a part."""
+"""Objective `L = L_seg + lambda_srpp L_srpp + lambda_bd L_bd` (paper): the weighted sum of the table of losses.
+
+The table is `losses.LOSSES`. A term that a model returns without an entry, and a weight of `LossConfig` without an
+entry, are errors before the first step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sam2_3dmed_jax.config import LossConfig, ModelConfig
-from sam2_3dmed_jax.model.targets import positions_of
-from sam2_3dmed_jax.sam2.layers import resize_masks
-from sam2_3dmed_jax.training import losses
-from sam2_3dmed_jax.training.losses import Term
-from sam2_3dmed_jax.training.unroll import WalkOutput, walked_slices
+from sam2_3dmed_jax.config import LossConfig
+from sam2_3dmed_jax.training.losses import LOSSES, Loss, Term
+from sam2_3dmed_jax.training.unroll import Batch
 
-Batch = dict[str, jax.Array]
-Numbers = dict[str, jax.Array]  # what divides each term's sum
-SEGMENTATION = ("bce", "ce", "dice", "iou", "object_score")  # the terms of L_seg
+Weight = float | tuple[tuple[int, float], ...]  # a number, or the knots of a schedule
+Divisors = dict[str, jax.Array]  # of the terms, by column
 
 
-def terms(out: WalkOutput, batch: Batch, model: ModelConfig) -> dict[str, Term]:
-    """Each term of the loss by its name in the log, and `dice`, of the chosen masks."""
-    b, d, k, size, _ = batch["masks"].shape
-    target = jnp.moveaxis(batch["masks"], 1, 0).reshape(d, b * k, size, size).astype(jnp.float32)
-    counts = walked_slices(batch)
-    holds = counts & target.any((-2, -1))
-    # The candidate is chosen at the decoder's resolution, and only that one is enlarged with a gradient.
-    candidates = jax.lax.stop_gradient(out.candidates.logits)  # [D, R, n, S/4, S/4]
-    coarse = resize_masks(target, candidates.shape[-1])
-    best = losses.best_candidate(candidates, coarse, out.multimask)
-    chosen = jnp.take_along_axis(out.candidates.logits, best[..., None, None, None], axis=2)[:, :, 0]
-    chosen = resize_masks(chosen, size)  # [D, R, S, S]
-
-    found = {
-        "loss_bce": losses.mask_bce(chosen, target, holds),
-        "loss_dice": losses.clip_dice(chosen, target, holds),
-        "loss_iou": losses.iou_error(out.candidates.ious, resize_masks(candidates, size), target, out.multimask, holds),
-        "loss_object_score": losses.object_score_bce(out.candidates.object_score_logits, holds, counts),
-        "dice": _hard_dice(resize_masks(out.mask_logits, size), target, counts),
-    }
-    if out.positions is not None:
-        srpp = model.slice_position
-        positions = positions_of(batch, srpp)
-        found["loss_srpp"] = losses.srpp_loss(out.positions, positions, batch["slice_valid"], srpp.scale)
-    if out.candidates.boundary_logits is not None:
-        boundary = resize_masks(out.candidates.boundary_logits, size)
-        found["loss_bd"] = losses.boundary_term(boundary, target, holds, model.boundary)
-    return found
+def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
+    """Return the weight of a loss at a step: a number, or linear between the knots of a schedule."""
+    if isinstance(weight, tuple):
+        steps, values = zip(*weight, strict=True)
+        return jnp.interp(step, jnp.array(steps, jnp.float32), jnp.array(values, jnp.float32))
+    return jnp.asarray(weight, jnp.float32)
 
 
-def term_numbers(
+def log_columns(losses: Sequence[Loss]) -> tuple[str, ...]:
+    """Return the columns of the log after `loss`: L_seg, what the objective adds to it, its terms, and metrics."""
+    weighted = [loss for loss in losses if loss.weight is not None]
+    return (
+        "loss_seg",
+        *(loss.column for loss in weighted if not loss.in_segmentation),
+        *(loss.column for loss in weighted if loss.in_segmentation),
+        *(loss.column for loss in losses if loss.weight is None),
+    )
+
+
+def check_loss_weights(weights: LossConfig) -> None:
+    """Check that each weight of the config belongs to a loss, and that each loss has its weight.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    fields = {field.name for field in dataclasses.fields(weights)}
+    used = {loss.weight for losses in LOSSES.values() for loss in losses if isinstance(loss.weight, str)}
+    if unused := sorted(fields - used):
+        raise ValueError(
+            f"training.loss: no loss has the weight {', '.join(unused)}; add its entry to LOSSES in "
+            "training/losses.py, or remove the field from LossConfig"
+        )
+    if missing := sorted(used - fields):
+        raise ValueError(
+            f"training/losses.py: an entry of LOSSES has the weight {', '.join(missing)}, which is not a field of "
+            "LossConfig; add the field, or give the entry a number or LOGGED_ONLY"
+        )
+
+
+def check_terms(columns: Iterable[str], losses: Sequence[Loss]) -> None:
+    """Check that the table lists each term, so that none is returned but not trained.
+
+    Raises:
+        ValueError: a term without an entry.
+    """
+    if unknown := sorted(set(columns) - {loss.column for loss in losses}):
+        raise ValueError(
+            f"training/losses.py: the model returns {', '.join(unknown)} without an entry in LOSSES; add an entry "
+            "with its weight, or with LOGGED_ONLY"
+        )
+
+
+def term_divisors(
     forward: Callable[[Batch], Any], terms: Callable[[Any, Batch], dict[str, Term]], batch: Batch
-) -> Numbers:
-    """What divides the terms of a batch. It depends on the batch alone: the compiler drops the rest of the terms."""
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(forward, batch))
-    return {name: term.number for name, term in terms(nothing, batch).items()}
+) -> Divisors:
+    """Return the divisors of a batch's terms. They depend on the batch alone: the compiler drops the forward pass."""
+    outputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(forward, batch))
+    return {column: term.divisor for column, term in terms(outputs, batch).items()}
 
 
 def objective(
-    found: dict[str, Term],
+    terms: dict[str, Term],
+    losses: Sequence[Loss],
     weights: LossConfig,
     step: jax.Array,
-    total: Callable[[Numbers], Numbers] = lambda numbers: numbers,
-    numbers: Numbers | None = None,
+    sum_divisors: Callable[[Divisors], Divisors] = lambda divisors: divisors,
+    divisors: Divisors | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss and its parts: `loss`, `loss_seg`, `loss_srpp`, `loss_bd`, ..., and `dice`.
+    """Return the loss, and by column `loss`, `loss_seg` and the value of each term.
 
-    Of a part of a batch they are the part's shares, which add up to the whole's.
+    For a part of a batch they are its shares, whose sum over the parts is the value of the whole batch.
 
     Args:
-        found: the terms of the batch, or of the part, by name; a model has those of its kind.
-        weights: of the terms.
-        step: int32, where schedules are.
-        total: sums numbers over the devices that walk the other parts.
-        numbers: of the whole batch, if other parts are walked at another time.
+        terms: of the batch or part, by column.
+        losses: the table of the model's kind.
+        weights: of the losses.
+        step: int32, for weights that are schedules.
+        sum_divisors: sums divisors over the devices that hold the other parts.
+        divisors: of the whole batch, if its parts are computed one after the other.
+
+    Raises:
+        ValueError: a term without an entry in the table.
     """
-    numbers = numbers or total({name: term.number for name, term in found.items()})
-    parts = {name: Term(term.total, numbers[name]).mean() for name, term in found.items()}
-    loss = jnp.zeros(())
-    for name in SEGMENTATION:
-        if f"loss_{name}" in parts:
-            loss = loss + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
-    parts["loss_seg"] = loss
-    for name in ("srpp", "bd"):
-        if f"loss_{name}" in parts:
-            loss = loss + losses.weight_at(getattr(weights, name), step) * parts[f"loss_{name}"]
-    parts["loss"] = loss
-    return loss, parts
+    check_terms(terms, losses)
+    divisors = divisors or sum_divisors({column: term.divisor for column, term in terms.items()})
+    values = {column: Term(term.total, divisors[column]).mean() for column, term in terms.items()}
+    weighted = [loss for loss in losses if loss.weight is not None and loss.column in terms]
+    total = jnp.zeros(())
+    for loss in weighted:
+        if loss.in_segmentation:
+            total = total + weight_at(_weight(loss, weights), step) * values[loss.column]
+    values["loss_seg"] = total
+    for loss in weighted:
+        if not loss.in_segmentation:
+            total = total + weight_at(_weight(loss, weights), step) * values[loss.column]
+    values["loss"] = total
+    return total, values
 
 
-def _hard_dice(logits: jax.Array, target: jax.Array, counts: jax.Array) -> Term:
-    """Dice of the gated, chosen masks, over clips that hold their object."""
-    predicted = (logits > 0) & counts[..., None, None]
-    reference = (target > 0.5) & counts[..., None, None]
-    overlap = (predicted & reference).sum((0, 2, 3))
-    sizes = predicted.sum((0, 2, 3)) + reference.sum((0, 2, 3))
-    holds = reference.any((0, 2, 3))
-    dice = jnp.where(holds, 2 * overlap / jnp.maximum(sizes, 1), 0)
-    return Term(dice.sum(), holds.sum(dtype=jnp.float32))
+def _weight(loss: Loss, weights: LossConfig) -> Weight:
+    """Return the weight of a loss: a field of the config, or its own number."""
+    weight: Weight = getattr(weights, loss.weight) if isinstance(loss.weight, str) else loss.weight  # type: ignore[assignment]
+    return weight

@@ -1,11 +1,13 @@
-"""AdamW with warm-up and cosine, per-part learning rates, and small parameters packed into a few vectors.
+"""AdamW with learning-rate schedules and parameter groups; small parameters are packed into a few vectors.
 
-A model has hundreds of small parameters. Updated one by one they are more than half of the train step's program,
-in compile time and in kernel launches; packed, a few vector operations. Large ones stay apart, to be sharded.
+A model has hundreds of small parameters. If each were updated separately, the updates would be more than half of the
+train step's compile time and kernel launches; packed, they are a few vector operations. Large parameters are not
+packed, so that they can be sharded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -15,26 +17,44 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import TrainingConfig
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.parameter_groups import rate_factors
 from sam2_3dmed_jax.training.sharding import SMALL, weight_shardings
 
-# Far above rounding and far below gradients: a softmax does not see its keys' bias, whose gradient is rounding alone
-# (1e-10), and which an epsilon of 1e-8 would let walk apart on other meshes.
+# Far above rounding errors and far below gradients. The gradient of the bias of attention keys is rounding error alone
+# (1e-10), because a softmax does not depend on it; with an epsilon of 1e-8 it would differ between meshes.
 EPSILON = 1e-7
 
 
-def learning_rate(config: TrainingConfig) -> optax.Schedule:
-    """Linear warm-up, then cosine to a hundredth of the peak."""
+def warmup_cosine(config: TrainingConfig) -> optax.Schedule:
+    """Return linear warm-up, then cosine decay to `learning_rate_floor` of the peak."""
     warmup = min(config.warmup_steps, config.steps)
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), config.learning_rate / 100
-    )
+    floor = config.learning_rate * config.learning_rate_floor
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(config.steps, warmup + 1), floor)
+
+
+# The values of `training.learning_rate_schedule`.
+SCHEDULES: dict[str, Callable[[TrainingConfig], optax.Schedule]] = {"warmup_cosine": warmup_cosine}
+
+
+def learning_rate(config: TrainingConfig) -> optax.Schedule:
+    """Return the learning rate by step.
+
+    Raises:
+        UserError: an unknown schedule.
+    """
+    if config.learning_rate_schedule not in SCHEDULES:
+        raise UserError(
+            f"training.learning_rate_schedule: {config.learning_rate_schedule} does not exist; choose from "
+            f"{', '.join(SCHEDULES)}"
+        )
+    return SCHEDULES[config.learning_rate_schedule](config)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are updated as one array; they share learning-rate factor and weight decay."""
+    """Parameters that are updated as one array, with the same learning-rate factor and weight decay."""
 
     paths: tuple[str, ...]
     factor: float
@@ -42,15 +62,14 @@ class Group:
 
 
 class Optimizer:
-    """AdamW over the groups of a set of weights. Pure: it holds structure, never values."""
+    """AdamW over the groups of a set of weights. Its methods are pure functions; it stores no arrays."""
 
     def __init__(self, config: TrainingConfig, weights: Weights):
         factors = rate_factors(weights, config.part_learning_rates)
         packed: dict[tuple[float, bool], list[str]] = {}
         self.groups: dict[str, Group] = {}
-        for path, value in sorted(
-            weights.items()
-        ):  # a checkpoint's packed moments must not depend on who made the dict
+        # Sorted, because the packed moments of a checkpoint must not depend on the order of the weights.
+        for path, value in sorted(weights.items()):
             kind = (factors[path], path.endswith("kernel"))  # vectors, embeddings and norms do not decay
             if value.size < SMALL:
                 packed.setdefault(kind, []).append(path)
@@ -61,33 +80,33 @@ class Optimizer:
             self.groups[name] = Group(tuple(paths), factor, decays)
         self._update = optax.chain(
             optax.clip_by_global_norm(config.gradient_clip),
-            optax.scale_by_adam(b1=0.9, b2=0.95, eps=EPSILON),
+            optax.scale_by_adam(*config.adam_betas, eps=EPSILON),
             optax.add_decayed_weights(config.weight_decay, mask={n: g.decays for n, g in self.groups.items()}),
             optax.stateless(lambda updates, _: {n: u * self.groups[n].factor for n, u in updates.items()}),
             optax.scale_by_learning_rate(learning_rate(config)),
         )
 
     def init(self, weights: Weights) -> optax.OptState:
-        """The state for these weights: two moments each, and the step count."""
+        """Return the state for these weights: two moments each, and the step count."""
         return self._update.init(self._pack(weights))
 
     def apply(self, gradients: Weights, state: optax.OptState, weights: Weights) -> tuple[Weights, optax.OptState]:
-        """One update; returns new weights and state."""
+        """Return the updated weights and state."""
         old = self._pack(weights)
         updates, state = self._update.update(self._pack(gradients), state, old)
         return self._unpack(optax.apply_updates(old, updates), weights), state
 
     def shardings(self, weights: Weights, mesh: Mesh) -> optax.OptState:
-        """Where the state lives: moments of large parameters like these, all else everywhere."""
-        everywhere = NamedSharding(mesh, P())
+        """Return the shardings of the state: moments like their large parameters, everything else replicated."""
+        replicated = NamedSharding(mesh, P())
         large = weight_shardings(mesh, weights)
-        like = {name: large.get(name, everywhere) for name in self.groups}
+        like = {name: large.get(name, replicated) for name in self.groups}
         return optax.tree_map_params(
             self._update,
             lambda _, sharding: sharding,
             jax.eval_shape(self.init, weights),
             like,
-            transform_non_params=lambda _: everywhere,
+            transform_non_params=lambda _: replicated,
         )
 
     def _pack(self, weights: Weights) -> Weights:
@@ -111,5 +130,5 @@ class Optimizer:
 
 
 def _joined(arrays: list[jax.Array]) -> jax.Array:
-    """One vector, behind a barrier: fused into what reads it, XLA finds each number's array by hundreds of branches."""
+    """Return one vector. The barrier keeps XLA from fusing it into its reader, with hundreds of branches per number."""
     return jax.lax.optimization_barrier(jnp.concatenate([array.reshape(-1) for array in arrays]))

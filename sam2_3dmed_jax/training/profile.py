@@ -1,4 +1,4 @@
-"""An xprof trace of a few steps, in the run's folder, where TensorBoard's profile plugin finds it."""
+"""Profiling: an xprof trace of a few steps, in the run's folder, where TensorBoard's profile plugin finds it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 import jax
 
-WARM = 2  # steps of this process before the trace: the first compiles, and one more settles
+WARM = 2  # steps of this process before the trace; the first one includes compilation
 
 
 class Profile:
-    """Traces `steps` steps of a run, from the third of this process on. A context manager."""
+    """Traces some steps of a run, from the third step of this process on. Use it as a context manager."""
 
     def __init__(self, run: Path, start: int, steps: int):
-        """`start` is the number of steps done; of 0 `steps`, nothing is traced."""
+        """`start` is the number of finished steps; `steps` is the number of steps to trace, 0 for none."""
         self._run, self._first, self._steps, self._on = run, start + WARM, steps, False
 
-    def after(self, done: int, state: Any) -> None:
-        """Say that `done` steps are on their way, to `state`."""
+    def after_step(self, done: int, state: Any) -> None:
+        """Start or stop the trace after step `done`, whose result is `state`."""
         if self._steps and done == self._first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._run)

@@ -1,18 +1,20 @@
-"""A run's folder belongs to one experiment, which `config.json` records."""
+"""The record of a run's experiment: `config.json` in the run's folder, which belongs to one experiment."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig, UNetConfig, upgrade_record
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.disk import write_whole, writing
+from sam2_3dmed_jax.runtime.atomic_files import write_errors, write_text
 
 CONFIG = "config.json"
-# What a resumed run may change: none of it decides a number that is trained, or which weights become `best`.
+RESUME = "make room or repair the disk, then run the same command again: it resumes from the newest checkpoint"
+# Settings that a resumed run may change: they affect neither the trained weights nor the choice of `best`.
 MAY_CHANGE = frozenset(
     {
         *("data.workers", "training.checkpoint_every", "training.keep_checkpoints"),
@@ -21,16 +23,26 @@ MAY_CHANGE = frozenset(
 )
 
 
+def run_write_errors(path: Path) -> AbstractContextManager[None]:
+    """Turn any error of a block that writes a file of a run, Orbax's included, into a `UserError` that names `path`."""
+    return write_errors(path, RESUME, errors=Exception)
+
+
 def record(config: ExperimentConfig) -> dict[str, Any]:
-    """A config as JSON holds it."""
+    """Return an experiment as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 def claim_folder(run: Path, config: ExperimentConfig) -> None:
-    """Write `config.json`, or check that the folder's run is of the same experiment.
+    """Write `config.json`, or check that the folder's run has the same experiment.
 
-    A field that an older version did not know has its default. Fields of `MAY_CHANGE` may differ; the new are kept.
+    A run of an earlier version has the default of each field that is newer than the run. Fields of `MAY_CHANGE` may
+    differ, and the record then takes their new values.
+
+    Args:
+        run: the folder.
+        config: the complete experiment.
 
     Raises:
         UserError: the folder holds another experiment or other files, or cannot be written.
@@ -39,40 +51,53 @@ def claim_folder(run: Path, config: ExperimentConfig) -> None:
     new = record(config)
     if file.exists():
         try:
-            old = json.loads(file.read_text())
-            different = sorted(set(_differences(_filled(record(ExperimentConfig()), old), new)) - MAY_CHANGE)
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{file} cannot be read ({error}); bring a copy back, or choose another --out") from error
+            stored = json.loads(file.read_text())
+            different = _different_settings(upgrade_record(stored), new)
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}: it cannot be read ({error}); restore a copy of it, or choose another --out"
+            ) from error
         if different:
             raise UserError(
-                f"{run} holds a run with other settings ({', '.join(different)}); choose another --out or set them back"
+                f"{run}: it holds a run with other settings ({', '.join(different)}); choose another --out or set "
+                "them back"
             )
-        if old != new:
-            write_whole(file, json.dumps(new, indent=2))
+        if stored != new:
+            write_text(file, json.dumps(new, indent=2), RESUME)
         return
     if run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty and holds no run; choose another --out")
-    with writing(run):
+        raise UserError(f"{run}: it is not empty and holds no run; choose another --out")
+    with run_write_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(new, indent=2))
+    write_text(file, json.dumps(new, indent=2), RESUME)
 
 
-def _filled(defaults: dict, old: dict) -> dict:
-    """An old record with the fields that it lacks."""
-    both = {
-        name: _filled(default, old[name])
+def _different_settings(stored: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return the names of settings that differ between two records and that a run may not change."""
+    kinds = [experiment["model"].get("kind", "sam2") for experiment in (stored, new)]
+    if kinds[0] != kinds[1]:
+        return ["model.kind"]  # the other fields of the models cannot be compared
+    default = ExperimentConfig(model=UNetConfig() if kinds[0] == "unet" else ModelConfig())
+    return sorted(set(_differences(_with_defaults(stored, record(default)), new)) - MAY_CHANGE)
+
+
+def _with_defaults(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the default of each field that it lacks."""
+    nested = {
+        name: _with_defaults(stored[name], default)
         for name, default in defaults.items()
-        if isinstance(default, dict) and name in old
+        if isinstance(default, dict) and name in stored
     }
-    return {**defaults, **old, **both}
+    return {**defaults, **stored, **nested}
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    found = []
-    for name in {*old, *new}:
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(prefix + name)
-    return found
+def _differences(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return the paths of the fields that differ between two records, such as `training.steps`."""
+    paths = []
+    for name in {*stored, *new}:
+        old_value, new_value = stored.get(name), new.get(name)
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            paths += _differences(old_value, new_value, f"{prefix}{name}.")
+        elif old_value != new_value:
+            paths.append(prefix + name)
+    return paths

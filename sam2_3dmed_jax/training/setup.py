@@ -1,4 +1,4 @@
-"""All of a run that needs no data: mesh, weights, optimizer state and the train step."""
+"""Setup of a run before its data: mesh, weights, optimizer state and train step."""
 
 from __future__ import annotations
 
@@ -10,58 +10,60 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.config import AnyModelConfig, ExperimentConfig, ModelConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
-from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import Weights
-from sam2_3dmed_jax.training.features.choice import trains_from_features, without_encoder
+from sam2_3dmed_jax.training.features.choice import separate_encoder, trains_from_features
 from sam2_3dmed_jax.training.features.encoder import FrozenEncoder
 from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.parameter_groups import frozen_patterns, partition
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh, place, weight_shardings
-from sam2_3dmed_jax.training.step import Step, TrainState, abstract_state, init_state, make_step, result
+from sam2_3dmed_jax.training.step import Step, TrainState, abstract_state, final_weights, init_state, make_step
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A run before its first step."""
+    """A run before its first step. `train` uses it once, because the step donates its state."""
 
     config: ExperimentConfig  # complete
     sharding: NamedSharding  # of batches
     state: TrainState
     frozen: Weights  # on the devices
     step: Step
-    encoder: FrozenEncoder | None = None  # on the host, of a run that trains from cached features
+    encoder: FrozenEncoder | None = None  # on the host, if the run trains from cached features
 
     @property
     def devices(self) -> list[jax.Device]:
-        """Of the mesh, those of all processes."""
+        """The devices of the mesh, of all processes."""
         return list(self.sharding.mesh.devices.flat)
 
     def weights(self, state: TrainState) -> Weights:
-        """All weights of the model at a state, averaged ones if there are; the encoder's may lie on the host."""
-        return {**(self.encoder.weights if self.encoder else {}), **self.frozen, **result(state)}
+        """Return all weights of the model at a state, averaged ones with `training.ema`."""
+        return {**(self.encoder.weights if self.encoder else {}), **self.frozen, **final_weights(state)}
 
 
 def set_up(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Setup:
-    """Make the mesh (over all devices, or those given), the weights and the step of an experiment.
+    """Return the setup of an experiment, over all devices by default.
 
     Raises:
         UserError: settings that do not fit this machine or each other, or a checkpoint that does not fit them.
     """
-    config = complete(config)
+    config = complete_config(config)
     mesh = make_mesh(config.mesh, devices)
     sharding = batch_sharding(mesh, config.training.batch_size, config.training.accumulation)
-    graphdef, trained, frozen, of_encoder = divided(config, initial(config))
-    encoder = FrozenEncoder(config.model, of_encoder) if of_encoder else None
-    state = init_state(config, trained, mesh)
-    placed = {path: place(frozen[path], where) for path, where in weight_shardings(mesh, frozen).items()}
-    return Setup(config, sharding, state, placed, make_step(config, graphdef, state.weights, mesh), encoder)
+    parts = split_weights(config, starting_weights(config))
+    encoder = None
+    if parts.encoder and isinstance(config.model, ModelConfig):  # a U-Net has no frozen encoder
+        encoder = FrozenEncoder(config.model, parts.encoder)
+    state = init_state(config, parts.trained, mesh)
+    frozen = {path: place(parts.frozen[path], where) for path, where in weight_shardings(mesh, parts.frozen).items()}
+    return Setup(config, sharding, state, frozen, make_step(config, parts.graphdef, state.weights, mesh), encoder)
 
 
 class AbstractRun(NamedTuple):
-    """A run's step and the shapes, dtypes and shardings of its arguments."""
+    """A run's step, with the shapes, dtypes and shardings of its arguments."""
 
     step: jax.stages.Wrapped
     state: TrainState
@@ -70,26 +72,27 @@ class AbstractRun(NamedTuple):
 
 
 def abstract_run(config: ExperimentConfig, mesh: Mesh) -> AbstractRun:
-    """The same step as `set_up`'s with abstract arguments, over a mesh whose devices need not be there.
+    """Return the step of `set_up` with abstract arguments, over a mesh whose devices need not exist.
 
-    Nothing is computed or read: `model.init` only says that the run starts from loaded weights, and need not exist.
+    Nothing is computed or read: `model.init` only decides which parameters are frozen, and need not exist.
 
     Raises:
         UserError: settings that do not fit the mesh or each other.
     """
-    config = complete(config)
+    config = complete_config(config)
     batch = abstract_batch(config, batch_sharding(mesh, config.training.batch_size, config.training.accumulation))
-    weights: Any = abstract_model(config.model)[1]  # in the place of arrays
-    graphdef, trained, frozen, _ = divided(config, weights)
-    placed: Any = {
-        path: jax.ShapeDtypeStruct(frozen[path].shape, frozen[path].dtype, sharding=where)
-        for path, where in weight_shardings(mesh, frozen).items()
+    shapes: Any = abstract_model(config.model)[1]  # in the place of arrays
+    parts = split_weights(config, shapes)
+    frozen: Any = {
+        path: jax.ShapeDtypeStruct(parts.frozen[path].shape, parts.frozen[path].dtype, sharding=where)
+        for path, where in weight_shardings(mesh, parts.frozen).items()
     }
-    return AbstractRun(make_step(config, graphdef, trained, mesh), abstract_state(config, trained, mesh), placed, batch)
+    step = make_step(config, parts.graphdef, parts.trained, mesh)
+    return AbstractRun(step, abstract_state(config, parts.trained, mesh), frozen, batch)
 
 
-def complete(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment with the fields set that follow from others.
+def complete_config(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment with the fields set that follow from others.
 
     Raises:
         UserError: fields that do not fit the kind of model.
@@ -97,53 +100,66 @@ def complete(config: ExperimentConfig) -> ExperimentConfig:
     return method_of(config.model).complete(config)
 
 
-def divided(config: ExperimentConfig, weights: Weights) -> tuple[nnx.GraphDef, Weights, Weights, Weights]:
-    """The structure that the step walks, and weights that train, that are frozen, and that made cached features.
+class ModelParts(NamedTuple):
+    """The structure that the step runs, and the model's weights by their part in training."""
+
+    graphdef: nnx.GraphDef
+    trained: Weights
+    frozen: Weights
+    encoder: Weights  # of a run that trains from cached features; otherwise empty
+
+
+def split_weights(config: ExperimentConfig, weights: Weights) -> ModelParts:
+    """Split the weights of an experiment's model.
 
     Raises:
-        UserError: patterns that fit no parameter, or features of an encoder that trains.
+        UserError: a pattern without a matching parameter, or cached features of an encoder that trains.
     """
-    graphdef, _ = abstract_model(config.model, encoder=not trains_from_features(config))
-    trained, frozen = partition(weights, _frozen(config))
+    from_features = trains_from_features(config)
+    graphdef, _ = abstract_model(config.model, encoder=not from_features)
+    patterns = frozen_patterns(config.training.frozen, bool(config.model.init), method_of(config.model).frozen)
+    trained, frozen = partition(weights, patterns)
     if not config.data.features:
-        return graphdef, trained, frozen, {}
-    rest, encoder = without_encoder(trained, frozen)
-    return (graphdef, trained, rest, encoder) if trains_from_features(config) else (graphdef, trained, frozen, {})
-
-
-def _frozen(config: ExperimentConfig) -> tuple[str, ...]:
-    return frozen_patterns(config.training.frozen, bool(config.model.init), method_of(config.model).frozen)
+        return ModelParts(graphdef, trained, frozen, {})
+    others, encoder = separate_encoder(trained, frozen)
+    return (
+        ModelParts(graphdef, trained, others, encoder) if from_features else ModelParts(graphdef, trained, frozen, {})
+    )
 
 
 def abstract_batch(config: ExperimentConfig, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and sharding of a batch."""
+    """Return the shapes, dtypes and sharding of a batch."""
     return {
         name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in method_of(config.model).item_shapes(config).items()
     }
 
 
-def initial(config: ExperimentConfig) -> Weights:
-    """The weights to start from: those of `model.init`, completed at random where it lacks SRPP or BD.
+def starting_weights(config: ExperimentConfig) -> Weights:
+    """Return random weights, replaced by those of `model.init` where it has them: it may lack SRPP or BD.
 
     Raises:
-        UserError: `model.init` is of another preset, or was made with another preprocessing.
+        UserError: `model.init` is of another kind or preset, or cannot be read.
     """
     weights = random_weights(config.model, config.training.seed)
     if not config.model.init:
         return weights
-    source = read_info(config.model.init)
-    if source.model.kind != config.model.kind:
-        raise UserError(
-            f"model.init: {config.model.init} is of kind {source.model.kind}, the experiment of {config.model.kind}; "
-            "give a checkpoint of its kind"
-        )
-    if source.model.preset != config.model.preset:
-        raise UserError(
-            f"model.init: {config.model.init} is of preset {source.model.preset}, the experiment of "
-            f"{config.model.preset}; set model.preset to {source.model.preset}"
-        )
-    for path, value in load_weights(config.model.init, source.model).items():
+    source = read_info(config.model.init).model
+    _check_same_architecture(config.model, source)
+    for path, value in load_weights(config.model.init, source).items():
         if path in weights and weights[path].shape == value.shape:
             weights[path] = value
     return weights
+
+
+def _check_same_architecture(model: AnyModelConfig, source: AnyModelConfig) -> None:
+    if source.kind != model.kind:
+        raise UserError(
+            f"model.init: {model.init} is of kind {source.kind}, the experiment of {model.kind}; give a checkpoint of "
+            "the same kind"
+        )
+    if isinstance(source, ModelConfig) and isinstance(model, ModelConfig) and source.preset != model.preset:
+        raise UserError(
+            f"model.init: {model.init} is of preset {source.preset}, the experiment of {model.preset}; set "
+            f"model.preset to {source.preset}"
+        )

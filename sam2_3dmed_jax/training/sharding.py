@@ -1,8 +1,8 @@
-"""The mesh `("data", "fsdp")` and where arrays live on it. The same code runs on one device and on a pod.
+"""Mesh `("data", "fsdp")` and shardings of arrays. The same code runs on one device and on a pod.
 
-Each device walks its own clips with whole weights: large ones are kept in parts over "fsdp", gathered at the start of
-a step, and their gradients are summed into the same parts. The collectives are written out (`shard_map`), since a
-partitioner that is left to choose splits activations by the weights' axes.
+Each device unrolls its own clips with complete weights: large weights are sharded over "fsdp" and gathered at the start
+of a step, and their gradients are summed into the same shards. The collectives are written out (`shard_map`), because
+an automatic partitioner would split activations along the axes of the weights.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sam2_3dmed_jax.sam2.parameters import Weights
 
 BATCH_AXES = ("data", "fsdp")
 
-SMALL = 1 << 16  # parameters with fewer elements are everywhere
+SMALL = 1 << 16  # parameters with fewer elements are replicated
 
-# Path pattern to the axis that is split over "fsdp"; None replicates. The first match decides.
+# (path pattern, axis that is sharded over "fsdp", or None to replicate). The first match decides.
 RULES: tuple[tuple[str, int | None], ...] = (
     (r"kernel$", -1),
     (r".", None),
@@ -32,10 +32,10 @@ RULES: tuple[tuple[str, int | None], ...] = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices of this job, or over `devices`, which need not be there.
+    """Return a mesh over all devices of this job, or over `devices`, which need not exist.
 
     Raises:
-        UserError: axes whose product is not the number of devices.
+        UserError: the product of the axes is not the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
     data, fsdp = config.data, config.fsdp
@@ -51,13 +51,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def batch_sharding(mesh: Mesh, batch_size: int, accumulation: int = 1) -> NamedSharding:
-    """Batches are split over both axes.
+    """Return the sharding of batches, over both axes.
 
     Raises:
-        UserError: a batch that the devices, times the parts of `training.accumulation`, do not divide.
+        UserError: the batch size is not a multiple of the devices times `training.accumulation`.
     """
     if accumulation < 1:
-        raise UserError(f"training.accumulation: {accumulation} is no number of parts; use 1 or more")
+        raise UserError(f"training.accumulation: {accumulation} is not a number of parts; use 1 or more")
     if batch_size % (mesh.size * accumulation):
         parts = f" x {accumulation} parts (training.accumulation)" if accumulation > 1 else ""
         raise UserError(
@@ -68,7 +68,7 @@ def batch_sharding(mesh: Mesh, batch_size: int, accumulation: int = 1) -> NamedS
 
 
 def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:
-    """Where each weight lives, by `RULES`; small ones, and an axis that "fsdp" does not divide, are replicated."""
+    """Return the sharding of each weight by `RULES`; small weights and axes that "fsdp" cannot split are replicated."""
     shardings = {}
     for path, value in weights.items():
         axis = next(axis for pattern, axis in RULES if re.search(pattern, path))
@@ -80,12 +80,12 @@ def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:
 
 
 def weight_specs(mesh: Mesh, weights: Weights) -> dict[str, P]:
-    """The same for `shard_map`."""
+    """Return the partition spec of each weight, for `shard_map`."""
     return {path: sharding.spec for path, sharding in weight_shardings(mesh, weights).items()}
 
 
 def gathered(parts: Weights, specs: dict[str, P]) -> Weights:
-    """Inside `shard_map`: whole weights from this device's parts. Its gradient is the parts' sum over "fsdp"."""
+    """Return complete weights from this device's shards, inside `shard_map`. The gradient is a sum over "fsdp"."""
     return {
         path: jax.lax.all_gather(part, "fsdp", axis=part.ndim - 1, tiled=True) if "fsdp" in specs[path] else part
         for path, part in parts.items()
@@ -93,7 +93,7 @@ def gathered(parts: Weights, specs: dict[str, P]) -> Weights:
 
 
 def summed(gradients: Weights, specs: dict[str, P]) -> Weights:
-    """Inside `shard_map`: gradients over all devices, of `gathered`'s parts."""
+    """Return the gradients of the shards of `gathered`, summed over all devices, inside `shard_map`."""
     return {
         path: jax.lax.psum(gradient, "data" if "fsdp" in specs[path] else BATCH_AXES)
         for path, gradient in gradients.items()
@@ -101,19 +101,19 @@ def summed(gradients: Weights, specs: dict[str, P]) -> Weights:
 
 
 def place(value: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """An array that each process holds whole, on the devices of all."""
+    """Place an array that is complete in each process on the devices of all processes."""
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
-    whole = np.asarray(value)
-    # `device_put` would compare the array between processes, one program and one collective an array.
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index].copy())
+    complete = np.asarray(value)
+    # `device_put` would compare each array between processes, with one program and one collective per array.
+    return jax.make_array_from_callback(complete.shape, sharding, lambda index: complete[index].copy())
 
 
-def whole(weights: Weights) -> dict[str, Any]:
-    """Weights whole in the memory of each process, as NumPy arrays; all processes must call it."""
-    spread = {p: x for p, x in weights.items() if isinstance(x, jax.Array) and not x.is_fully_addressable}
-    if spread:
-        mesh = next(x.sharding.mesh for x in spread.values() if isinstance(x.sharding, NamedSharding))
-        everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(spread)
-        weights = {**weights, **everywhere}
+def on_host(weights: Weights) -> dict[str, Any]:
+    """Return complete weights in the memory of each process, as NumPy arrays. All processes must call it."""
+    sharded = {p: x for p, x in weights.items() if isinstance(x, jax.Array) and not x.is_fully_addressable}
+    if sharded:
+        mesh = next(x.sharding.mesh for x in sharded.values() if isinstance(x.sharding, NamedSharding))
+        replicated = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(sharded)
+        weights = {**weights, **replicated}
     return {path: np.asarray(value) for path, value in weights.items()}

@@ -1,11 +1,14 @@
-"""The forward pass of training: a batch of clips, encoded at once and walked by one scan over its D steps.
+"""Unrolled forward pass of training: a batch of clips is encoded at once and propagated by one scan over its D slices.
 
-The steps are inference's: a row (clip x object) is decoded from its prompt on the step where it is prompted, and
-from memory afterwards; its memory holds the gated, chosen mask. Before its prompt a row does nothing.
+A row is an object of a clip; R = B x K. The steps are those of inference: a row is decoded from its prompt on its
+prompted slice and from its memory afterwards, and its memory holds the chosen mask, gated by the object score. Before
+its prompted slice a row has neither memory nor loss.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -14,184 +17,244 @@ from jax import lax
 
 from sam2_3dmed_jax.config import Remat
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
-from sam2_3dmed_jax.model.slice_position import SlicePosition
+from sam2_3dmed_jax.model.slice_position import SlicePosition, add_context
+from sam2_3dmed_jax.runtime.imagenet import normalise
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
-from sam2_3dmed_jax.sam2.prompt_encoder import Prompts, no_prompts
-from sam2_3dmed_jax.sam2.remat import rematerialised
+from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
+from sam2_3dmed_jax.sam2.remat import remat
 
-MEAN = (0.485, 0.456, 0.406)
-SD = (0.229, 0.224, 0.225)
-# Slices larger than this, in pixels a side, are encoded one of each clip at a time: a trunk's first stages would hold
-# gigabytes of all D, and a larger product is no faster.
+Batch = dict[str, jax.Array]  # fields of `data.clips.Clip` or `data.patches.Patch`, with a leading axis B
+
+# Larger slices, in pixels per side, are encoded one per clip at a time: the first stages of the trunk would hold
+# gigabytes for all D slices, and larger matrix products are no faster.
 ENCODED_AT_ONCE = 256
 
 
-class WalkOutput(NamedTuple):
-    """What the losses look at; R = B x K rows."""
+class UnrolledClips(NamedTuple):
+    """The outputs of a model for a batch of clips, which the losses compare with the targets."""
 
-    candidates: MaskCandidates  # each with leading axes [D, R]
-    mask_logits: jax.Array  # float32 [D, R, S/4, S/4]: gated and chosen, as at inference
+    candidates: MaskCandidates  # each field [D, R, ...]
+    mask_logits: jax.Array  # float32 [D, R, S/4, S/4]: the chosen mask, gated by the object score as at inference
     multimask: jax.Array  # bool [D, R]
     positions: jax.Array | None  # P_pos [B, D, D], with SRPP
 
 
-class Slice(NamedTuple):
-    """What a step of the walk reads of B clips; with a leading axis of steps, of all of them."""
+class ClipSlice(NamedTuple):
+    """The inputs of one step for B clips; with a leading axis D, the inputs of all steps."""
 
-    features: SliceFeatures  # each [B, ...]
-    context: jax.Array  # [B, C]
-    valid: jax.Array  # bool [B]
+    features: SliceFeatures  # each field [B, ...]
+    context: jax.Array  # [B, C], added to the embedding
+    valid: jax.Array  # bool [B]: not padding
 
 
-class Decoded(NamedTuple):
-    """What becomes a memory of R rows on the step after."""
+class MemoryInput(NamedTuple):
+    """The outputs of one step that the next step encodes as memories."""
 
     mask_logits: jax.Array  # float32 [R, S/4, S/4]
     object_score_logits: jax.Array  # float32 [R]
     pointer: jax.Array  # [R, C]
 
 
-def normalise(unit: jax.Array) -> jax.Array:
-    """Grey slices `[..., S, S]` in [0, 1] to the encoder's three channels."""
-    return (unit[..., None] - jnp.array(MEAN)) / jnp.array(SD)
+class UnrollCarry(NamedTuple):
+    """The carry of the scan over the slices of a clip."""
+
+    bank: MemoryBank  # memories up to slice t - 2
+    last: MemoryInput  # of slice t - 1
 
 
-def walked_slices(batch: dict[str, jax.Array]) -> jax.Array:
-    """Where a row is walked, bool `[D, R]`: on valid slices from its prompt on, if its object is in the clip."""
+class SliceOutputs(NamedTuple):
+    """The outputs of one step for R rows; stacked by the scan, the outputs of all steps."""
+
+    candidates: MaskCandidates  # each field [R, ...]
+    mask_logits: jax.Array  # float32 [R, S/4, S/4]
+    multimask: jax.Array  # bool [R]
+    slice_embeddings: jax.Array | None  # [R, dim], of features conditioned on memory, with `SrppConfig.memory`
+
+
+@dataclass(frozen=True)
+class Unroll:
+    """What is the same at each step: the model, and the prompts of the rows."""
+
+    model: SAM2
+    objects: int  # K
+    prompts: PromptTokens  # each field [R, ...]
+    no_prompts: PromptTokens  # the same shapes, for rows that are not prompted on a slice
+    prompt_step: jax.Array  # int32 [R]
+    object_valid: jax.Array  # bool [R]
+    direction: jax.Array  # int32 [R]: all +1, because slices are counted in the direction of propagation
+    memory_srpp: SlicePosition | None  # the SRPP module if it reads features conditioned on memory
+
+    def live_and_prompted(self, t: jax.Array, now: ClipSlice) -> tuple[jax.Array, jax.Array]:
+        """Return the rows with a valid slice and object at step t, and those prompted there; bool `[R]` each."""
+        live = jnp.repeat(now.valid, self.objects) & self.object_valid
+        return live, (self.prompt_step == t) & live
+
+    def without_memory(self, embedding: jax.Array) -> jax.Array:
+        """Return the features that prompted rows are decoded from, `[B, h, w, C]` to `[R, h, w, C]`."""
+        return jnp.repeat(self.model.without_memory(embedding), self.objects, axis=0)
+
+
+def propagated_slices(batch: Batch) -> jax.Array:
+    """Return where a row has an output, bool `[D, R]`: on valid slices from its prompt on, if its object is valid."""
     valid, start = batch["slice_valid"], batch["prompt_step"]
     begun = jnp.arange(valid.shape[1])[None, :, None] >= start[:, None, :]  # [B, D, K]
-    walked = begun & valid[:, :, None] & batch["object_valid"][:, None, :]
-    return jnp.moveaxis(walked, 1, 0).reshape(valid.shape[1], -1)
+    propagated = begun & valid[:, :, None] & batch["object_valid"][:, None, :]
+    return jnp.moveaxis(propagated, 1, 0).reshape(valid.shape[1], -1)
 
 
-def clip_features(model: SAM2, slices: jax.Array, remat: Remat = "none") -> SliceFeatures:
-    """Encode clips `[B, D, S, S]` in [0, 1]; features get leading axes `[D, B]`. `remat` is of each trunk block."""
+def clip_features(model: SAM2, slices: jax.Array, remat_trunk: Remat = "none") -> SliceFeatures:
+    """Encode clips `[B, D, S, S]` in [0, 1]; features have leading axes `[D, B]`."""
     b, d, size, _ = slices.shape
     if size <= ENCODED_AT_ONCE:
-        features = model.encode_image(normalise(slices.reshape(b * d, size, size)), remat)
+        features = model.encode_image(normalise(slices.reshape(b * d, size, size)), remat_trunk)
         return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, d, *x.shape[1:]), 1, 0), features)
-    return lax.map(lambda slice_: model.encode_image(normalise(slice_), remat), jnp.moveaxis(slices, 1, 0))
+    return lax.map(lambda slice_: model.encode_image(normalise(slice_), remat_trunk), jnp.moveaxis(slices, 1, 0))
 
 
-def walk_clips(
-    model: SAM2, batch: dict[str, jax.Array], remat_trunk: Remat = "none", remat_slices: Remat = "none"
-) -> WalkOutput:
-    """Run a model over a batch of `data.clips.Clip` with a leading axis B.
+def unroll_clips(model: SAM2, batch: Batch, remat_trunk: Remat = "none", remat_slices: Remat = "none") -> UnrolledClips:
+    """Propagate the prompts of a batch of clips.
 
     Args:
         model: SAM 2, or SAM2-3dMed.
-        batch: it may hold the features of its slices (`SliceFeatures`' fields, `[B, D, ...]`) in place of `slices`.
-        remat_trunk: of each block of the trunk.
-        remat_slices: of each step of the walk.
+        batch: fields of `data.clips.Clip` with a leading axis B. The features of the slices (the fields of
+            `SliceFeatures`, `[B, D, ...]`) may replace `slices`.
+        remat_trunk: rematerialisation of each block of the trunk.
+        remat_slices: rematerialisation of each step of the propagation.
     """
     b, d, k = batch["masks"].shape[:3]
-    rows = b * k
     if "slices" in batch:
         features = clip_features(model, batch["slices"], remat_trunk)
     else:
         dtype = jnp.dtype(model.config.compute_dtype)
         features = SliceFeatures(*(jnp.moveaxis(batch[name], 1, 0).astype(dtype) for name in SliceFeatures._fields))
 
+    srpp = model.slice_position if isinstance(model, SAM2With3DMed) else None
     context = jnp.zeros((d, b, model.config.d_model))
     positions = None
-    after_memory: SlicePosition | None = None
-    if isinstance(model, SAM2With3DMed) and model.slice_position is not None:
-        srpp = model.slice_position
-        if srpp.config.memory:
-            after_memory = srpp
-        else:
-            shared = srpp.context(
-                jnp.moveaxis(srpp.embed(features.embedding), 0, 1), batch["slice_valid"], batch["slice_index"]
-            )
-            positions = srpp.positions(shared)
-            if (to_mask := srpp.to_mask(shared)) is not None:
-                context = jnp.moveaxis(to_mask, 1, 0)
+    if srpp is not None and not srpp.config.memory:
+        embeddings = jnp.moveaxis(srpp.embed(features.embedding), 0, 1)
+        shared = srpp.context(embeddings, batch["slice_valid"], batch["slice_index"])
+        positions = srpp.positions(shared)
+        if (to_mask := srpp.to_mask(shared)) is not None:
+            context = jnp.moveaxis(to_mask, 1, 0)
 
-    prompts = Prompts(
+    unroll = _unroll(model, batch, srpp if srpp is not None and srpp.config.memory else None)
+    # Between the prompted slice and the last slice, at most D - 2 slices are remembered.
+    bank = MemoryBank.empty(model.config, b * k, 1, jnp.dtype(model.config.compute_dtype), max_recent=max(d - 2, 1))
+    slices = ClipSlice(features, context, jnp.moveaxis(batch["slice_valid"], 1, 0))
+    before, now = jax.tree.map(lambda x: x[:-1], slices), jax.tree.map(lambda x: x[1:], slices)
+    # The first step has no memory and is not in the scan: with a condition inside the scan, each step would save the
+    # weights for the backward pass.
+    first_step = remat(functools.partial(prompted_step, unroll), remat_slices)
+    next_step = remat(functools.partial(propagation_step, unroll), remat_slices)
+    last, first = first_step(jax.tree.map(lambda x: x[0], slices))
+    _, rest = lax.scan(next_step, UnrollCarry(bank, last), (jnp.arange(1, d), before, now))
+    outputs = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
+    if unroll.memory_srpp is not None:
+        embeddings = _mean_over_objects(outputs.slice_embeddings, propagated_slices(batch), k)
+        shared = unroll.memory_srpp.context(embeddings, batch["slice_valid"], batch["slice_index"])
+        positions = unroll.memory_srpp.positions(shared)
+    return UnrolledClips(outputs.candidates, outputs.mask_logits, outputs.multimask, positions)
+
+
+def prompted_step(unroll: Unroll, now: ClipSlice) -> tuple[MemoryInput, SliceOutputs]:
+    """Decode the first slice of each clip, without memory."""
+    _, prompted = unroll.live_and_prompted(jnp.int32(0), now)
+    embedding = add_context(now.features.embedding, now.context)
+    return _decode(unroll, now, unroll.without_memory(embedding), prompted)
+
+
+def propagation_step(
+    unroll: Unroll, carry: UnrollCarry, inputs: tuple[jax.Array, ClipSlice, ClipSlice]
+) -> tuple[UnrollCarry, SliceOutputs]:
+    """Remember slice t - 1 and decode slice t from memory, or without it where a row is prompted.
+
+    Args:
+        unroll: what is the same at each step.
+        carry: memories and the outputs of slice t - 1.
+        inputs: t, slice t - 1 and slice t.
+    """
+    t, before, now = inputs
+    bank = _remember(unroll, carry, t - 1, before)
+    _, prompted = unroll.live_and_prompted(t, now)
+    embedding = add_context(now.features.embedding, now.context)
+    # The temporal encoding of pointers is normalised as in every volume of 16 slices or more.
+    depth = unroll.model.config.max_obj_ptrs
+    index = jnp.full(unroll.prompt_step.shape, t, jnp.int32)
+    memory = unroll.model.memory_tokens(bank, index, unroll.direction, depth)
+    conditioned = jnp.where(
+        prompted[:, None, None, None],
+        unroll.without_memory(embedding),
+        unroll.model.condition_on_memory(embedding, memory),
+    )
+    last, outputs = _decode(unroll, now, conditioned, prompted)
+    return UnrollCarry(bank, last), outputs
+
+
+def _unroll(model: SAM2, batch: Batch, memory_srpp: SlicePosition | None) -> Unroll:
+    b, _, k = batch["masks"].shape[:3]
+    rows = b * k
+    prompts = PromptTokens(
         coords=batch["coords"].reshape(rows, -1, 2),
         labels=batch["point_labels"].reshape(rows, -1),
         valid=batch["token_valid"].reshape(rows, -1),
         multimask=batch["multimask"].reshape(rows),
     )
-    tracked = no_prompts(rows, prompts.labels.shape[1])
-    prompt_step = batch["prompt_step"].reshape(rows)
-    object_valid = batch["object_valid"].reshape(rows)
-    direction = jnp.ones(rows, jnp.int32)  # slices are counted in walking order
-    # Pointers' temporal encoding is normalised as in any volume of 16 slices or more.
-    depth = model.config.max_obj_ptrs
-
-    def of_rows(t: jax.Array, at: Slice) -> tuple[jax.Array, jax.Array]:
-        """Live rows, and those that are prompted on this step."""
-        live = jnp.repeat(at.valid, k) & object_valid
-        return live, (prompt_step == t) & live
-
-    def decode(at: Slice, conditioned: jax.Array, prompted: jax.Array) -> tuple[Decoded, tuple]:
-        features_t = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), at.features)
-        given = jax.tree.map(
-            lambda new, none: jnp.where(prompted.reshape(-1, *[1] * (new.ndim - 1)), new, none), prompts, tracked
-        )
-        out = model.decode(conditioned, features_t, given)
-        kept = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
-        recalled = after_memory.embed(conditioned) if after_memory else None
-        return kept, (out.candidates, out.mask_logits, given.multimask & model.config.multimask, recalled)
-
-    def with_context(at: Slice) -> jax.Array:
-        return at.features.embedding + at.context[:, None, None].astype(at.features.embedding.dtype)
-
-    def without_memory(embedding: jax.Array) -> jax.Array:
-        return jnp.repeat(model.without_memory(embedding), k, axis=0)
-
-    def first(at: Slice) -> tuple[Decoded, tuple]:
-        _, prompted = of_rows(jnp.int32(0), at)
-        return decode(at, without_memory(with_context(at)), prompted)
-
-    def step(
-        carry: tuple[MemoryBank, Decoded], at: tuple[jax.Array, Slice, Slice]
-    ) -> tuple[tuple[MemoryBank, Decoded], tuple]:
-        (bank, last), (t, before, now) = carry, at
-        # The last slice's output becomes a memory here, where it is first looked at: that of step D - 1 never is.
-        live, prompted = of_rows(t - 1, before)
-        encoded = model.encode_memory(before.features.embedding, last.mask_logits, last.object_score_logits)
-        index = jnp.full(rows, t - 1, jnp.int32)
-        bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, last.pointer)
-        recent = bank.recent.write(index, live & (prompt_step < t - 1), encoded, last.pointer)
-        bank = MemoryBank(bank.prompted_memory, bank.prompted_pointer, bank.prompted_slice, recent)
-
-        _, prompted = of_rows(t, now)
-        embedding = with_context(now)
-        memory = model.recall(bank, index + 1, direction, depth)
-        conditioned = jnp.where(
-            prompted[:, None, None, None],
-            without_memory(embedding),
-            model.condition_on_memory(embedding, memory),
-        )
-        kept, seen = decode(now, conditioned, prompted)
-        return (bank, kept), seen
-
-    # Between the prompted slice and the last one lie at most D - 2 slices to remember.
-    bank = MemoryBank.empty(model.config, rows, 1, jnp.dtype(model.config.compute_dtype), room=max(d - 2, 1))
-    clips = Slice(features, context, jnp.moveaxis(batch["slice_valid"], 1, 0))
-    before, now = jax.tree.map(lambda x: x[:-1], clips), jax.tree.map(lambda x: x[1:], clips)
-    # Nobody remembers anything on the first step, which is not in the scan: a condition within it would have each step
-    # keep the weights for the backward pass.
-    last, seen = rematerialised(first, remat_slices)(jax.tree.map(lambda x: x[0], clips))
-    _, rest = lax.scan(rematerialised(step, remat_slices), (bank, last), (jnp.arange(1, d), before, now))
-    every = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), seen, rest)
-    candidates, mask_logits, multimask, recalled = every
-    if after_memory:
-        embedded = _over_objects(recalled, walked_slices(batch), k)
-        positions = after_memory.positions(after_memory.context(embedded, batch["slice_valid"], batch["slice_index"]))
-    return WalkOutput(candidates, mask_logits, multimask, positions)
+    return Unroll(
+        model=model,
+        objects=k,
+        prompts=prompts,
+        no_prompts=no_prompts(rows, prompts.labels.shape[1]),
+        prompt_step=batch["prompt_step"].reshape(rows),
+        object_valid=batch["object_valid"].reshape(rows),
+        direction=jnp.ones(rows, jnp.int32),
+        memory_srpp=memory_srpp,
+    )
 
 
-def _over_objects(embeddings: jax.Array, walked: jax.Array, k: int) -> jax.Array:
-    """One embedding a slice from those of its objects, which remember different things: their mean.
+def _remember(unroll: Unroll, carry: UnrollCarry, t: jax.Array, now: ClipSlice) -> MemoryBank:
+    """Encode the outputs of slice t as memories.
 
-    `embeddings [D, B x K, dim]`, `walked` bool `[D, B x K]` to `[B, D, dim]`; zero where no object is walked.
+    The step that first reads a memory encodes it, so that the memory of the last slice, which no step reads, is not
+    encoded.
+    """
+    bank, last = carry
+    live, prompted = unroll.live_and_prompted(t, now)
+    encoded = unroll.model.encode_memory(now.features.embedding, last.mask_logits, last.object_score_logits)
+    rows = unroll.prompt_step.shape
+    index = jnp.full(rows, t, jnp.int32)
+    bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, last.pointer)
+    return bank.write_recent(index, live & (unroll.prompt_step < t), encoded, last.pointer)
+
+
+def _decode(
+    unroll: Unroll, now: ClipSlice, conditioned: jax.Array, prompted: jax.Array
+) -> tuple[MemoryInput, SliceOutputs]:
+    """Decode a slice from features `conditioned [R, h, w, C]`, with prompts where `prompted [R]`."""
+    features = jax.tree.map(lambda x: jnp.repeat(x, unroll.objects, axis=0), now.features)
+    prompts = jax.tree.map(
+        lambda prompt, none: jnp.where(prompted.reshape(-1, *[1] * (prompt.ndim - 1)), prompt, none),
+        unroll.prompts,
+        unroll.no_prompts,
+    )
+    out = unroll.model.decode(conditioned, features, prompts)
+    outputs = SliceOutputs(
+        candidates=out.candidates,
+        mask_logits=out.mask_logits,
+        multimask=prompts.multimask & unroll.model.config.multimask,
+        slice_embeddings=unroll.memory_srpp.embed(conditioned) if unroll.memory_srpp is not None else None,
+    )
+    return MemoryInput(out.mask_logits, out.object_score_logits, out.pointer), outputs
+
+
+def _mean_over_objects(embeddings: jax.Array, propagated: jax.Array, k: int) -> jax.Array:
+    """Return the mean slice embedding of the propagated objects of each slice, which remember different things.
+
+    `embeddings [D, R, dim]` and `propagated` bool `[D, R]` to `[B, D, dim]`; zero on slices without such an object.
     """
     d, rows, dim = embeddings.shape
-    there = walked.reshape(d, rows // k, k, 1)
-    total = jnp.where(there, embeddings.reshape(d, rows // k, k, dim), 0).sum(2)
-    return jnp.moveaxis(total / jnp.maximum(there.sum(2), 1).astype(total.dtype), 1, 0)
+    counts = propagated.reshape(d, rows // k, k, 1)
+    total = jnp.where(counts, embeddings.reshape(d, rows // k, k, dim), 0).sum(2)
+    return jnp.moveaxis(total / jnp.maximum(counts.sum(2), 1).astype(total.dtype), 1, 0)

@@ -1,7 +1,7 @@
-"""Model FLOPs utilisation: what share of the chips' peak the step's own arithmetic makes up (Chowdhery et al. 2022).
+"""Model FLOPs utilisation: the train step's arithmetic as a share of the chips' peak (Chowdhery et al. 2022).
 
-Products and convolutions of forward and backward pass count once, however often rematerialisation repeats them (but
-attention in blocks, which repeats its scores in the backward pass, counts as it is traced).
+Matrix products and convolutions of the forward and backward pass count once, even if rematerialisation repeats them.
+Blocked attention is the exception: it recomputes its scores in the backward pass, and both computations count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sam2_3dmed_jax.training.sharding import make_mesh
 
 
 def step_flops(config: ExperimentConfig) -> int:
-    """FLOPs of a train step on a global batch; traced, neither compiled nor run."""
+    """Return the FLOPs of a train step on a global batch. The step is traced, not compiled."""
     training = replace(config.training, remat_trunk="none", remat_slices="none", accumulation=1)
     plain = config.replace(training=training, mesh=MeshConfig(1, 1))
     run = abstract_run(plain, make_mesh(plain.mesh, jax.local_devices()[:1]))
@@ -27,9 +27,10 @@ def step_flops(config: ExperimentConfig) -> int:
 
 
 def utilisation(config: ExperimentConfig, devices: Sequence[jax.Device]) -> Callable[[float], float] | None:
-    """The function (seconds a step) -> share of the devices' peak in `model.compute_dtype`.
+    """Return the function from seconds per step to the share of the devices' peak in `model.compute_dtype`.
 
-    None where the peak is not known, as on a CPU.
+    Returns:
+        The function, or None if the peak is not known, as on a CPU.
     """
     chip = chip_of(devices[0].device_kind)
     if chip is None:

@@ -1,9 +1,9 @@
-"""Dice on the inner cases of a split, by which `best/` is chosen.
+"""Validation in the run: Dice on the inner cases of a split, which chooses `best/`.
 
-Ours: it is taken over clips, not over whole volumes, which would cost many steps' time at each validation. The clips
-are always the same: as many of each case, unaugmented, prompted by one click at the object's centre, with the lengths,
-directions and ends that the experiment trains on. Whole volumes are `evaluate`'s, whose numbers are lower: most slices
-of a volume are farther from the click than a clip's.
+Dice is measured on clips, because whole volumes would cost many steps' time at each validation. The clips are the same
+at every validation: as many of each case, unaugmented, prompted by one click at the object's centre, with the lengths,
+directions and ends of training clips. `evaluate` measures whole volumes and gives lower numbers, because most slices of
+a volume are farther from the click than a clip's slices.
 """
 
 from __future__ import annotations
@@ -11,66 +11,91 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from sam2_3dmed_jax.config import DataConfig, TrainingConfig
-from sam2_3dmed_jax.data.augment import CHANGES
-from sam2_3dmed_jax.data.clips import Features
+from sam2_3dmed_jax.config import DataConfig, PatchConfig, PromptConfig, TrainingConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.pipeline import iterate
-from sam2_3dmed_jax.data.prepared import CaseEntry
-from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.training.eval_step import make_eval_step
 from sam2_3dmed_jax.training.feed import to_devices
-from sam2_3dmed_jax.training.methods import Method
+from sam2_3dmed_jax.training.methods import Method, method_of
 from sam2_3dmed_jax.training.setup import Setup
-from sam2_3dmed_jax.training.step import TrainState, result
+from sam2_3dmed_jax.training.step import TrainState, final_weights
 
-SEED = 0  # of the clips: runs of other seeds are compared on the same ones
+SEED = 0  # of the clips, so that runs with other seeds are compared on the same ones
 
 
-def plain(data: DataConfig) -> DataConfig:
-    """Settings of the same clips without augmentation, each prompted by a click at its object; patches hold a class."""
-    still: dict[str, Any] = dict.fromkeys(CHANGES, 0.0)
-    return replace(data, **still, box=0.0, point_noise=0.0, foreground=1.0)
+def validation_data(data: DataConfig) -> DataConfig:
+    """Return the settings without augmentation, with one centred click per object, and with a class in each patch."""
+    return replace(
+        data,
+        augmentation=NO_AUGMENTATION,
+        prompts=PromptConfig(box_prompt_probability=0.0, random_point_probability=0.0),
+        patches=PatchConfig(foreground_probability=1.0),
+    )
 
 
 def fixed_batches(
     method: Method,
-    view: ModelView,
-    cases: Sequence[CaseEntry],
+    reader: CaseReader,
+    cases: Sequence[PreparedCase],
     data: DataConfig,
     training: TrainingConfig,
     host: int,
     hosts: int,
-    features: Features | None = None,
+    features: CachedFeatures | None = None,
 ) -> grain.MapDataset:
-    """The batches that a run is validated on, `[B / hosts, ...]` each; the first is the one that is drawn.
+    """Return the validation batches, `[B / hosts, ...]` each.
 
     Raises:
         UserError: fewer cases than hosts.
     """
-    here = training.batch_size // hosts
-    batches = method.batches(view, cases, plain(data), here, SEED, host, hosts, features)
+    batches = method.batches(
+        reader, cases, validation_data(data), training.batch_size // hosts, SEED, host, hosts, features
+    )
     return batches[: max(-(-training.validation_clips // training.batch_size), 1)]
 
 
-def inner_dice(
-    setup: Setup, forward: jax.stages.Wrapped, state: TrainState, batches: grain.MapDataset, workers: int
-) -> float:
-    """Mean Dice in [0, 1] over the clips and objects of `batches`, of the weights that would be the result.
+class Validation:
+    """Evaluates the weights of a run, averaged ones with `training.ema`, on fixed batches."""
 
-    Args:
-        setup: of the run.
-        forward: of `make_forward`.
-        state: whose weights to look at.
-        batches: of `fixed_batches`.
-        workers: threads that cut them.
-    """
-    weights = result(state)
-    with closing(iterate(batches, 0, workers)) as clips:
-        found = [forward(weights, setup.frozen, batch).dice for batch in to_devices(clips, setup.sharding)]
-    totals, numbers = np.array(jax.device_get(found), np.float64).T
-    return float(totals.sum() / max(numbers.sum(), 1.0))
+    def __init__(
+        self, setup: Setup, reader: CaseReader, cases: Sequence[PreparedCase], features: CachedFeatures | None = None
+    ):
+        """Cut the batches from `cases`; `features` are the cached features of a run that trains from them.
+
+        Raises:
+            UserError: fewer cases than processes.
+        """
+        config = setup.config
+        self._setup, self._method = setup, method_of(config.model)
+        arguments = (
+            *(self._method, reader, cases, config.data, config.training),
+            *(jax.process_index(), jax.process_count()),
+        )
+        self._batches = fixed_batches(*arguments, features)
+        self._drawn = fixed_batches(*arguments)  # with slices
+        self._eval_step = make_eval_step(config.model, setup.sharding.mesh, features is None)
+
+    def dice(self, state: TrainState) -> float:
+        """Return the mean Dice in [0, 1] over all clips and objects of the batches."""
+        weights, frozen = final_weights(state), self._setup.frozen
+        with closing(iterate(self._batches, 0, self._setup.config.data.workers)) as host_batches:
+            terms = [
+                self._eval_step(weights, frozen, batch).dice for batch in to_devices(host_batches, self._setup.sharding)
+            ]
+        totals, counts = np.array(jax.device_get(terms), np.float64).T
+        return float(totals.sum() / max(counts.sum(), 1.0))
+
+    def images(self, state: TrainState) -> dict[str, np.ndarray]:
+        """Return images of the first batch by name, uint8 `[H, W, 3]`; on all processes but the first, none."""
+        (batch,) = to_devices([self._batches[0]], self._setup.sharding)
+        output = self._eval_step(final_weights(state), self._setup.frozen, batch)
+        return self._method.images(self._drawn[0], output.image_data) if distributed.is_first_process() else {}

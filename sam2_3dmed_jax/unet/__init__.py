@@ -1,1 +1,1 @@
-"""A residual 3D U-Net of nnU-Net's kind: the native baseline that is no SAM and takes no prompts."""
+"""Residual 3D U-Net like nnU-Net's: the baseline that takes no prompts."""

@@ -1,8 +1,8 @@
-"""Where a U-Net halves its maps, and how wide its kernels are: nnU-Net's rule from patch and spacing.
+"""Strides and kernel sizes of a U-Net from patch and spacing, by nnU-Net's rule.
 
-Isensee et al. 2021; `get_pool_and_conv_props` of nnU-Net v2. An axis is halved once its voxels are less than twice the
-smallest ones, so that maps become isotropic first; kernels span an axis from then on. Ours: a patch that the strides do
-not divide is refused, not enlarged.
+Isensee et al. 2021; `get_pool_and_conv_props` of nnU-Net v2. A stage halves the axes whose spacing is less than twice
+the smallest one, so that maps become isotropic first; from then on kernels are 3 wide along an axis. Ours: a patch that
+the strides do not divide is an error; nnU-Net enlarges it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sam2_3dmed_jax.config import UNetConfig
 from sam2_3dmed_jax.errors import UserError
 
-SMALLEST = 4  # voxels of a map along an axis, at least, after it was halved
+MIN_MAP_SIZE = 4  # smallest number of voxels along an axis after it was halved
 
 Triple = tuple[int, int, int]
 
@@ -21,17 +21,17 @@ Triple = tuple[int, int, int]
 class Stage(NamedTuple):
     """One resolution of the encoder."""
 
-    stride: Triple  # of its first convolution, (z, y, x)
+    stride: Triple  # stride of the first convolution, (z, y, x)
     kernel: Triple
     features: int
-    blocks: int
+    blocks: int  # number of residual blocks
 
 
-def stages_of(config: UNetConfig) -> tuple[Stage, ...]:
-    """The stages of a U-Net, from the patch's own resolution to the coarsest.
+def unet_stages(config: UNetConfig) -> tuple[Stage, ...]:
+    """Return the stages of a U-Net, from the resolution of the patch to the coarsest.
 
     Raises:
-        UserError: settings that make no network, or a patch that the strides do not divide.
+        UserError: the settings do not describe a network, or the strides do not divide the patch.
     """
     _check(config)
     size, spacing = list(config.patch), list(config.spacing)
@@ -50,32 +50,36 @@ def stages_of(config: UNetConfig) -> tuple[Stage, ...]:
         stages.append(Stage(_triple(stride), _triple(kernel), features, blocks))
     total = [math.prod(stage.stride[axis] for stage in stages) for axis in range(3)]
     if any(n % t for n, t in zip(config.patch, total, strict=True)):
-        fits = " ".join(str(-(-n // t) * t) for n, t in zip(config.patch, total, strict=True))
-        told = " x ".join(map(str, config.patch))
-        raise UserError(f"model.unet.patch: {told} is not divisible by the strides {tuple(total)}; use {fits}")
+        enlarged = " ".join(str(-(-n // t) * t) for n, t in zip(config.patch, total, strict=True))
+        patch = " x ".join(map(str, config.patch))
+        raise UserError(f"model.patch: {patch} is not divisible by the strides {tuple(total)}; use {enlarged}")
     return tuple(stages)
 
 
 def _halved_axes(size: list[int], spacing: list[float]) -> list[int]:
-    """The axes that the next stage halves; none if this is the coarsest."""
-    long = [axis for axis in range(3) if size[axis] >= 2 * SMALLEST]
+    """Return the axes that the next stage halves; none if this stage is the coarsest."""
+    long = [axis for axis in range(3) if size[axis] >= 2 * MIN_MAP_SIZE]
     if not long:
         return []
     finest = min(spacing[axis] for axis in long)
     axes = [axis for axis in long if spacing[axis] < 2 * finest]
-    # One axis alone is halved only where that leaves it some room, as in nnU-Net.
-    return [] if len(axes) == 1 and size[axes[0]] < 3 * SMALLEST else axes
+    # A single axis is halved only if it is long enough, as in nnU-Net.
+    return [] if len(axes) == 1 and size[axes[0]] < 3 * MIN_MAP_SIZE else axes
 
 
 def _check(config: UNetConfig) -> None:
     if min(config.patch) < 1:
-        raise UserError(f"model.unet.patch: {config.patch} is no patch; give voxels along z, y and x")
+        raise UserError(
+            f"model.patch: {config.patch} is not a patch size; give positive numbers of voxels along z, y and x"
+        )
     if not all(math.isfinite(mm) and mm > 0 for mm in config.spacing):
-        raise UserError(f"model.unet.spacing: {config.spacing} is no spacing; give mm along z, y and x")
+        raise UserError(f"model.spacing: {config.spacing} is not a spacing; give positive mm along z, y and x")
     if len(config.blocks) < 2 or min(config.blocks) < 1:
-        raise UserError(f"model.unet.blocks: {config.blocks} makes no U-Net; give 1 or more for two stages or more")
+        raise UserError(
+            f"model.blocks: {config.blocks} does not describe a U-Net; give at least 2 stages of at least 1 block"
+        )
     if min(config.features, config.max_features) < 1:
-        raise UserError("model.unet.features, model.unet.max_features: give 1 or more")
+        raise UserError("model.features, model.max_features: numbers of channels must be positive; give 1 or more")
 
 
 def _triple(values: list[int]) -> Triple:

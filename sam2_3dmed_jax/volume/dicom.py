@@ -1,7 +1,7 @@
-"""DICOM series in: `[i, j, k]` = (column, row, slice), k ascending along the slice normal.
+"""DICOM series reader: `[i, j, k]` = (column, row, slice), k ascending along the slice normal.
 
-pydicom decodes what it can, as stored; the rest (JPEG 2000, JPEG lossless) goes through SimpleITK. Slope and intercept
-are each slice's own. Not read: colour, several phases in one series.
+pydicom decodes the syntaxes it knows; SimpleITK decodes the rest (JPEG 2000, JPEG lossless). Each slice has its own
+slope and intercept. Colour images and several phases in one series are not supported.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.dicom_frame import Frame, read_header, reading
-from sam2_3dmed_jax.volume.dicom_series import DICOM_SUFFIXES, find_series, has_dicom_magic
+from sam2_3dmed_jax.volume.dicom_series import find_series, has_dicom_magic
 from sam2_3dmed_jax.volume.dicom_stack import Stack, resample_slices, stack_frames
+from sam2_3dmed_jax.volume.formats import dicom_suffixes
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile, check_size, one_line, optional
 
-# The tags that tell how pixels are stored; a copy of these alone decodes without being rescaled by ITK.
+# Tags that describe the stored pixels. ITK decodes a copy with these tags alone without rescaling the values.
 _PIXEL_TAGS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames", "PixelData"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SOPInstanceUID"),
@@ -30,17 +31,18 @@ _MULTI_FRAME_GREY = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word 
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether `open_image` is the one to read this: a folder, a file with DICOM's mark, or one named as DICOM is."""
-    return os.path.isdir(path) or Path(path).suffix.lower() in DICOM_SUFFIXES or has_dicom_magic(path)
+    """Return whether this is DICOM: a folder, a file with DICOM's magic bytes, or a file with a DICOM suffix."""
+    return os.path.isdir(path) or Path(path).suffix.lower() in dicom_suffixes() or has_dicom_magic(path)
 
 
-def open_image(path: str | os.PathLike[str], resample: bool = False) -> ImageFile:
-    """Reads the headers of a series, and checks them before voxels are allocated.
+def open_image(path: str | os.PathLike[str], index: int | None = None, resample: bool = False) -> ImageFile:
+    """Read the headers of a series and check them before voxels are allocated.
 
     Args:
         path: a folder with one series, or a file of it.
-        resample: put irregular or tilted slices on a regular grid, by linear interpolation; CT is air (-1024 HU)
-            where no slice is, other modalities have their smallest value.
+        index: unused; a series has one volume.
+        resample: put irregular or tilted slices on a regular grid, by linear interpolation; uncovered voxels
+            are air (-1024 HU) in CT and the smallest value in other modalities.
 
     Raises:
         UserError: as `find_series` and `stack_frames`; or the volume is too large.
@@ -72,11 +74,11 @@ def _intensities(stored: np.ndarray, frame: Frame) -> np.ndarray:
         raise UserError(
             f"{frame.path} holds pixels of shape {stored.shape}, its header promises {frame.shape}: copy it again"
         )
-    return stored[frame.index] * frame.slope + frame.intercept
+    return np.asarray(stored[frame.index] * frame.slope + frame.intercept)
 
 
 def _decode(path: Path) -> np.ndarray:
-    """`[frames, rows, columns]`, as stored."""
+    """Return the stored pixels `[frames, rows, columns]`."""
     header = read_header(path, pixels=True)
     try:
         with reading(path):

@@ -1,4 +1,4 @@
-"""A DICOM image's header: for each of its slices, where it lies and how its stored values are scaled.
+"""DICOM image headers: position, orientation and value scaling of each slice.
 
 Single-frame and enhanced multi-frame objects give the same `Frame`s (PS3.3, C.7.6.2 and C.7.6.16).
 """
@@ -18,7 +18,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.image_file import check_promise, one_line, optional
 
-_PACKBITS_LIMIT = 64  # the largest ratio that DICOM's RLE can reach
+_PACKBITS_LIMIT = 64  # largest ratio that DICOM's RLE can reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +26,14 @@ class Frame:
     """One slice as its header describes it.
 
     Attributes:
-        path: the file that holds it.
+        path: the file that contains it.
         index: its number within the file, 0-based.
         uid: SOPInstanceUID of the file.
         position: `[3]` float64, LPS mm of the first pixel's centre.
         axes: `[2, 3]` float64, LPS unit vectors: along a row (columns grow), and down a column (rows grow).
         spacing: mm between rows and mm between columns.
         shape: (rows, columns).
-        slope: of the stored values.
+        slope: factor of the stored values.
         intercept: added after the slope.
         thickness: mm between slices by SpacingBetweenSlices, else SliceThickness; for a series of one slice only.
     """
@@ -52,7 +52,7 @@ class Frame:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences pydicom's reports: they are of values that nobody asks for, or of errors that are raised as well."""
+    """Silence pydicom's warnings: they concern unused values, or errors that are also raised."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -66,7 +66,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Around every use of pydicom, which parses an element when it is asked for, and fails in many ways.
+    """Wrap every use of pydicom, which parses elements on access and raises many kinds of errors.
 
     Raises:
         UserError: the file is damaged.
@@ -81,7 +81,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_header(path: Path, pixels: bool = False) -> Any:
-    """Reads a file as a pydicom data set, by default without its pixels.
+    """Read a file as a pydicom data set, by default without its pixels.
 
     Raises:
         UserError: pydicom is missing, or cannot parse the file.
@@ -92,7 +92,7 @@ def read_header(path: Path, pixels: bool = False) -> Any:
 
 
 def frame_count(header: Any) -> int:
-    """NumberOfFrames, 1 when it is absent or has no sense."""
+    """Return NumberOfFrames, or 1 if it is absent or invalid."""
     try:
         return max(int(header.get("NumberOfFrames") or 1), 1)
     except (TypeError, ValueError):
@@ -100,7 +100,7 @@ def frame_count(header: Any) -> int:
 
 
 def text_of(header: Any, keyword: str, path: Path) -> str:
-    """A tag's value as text.
+    """Return a tag's value as text.
 
     Raises:
         UserError: it is missing or empty.
@@ -113,14 +113,14 @@ def text_of(header: Any, keyword: str, path: Path) -> str:
 
 
 def frames_in(path: Path, header: Any) -> list[Frame]:
-    """The slices of one file.
+    """Return the slices of one file.
 
     Args:
         path: for error messages.
         header: from `read_header`.
 
     Raises:
-        UserError: a tag is missing or has no sense, or the file is too short for its pixels.
+        UserError: a tag is missing or invalid, or the file is too short for its pixels.
     """
     with reading(path):
         return _frames(path, header)
@@ -145,7 +145,7 @@ def _frames(path: Path, header: Any) -> list[Frame]:
 
 def _frame(path: Path, header: Any, index: int, shape: tuple[int, int], groups: Sequence[Any]) -> Frame:
     def macro(name: str) -> list[Any]:
-        """Where to look for a tag: in the frame's functional group, the shared one, the header."""
+        """List the places of a tag: the frame's functional group, the shared group, the header."""
         return [*(group[name][0] for group in groups if group.get(name)), header]
 
     axes = _numbers(macro("PlaneOrientationSequence"), "ImageOrientationPatient", 6, path).reshape(2, 3)
@@ -179,7 +179,7 @@ def _frame(path: Path, header: Any, index: int, shape: tuple[int, int], groups: 
 
 
 def _rescale(places: Sequence[Any], header: Any, path: Path) -> tuple[float, float]:
-    """Slope and intercept; where both are absent, values that may be negative are taken as HU as they are."""
+    """Return slope and intercept; if both are absent, signed values are HU already."""
     present = [any(where.get(name) is not None for where in places) for name in ("RescaleSlope", "RescaleIntercept")]
     signed = header.get("PixelRepresentation") == 1
     if not any(present) and (signed or header.get("Modality") != "CT"):
@@ -191,7 +191,7 @@ def _rescale(places: Sequence[Any], header: Any, path: Path) -> tuple[float, flo
 
 
 def _check_length(path: Path, header: Any, shape: tuple[int, int], count: int) -> None:
-    """Compares the pixels that the header promises with the file; a JPEG's size is checked by its decoder."""
+    """Compare the pixels that the header promises with the file's length; a decoder checks the size of a JPEG."""
     syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
     bits = int(_numbers([header], "BitsAllocated", 1, path)[0])
     promised = shape[0] * shape[1] * count * bits // 8
@@ -203,7 +203,7 @@ def _check_length(path: Path, header: Any, shape: tuple[int, int], count: int) -
 
 
 def _numbers(places: Sequence[Any], keyword: str, count: int, path: Path) -> np.ndarray:
-    """`[count]` float64 from the first data set that has the tag."""
+    """Return `[count]` float64 from the first data set that has the tag."""
     found = None
     try:
         found = next((where[keyword].value for where in places if where.get(keyword) is not None), None)
@@ -211,7 +211,7 @@ def _numbers(places: Sequence[Any], keyword: str, count: int, path: Path) -> np.
     except (TypeError, ValueError, ArithmeticError):
         numbers = np.empty(0)
     if found is None:
-        raise UserError(f"{path} has no {keyword}, expected {count} numbers: it may be truncated, or is no slice")
+        raise UserError(f"{path} has no {keyword}, expected {count} numbers: it may be truncated, or is not a slice")
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise UserError(f"{path} has {keyword} {str(found)[:80]!r}, expected {count} numbers: export it again")
     return numbers

@@ -1,7 +1,7 @@
-"""DICOM segmentations out, through highdicom: one BINARY segment a label, on the slices of the series itself.
+"""DICOM segmentation writer (highdicom): one BINARY segment per label, on the slices of the series.
 
-Patient and study are those that the standard demands of every object (types 1 and 2 of their modules); whatever else
-the source says of them is left out. Labels that lie on a resampled grid have no slices to refer to: write NIfTI.
+Only the patient and study tags that the standard requires (types 1 and 2 of their modules) are copied from the source.
+Labels on a resampled grid have no slices to refer to; they are written as NIfTI instead.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 from sam2_3dmed_jax.volume.dicom import is_dicom
 from sam2_3dmed_jax.volume.dicom_frame import Frame, quiet, read_header
 from sam2_3dmed_jax.volume.dicom_series import find_series
 from sam2_3dmed_jax.volume.dicom_stack import stack_frames
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical
-from sam2_3dmed_jax.volume.image_file import one_line, optional, written_whole
+from sam2_3dmed_jax.volume.image_file import one_line, optional
 
 # SNOMED CT codes by a word of the segment's name, as in DICOM's context groups 7166 to 7199 (PS3.16).
 _ORGANS: dict[str, tuple[str, str]] = {
@@ -48,13 +49,13 @@ _FINDINGS: dict[str, tuple[str, str]] = {
 _TISSUE = ("85756007", "Tissue")
 _ABNORMAL = ("49755003", "Morphologically Abnormal Structure")
 _ANATOMICAL = ("123037004", "Anatomical Structure")
-# Of patient, study and series, what highdicom reads and a segmentation has to repeat.
+# Tags of patient, study and series that highdicom reads and a segmentation must repeat.
 _DEMANDED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime"),
     *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
 _KEPT = ("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType")
-_ABOUT_PEOPLE = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)  # groups of which no more than the above is kept
+_ABOUT_PEOPLE = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)  # of these groups only the tags above are kept
 
 
 def write_dicom_seg(
@@ -64,20 +65,20 @@ def write_dicom_seg(
     names: Mapping[int, str],
     frames: Sequence[Frame] | None = None,
 ) -> None:
-    """Writes a label map as a DICOM segmentation of the series that a volume was read from.
+    """Write a label map as a DICOM segmentation of the series that a volume was read from.
 
-    Segments are numbered 1, 2, ... by rising label, as DICOM demands, whatever the labels are; a label without voxels
-    gets none. The file appears whole or not at all.
+    Segments are numbered 1, 2, ... in ascending order of the labels, as DICOM requires; a label without voxels gets no
+    segment. The file is complete, or it does not exist.
 
     Args:
         path: a .dcm file; its folder is created.
         labels: `[D, H, W]` integers or bools, 0 is background.
-        like: the volume that they label, read from DICOM without resampling.
-        names: what each label is; it gives the segment's name and its SNOMED code. A label without a name is a tissue.
-        frames: from `source_frames`, where it was asked before; by default the series' headers are read again.
+        like: the labelled volume, read from DICOM without resampling.
+        names: name of each label, from which the segment's name and SNOMED code follow. An unnamed label is a tissue.
+        frames: from `source_frames`; by default the series' headers are read again.
 
     Raises:
-        UserError: another suffix, no label at all, a volume that is not from DICOM or was resampled, a series that
+        UserError: another suffix, an empty label map, a volume that is not from DICOM or was resampled, a series that
             has changed, highdicom is missing or refuses the series, or the file cannot be written.
     """
     if labels.dtype.kind not in "biu" or labels.shape != like.grid.canonical_shape:
@@ -97,9 +98,9 @@ def write_dicom_seg(
     slices = from_canonical(numbers[labels.astype(np.uint16, copy=False)], like.grid).transpose(2, 1, 0)
     sources = [_reduced(read_header(file)) for file in dict.fromkeys(frame.path for frame in frames)]
     if len(sources) == 1:
-        slices = slices[np.argsort([frame.index for frame in frames])]  # a multi-frame object has an order of its own
+        slices = slices[np.argsort([frame.index for frame in frames])]  # a multi-frame object has its own order
     try:
-        with quiet(), written_whole(path, ".dcm") as part:  # odd values of the source are copied as they are
+        with quiet(), atomic_path(path, ".dcm") as part:  # unusual values of the source are copied unchanged
             _segmentation(hd, sources, slices, [names.get(value, f"label {value}") for value in values]).save_as(part)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         raise UserError(
@@ -108,14 +109,16 @@ def write_dicom_seg(
 
 
 def source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]:
-    """The slices that a segmentation would refer to, in the order of the grid's third axis.
+    """Return the slices that a segmentation would refer to, in the order of the grid's third axis.
 
     Raises:
         UserError: a volume that is not from DICOM or was resampled, or a series that has changed.
     """
     source = like.grid.source
     if not source or not is_dicom(source):
-        raise UserError(f"{path} needs a DICOM series behind it, found {source or 'an array'}: write NIfTI (.nii.gz)")
+        raise UserError(
+            f"{path} needs a DICOM series as its source, found {source or 'an array'}: write NIfTI (.nii.gz)"
+        )
     stack = stack_frames(find_series(source).frames, source, resample=True)
     if stack.resampling:
         raise UserError(
@@ -125,12 +128,12 @@ def source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]
     if stack.grid.shape != like.grid.shape or not np.allclose(stack.grid.affine, like.grid.affine, rtol=0, atol=1e-6):
         raise UserError(f"{source} has changed since it was read, or the volume was resampled: write NIfTI (.nii.gz)")
     if any(os.path.exists(path) and os.path.samefile(path, frame.path) for frame in stack.frames):
-        raise UserError(f"{path} is a slice of the series that the labels were made from: give another output file")
+        raise UserError(f"{path} is a slice of the source series: give another output file")
     return stack.frames
 
 
 def _reduced(header: Any) -> Any:
-    """Drops what a segmentation need not repeat, and mends the empty tags at which highdicom stops."""
+    """Drop tags that a segmentation need not repeat, and add the empty tags that highdicom requires."""
     for element in list(header):
         if element.tag.group in _ABOUT_PEOPLE and element.keyword not in (*_DEMANDED, *_KEPT):
             del header[element.tag]
@@ -151,7 +154,7 @@ def _segmentation(hd: Any, sources: Sequence[Any], slices: np.ndarray, names: Se
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_segment(hd, number, name, version) for number, name in enumerate(names, 1)],
         series_instance_uid=hd.UID(),
-        series_number=1000 + int(first.get("SeriesNumber") or 0),  # beside the source's, and unlikely to be taken
+        series_number=1000 + int(first.get("SeriesNumber") or 0),  # unlikely to be in use next to the source's number
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="sam2-3dmed-jax",
@@ -162,7 +165,7 @@ def _segmentation(hd: Any, sources: Sequence[Any], slices: np.ndarray, names: Se
         content_label="RESEARCH",
         series_description="SAM2-3dMed segmentation, for research use only",
     )
-    dataset.ContentCreatorName = None  # demanded, and may be empty
+    dataset.ContentCreatorName = None  # required, but may be empty
     return dataset
 
 
@@ -175,7 +178,7 @@ def _segment(hd: Any, number: int, name: str, version: str) -> Any:
 
     return hd.seg.SegmentDescription(
         segment_number=number,
-        # DICOM's default alphabet and longest label; a backslash would part it in two.
+        # DICOM's default alphabet and longest label; a backslash would split it.
         segment_label=name.encode("ascii", "replace").decode().replace("\\", "/")[:64],
         segmented_property_category=concept(_ABNORMAL if finding else _ANATOMICAL if organ else _TISSUE),
         segmented_property_type=concept(finding or organ or _TISSUE),

@@ -1,7 +1,7 @@
-"""DICOM files: which of a folder's are the slices of one series.
+"""Selection of the files of a folder that are the slices of one DICOM series.
 
-Passed over are files that are no DICOM images (DICOMDIR, reports, segmentations, text), localizers, and derived images
-without a position. What looks like a slice and lacks a tag is an error, lest a slice be missed.
+Files that are not DICOM images (DICOMDIR, reports, segmentations, text), localizers, and derived images without a
+position are skipped. A file that looks like a slice and lacks a tag is an error, so that no slice is missed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.dicom_frame import Frame, frame_count, frames_in, read_header, reading, text_of
-
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+from sam2_3dmed_jax.volume.formats import dicom_suffixes
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The slices of one series, in no order.
+    """The slices of one series, unordered.
 
     Attributes:
         frames: one or more.
@@ -31,7 +30,7 @@ class Series:
 
 
 def has_dicom_magic(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts as DICOM files do, with DICM after 128 bytes."""
+    """Return whether a file has DICOM's magic bytes, DICM after 128 bytes."""
     try:
         with open(path, "rb") as file:
             file.seek(128)
@@ -41,14 +40,14 @@ def has_dicom_magic(path: str | os.PathLike[str]) -> bool:
 
 
 def find_series(path: str | os.PathLike[str]) -> Series:
-    """Reads the headers of one series.
+    """Read the headers of one series.
 
     Args:
-        path: a folder that holds one series; or one of its files, which stands for the files of its series in its
-            folder. A multi-frame file stands for itself.
+        path: a folder that contains one series, or one file of it, which selects all files of its series in that
+            folder. A multi-frame file is a series of its own.
 
     Raises:
-        UserError: no images, several series, a damaged file, or a tag that is missing or has no sense.
+        UserError: no images, several series, a damaged file, or a missing or invalid tag.
     """
     place = Path(path)
     if place.is_dir():
@@ -59,7 +58,7 @@ def find_series(path: str | os.PathLike[str]) -> Series:
     else:
         if not has_dicom_magic(place):
             raise UserError(
-                f"{path} is no DICOM file (no DICM after 128 bytes): give a file of the series, or its folder"
+                f"{path} is not a DICOM file (no DICM after 128 bytes): give a file of the series, or its folder"
             )
         chosen = read_header(place)
         if not _is_slice(place, chosen):
@@ -82,29 +81,31 @@ def find_series(path: str | os.PathLike[str]) -> Series:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The DICOM files of a folder by name; a broken one that is named as one is an error, not a missing slice."""
+    """List the DICOM files of a folder by name; a damaged file with a DICOM suffix is an error, not a missing slice."""
     files = []
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or not file.is_file():
             continue
         if has_dicom_magic(file):
             files.append(file)
-        elif file.suffix.lower() in DICOM_SUFFIXES:
-            raise UserError(f"{file} is no DICOM file (no DICM after 128 bytes): copy it again, or take it away")
+        elif file.suffix.lower() in dicom_suffixes():
+            raise UserError(f"{file} is not a DICOM file (no DICM after 128 bytes): copy it again, or remove it")
     return files
 
 
 def _sop_class(header: Any) -> str:
-    """The name of the object's class; private classes are named by their number."""
+    """Return the name of the object's class; private classes are named by their number."""
     uid = getattr(header.file_meta, "MediaStorageSOPClassUID", None) or header.get("SOPClassUID")
-    return getattr(uid, "name", None) or "CT Image Storage"  # damaged: let the tags that it lacks tell
+    return getattr(uid, "name", None) or "CT Image Storage"  # damaged: the check of missing tags reports it
 
 
 def _is_slice(path: Path, header: Any) -> bool:
-    """An image that may be part of a volume; decided on little, so that a damaged slice is not passed over."""
+    """Return whether an image may be part of a volume, from few tags, so that a damaged slice is not skipped."""
     with reading(path):
         name = _sop_class(header)
-        private = name[0].isdigit() and ("Rows" in header or "SOPClassUID" not in header)  # or cut within its number
+        private = name[0].isdigit() and (
+            "Rows" in header or "SOPClassUID" not in header
+        )  # or truncated within its number
         if "Image Storage" not in name and not private:
             return False
         if "Rows" not in header:

@@ -1,7 +1,7 @@
-"""Slices in space: sorted along their normal, checked for a regular grid, and put on one where the user asks.
+"""Sorting of DICOM slices along their normal, the check for a regular grid, and resampling to one on request.
 
-Positions decide, never SliceThickness. A grid whose slices lie within 1 % of regular is taken as it is; its third axis
-is the true displacement between slices, so that even a small tilt stays honest.
+Positions decide, never SliceThickness. Slices within 1 % of a regular grid are accepted unchanged; the third axis of
+the grid is the true displacement between slices, so that a small tilt is preserved.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.dicom_frame import Frame
 from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Grid
 
-_TOLERANCE = 0.01  # of the spacing, for each step between slices
+_TOLERANCE = 0.01  # relative to the spacing, for each step between slices
 _ROUNDING_MM = 0.01  # positions are often written with two decimals
-_DRIFT = 0.1  # of the spacing: how far small deviations of steps may add up
-_SAME = 1e-3  # of direction cosines, and relative of pixel spacing
+_DRIFT = 0.1  # relative to the spacing: limit of the sum of small deviations
+_SAME = 1e-3  # of direction cosines, and relative to the pixel spacing
 _LISTED = 10
 
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """How slices go onto a regular grid.
+    """Mapping of slices to a regular grid.
 
     Attributes:
         heights: `[K]` mm along the normal from the first slice.
-        targets: `[T]` mm, those of the grid's slices.
+        targets: `[T]` mm, heights of the slices of the grid.
         shifts: `[K, 2]` pixels (rows, columns) by which each slice moves within the grid's plane, 0 or more.
     """
 
@@ -42,12 +42,12 @@ class Resampling:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A series in order.
+    """A sorted series.
 
     Attributes:
         frames: ascending along the slice normal.
         grid: (i, j, k) are (column, row, slice), as in ITK.
-        resampling: what brings the frames onto the grid; None where they lie on it.
+        resampling: the mapping of the frames to the grid; None if they are on it already.
     """
 
     frames: tuple[Frame, ...]
@@ -56,22 +56,22 @@ class Stack:
 
 
 def stack_frames(frames: Sequence[Frame], source: str, resample: bool = False) -> Stack:
-    """Sorts and checks the slices of a series.
+    """Sort and check the slices of a series.
 
-    With `resample`, gaps and uneven spacing become the finest spacing that the series has, stretched by a little so
-    that the first and the last slice stay where they are; tilted slices go onto an orthogonal grid that holds them all.
+    With `resample`, gaps and uneven spacing are replaced by the finest spacing of the series, adjusted so that the
+    first and the last slice keep their positions. Tilted slices are put on an orthogonal grid that holds them all.
 
     Args:
         frames: one or more.
         source: the path that the user gave.
-        resample: mend what can be mended by interpolation.
+        resample: put irregular slices on a regular grid by interpolation.
 
     Raises:
         UserError: orientations, matrix or pixel spacing differ, two slices share a position, or (without `resample`)
             a slice is missing, or spacing or tilt deviates by more than 1 %.
     """
     if resample:
-        frames = list({(frame.uid, frame.index): frame for frame in frames}.values())  # a file copied twice counts once
+        frames = list({(frame.uid, frame.index): frame for frame in frames}.values())  # copies of a file count once
     _check_alike(frames, source)
     normal = np.cross(*frames[0].axes)
     frames = sorted(frames, key=lambda frame: float(frame.position @ normal))
@@ -94,13 +94,13 @@ def stack_frames(frames: Sequence[Frame], source: str, resample: bool = False) -
 
 
 def resample_slices(slices: np.ndarray, plan: Resampling, grid: Grid, fill: float) -> np.ndarray:
-    """Linear interpolation, within the plane where slices shift, then between the two nearest slices.
+    """Interpolate linearly: within the plane where slices shift, then between the two nearest slices.
 
     Args:
         slices: `[K, rows, columns]` float32, ascending.
-        plan: from `stack_frames`, as is the grid.
-        grid: of the result.
-        fill: for what no slice covers.
+        plan: from `stack_frames`, like the grid.
+        grid: grid of the result.
+        fill: value where no slice is.
 
     Returns:
         `[T, rows, columns]` float32.
@@ -123,7 +123,7 @@ def resample_slices(slices: np.ndarray, plan: Resampling, grid: Grid, fill: floa
 def _onto_regular_grid(
     frames: Sequence[Frame], offsets: np.ndarray, spacing: float, tilted: bool, source: str
 ) -> Stack:
-    """Both ends stay where they are; a tilted series gets the room that its slices take up together."""
+    """Keep both ends in place; a tilted series gets a grid that contains all of its slices."""
     first, (rows, columns), axes = frames[0], frames[0].shape, frames[0].axes
     normal = np.cross(*axes)
     heights = offsets @ normal
@@ -168,7 +168,7 @@ def _check_alike(frames: Sequence[Frame], source: str) -> None:
 
 
 def _check_duplicates(frames: Sequence[Frame], heights: np.ndarray, source: str) -> None:
-    # A tenth of the mean distance spares fine series, and a nanometre is noise of the projection onto the normal.
+    # A tenth of the mean distance allows fine series; a nanometre is the noise of the projection onto the normal.
     same = max(min(_ROUNDING_MM, 0.1 * float(np.diff(heights).mean())), 1e-6)
     twice = np.flatnonzero(np.diff(heights) <= same)
     if len(twice):
@@ -182,7 +182,7 @@ def _check_duplicates(frames: Sequence[Frame], heights: np.ndarray, source: str)
 
 
 def _thickness(frame: Frame) -> float:
-    """A single slice has no neighbour to measure the distance to."""
+    """Return the slice distance from the header, because a single slice has no neighbour."""
     if not frame.thickness:
         raise UserError(
             f"{frame.path} is a series of one slice without SpacingBetweenSlices or SliceThickness, expected one of "
@@ -192,7 +192,7 @@ def _thickness(frame: Frame) -> float:
 
 
 def _finest(heights: np.ndarray) -> float:
-    """The smallest distance between slices, as the median of those that equal it within the tolerance."""
+    """Return the smallest distance between slices: the median of the distances within the tolerance of the minimum."""
     steps = np.diff(heights)
     return float(np.median(steps[steps <= steps.min() + 2 * _tolerance(float(steps.min()))]))
 
@@ -202,7 +202,7 @@ def _tolerance(spacing: float) -> float:
 
 
 def _tilt(lateral: np.ndarray, heights: np.ndarray, frames: Sequence[Frame], spacing: float) -> str | None:
-    """What the slices move within their plane, None if next to nothing; a small even movement stays in the affine."""
+    """Describe how slices shift within their plane; None if negligible. A small even shift is kept in the affine."""
     steps = np.linalg.norm(np.diff(lateral, axis=0), axis=1) / np.diff(heights) * spacing
     bend = np.linalg.norm(lateral - np.outer(heights / heights[-1], lateral[-1]), axis=1).max()
     if steps.max() <= _tolerance(spacing) and bend <= _DRIFT * spacing:
@@ -214,7 +214,7 @@ def _tilt(lateral: np.ndarray, heights: np.ndarray, frames: Sequence[Frame], spa
 
 
 def _unevenness(heights: np.ndarray, start: float) -> str | None:
-    """What is wrong with the distances, None if nothing is."""
+    """Describe irregular distances between slices; None if they are regular."""
     steps = np.diff(heights)
     usual = float(np.median(steps))
     wrong = np.flatnonzero(np.abs(steps - usual) > _tolerance(usual))
@@ -224,7 +224,7 @@ def _unevenness(heights: np.ndarray, start: float) -> str | None:
     places = ", ".join(f"{start + heights[k]:.6g} to {start + heights[k + 1]:.6g}" for k in wrong[:_LISTED])
     more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
     kind = "gaps between slices" if steps[wrong].max() > 1.5 * usual else "uneven spacing between slices"
-    return f"has {kind}, expected {usual:.4g} mm as most have, found along the normal {places}{more} mm"
+    return f"has {kind}, expected {usual:.4g} mm as in most places, at positions along the normal {places}{more} mm"
 
 
 def _positions(frames: Sequence[Frame]) -> str:

@@ -1,7 +1,7 @@
-"""Voxel grids: from the file's axis order to axial slices `[D, H, W]` and back, without resampling.
+"""Voxel grids: reordering between a file's axes and axial slices `[D, H, W]`, without resampling.
 
 Canonical order: axis 0 inferior to superior, axis 1 (rows) anterior to posterior, axis 2 (columns) patient right
-to left. Oblique and sheared axes go to the nearest anatomical one; voxel values are moved, never interpolated.
+to left. Oblique and sheared axes are assigned to the nearest anatomical axis; voxels are reordered, never interpolated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sam2_3dmed_jax.errors import UserError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK count to the left and posterior
 _CANONICAL = orientations.axcodes2ornt(("S", "P", "L"))
-# Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges lie in a plane.
+# Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges are coplanar.
 _SINGULAR = 1e-6
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), bool)  # voxels that share a corner belong to one connected component
@@ -30,8 +30,8 @@ class Grid:
         shape: voxels along the file's axes (i, j, k).
         affine: `[4, 4]` float64, voxel index (i, j, k, 1) to RAS millimetres.
         source: the file, for error messages.
-        nifti_fields: geometry fields of the NIfTI header as stored, written back to the bit; empty if not from NIfTI.
-        nifti_version: 1 or 2; version 2 holds the affine in float64.
+        nifti_fields: geometry fields of the NIfTI header as stored, written back bit for bit; empty if not from NIfTI.
+        nifti_version: 1 or 2; version 2 stores the affine in float64.
 
     Raises:
         UserError: the affine is singular or not finite, or an axis is empty.
@@ -44,7 +44,7 @@ class Grid:
     nifti_version: int = 1
 
     def __post_init__(self) -> None:
-        """Copies the affine, so that nobody can change it, and checks it."""
+        """Copy the affine, so that it cannot be changed from outside, and check it."""
         affine = np.array(self.affine, dtype=np.float64)
         shape = tuple(int(n) for n in self.shape)
         name = self.source or "the image"
@@ -67,8 +67,8 @@ class Grid:
     @property
     def transform(self) -> np.ndarray:
         """`[3, 2]` int: for each file axis its canonical axis (0 D, 1 H, 2 W) and direction (1, or -1 if flipped)."""
-        found = orientations.ornt_transform(orientations.io_orientation(self.affine), _CANONICAL)
-        return np.asarray(found).astype(int)
+        transform = orientations.ornt_transform(orientations.io_orientation(self.affine), _CANONICAL)
+        return np.asarray(transform).astype(int)
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
@@ -79,7 +79,7 @@ class Grid:
     @property
     def canonical_affine(self) -> np.ndarray:
         """`[4, 4]` float64: canonical index (d, h, w, 1) to RAS millimetres."""
-        return self.affine @ orientations.inv_ornt_aff(self.transform, self.shape)
+        return np.asarray(self.affine @ orientations.inv_ornt_aff(self.transform, self.shape))
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -89,7 +89,7 @@ class Grid:
 
     @property
     def voxel_volume_ml(self) -> float:
-        """Millilitres a voxel: |det affine|, which stays right on a sheared grid."""
+        """Millilitres per voxel: |det affine|, which is correct on a sheared grid too."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
 
@@ -99,8 +99,8 @@ class Volume:
 
     Attributes:
         array: `[D, H, W]` float32, HU if CT, in canonical order.
-        grid: where it came from; gives file order, spacing and millimetres.
-        modality: DICOM's word for it; files without one are CT unless the reader was told.
+        grid: the grid of its file; gives the file order, the spacing and millimetres.
+        modality: DICOM's Modality; CT for files without one, unless the caller passed another.
     """
 
     array: np.ndarray
@@ -108,7 +108,7 @@ class Volume:
     modality: str = "CT"
 
     def __post_init__(self) -> None:
-        """Checks that array and grid belong together."""
+        """Check that the array has the shape of the grid."""
         if self.array.shape != self.grid.canonical_shape:
             raise ValueError(f"array {self.array.shape} on a grid of {self.grid.canonical_shape} (D, H, W)")
 
@@ -124,23 +124,19 @@ class Volume:
 
     @property
     def voxel_volume_ml(self) -> float:
-        """Millilitres a voxel."""
+        """Millilitres per voxel."""
         return self.grid.voxel_volume_ml
-
-    def slice_positions_mm(self) -> np.ndarray:
-        """`[D]` float64: distance of each slice from the first one in mm, growing towards superior (d * dz)."""
-        return np.arange(self.array.shape[0], dtype=np.float64) * self.spacing[0]
 
 
 def to_canonical(array_ijk: np.ndarray, grid: Grid) -> np.ndarray:
-    """Reorders and flips axes from file order `[i, j, k]` to `[D, H, W]`; a view of the input, any dtype."""
+    """Reorder and flip axes from file order `[i, j, k]` to `[D, H, W]`; a view of the input, any dtype."""
     if array_ijk.shape != grid.shape:
         raise ValueError(f"array {array_ijk.shape} on a grid of {grid.shape} (i, j, k)")
     return np.asarray(orientations.apply_orientation(array_ijk, grid.transform))
 
 
 def from_canonical(array_dhw: np.ndarray, grid: Grid) -> np.ndarray:
-    """The exact inverse of `to_canonical`: from `[D, H, W]` to file order `[i, j, k]`; a view, any dtype."""
+    """Invert `to_canonical`: from `[D, H, W]` to file order `[i, j, k]`; a view, any dtype."""
     if array_dhw.shape != grid.canonical_shape:
         raise ValueError(f"array {array_dhw.shape} on a grid of {grid.canonical_shape} (D, H, W)")
     back = np.empty((3, 2), int)
@@ -150,7 +146,7 @@ def from_canonical(array_dhw: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def voxel_to_canonical(grid: Grid, voxel: Sequence[float]) -> tuple[float, float, float]:
-    """From a voxel index of the file to canonical index.
+    """Convert a voxel index of the file to a canonical index.
 
     Args:
         grid: the file's grid.
@@ -160,7 +156,7 @@ def voxel_to_canonical(grid: Grid, voxel: Sequence[float]) -> tuple[float, float
         (d, h, w), exact (integers stay integers in value).
 
     Raises:
-        UserError: a coordinate lies outside the volume (more than half a voxel beyond a voxel centre).
+        UserError: a coordinate is outside the volume (more than half a voxel beyond a voxel centre).
     """
     _check_inside(voxel, grid.shape, "xyz", grid.source)
     canonical = [0.0, 0.0, 0.0]
@@ -169,28 +165,17 @@ def voxel_to_canonical(grid: Grid, voxel: Sequence[float]) -> tuple[float, float
     return canonical[0], canonical[1], canonical[2]
 
 
-def canonical_to_voxel(grid: Grid, index: Sequence[float]) -> tuple[float, float, float]:
-    """The inverse of `voxel_to_canonical`: from (d, h, w) to the file's (x, y, z); same range and error."""
-    _check_inside(index, grid.canonical_shape, "dhw", grid.source)
-    values = (index[target] for target in grid.transform[:, 0])
-    x, y, z = (
-        float(value) if direction > 0 else length - 1 - float(value)
-        for value, length, direction in zip(values, grid.shape, grid.transform[:, 1], strict=True)
-    )
-    return x, y, z
-
-
 def check_same_grid(labels: Grid, image: Grid) -> None:
-    """Checks that two files hold the same voxels; their axes may be stored in another order or direction.
+    """Check that two files have the same voxel grid; their axes may be stored in another order or direction.
 
     Raises:
-        UserError: canonical shapes differ, or canonical affines do by more than a thousandth of the spacing.
+        UserError: the canonical shapes differ, or the canonical affines differ by more than 0.001 of the spacing.
     """
-    names = f"{labels.source or 'the label map'} does not lie on the grid of {image.source or 'the image'}"
-    mend = "resample the labels onto the image's grid"
+    names = f"{labels.source or 'the label map'} is not on the grid of {image.source or 'the image'}"
+    fix = "resample the labels onto the image's grid"
     if labels.canonical_shape != image.canonical_shape:
         raise UserError(
-            f"{names}: their shapes (D, H, W) are {labels.canonical_shape} and {image.canonical_shape}: {mend}"
+            f"{names}: their shapes (D, H, W) are {labels.canonical_shape} and {image.canonical_shape}: {fix}"
         )
     theirs, ours = labels.canonical_affine, image.canonical_affine
     difference = np.abs(theirs - ours)[:3]
@@ -198,16 +183,16 @@ def check_same_grid(labels: Grid, image: Grid) -> None:
         raise UserError(
             f"{names}: their affines differ by up to {difference.max():.4g} mm, the spacings (dz, dy, dx) being "
             f"{np.round(labels.spacing, 4).tolist()} and {np.round(image.spacing, 4).tolist()} mm and the first voxels "
-            f"lying at {np.round(theirs[:3, 3], 3).tolist()} and {np.round(ours[:3, 3], 3).tolist()}: {mend}"
+            f"lying at {np.round(theirs[:3, 3], 3).tolist()} and {np.round(ours[:3, 3], 3).tolist()}: {fix}"
         )
 
 
 def _check_inside(index: Sequence[float], shape: tuple[int, int, int], names: str, source: str) -> None:
-    """A fraction may reach the border of the outermost voxel, half a voxel from its centre; NaN fails."""
+    """Accept fractions up to the border of the outermost voxel, half a voxel from its centre; refuse NaN."""
     if len(index) != 3:
         raise UserError(f"a voxel has three coordinates ({', '.join(names)}), found {len(index)}: give all three")
     for value, length, name in zip(index, shape, names, strict=True):
         if not -0.5 <= value <= length - 0.5:
             raise UserError(
-                f"voxel {name} = {value:g} lies outside {source or 'the image'}: expected {name} from 0 to {length - 1}"
+                f"voxel {name} = {value:g} is outside {source or 'the image'}: expected {name} from 0 to {length - 1}"
             )

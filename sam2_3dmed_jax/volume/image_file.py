@@ -1,15 +1,12 @@
-"""What every image format shares: a checked header with its voxels still on disk, limits, and atomic writing."""
+"""Image headers with their voxels still on disk, and the limits that all formats share."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +15,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import Grid
 
 AIR_HU = -1024.0
-MAX_BYTES = 8 * 2**30  # of a volume as float32; a larger promise is a damaged header
-DEFLATE_LIMIT = 1032  # the largest ratio that gzip and zlib can reach, so a cap on what a compressed file may hold
+MAX_BYTES = 8 * 2**30  # limit of a volume as float32; a header with a larger size is damaged
+DEFLATE_LIMIT = 1032  # largest ratio that gzip and zlib can reach: a limit on the contents of a compressed file
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +25,8 @@ class ImageFile:
 
     Attributes:
         grid: the voxel grid in file order.
-        read: takes a dtype, or None for what the file's scaling gives; returns `[i, j, k]`, raises UserError.
-        modality: DICOM's word for it; None where the format has no place for it.
+        read: takes a dtype, or None for the dtype of the file's scaling; returns `[i, j, k]`, raises UserError.
+        modality: DICOM's Modality; None if the format does not store it.
     """
 
     grid: Grid
@@ -38,7 +35,7 @@ class ImageFile:
 
 
 def check_size(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
-    """Refuses a volume before it is allocated.
+    """Refuse a volume that is too large, before it is allocated.
 
     Raises:
         UserError: as float32 it would take more than `MAX_BYTES`.
@@ -52,7 +49,7 @@ def check_size(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
 
 
 def check_promise(path: str | os.PathLike[str], promised: int, most: int) -> None:
-    """Compares the bytes that a header promises with the most that its file can hold.
+    """Compare the bytes that a header promises with the most that its file can contain.
 
     Raises:
         UserError: the file is too short for its header.
@@ -65,13 +62,13 @@ def check_promise(path: str | os.PathLike[str], promised: int, most: int) -> Non
 
 
 def one_line(error: BaseException) -> str:
-    """A library's message without its line breaks, cut where it grows long."""
+    """Return a library's message on one line, cut to 200 characters."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else f"{words[:200]}..."
 
 
 def optional(module: str, path: str | os.PathLike[str]) -> Any:
-    """Imports a library of the extra `[dicom]`, which reading or writing `path` needs.
+    """Import a library of the extra `[dicom]`, which reading or writing `path` needs.
 
     Raises:
         UserError: it is not installed.
@@ -82,24 +79,3 @@ def optional(module: str, path: str | os.PathLike[str]) -> Any:
         raise UserError(
             f"{path} needs {module.partition('.')[0]}, which is not installed: pip install 'sam2-3dmed-jax[dicom]'"
         ) from None
-
-
-@contextlib.contextmanager
-def written_whole(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
-    """Gives a temporary name in the folder of `path`, which is created, and renames it at the end.
-
-    Raises:
-        UserError: the file cannot be written; nothing is left behind.
-    """
-    target = Path(path)
-    part = target.with_name(f".{uuid.uuid4().hex}{suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path} cannot be written ({reason}): give a folder with room and write access") from None
-    finally:
-        with contextlib.suppress(OSError):  # gone after a success; its folder may be no folder at all
-            part.unlink()

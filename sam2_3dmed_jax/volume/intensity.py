@@ -1,7 +1,7 @@
-"""From HU to the encoder's input, and from its logits back to voxels: windows, resizing, normalisation.
+"""Intensity windows, slice resizing and normalisation between voxels and the encoder's input.
 
-CT goes through a window in HU, any other modality through percentiles of its own values: its numbers have no unit.
-Slices are stretched to S x S without keeping their aspect, as in SAM 2: voxel index x lies at pixel
+CT uses a window in HU. Other modalities use percentiles of their own values, because these have no unit.
+Slices are stretched to S x S without keeping their aspect ratio, as in SAM 2: voxel index x is at pixel
 `(x + 0.5) * S / W - 0.5`. The resizing is `jax.image.resize(method="linear", antialias=True)` as two matrices.
 """
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.imagenet import normalise
 from sam2_3dmed_jax.volume.geometry import Volume
 
-# (level, width) in HU. Radiology's usual settings, but for the last two, which published methods used.
+# (level, width) in HU: the usual settings of radiology, and two that published methods use.
 WINDOWS: dict[str, tuple[float, float]] = {
     "soft_tissue": (40.0, 400.0),
     "lung": (-600.0, 1500.0),
@@ -26,15 +27,12 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "lung_medsam": (-160.0, 1500.0),
     "universal_model": (37.5, 425.0),
 }
-PERCENTILES = "0.5%,99.5%"  # the window of what is no CT
-_SAMPLE = 1 << 22  # voxels at most, evenly spread, that percentiles are taken over
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+PERCENTILES = "0.5%,99.5%"  # the window of modalities other than CT
+_SAMPLE = 1 << 22  # percentiles are computed over at most this many voxels, evenly spread
 
 
 def parse_window(window: str) -> tuple[float, float]:
-    """Reads a window in HU.
+    """Read a window in HU.
 
     Args:
         window: a name of `WINDOWS`, or "LEVEL,WIDTH" in HU, such as "40,400".
@@ -57,19 +55,18 @@ def parse_window(window: str) -> tuple[float, float]:
 
 
 def window_of(volume: Volume, window: str) -> tuple[float, float]:
-    """The window of one volume, by the setting `data.preprocessing.window`.
+    """Return the window of one volume by the setting `data.preprocessing.window`.
 
     Args:
-        volume: gives its modality, and the values that percentiles are taken over: those above its lowest, which is
-            the background.
-        window: as `parse_window`, or "LOW%,HIGH%", percentiles from 0 to 100. A volume that is no CT takes
-            `PERCENTILES` whatever the window in HU.
+        volume: its modality and values are used; percentiles leave out the lowest value, which is background.
+        window: as `parse_window`, or "LOW%,HIGH%", percentiles from 0 to 100. Other modalities than CT use
+            `PERCENTILES` instead of a window in HU.
 
     Returns:
         (level, width) in the volume's own values.
 
     Raises:
-        UserError: the window is none of these.
+        UserError: the window has another form.
     """
     if "%" not in window:
         in_hu = parse_window(window)
@@ -83,8 +80,8 @@ def window_of(volume: Volume, window: str) -> tuple[float, float]:
             f"{PERCENTILES}"
         )
     values = volume.array.reshape(-1)[:: -(-volume.array.size // _SAMPLE)]
-    inside = values[values > values.min()]
-    bottom, top = np.percentile(inside if inside.size else values, (low, high)).tolist()
+    foreground = values[values > values.min()]
+    bottom, top = np.percentile(foreground if foreground.size else values, (low, high)).tolist()
     return (bottom + top) / 2, max(top - bottom, 1e-6)  # a constant volume becomes constant slices
 
 
@@ -97,24 +94,25 @@ def _two_numbers(text: str) -> tuple[float, float]:
 
 
 def apply_window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
-    """Maps HU linearly onto [0, 1], `level - width / 2` to 0 and `level + width / 2` to 1, and clips.
+    """Map HU linearly onto [0, 1], `level - width / 2` to 0 and `level + width / 2` to 1, and clips.
 
     Args:
         hu: any shape, any real dtype.
         level: centre of the window, HU.
-        width: of the window, HU, positive.
+        width: width of the window, HU, positive.
 
     Returns:
         float32 in [0, 1], of the same shape.
     """
     unit = np.subtract(hu, np.float32(level - width / 2), dtype=np.float32)
     unit /= np.float32(width)
-    return np.clip(unit, 0.0, 1.0, out=unit)
+    np.clip(unit, 0.0, 1.0, out=unit)
+    return np.asarray(unit)
 
 
 @functools.lru_cache(maxsize=16)
 def resize_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """Linear interpolation with half-pixel centres as a matrix; the triangle filter widens when shrinking.
+    """Return linear interpolation with half-pixel centres as a matrix; the triangle filter widens when shrinking.
 
     Equals `jax.image.resize(..., method="linear", antialias=True)` along one axis.
 
@@ -129,15 +127,15 @@ def resize_matrix(n_in: int, n_out: int) -> np.ndarray:
     centres = (np.arange(n_out) + 0.5) * step - 0.5
     distance = np.abs(centres[:, None] - np.arange(n_in)[None, :]) / max(step, 1.0)
     weights = np.maximum(0.0, 1.0 - distance)
-    matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    matrix: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     matrix.flags.writeable = False
     return matrix
 
 
 def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resizes each slice by two matrix products, one slice at a time, so that only the result is large.
+    """Resize each slice by two matrix products, one slice at a time, so that only the result is large.
 
-    Slices that have the size are copied.
+    Slices that already have the size are copied.
 
     Args:
         array: `[D, H, W]`, any real dtype.
@@ -158,7 +156,7 @@ def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def prepare_slices(hu: np.ndarray, window: tuple[float, float], image_size: int) -> np.ndarray:
-    """The one preprocessing of training, evaluation and prediction: window, then resize, then clip.
+    """Preprocess slices for training, evaluation and prediction: window, then resize, then clip.
 
     Args:
         hu: `[D, H, W]` HU.
@@ -172,24 +170,11 @@ def prepare_slices(hu: np.ndarray, window: tuple[float, float], image_size: int)
     return np.clip(unit, 0.0, 1.0, out=unit)
 
 
-def normalise(unit: np.ndarray) -> np.ndarray:
-    """Grey to three channels with ImageNet's mean and SD, as SAM 2 expects.
-
-    Args:
-        unit: `[D, S, S]` in [0, 1].
-
-    Returns:
-        `[D, S, S, 3]` float32.
-    """
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    return (np.asarray(unit, np.float32)[..., None] - mean) / std
-
-
 class PreparedSlices:
-    """A volume's slices as the model takes them, `[D, S, S, 3]` float32, made when they are indexed and not kept."""
+    """Slices of a volume as the model takes them, `[D, S, S, 3]` float32, computed on indexing and not kept."""
 
     def __init__(self, volume: Volume, preprocessing: PreprocessingConfig, image_size: int):
-        """Settle the window; `image_size` is S."""
+        """Compute the window of the whole volume; `image_size` is S."""
         self._volume = volume
         self._window = window_of(volume, preprocessing.window)
         self.shape = (len(volume.array), image_size, image_size, 3)
@@ -199,12 +184,12 @@ class PreparedSlices:
         return self.shape[0]
 
     def __getitem__(self, at: slice) -> np.ndarray:
-        """Slices `at`, normalised."""
+        """Return slices `at`, normalised."""
         return normalise(prepare_slices(self._volume.array[at], self._window, self.shape[1]))
 
 
 def restore_logits(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Logits back onto the voxels of their slices.
+    """Resize logits to the voxels of their slices.
 
     Args:
         logits: `[D, s, s]`, any float dtype.

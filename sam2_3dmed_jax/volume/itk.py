@@ -1,7 +1,7 @@
-"""NRRD and MetaImage (.mha, .mhd) in, through SimpleITK: three axes and one number a voxel.
+"""NRRD and MetaImage reader (SimpleITK): three axes and one number per voxel.
 
-ITK gives origin and directions in LPS (to patient left, posterior, superior), whatever space the file declares; a
-`Grid` is in RAS. Both formats say nothing about the modality.
+ITK returns origin and directions in LPS (to patient left, posterior, superior) for every space that a file declares; a
+`Grid` is in RAS. Neither format stores the modality.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from sam2_3dmed_jax.volume.image_file import (
     optional,
 )
 
-SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 _HEADER_BYTES = 2**16
-# How many bytes of voxels a byte of the file can hold at most; what is not listed (bzip2, text) has no useful bound.
+# Limit of the bytes of voxels per byte of the file; other encodings (bzip2, text) have no useful limit.
 _CAPACITY = {"raw": 1, "gzip": DEFLATE_LIMIT, "gz": DEFLATE_LIMIT}
 _MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "")
 
 
-def open_image(path: str | os.PathLike[str]) -> ImageFile:
-    """Reads a header, and checks it before voxels are allocated.
+def open_image(path: str | os.PathLike[str], index: int | None = None, resample: bool = False) -> ImageFile:
+    """Read a header and check it before voxels are allocated.
 
     Args:
         path: a .nrrd, .nhdr, .mha or .mhd file.
+        index: unused; each file has one volume.
+        resample: unused; the grid is regular.
 
     Raises:
-        UserError: SimpleITK is missing, the file is damaged or truncated, not 3D, holds vectors or complex numbers,
-            is not in millimetres, or is too large.
+        UserError: SimpleITK is missing, or the file is damaged or truncated, not 3D, has vectors or complex numbers, is
+            not in millimetres, or is too large.
     """
     sitk = optional("SimpleITK", path)
     header = _header(path)
     data_path = _data_file(path, header)
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what ITK would print, the checks below say in a sentence
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # the checks below replace what ITK prints
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -71,10 +72,10 @@ def open_image(path: str | os.PathLike[str]) -> ImageFile:
 
 
 def lps_affine(direction: Sequence[float], spacing: Sequence[float], origin: Sequence[float]) -> np.ndarray:
-    """ITK's geometry as an affine.
+    """Convert ITK's geometry to an affine.
 
     Args:
-        direction: the 9 numbers of a 3 x 3 matrix, row by row; its columns are the axes i, j, k in LPS.
+        direction: 3 x 3 matrix as 9 numbers, row by row; its columns are the axes i, j, k in LPS.
         spacing: mm along i, j, k.
         origin: LPS mm of the first voxel's centre.
 
@@ -96,7 +97,7 @@ def _read(reader: Any, sitk: Any, grid: Grid, dtype: type | None) -> np.ndarray:
 
 
 def _header(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The fields of the text header, their names in lower case; empty when it is no text."""
+    """Return the fields of the text header, with names in lower case; empty if the header is not text."""
     fields: dict[str, str] = {}
     try:
         with open(path, "rb") as file:
@@ -106,7 +107,7 @@ def _header(path: str | os.PathLike[str]) -> dict[str, str]:
     for line in start.decode("latin-1").split("\n"):
         name, _, value = line.partition("=" if Path(path).suffix.lower() in (".mha", ".mhd") else ":")
         if not line.strip():
-            break  # a NRRD's header ends at an empty line
+            break  # an empty line ends a NRRD header
         fields.setdefault(name.strip().lower(), value.strip())
         if name.strip() == "ElementDataFile":
             break  # the last field of a MetaImage
@@ -114,7 +115,7 @@ def _header(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _data_file(path: str | os.PathLike[str], header: dict[str, str]) -> Path | None:
-    """The file with the voxels; None for one file a slice, where ITK refuses what is missing."""
+    """Return the file with the voxels; None for one file per slice, where ITK reports missing files."""
     units = re.findall(r'"([^"]*)"', header.get("space units", ""))
     if any(unit.strip().lower() not in _MILLIMETRES for unit in units):
         raise UserError(f"{path} declares lengths in {units}, expected millimetres: rewrite its geometry in mm")
@@ -128,5 +129,5 @@ def _data_file(path: str | os.PathLike[str], header: dict[str, str]) -> Path | N
 
 
 def _reason(error: BaseException) -> str:
-    """What ITK says after its file names and line numbers."""
+    """Return ITK's message without its file names and line numbers."""
     return one_line(error).rpartition("ITK ERROR: ")[2]

@@ -1,6 +1,6 @@
-"""What is scored: classes of label values, which may be unions, with their tolerance; and the words users name them by.
+"""Label classes: named label values or unions of them, with their tolerance, and how users write them.
 
-`1=pancreas,2=cancer,1+2=both` are three classes of two values. Nothing here looks at a mask's shape.
+`1=pancreas,2=cancer,1+2=both` are three classes of two label values.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 
-# METHOD: attributed to Antonelli et al. 2022 by two public presets; by the task's name, in mm.
+# mm, by the task's name; two public presets attribute them to Antonelli et al. 2022 (docs/explanation/method.md).
 TASK_TOLERANCES = {"lung": 2.0, "pancreas": 5.0, "spleen": 3.0}
 TOLERANCE = 3.0  # mm, where the task is none of these
 Target = tuple[int, ...]  # the label values of an object that is prompted
 
 _TUMOUR = re.compile(r"cancer|tumou?r|lesion", re.IGNORECASE)
-_HOST = re.compile(r"pancreas|liver|kidney", re.IGNORECASE)  # organs whose tumours lie inside of them
+_HOST = re.compile(r"pancreas|liver|kidney", re.IGNORECASE)  # organs whose tumours are inside of them
 
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One structure that is scored."""
+    """One structure to score."""
 
     name: str
-    values: tuple[int, ...]  # of the label map; several are a union
+    values: tuple[int, ...]  # in the label map; several values form a union
     tolerance_mm: float = TOLERANCE  # of NSD
-    tumour: bool = False  # counted by lesions too
+    tumour: bool = False  # lesions are counted too
 
     def mask(self, labels: np.ndarray) -> np.ndarray:
-        """Bool, of the shape of a label map."""
+        """Return a bool mask with the shape of the label map."""
         if len(self.values) == 1:
             return np.asarray(labels == self.values[0])
         return np.isin(labels, self.values)
 
 
 def declared_classes(labels: Mapping[int, str]) -> list[LabelClass]:
-    """The classes of a dataset: each label, and the union of an organ with the tumours inside it.
+    """Return the classes of a dataset: each label, and the union of an organ with the tumours inside it.
 
-    The union comes last. It is there where one label is a pancreas, liver or kidney and all others are tumours.
+    The union is last. It exists if one label is a pancreas, liver or kidney and all others are tumours.
     """
     classes = [LabelClass(name, (value,), tumour=is_tumour(name)) for value, name in labels.items()]
     organs = [entry for entry in classes if not entry.tumour]
@@ -56,10 +56,10 @@ def parse_classes(text: str, declared: Mapping[int, str]) -> list[LabelClass]:
 
     Args:
         text: as above.
-        declared: value to name, of the dataset; {}: any value will do.
+        declared: value to name, from the dataset; {} accepts any value.
 
     Raises:
-        UserError: what is no label, a label that the dataset lacks, or a name that two classes have.
+        UserError: not a label, a label that the dataset lacks, or one name for two classes.
     """
     values_of = {name: value for value, name in declared.items()}
     classes: list[LabelClass] = []
@@ -70,13 +70,15 @@ def parse_classes(text: str, declared: Mapping[int, str]) -> list[LabelClass]:
             value = values_of.get(word.strip(), word.strip())
             if not re.fullmatch("[0-9]{1,9}", str(value)) or int(value) == 0:
                 known = f"one of {', '.join(values_of)}" if values_of else "VALUE=NAME"
-                raise UserError(f"--classes: '{part}' is no label value, nor {known}; give some, such as 1=spleen")
+                raise UserError(
+                    f"--classes: '{part}' is neither a label value nor {known}; give some, such as 1=spleen"
+                )
             if declared and int(value) not in declared:
                 raise UserError(f"--classes: the dataset has no label {value}; choose from {sorted(declared)}")
             values.append(int(value))
         name = name or "+".join(declared.get(value, str(value)) for value in values)
         if len(set(values)) < len(values) or name in {entry.name for entry in classes}:
-            raise UserError(f"--classes: '{part}' stands for a label or name that was given before; give each once")
+            raise UserError(f"--classes: '{part}' repeats a label or name; give each once")
         classes.append(LabelClass(name, tuple(values), tumour=len(values) == 1 and is_tumour(name)))
     return classes
 
@@ -85,20 +87,20 @@ def parse_targets(text: str) -> list[Target]:
     """Read `1+2,2`: the label values of each object to prompt.
 
     Raises:
-        UserError: what is no label value, or an object all of whose labels later ones have.
+        UserError: not a label value, or an object whose labels all belong to later objects.
     """
     if not re.fullmatch(r"\s*\d{1,9}(\s*[+,]\s*\d{1,9})*\s*", text):
-        raise UserError(f"--targets: '{text}' is no list of label values; give some, such as 1+2,2")
+        raise UserError(f"--targets: '{text}' is not a list of label values; give some, such as 1+2,2")
     targets = [tuple(int(value) for value in part.split("+")) for part in text.split(",")]
-    painted_values(targets)
+    written_values(targets)
     return targets
 
 
 def prompted_targets(classes: Sequence[LabelClass]) -> list[Target]:
-    """The objects to prompt, unless the user says otherwise; later ones are written over earlier ones.
+    """Return the default objects to prompt; later objects are written over earlier ones.
 
-    A class of one value is an object. Of a union of an organ with its tumours, the first value is prompted together
-    with the rest; so is a union that holds a value which is not scored alone. Other unions are only scored.
+    A class of one value is an object. In a union of an organ with its tumours, the first value is prompted together
+    with the rest. So is a union with a value that is not scored alone. Other unions are only scored.
     """
     alone = {entry.values[0]: entry.tumour for entry in classes if len(entry.values) == 1}
     unions = {
@@ -111,11 +113,11 @@ def prompted_targets(classes: Sequence[LabelClass]) -> list[Target]:
     return [*sorted(unions.values(), key=len, reverse=True), *singles]
 
 
-def painted_values(targets: Sequence[Target]) -> list[int]:
-    """The label value that each object writes: its first one that no later object has.
+def written_values(targets: Sequence[Target]) -> list[int]:
+    """Return the label value that each object writes: its first value that no later object has.
 
     Raises:
-        UserError: there is none.
+        UserError: an object has no such value.
     """
     painted = []
     for at, target in enumerate(targets):
@@ -128,10 +130,10 @@ def painted_values(targets: Sequence[Target]) -> list[int]:
 
 
 def with_tolerances(classes: Iterable[LabelClass], text: str | None, task: str = "") -> list[LabelClass]:
-    """Classes with the tolerance of their task, or with the one that the user gives: `3.0`, or `liver=3,cancer=2`.
+    """Return classes with the tolerance of their task, or with the one in `text`: `3.0`, or `liver=3,cancer=2`.
 
     Raises:
-        UserError: what is no length, or a class that is not scored.
+        UserError: not a length, or a class that is not scored.
     """
     default = next((mm for name, mm in TASK_TOLERANCES.items() if name in task.lower()), TOLERANCE)
     found = [replace(entry, tolerance_mm=default) for entry in classes]
@@ -142,16 +144,18 @@ def with_tolerances(classes: Iterable[LabelClass], text: str | None, task: str =
         except ValueError:
             tolerance = math.nan
         if not 0 <= tolerance < math.inf:
-            raise UserError(f"--tolerance-mm: '{part}' is no length; give millimetres, such as 3.0 or cancer=2,liver=3")
+            raise UserError(
+                f"--tolerance-mm: '{part}' is not a length; give millimetres, such as 3.0 or cancer=2,liver=3"
+            )
         if name.strip() not in {"", *(entry.name for entry in found)}:
-            raise UserError(f"--tolerance-mm: there is no class '{name}'; choose from {_names(found)}")
+            raise UserError(f"--tolerance-mm: class '{name}' is not scored; choose from {_names(found)}")
         named = name.strip() or None
         found = [replace(entry, tolerance_mm=tolerance) if named in (None, entry.name) else entry for entry in found]
     return found
 
 
 def with_tumours(classes: Sequence[LabelClass], text: str | None) -> list[LabelClass]:
-    """Classes with those marked as tumours that the user names; None leaves them as their names tell, `none` is none.
+    """Return classes with the named ones marked as tumours; None decides by their names, `none` marks no class.
 
     Raises:
         UserError: a class that is not scored.
@@ -160,12 +164,12 @@ def with_tumours(classes: Sequence[LabelClass], text: str | None) -> list[LabelC
         return list(classes)
     named = [] if text.strip() == "none" else [name.strip() for name in text.split(",")]
     if unknown := set(named) - {entry.name for entry in classes}:
-        raise UserError(f"--tumours: there is no class '{min(unknown)}'; choose from {_names(classes)}")
+        raise UserError(f"--tumours: class '{min(unknown)}' is not scored; choose from {_names(classes)}")
     return [replace(entry, tumour=entry.name in named) for entry in classes]
 
 
 def parse_remap(text: str | None) -> dict[int, int]:
-    """Read `2=1,3=1`: values of a prediction and what they become; 0 is the background.
+    """Read `2=1,3=1`: label values of a prediction and their replacements; 0 is the background.
 
     Raises:
         UserError: another form, or a value twice.
@@ -173,13 +177,15 @@ def parse_remap(text: str | None) -> dict[int, int]:
     remap: dict[int, int] = {}
     for part in text.split(",") if text else ():
         if not (found := re.fullmatch(r"\s*(\d{1,9})\s*=\s*(\d{1,9})\s*", part)) or int(found[1]) in remap:
-            raise UserError(f"--remap: '{part}' is no pair of label values, each once; give some, such as 2=1,3=1")
+            raise UserError(
+                f"--remap: '{part}' is not a pair of label values, each given once; give some, such as 2=1,3=1"
+            )
         remap[int(found[1])] = int(found[2])
     return remap
 
 
 def is_tumour(name: str) -> bool:
-    """Whether a label's name tells of tumours."""
+    """Return whether a label's name means a tumour."""
     return bool(_TUMOUR.search(name))
 
 

@@ -1,7 +1,7 @@
-"""Label maps moved to another grid by nearest neighbour: only where a user asks, since it moves surfaces.
+"""Nearest-neighbour resampling of label maps to another grid, on request only, because it moves surfaces.
 
-Surfaces need orthogonal axes. A slanted grid (gantry tilt) gets an orthogonal one around it, with the spacing of its
-axes' own distances, so that no slice is skipped.
+Surface metrics need orthogonal axes. A slanted grid (gantry tilt) is replaced by an orthogonal grid around it, whose
+spacing equals the distances between its planes, rows and columns, so that no slice is skipped.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.image_file import check_size
 
-_SLANT = 1e-3  # cosine between two axes up to which they are orthogonal: half a voxel over 500, as headers round
+_SLANT = 1e-3  # largest cosine between orthogonal axes: half a voxel over 500, the rounding of headers
 
 
 def is_orthogonal(grid: Grid) -> bool:
-    """Whether the axes stand at right angles."""
+    """Return whether the axes are at right angles."""
     edges = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
     return bool(np.abs(edges.T @ edges - np.eye(3)).max() <= _SLANT)
 
@@ -36,10 +36,10 @@ def check_orthogonal(grid: Grid) -> None:
 
 
 def orthogonal_grid(grid: Grid) -> Grid:
-    """An orthogonal grid that holds all voxels of a slanted one.
+    """Return an orthogonal grid that contains all voxels of a slanted one.
 
-    Its last two axes span the plane of the slices, the second-last one being kept, and its spacings are the distances
-    between the old planes, rows and columns; its axes are canonical, (d, h, w).
+    Its last two axes span the plane of the slices, and the second-last axis is kept. Its spacings are the distances
+    between the old planes, rows and columns. Its axes are canonical, (d, h, w).
 
     Raises:
         UserError: it would be larger than a volume may be.
@@ -64,12 +64,12 @@ def orthogonal_grid(grid: Grid) -> Grid:
 
 
 def onto_grid(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """A label map where another grid has its voxels: the nearest label, and 0 beyond the map.
+    """Sample a label map at the voxels of another grid: the nearest label, and 0 outside the map.
 
     Args:
         labels: `[D, H, W]` integers or bool in canonical order.
         source: their grid.
-        target: the grid wanted.
+        target: the requested grid.
 
     Returns:
         `[D, H, W]` of the target, of the same dtype.
@@ -82,7 +82,7 @@ def onto_grid(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
             change[:3, 3],
             output_shape=target.canonical_shape,
             order=0,
-            mode="grid-constant",  # "constant" would drop what lies a rounding beyond the outermost centres
+            mode="grid-constant",  # "constant" would drop voxels that rounding puts beyond the outermost centres
             cval=0,
             prefilter=False,
         )

@@ -1,7 +1,7 @@
-"""NIfTI-1 and -2 in and out: single files and .hdr/.img pairs, plain or compressed, one volume of a 4D file.
+"""NIfTI-1 and NIfTI-2 reader and writer: single files and .hdr/.img pairs, compressed or not, one volume of 4D files.
 
-Where sform and qform disagree, nibabel's order holds (sform, then qform; with neither, radiological left-right from
-the voxel sizes alone).
+Where sform and qform disagree, nibabel's order applies: sform, then qform; with neither, the affine follows from the
+voxel sizes with radiological left-right.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.atomic_files import atomic_path
+from sam2_3dmed_jax.volume.formats import FORMATS, suffix_of
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, from_canonical
 from sam2_3dmed_jax.volume.image_file import (
     DEFLATE_LIMIT,
@@ -28,7 +31,6 @@ from sam2_3dmed_jax.volume.image_file import (
     check_promise,
     check_size,
     one_line,
-    written_whole,
 )
 
 _METRE, _MICRON = 1, 3  # codes of xyzt_units
@@ -43,21 +45,20 @@ _DAMAGED = (
 _WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")
 
 
-def open_image(path: str | os.PathLike[str], index: int | None = None) -> ImageFile:
-    """Reads a header; everything that can be refused before voxels are allocated is refused here.
+def open_image(path: str | os.PathLike[str], index: int | None = None, resample: bool = False) -> ImageFile:
+    """Read a header and check it before voxels are allocated.
 
     Args:
         path: a .nii, .nii.gz, .hdr or .img file.
-        index: of the volume of a file with more than three axes, 0-based, in the order of the file.
+        index: volume of a file with more than three axes, 0-based, in the order of the file.
+        resample: unused; the grid is regular.
 
     Raises:
-        UserError: no such file, not NIfTI, 4D without `index`, `index` out of range, complex or RGB, a singular
-            affine, not in millimetres, too large, or truncated.
+        UserError: the file is not NIfTI, 4D without `index`, has no volume `index`, is complex or RGB, has a singular
+            affine, is not in millimetres, too large, or truncated.
     """
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist: give the path of a NIfTI file (.nii, .nii.gz, .hdr)")
     try:
-        image: Any = nib.load(path, mmap=False)  # type: ignore[arg-type]
+        image: Any = nib.load(path, mmap=False)
     except _DAMAGED as error:
         raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
     if not isinstance(image, nib.Nifti1Pair):
@@ -68,13 +69,13 @@ def open_image(path: str | os.PathLike[str], index: int | None = None) -> ImageF
     if dtype.kind not in "iuf":
         raise UserError(f"{path} holds {dtype} voxels, expected real numbers: export the CT in HU as int16 or float32")
     check_size(path, shape[:3])
-    volume = _chosen(path, shape, index)
+    volume = _volume_index(path, shape, index)
     _check_data_file(path, image)
     header = image.header
     units = int(header["xyzt_units"]) & 7
     if units in (_METRE, _MICRON):
-        found = "metres" if units == _METRE else "micrometres"
-        raise UserError(f"{path} declares lengths in {found}, expected millimetres: rewrite its affine and xyzt_units")
+        unit = "metres" if units == _METRE else "micrometres"
+        raise UserError(f"{path} declares lengths in {unit}, expected millimetres: rewrite its affine and xyzt_units")
     fields = {name: np.array(header[name]) for name in _GEOMETRY_FIELDS}
     fields["pixdim"] = np.array(header["pixdim"][:4])
     version = 2 if isinstance(header, nib.Nifti2Header) else 1
@@ -86,19 +87,19 @@ def open_image(path: str | os.PathLike[str], index: int | None = None) -> ImageF
 def write_labels(
     path: str | os.PathLike[str], labels: np.ndarray, like: Volume, descrip: str = "research use only"
 ) -> None:
-    """Writes a label map in the axis order and geometry of the file that a volume came from.
+    """Write a label map in the axis order and geometry of the file that a volume was read from.
 
-    The file appears whole or not at all. Nothing of the source header but its geometry is copied, so no text that
-    could identify a patient is.
+    The file is complete, or it does not exist. Only the geometry of the source header is copied, and no text that
+    could identify a patient.
 
     Args:
         path: a .nii or .nii.gz file; its folder is created.
         labels: `[D, H, W]` integers or bools from 0 to 65535; stored as uint8 where they fit, else uint16.
-        like: the volume that they label.
+        like: the labelled volume.
         descrip: the header's description, at most 79 ASCII characters.
 
     Raises:
-        UserError: another suffix, a label out of range, the path is the image itself, or it cannot be written.
+        UserError: another suffix, a label out of range, the path is the image itself, or the file cannot be written.
     """
     if labels.dtype.kind not in "biu":
         raise ValueError(f"labels are {labels.dtype}, expected integers")
@@ -112,10 +113,21 @@ def write_labels(
     _save(path, from_canonical(labels, like.grid).astype(dtype), like.grid, descrip)
 
 
+def write_segmentation(
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    like: Volume,
+    names: Mapping[int, str],
+    frames: object = None,
+) -> None:
+    """Write a label map as `write_labels` does; NIfTI stores neither `names` nor DICOM `frames`."""
+    write_labels(path, labels, like)
+
+
 def write_nifti(
     path: str | os.PathLike[str], array_ijk: np.ndarray, affine: np.ndarray, descrip: str = "research use only"
 ) -> None:
-    """Writes an array in file order as NIfTI-1, unscaled, whole or not at all.
+    """Write an array in file order as NIfTI-1, unscaled; the file is complete, or it does not exist.
 
     Args:
         path: a .nii or .nii.gz file; its folder is created.
@@ -132,8 +144,8 @@ def write_nifti(
     _save(path, array_ijk, Grid((i, j, k), affine), descrip)
 
 
-def _chosen(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | None) -> tuple[int, ...]:
-    """Indices along the axes after the third, whose order is Fortran's, as that of the file."""
+def _volume_index(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | None) -> tuple[int, ...]:
+    """Return the indices along the axes after the third, in Fortran order as in the file."""
     count = math.prod(shape[3:])
     if count < 1:
         raise UserError(f"{path} has no voxels: its shape is {shape}, expected at least 1 along each axis")
@@ -148,10 +160,10 @@ def _chosen(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | N
 
 
 def _check_data_file(path: str | os.PathLike[str], image: Any) -> None:
-    """Compares the header's promise with the size of the file that holds the voxels."""
+    """Compare the size that the header declares with the size of the file with the voxels."""
     data_path = Path(image.file_map["image"].filename)
     if not data_path.exists():
-        raise UserError(f"{path} is a header without data, expected {data_path} beside it: copy that file there too")
+        raise UserError(f"{path} is a header without data, expected {data_path} next to it: copy that file there too")
     voxels = math.prod(int(n) for n in image.shape)
     promised = int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
     size, suffix = data_path.stat().st_size, data_path.suffix.lower()
@@ -160,7 +172,7 @@ def _check_data_file(path: str | os.PathLike[str], image: Any) -> None:
 
 
 def _read(image: Any, volume: tuple[int, ...], grid: Grid, dtype: type | None) -> np.ndarray:
-    """`[i, j, k]`, scaled; a slice of the proxy reads no other volume into memory."""
+    """Return `[i, j, k]`, scaled; indexing the proxy reads one volume of a 4D file into memory."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             data = image.dataobj[(..., *volume)] if volume else image.dataobj
@@ -173,7 +185,7 @@ def _read(image: Any, volume: tuple[int, ...], grid: Grid, dtype: type | None) -
 
 def _save(path: str | os.PathLike[str], array_ijk: np.ndarray, grid: Grid, descrip: str) -> None:
     target = Path(path)
-    suffix = next((s for s in (".nii.gz", ".nii") if target.name.endswith(s)), None)
+    suffix = suffix_of(target.name, FORMATS[0].suffixes)
     if suffix is None:
         raise UserError(f"{path} has the suffix {target.suffix!r}, expected .nii or .nii.gz: rename the output")
     wide = grid.nifti_version == 2 or max(grid.shape) > 32767  # NIfTI-1 stores lengths in 16 bits
@@ -182,13 +194,14 @@ def _save(path: str | os.PathLike[str], array_ijk: np.ndarray, grid: Grid, descr
     header.set_data_shape(array_ijk.shape)
     _set_geometry(header, grid)
     header["descrip"] = descrip.encode("ascii", "replace")[:79]
-    image = (nib.Nifti2Image if wide else nib.Nifti1Image)(array_ijk, header.get_best_affine(), header)
-    with written_whole(path, suffix) as part:
+    image_class: Any = nib.Nifti2Image if wide else nib.Nifti1Image
+    image = image_class(array_ijk, header.get_best_affine(), header)
+    with atomic_path(path, suffix) as part:
         image.to_filename(part)
 
 
 def _set_geometry(header: Any, grid: Grid) -> None:
-    """Stored fields go back as they were: a quaternion recomputed from the affine would differ in the last bits."""
+    """Copy stored fields unchanged: a quaternion recomputed from the affine would differ in the last bits."""
     if grid.nifti_fields:
         for name, value in grid.nifti_fields.items():
             if name == "pixdim":

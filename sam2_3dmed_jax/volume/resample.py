@@ -1,8 +1,9 @@
-"""A case on another spacing: linear for values, and for labels the one that is strongest after interpolation.
+"""Resampling of a case to another spacing: linear for values, and the strongest interpolated label for labels.
 
-The field of view keeps its centre, so physical positions hold; spacings come out exactly as asked. Where the new voxels
-are larger by a factor s, a value is the mean of the interpolation over s - 1 old voxels, which keeps noise from
-aliasing and, unlike a widened triangle, linear ramps exact. What lies outside takes the nearest voxel.
+The field of view keeps its centre, so physical positions are preserved, and the spacing is exactly as requested. Where
+new voxels are larger by a factor s, a value is the mean of the interpolation over s - 1 old voxels. This avoids
+aliasing of noise and, unlike a widened triangle filter, keeps linear ramps exact. Outside the volume the nearest voxel
+is used.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 
-Spacing = tuple[float | None, float | None, float | None]  # (dz, dy, dx), mm; None: an axis stays as it is
-_MOST_BYTES = 2 * 2**30  # of the result as float32; with labels it takes four times as much
-_ROUNDING = 1e-5  # of sums of weights
+Spacing = tuple[float | None, float | None, float | None]  # (dz, dy, dx), mm; None keeps an axis
+_MOST_BYTES = 2 * 2**30  # limit of the result as float32; with labels four times as much memory is needed
+_ROUNDING = 1e-5  # rounding error of sums of weights
 
 
 def parse_spacing(text: str) -> Spacing:
@@ -33,17 +34,19 @@ def parse_spacing(text: str) -> Spacing:
         if not all(value is None or (value > 0 and math.isfinite(value)) for value in (dz, dy, dx)):
             raise ValueError
     except ValueError:
-        raise UserError(f"'{text}' is no spacing; give dz,dy,dx in mm, 0 or - to keep an axis, such as 5,-,-") from None
+        raise UserError(
+            f"'{text}' is not a spacing; give dz,dy,dx in mm, 0 or - to keep an axis, such as 5,-,-"
+        ) from None
     return dz, dy, dx
 
 
 @dataclass(frozen=True, eq=False)
 class Regrid:
-    """From a case's voxels to those asked for.
+    """Mapping between the voxels of a case and the requested voxels.
 
     Attributes:
         shape: (D, H, W) of the result, whose extent is as close to the old one as whole voxels allow.
-        step: old voxels a new one, along each axis; exactly 1 where an axis stays as it is.
+        step: old voxels per new voxel along each axis; exactly 1 for an axis that is kept.
         affine: `[4, 4]`, new index (d, h, w, 1) to RAS millimetres.
     """
 
@@ -52,7 +55,7 @@ class Regrid:
     affine: np.ndarray
 
     def back(self, shape: tuple[int, int, int], affine: np.ndarray) -> Regrid:
-        """From the new voxels to those that the plan was made for, of this shape and affine: both have one centre."""
+        """Return the mapping back to the original voxels, with this shape and affine; both grids share their centre."""
         z, y, x = self.step
         return Regrid(shape, (1 / z, 1 / y, 1 / x), affine)
 
@@ -63,8 +66,8 @@ def regrid(shape: tuple[int, int, int], affine: np.ndarray, wanted: Spacing, nam
     Args:
         shape: (D, H, W).
         affine: `[4, 4]`, index (d, h, w, 1) to RAS millimetres.
-        wanted: mm along each axis.
-        name: for the error.
+        wanted: requested spacing, mm along each axis.
+        name: name of the case in the error message.
 
     Raises:
         UserError: the result would be larger than a volume may be.
@@ -84,7 +87,7 @@ def regrid(shape: tuple[int, int, int], affine: np.ndarray, wanted: Spacing, nam
 
 
 def resample_values(values: np.ndarray, plan: Regrid) -> np.ndarray:
-    """Float32 `[D, H, W]` onto the new grid, by linear interpolation."""
+    """Resample float32 `[D, H, W]` to the new grid by linear interpolation."""
     for axis, matrix in enumerate(_matrices(values.shape, plan)):
         if matrix is not None:
             values = _along(axis, matrix, values)
@@ -92,10 +95,10 @@ def resample_values(values: np.ndarray, plan: Regrid) -> np.ndarray:
 
 
 def resample_labels(labels: np.ndarray, plan: Regrid) -> np.ndarray:
-    """Uint8 `[D, H, W]` onto the new grid.
+    """Resample labels uint8 `[D, H, W]` to the new grid.
 
-    A voxel gets the label, or background, whose mask is strongest there after linear interpolation; an even tie goes
-    to a label. Each label costs no more than the box that it fills.
+    A voxel gets the label, or background, whose mask is strongest there after linear interpolation; a tie goes to a
+    label. The cost of each label is bounded by its bounding box.
     """
     matrices = _matrices(labels.shape, plan)
     background = np.ones(plan.shape, np.float32)
@@ -121,16 +124,16 @@ def resample_labels(labels: np.ndarray, plan: Regrid) -> np.ndarray:
 
 
 def _same(one: float, other: float) -> bool:
-    return abs(one - other) <= 1e-5 * other  # headers hold float32
+    return abs(one - other) <= 1e-5 * other  # headers store float32
 
 
 def _first(n: int, m: int, step: float) -> float:
-    """Old index of the new first voxel, when both grids have one centre."""
+    """Return the old index of the first new voxel; both grids share their centre."""
     return (n - 1) / 2 - (m - 1) / 2 * step
 
 
 def _matrices(shape: Sequence[int], plan: Regrid) -> list[np.ndarray | None]:
-    """For each axis its interpolation as a matrix `[m, n]` float32 whose rows sum to 1; None: it stays as it is."""
+    """Return the interpolation of each axis as a matrix `[m, n]` float32 whose rows sum to 1; None keeps the axis."""
     return [
         None if step == 1.0 else _matrix(n, m, step) for n, m, step in zip(shape, plan.shape, plan.step, strict=True)
     ]
@@ -151,16 +154,16 @@ def _matrix(n: int, m: int, step: float) -> np.ndarray:
 
 
 def _area(x: np.ndarray) -> np.ndarray:
-    """Integral of the weight of linear interpolation, max(0, 1 - |t|), over t from -1 to x."""
+    """Return the integral of the weight of linear interpolation, max(0, 1 - |t|), over t from -1 to x."""
     x = np.clip(x, -1.0, 1.0)
-    return 0.5 + x - 0.5 * x * np.abs(x)
+    return np.asarray(0.5 + x - 0.5 * x * np.abs(x))
 
 
 def _along(axis: int, matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """`array` with the matrix applied to one axis."""
+    """Apply the matrix to one axis of `array`."""
     if axis == 2:
-        return np.matmul(array, matrix.T)
+        return np.asarray(np.matmul(array, matrix.T))
     if axis == 1:
-        return np.matmul(matrix, array)
+        return np.asarray(np.matmul(matrix, array))
     d, h, w = array.shape
-    return np.matmul(matrix, array.reshape(d, h * w)).reshape(-1, h, w)
+    return np.asarray(np.matmul(matrix, array.reshape(d, h * w))).reshape(-1, h, w)

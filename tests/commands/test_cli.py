@@ -1,6 +1,7 @@
-"""The command `sam2-3dmed`: what it writes, and one line with exit code 2 for each mistake of a user."""
+"""The command `sam2-3dmed`: the files that it writes, and one line with exit code 2 for each mistake of a user."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -17,27 +18,30 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import new_model, save_model
-from sam2_3dmed_jax.commands import main as commands
-from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.commands import doctor
+from sam2_3dmed_jax.commands.command_line import FIELD_FLAGS, READER, Parser
+from sam2_3dmed_jax.commands.main import VERBS, main
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig
 from sam2_3dmed_jax.evaluation import evaluate
 from sam2_3dmed_jax.evaluation.score_cases import score_labels
 from sam2_3dmed_jax.phantom import write_phantom_dataset
+from sam2_3dmed_jax.prompts.prompt_types import prompt_flags
 from sam2_3dmed_jax.training.dataset import prepared_dataset
 from sam2_3dmed_jax.volume.io import read_label_map, write_nifti
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SplitConfig, TrainingConfig
 
 def get_config():
-    return ExperimentConfig(ModelConfig(preset="nano", image_size=64), DataConfig(path={data!r}, folds=2))
+    data = DataConfig(path={data!r}, split=SplitConfig(folds=2))
+    return ExperimentConfig(ModelConfig(preset="nano", image_size=64), data)
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands of these tests leave neither the user's compilation cache nor JAX's settings changed."""
+    """Keep the commands of these tests from changing the user's compilation cache and the settings of JAX."""
     names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
     before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
     with pytest.MonkeyPatch.context() as patch:
@@ -68,12 +72,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def run(*words: str) -> int:
     try:
         return main(list(words))
-    except SystemExit as stop:  # argparse leaves this way
+    except SystemExit as stop:  # argparse exits this way
         return int(stop.code or 0)
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line on stderr of a command that must end with exit code 2."""
+    """Return the one line on stderr of a command that must end with exit code 2."""
     assert run(*words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
@@ -97,8 +101,8 @@ def test_predict_writes_a_label_map_on_the_image_and_a_picture(files: Files, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seg.nii.gz", "seg.png"]
 
 
-def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path: Path):
-    jax.clear_caches()  # as in a process of its own: the case compiles
+def test_evaluate_writes_one_row_per_held_out_case_and_class(files: Files, tmp_path: Path):
+    jax.clear_caches()  # as in a new process, so that the case compiles
     assert (
         run("evaluate", files.checkpoint, files.data, "--folds", "2", "--classes", "2,pancreas", "--out", str(tmp_path))
         == 0
@@ -107,14 +111,14 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["cancer", "pancreas"] and len({row["case"] for row in rows}) == 1
     assert {(row["block"], row["protocol"], row["fold"]) for row in rows} == {("reference-prompted", "one-click", "0")}
-    assert {row["trained_on_these_cases"] for row in rows} == {"unknown"}  # no run stands beside the checkpoint
+    assert {row["trained_on_these_cases"] for row in rows} == {"unknown"}  # no run is stored next to the checkpoint
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["note"] == "for research use only" and summary["protocol"] == ["one-click"]
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         *("cases.csv", "lesions.csv", "reliability.csv", "report.html", "summary.json")
     ]
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png") == 2  # both rows, over the scan
+    assert page.count("data:image/png") == 2  # one picture per row, drawn on the scan
     assert {row["bd"] for row in rows} == {"yes"} and len({row["seconds"] for row in rows}) == 1
     cost = summary["cost"]
     assert cost["compiling"] == 1 and cost["seconds_a_volume"]["n"] == 0  # the only case compiled
@@ -126,7 +130,7 @@ def test_evaluate_writes_a_row_a_held_out_case_and_class(files: Files, tmp_path:
     assert json.loads((pooled / "summary.json").read_text())["cost"]["parameters"] == cost["parameters"]
 
 
-def test_evaluate_leaves_the_boundary_branch_out_and_prompts_from_predictions_if_asked_and_says_so(
+def test_evaluate_without_the_boundary_branch_and_with_prompts_from_predictions_records_both(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     ran = []
@@ -144,17 +148,17 @@ def test_evaluate_leaves_the_boundary_branch_out_and_prompts_from_predictions_if
     assert (summary["bd"], summary["method"]) == ("left out", "checkpoint without BD")
     assert summary["cost"]["parameters"]["bd"] == 0
     assert (summary["block"], summary["protocol"]) == ("automatic", ["one-click-from-predictions"])
-    assert "no reference being used" in summary["protocol_definition"]
+    assert "without the reference" in summary["protocol_definition"]
 
 
 def plain_copy(files: Files, folder: Path) -> Path:
-    """The phantoms without their description."""
+    """Copy the phantoms without their dataset.json."""
     for part in ("imagesTr", "labelsTr"):
         shutil.copytree(Path(files.data) / part, folder / part)
     return folder
 
 
-def test_evaluate_takes_a_folder_without_a_description_if_it_is_told_the_labels(
+def test_evaluate_accepts_a_folder_without_dataset_json_if_classes_are_given(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     data = plain_copy(files, tmp_path / "plain")
@@ -172,22 +176,22 @@ def test_train_finds_the_labels_that_a_folder_does_not_declare(
 ):
     data = plain_copy(files, tmp_path / "plain")
     words = ["train", files.experiment, "--data.path", str(data), "--out", str(tmp_path / "run")]
-    found = mistake(capsys, *words, "--data.classes", "0")
-    assert f"data.classes: {data} has no label 0; choose from 1 to 255" in found
+    error = mistake(capsys, *words, "--data.classes", "0")
+    assert f"data.classes: {data} has no label 0; choose from 1 to 255" in error
     assert not (tmp_path / "run").exists()
     prepared = prepared_dataset(ExperimentConfig(data=DataConfig(path=str(data))), tmp_path)
     assert prepared.labels == {1: "label 1", 2: "label 2"}
 
 
-def test_train_takes_an_archive_and_evaluate_asks_for_it_to_be_unpacked(
+def test_train_accepts_an_archive_and_evaluate_refuses_it(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "data.tar"
     with tarfile.open(file, "w") as tar:
         tar.add(files.data, "data")
     out = ["--out", str(tmp_path / "out")]
-    found = mistake(capsys, "evaluate", files.checkpoint, str(file), *out)
-    assert f"{file} is an archive, expected a folder here; unpack it" in found
+    error = mistake(capsys, "evaluate", files.checkpoint, str(file), *out)
+    assert f"{file} is an archive, expected a folder here; unpack it" in error
     assert prepared_dataset(ExperimentConfig(data=DataConfig(path=str(file))), tmp_path).ids
 
 
@@ -203,7 +207,7 @@ def test_phantom_writes_a_dataset(tmp_path: Path):
     assert (tmp_path / "data" / "dataset.json").exists()
 
 
-def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str]):
+def test_doctor_finds_no_problem_in_this_installation(capsys: pytest.CaptureFixture[str]):
     assert run("doctor") == 0
     printed = capsys.readouterr().out
     assert "jax" in printed and "cpu" in printed and "cache" in printed
@@ -212,9 +216,9 @@ def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--point", "20,20,999"], "z = 999 lies outside"),
-        (["--point=-3,20,8"], "x = -3 lies outside"),
-        (["--box", "2,2,2,5,5,500"], "z = 500 lies outside"),
+        (["--point", "20,20,999"], "z = 999 is outside"),
+        (["--point=-3,20,8"], "x = -3 is outside"),
+        (["--box", "2,2,2,5,5,500"], "z = 500 is outside"),
         (["--point", "20,20"], "x,y,z"),
         (["--point", "a,b,c"], "x,y,z"),
         (["--point", "20,20,8,5"], "label 5"),
@@ -225,7 +229,7 @@ def test_doctor_finds_nothing_wrong_here(capsys: pytest.CaptureFixture[str]):
         ([], "there are no prompts"),
     ],
 )
-def test_a_prompt_that_cannot_be_is_one_line_and_writes_nothing(
+def test_an_invalid_prompt_is_reported_in_one_line_and_writes_nothing(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str
 ):
     out = tmp_path / "out" / "seg.nii.gz"
@@ -233,7 +237,7 @@ def test_a_prompt_that_cannot_be_is_one_line_and_writes_nothing(
     assert not out.parent.exists()
 
 
-def test_an_empty_mask_as_prompt_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_empty_mask_is_refused_as_a_prompt(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     mask = mask_file(tmp_path / "mask.nii.gz", files.image)
     out = tmp_path / "seg.nii.gz"
     assert f"{mask} is empty" in mistake(
@@ -245,7 +249,7 @@ def test_an_empty_mask_as_prompt_is_refused(files: Files, tmp_path: Path, capsys
 def test_a_label_map_on_another_grid_is_refused(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     mask = mask_file(tmp_path / "mask.nii.gz", files.image, cropped=True)
     out = tmp_path / "seg.nii.gz"
-    assert "does not lie on the grid" in mistake(
+    assert "is not on the grid" in mistake(
         capsys, "predict", files.checkpoint, files.image, "--mask", mask, "--out", str(out)
     )
     assert not out.exists()
@@ -254,11 +258,11 @@ def test_a_label_map_on_another_grid_is_refused(files: Files, tmp_path: Path, ca
 def test_a_missing_image_or_checkpoint_is_named(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rest = ["--point", "1,1,1", "--out", str(tmp_path / "seg.nii.gz")]
     assert "absent.nii.gz does not exist" in mistake(capsys, "predict", files.checkpoint, "absent.nii.gz", *rest)
-    assert "no such checkpoint" in mistake(capsys, "predict", str(tmp_path / "absent"), files.image, *rest)
+    assert "the checkpoint does not exist" in mistake(capsys, "predict", str(tmp_path / "absent"), files.image, *rest)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_is_no_nifti_name_is_refused_before_anything_is_read(
+def test_an_output_that_is_not_a_nifti_name_is_refused_before_any_file_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     words = ["absent", "absent.nii.gz", "--point", "1,1,1", "--out", str(tmp_path / "seg.png")]
@@ -272,7 +276,7 @@ def test_the_image_itself_as_output_is_refused_and_kept(files: Files, capsys: py
     assert Path(files.image).read_bytes() == before
 
 
-def test_a_picture_that_cannot_be_written_is_a_mistake_and_no_bug(
+def test_a_picture_that_cannot_be_written_is_a_mistake_not_a_bug(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "file").write_text("")
@@ -307,8 +311,8 @@ def test_training_from_a_checkpoint_of_another_preset_is_refused_and_starts_no_r
         (["--model.image_sise", "64"], "--model.image_sise"),
         (["--training.steps", "many"], "--training.steps"),
         (["--model.srpp", "perhaps"], "--model.srpp"),
-        (["--model.preset", "micro"], "there is no 'micro'"),
-        (["--model.srpp", "false", "--data.path", "absent"], "absent: there is no such dataset"),
+        (["--model.preset", "micro"], "'micro' does not exist"),
+        (["--model.srpp", "false", "--data.path", "absent"], "absent does not exist"),
         (["--data.fold", "9"], "data.fold"),
     ],
 )
@@ -323,13 +327,13 @@ def test_a_field_that_does_not_fit_is_named_and_starts_no_run(
     ("text", "named"),
     [("value = 1", "get_config"), ("def get_config(): return 3", "ExperimentConfig"), ("1 +", "SyntaxError")],
 )
-def test_a_file_that_is_no_experiment_is_refused(
+def test_a_file_that_is_not_an_experiment_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, named: str
 ):
     file = tmp_path / "experiment.py"
     file.write_text(text)
     assert named in mistake(capsys, "train", str(file), "--out", str(tmp_path / "run"))
-    assert "there is no such experiment" in mistake(capsys, "train", "absent.py", "--out", str(tmp_path / "run"))
+    assert "the experiment file does not exist" in mistake(capsys, "train", "absent.py", "--out", str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -339,23 +343,23 @@ def test_a_file_that_is_no_experiment_is_refused(
         (["--classes", "9"], "no label 9"),
         (["--classes", "knee"], "one of pancreas, cancer"),
         (["--fold", "2"], "2 does not exist"),
-        (["--splits", "absent.json"], "data.splits: absent.json is no file"),
-        (["--patients", "absent.csv"], "data.patients: absent.csv is no file"),
+        (["--splits", "absent.json"], "data.split.file: absent.json is not a file"),
+        (["--patients", "absent.csv"], "data.split.patients: absent.csv is not a file"),
         (["--split", "60/40"], "60/40"),
-        (["--split", "80/20", "--split-seed", "-1"], "data.split_seed: -1"),
+        (["--split", "80/20", "--split-seed", "-1"], "data.split.seed: -1"),
         (["--predictions", "elsewhere"], "--references"),
         (["--predictions", "here", "--references", "there"], "give one of CKPT and DATA"),
         (["--remap", "2=1"], "--remap is for --predictions"),
         (["--targets", "2,1+2"], "all labels of 2 belong to later objects"),
         (["--tolerance-mm", "wide"], "--tolerance-mm: 'wide'"),
         (["--definition", "plastimatch"], "surface-distance, monai, medpy"),
-        (["--prompts-from", "absent"], "absent: there is no such folder"),
+        (["--prompts-from", "absent"], "absent: the folder does not exist"),
         (["--nearest-component"], "--nearest-component is for --predictions"),
-        (["--band-mm", "0"], "--band-mm: 0.0 is no width"),
+        (["--band-mm", "0"], "--band-mm: 0.0 is not the width"),
         (["--compare", "absent"], "absent holds no cases.csv"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused(
+def test_an_invalid_evaluation_is_refused(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str
 ):
     out = tmp_path / "scores"
@@ -376,7 +380,7 @@ def test_an_evaluation_that_cannot_be_is_refused(
         ["phantom", "x", "--cases", "0"],
     ],
 )
-def test_a_verb_or_flag_that_does_not_exist_is_one_line(
+def test_a_verb_or_flag_that_does_not_exist_is_reported_in_one_line(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -384,13 +388,13 @@ def test_a_verb_or_flag_that_does_not_exist_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bug_is_one_line_that_asks_for_debug_which_shows_the_traceback(
+def test_a_bug_is_reported_in_one_line_and_debug_shows_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setitem(commands.VERBS, "doctor", broken)
+    monkeypatch.setattr(doctor, "run", broken)
     assert run("doctor") == 1
     printed = capsys.readouterr().err
     assert len(printed.splitlines()) == 1 and "oops" in printed and "--debug" in printed
@@ -398,11 +402,29 @@ def test_a_bug_is_one_line_that_asks_for_debug_which_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_every_argument_of_a_verb_is_a_field_of_its_options(name: str):
+    parser = Parser()
+    VERBS[name].add_arguments(parser)
+    arguments = {action.dest for action in parser._actions} - {"help"} - {flag.name for flag in prompt_flags()}
+    fields = {field.name for field in dataclasses.fields(VERBS[name].Options) if READER not in field.metadata}
+    assert fields - {"debug", FIELD_FLAGS} == arguments
+
+
+def test_python_m_runs_the_command():
+    module = [sys.executable, "-m", "sam2_3dmed_jax", "--help"]
+    shown = subprocess.run(
+        module, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert shown.returncode == 0 and shown.stdout.startswith("usage: sam2-3dmed ")
+    assert all(f"    {verb} " in shown.stdout for verb in VERBS)
+
+
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(commands.VERBS, "doctor", interrupted)
+    monkeypatch.setattr(doctor, "run", interrupted)
     assert run("doctor") == 130
 
 
@@ -422,8 +444,8 @@ def test_a_process_prints_a_mistake_on_stderr_and_help_without_loading_jax(tmp_p
 def test_the_help_of_train_lists_every_field_with_its_unit_and_default(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    assert "EXPERIMENT.py" in told
-    assert "--data.slices INT D: slices a clip (default: 6)" in told
-    assert "--mesh.fsdp INT" in told and "--training.seed INT" in told
+    assert "EXPERIMENT.py" in text
+    assert "--data.slices INT D: slices of a clip (default: 6)" in text
+    assert "--mesh.fsdp INT" in text and "--training.seed INT" in text

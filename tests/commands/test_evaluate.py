@@ -1,4 +1,4 @@
-"""`evaluate` on files: the table of empty masks, missing files, other labels and grids, pooling and comparing."""
+"""`sam2-3dmed evaluate` on files: empty masks, missing files, other labels and grids, pooling and comparison."""
 
 import csv
 import json
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.commands.main import main
-from sam2_3dmed_jax.data.split_files import keep_split
+from sam2_3dmed_jax.data.split_files import write_run_split
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.evaluation import evaluate as evaluation
 from sam2_3dmed_jax.evaluation import score_cases
-from sam2_3dmed_jax.evaluation.journal import FinishedCases
+from sam2_3dmed_jax.evaluation.journal import Journal
 from sam2_3dmed_jax.volume.io import write_nifti
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -35,7 +35,7 @@ def folder(root: Path, name: str, cases: dict[str, np.ndarray], affine: np.ndarr
 
 
 def evaluate(root: Path, predictions: str, references: str, *words: str, out: str = "out") -> list[dict[str, str]]:
-    """The rows of a run that must succeed."""
+    """Return the rows of a run that must succeed."""
     command = ["evaluate", "--predictions", predictions, "--references", references, "--out", str(root / out), *words]
     assert main(command) == 0
     return table(root / out)
@@ -58,11 +58,13 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize("policy", ["diagonal", "nan"])
-def test_each_row_of_the_table_of_empty_masks(tmp_path: Path, policy: str):
+def test_empty_masks_have_the_documented_scores(tmp_path: Path, policy: str):
     nothing = np.zeros(SHAPE, np.uint8)
     references = folder(tmp_path, "references", {"hit": ball(), "miss": ball(), "false": nothing, "none": nothing})
-    found = {"hit": ball(), "miss": nothing, "false": ball(), "none": nothing}
-    rows = evaluate(tmp_path, folder(tmp_path, "found", found), references, "--classes", "1=organ", "--empty", policy)
+    predicted = {"hit": ball(), "miss": nothing, "false": ball(), "none": nothing}
+    rows = evaluate(
+        tmp_path, folder(tmp_path, "predictions", predicted), references, "--classes", "1=organ", "--empty", policy
+    )
     of = {row["case"]: row for row in rows}
     assert {case: row["empty"] for case, row in of.items()} == {
         "hit": "",
@@ -76,23 +78,23 @@ def test_each_row_of_the_table_of_empty_masks(tmp_path: Path, policy: str):
         far = pytest.approx(DIAGONAL if policy == "diagonal" else math.nan, rel=1e-5, nan_ok=True)
         assert float(of["hit"][metric]) == 0 and [float(of[case][metric]) for case in ("miss", "false")] == [far, far]
     assert all(of["none"][metric] == "nan" for metric in ("dice", "iou", "nsd", "hd95_mm", "hd_mm", "assd_mm"))
-    told = summary(tmp_path / "out")["classes"]["organ"]
-    assert told["empty"] == {"both": 1, "prediction": 1, "reference": 1} and told["cases"] == 4
-    assert told["dice"]["mean"] == pytest.approx(1 / 3) and told["dice"]["n"] == 3
-    mean = told["hd95_mm"]["mean"]
+    stored = summary(tmp_path / "out")["classes"]["organ"]
+    assert stored["empty"] == {"both": 1, "prediction": 1, "reference": 1} and stored["cases"] == 4
+    assert stored["dice"]["mean"] == pytest.approx(1 / 3) and stored["dice"]["n"] == 3
+    mean = stored["hd95_mm"]["mean"]
     assert mean == pytest.approx(2 / 3 * DIAGONAL) if policy == "diagonal" else mean is None
 
 
-def test_a_missing_prediction_counts_as_empty_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_prediction_counts_as_empty_and_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     references = folder(tmp_path, "references", {"a": ball(), "b": ball()})
-    predictions = folder(tmp_path, "found", {"a": ball(), "other": ball()})
+    predictions = folder(tmp_path, "predictions", {"a": ball(), "other": ball()})
     rows = evaluate(tmp_path, predictions, references)
     assert [(row["case"], row["dice"], row["missing"], row["empty"]) for row in rows] == [
         ("a", "1", "no", ""),
         ("b", "0", "yes", "prediction"),
     ]
-    told = summary(tmp_path / "out")
-    assert told["missing_predictions"] == ["b"] and told["classes"]["1"]["missing"] == 1
+    stored = summary(tmp_path / "out")
+    assert stored["missing_predictions"] == ["b"] and stored["classes"]["1"]["missing"] == 1
     printed = capsys.readouterr().out
     assert "1 of 2 predictions are missing and count as empty: 'b'" in printed
     assert "1 predictions have no reference and are left out: 'other'" in printed
@@ -101,24 +103,24 @@ def test_a_missing_prediction_counts_as_empty_and_is_said(tmp_path: Path, capsys
     )
 
 
-def test_no_prediction_at_all_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_without_any_matching_prediction_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     references = folder(tmp_path, "references", {"a": ball(), "b": ball()})
-    predictions = folder(tmp_path, "found", {"c": ball()})
+    predictions = folder(tmp_path, "predictions", {"c": ball()})
     words = ["--predictions", predictions, "--references", references, "--out", str(tmp_path / "out")]
     assert "2 of 2 predictions are missing, first a.nii.gz" in mistake(capsys, *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_of_a_prediction_are_exchanged_as_asked(tmp_path: Path):
+def test_remap_replaces_the_labels_of_predictions(tmp_path: Path):
     references = folder(tmp_path, "references", {"a": ball(1)})
     both = ball(7)
     both[8, 8, 5] = 1
-    predictions = folder(tmp_path, "found", {"a": both})
+    predictions = folder(tmp_path, "predictions", {"a": both})
     (row,) = evaluate(tmp_path, predictions, references, "--remap", "7=1,1=0")
     assert row["dice"] == "1"
 
 
-def test_unions_are_scored_beside_their_parts(tmp_path: Path):
+def test_unions_are_scored_in_addition_to_their_parts(tmp_path: Path):
     reference, prediction = ball(1), ball(1)
     reference[3], prediction[5] = reference[3] * 2, prediction[5] * 2  # 8 of 24 voxels each
     words = ["--classes", "1=organ,2=cancer,1+2=both", "--tolerance-mm", "3,cancer=0"]
@@ -131,26 +133,24 @@ def test_unions_are_scored_beside_their_parts(tmp_path: Path):
     with (tmp_path / "out" / "lesions.csv").open(newline="") as file:
         (lesion,) = csv.DictReader(file)
     assert float(lesion["volume_ml"]) == pytest.approx(8 * 3 / 1000) and lesion["found"] == "False"
-    told = summary(tmp_path / "out")
-    assert told["macro_classes"] == ["organ", "cancer"] and told["macro_dice"] == 0.25
-    assert told["classes"]["cancer"]["lesions"]["recall"] == 0
+    stored = summary(tmp_path / "out")
+    assert stored["macro_classes"] == ["organ", "cancer"] and stored["macro_dice"] == 0.25
+    assert stored["classes"]["cancer"]["lesions"]["recall"] == 0
 
 
-def test_a_method_that_was_prompted_is_told_apart_from_an_automatic_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_prompted_method_is_distinguished_from_an_automatic_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     references = folder(tmp_path, "references", {"a": ball()})
     words = ["--method", "nnU-Net", "--trained-on-these-cases", "yes", "--fold", "2", "--seed", "7"]
     (row,) = evaluate(tmp_path, references, references, *words)
     assert (row["method"], row["trained_on_these_cases"], row["fold"], row["seed"]) == ("nnU-Net", "yes", "2", "7")
     assert (row["block"], row["protocol"], row["n_prompts"], row["prompt_slices"]) == ("automatic", "none", "0", "")
-    assert "taken for an automatic method's" in capsys.readouterr().out
+    assert "scored as an automatic method" in capsys.readouterr().out
     (row,) = evaluate(tmp_path, references, references, "--protocol", "box-mid", out="prompted")
     assert (row["block"], row["protocol"], row["n_prompts"]) == ("reference-prompted", "box-mid", "1")
     assert row["prompt_slices"] == "2" and row["trained_on_these_cases"] == "unknown"
-    told = summary(tmp_path / "prompted")
-    assert told["protocol_definition"] == "one box an object, on the slice with its largest area"
-    assert f"protocol box-mid: {told['protocol_definition']}" in capsys.readouterr().out
+    stored = summary(tmp_path / "prompted")
+    assert stored["protocol_definition"] == "one box per object, on the slice with its largest area"
+    assert f"protocol box-mid: {stored['protocol_definition']}" in capsys.readouterr().out
     words = [
         "--results",
         str(tmp_path / "out"),
@@ -162,20 +162,22 @@ def test_a_method_that_was_prompted_is_told_apart_from_an_automatic_one(
     assert "the results differ in method (nnU-Net, references)" in mistake(capsys, *words)
 
 
-def test_another_grid_is_refused_by_name_and_resampled_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_prediction_on_another_grid_is_refused_by_name_or_resampled_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     references = folder(tmp_path, "references", {"a": ball()})
     moved = AFFINE.copy()
     moved[0, 3] = 1.0  # one voxel along x
-    predictions = folder(tmp_path, "found", {"a": ball(shift=-1)}, moved)
+    predictions = folder(tmp_path, "predictions", {"a": ball(shift=-1)}, moved)
     words = ["--predictions", predictions, "--references", references, "--out", str(tmp_path / "out")]
-    found = mistake(capsys, *words)
-    assert "found/a.nii.gz does not lie on the grid" in found and "--resample" in found
+    error = mistake(capsys, *words)
+    assert "predictions/a.nii.gz is not on the grid" in error and "--resample" in error
     assert not (tmp_path / "out").exists()
     (row,) = evaluate(tmp_path, predictions, references, "--resample")
     assert row["dice"] == "1"
 
 
-def test_surfaces_on_a_slanted_grid_are_refused_left_out_or_resampled(
+def test_surface_metrics_on_a_slanted_grid_are_refused_left_out_or_resampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     tilted = AFFINE.copy()
@@ -192,13 +194,13 @@ def test_surfaces_on_a_slanted_grid_are_refused_left_out_or_resampled(
 
 
 @pytest.mark.parametrize("definition", ["surface-distance", "monai", "medpy"])
-def test_the_definition_and_tolerance_stand_with_every_result(tmp_path: Path, definition: str):
+def test_the_definition_and_tolerance_are_stored_with_every_result(tmp_path: Path, definition: str):
     references = folder(tmp_path, "references", {"a": ball()})
-    predictions = folder(tmp_path, "found", {"a": ball(shift=2)})
+    predictions = folder(tmp_path, "predictions", {"a": ball(shift=2)})
     (row,) = evaluate(tmp_path, predictions, references, "--definition", definition, "--tolerance-mm", "1")
     assert (row["definition"], row["tolerance_mm"], row["empty_policy"]) == (definition, "1", "diagonal")
-    told = summary(tmp_path / "out")
-    assert told["definition"] == definition and told["classes"]["1"]["tolerance_mm"] == 1
+    stored = summary(tmp_path / "out")
+    assert stored["definition"] == definition and stored["classes"]["1"]["tolerance_mm"] == 1
     assert float(row["hd_mm"]) == 2 and 0 < float(row["nsd"]) < 1
 
 
@@ -213,13 +215,13 @@ def test_finished_results_of_folds_and_seeds_are_summarised_together(
             evaluate(tmp_path, predictions, references, *words, out=f"o{fold}{seed}")
     results = [word for name in ("o00", "o01", "o10", "o11") for word in ("--results", str(tmp_path / name))]
     assert main(["evaluate", *results, "--out", str(tmp_path / "all")]) == 0
-    told = summary(tmp_path / "all")["classes"]["lesion"]
-    assert told["cases"] == told["dice"]["n"] == 2
-    assert told["dice"]["mean"] == pytest.approx((1 + 2 / 3) / 2, rel=1e-5)  # six digits in the tables
-    assert told["dice"]["sd"] == pytest.approx(0) and told["dice"]["sd_seeds"] == pytest.approx(
+    stored = summary(tmp_path / "all")["classes"]["lesion"]
+    assert stored["cases"] == stored["dice"]["n"] == 2
+    assert stored["dice"]["mean"] == pytest.approx((1 + 2 / 3) / 2, rel=1e-5)  # the tables have six digits
+    assert stored["dice"]["sd"] == pytest.approx(0) and stored["dice"]["sd_seeds"] == pytest.approx(
         (1 / 3) / math.sqrt(2), rel=1e-5
     )
-    assert told["lesions"]["lesions"] == told["lesions"]["found"] == 4 and len(table(tmp_path / "all")) == 4
+    assert stored["lesions"]["lesions"] == stored["lesions"]["found"] == 4 and len(table(tmp_path / "all")) == 4
     words = [*results, "--tolerance-mm", "2", "--out", str(tmp_path / "x")]
     assert "--tolerance-mm: finished results cannot change" in mistake(capsys, *words)
     assert "two results for class lesion" in mistake(capsys, *results, *results[:2], "--out", str(tmp_path / "x"))
@@ -232,13 +234,18 @@ def test_a_run_is_compared_with_finished_results(tmp_path: Path, capsys: pytest.
     shifted = folder(tmp_path, "shifted", {case: ball(shift=1 + n % 3) for n, case in enumerate(cases)})
     evaluate(tmp_path, shifted, references, out="theirs")
     evaluate(tmp_path, references, references, "--method", "ours", "--compare", str(tmp_path / "theirs"))
-    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    dice = found["results"][0]
-    assert (found["method"], found["other"], dice["cases"], dice["better"]) == ("ours", "shifted", 6, "method")
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    dice = comparison["results"][0]
+    assert (comparison["method"], comparison["other"], dice["cases"], dice["better"]) == (
+        "ours",
+        "shifted",
+        6,
+        "method",
+    )
     assert dice["difference"] == pytest.approx(1 - (2 / 3 + 1 / 3 + 0) / 3, rel=1e-5)
     assert dice["p_holm"] >= dice["p_wilcoxon"] > 0
     assert "1: dice +0.667" in capsys.readouterr().out
-    evaluate(tmp_path, references, references)  # again, without: what is there is of one evaluation
+    evaluate(tmp_path, references, references)  # again, without --compare
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "cases.csv",
         "report.html",
@@ -247,10 +254,10 @@ def test_a_run_is_compared_with_finished_results(tmp_path: Path, capsys: pytest.
     words = ["--predictions", references, "--references", references, "--out", str(tmp_path / "new")]
     words += ["--compare", str(tmp_path / "theirs")]
     assert "block of 1 is reference-prompted and automatic" in mistake(capsys, *words, "--protocol", "one-click")
-    assert [file.name for file in (tmp_path / "new").iterdir()] == [".unfinished.jsonl"]  # scores, and no results
+    assert [file.name for file in (tmp_path / "new").iterdir()] == [".unfinished.jsonl"]  # the journal, but no results
 
 
-def test_a_table_that_is_none_is_refused_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_invalid_table_of_results_is_refused_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     references = folder(tmp_path, "references", {"a": ball()})
     evaluate(tmp_path, references, references)
     file = tmp_path / "out" / "cases.csv"
@@ -262,19 +269,21 @@ def test_a_table_that_is_none_is_refused_by_line(tmp_path: Path, capsys: pytest.
     cells = first.split(",")
     cells[header.split(",").index("lesions_reference")] = "1"
     file.write_text(f"{header}\n{','.join(cells)}\n")
-    assert "line 2: lesions are counted in part" in mistake(capsys, *words)
+    assert "line 2: some lesion counts are missing" in mistake(capsys, *words)
     file.write_text(whole.replace("hd95_mm", "hd95"))
     assert "has no column hd95_mm" in mistake(capsys, *words)
     file.write_text(whole.splitlines()[0] + "\n")
     assert "has no rows" in mistake(capsys, *words)
     file.write_bytes(b"\xff\xfe\x00")
-    assert "is no CSV table" in mistake(capsys, *words)
+    assert "is not a CSV table" in mistake(capsys, *words)
 
 
-def test_two_files_of_one_case_and_files_of_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_two_files_of_one_case_are_refused_and_other_formats_are_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     references = folder(tmp_path, "references", {"a": ball()})
     (tmp_path / "references" / "notes.txt").write_text("by hand")
-    predictions = tmp_path / "found"
+    predictions = tmp_path / "predictions"
     write_nifti(predictions / "a.nii", ball(), AFFINE)
     (row,) = evaluate(tmp_path, str(predictions), references)
     assert row["dice"] == "1"
@@ -283,7 +292,7 @@ def test_two_files_of_one_case_and_files_of_other_formats(tmp_path: Path, capsys
     assert "a.nii and a.nii.gz are both of case a" in mistake(capsys, *words)
 
 
-def test_an_abdomen_is_scored_against_its_eroded_self(realdata: Path, tmp_path: Path):
+def test_an_eroded_abdomen_has_the_expected_scores(realdata: Path, tmp_path: Path):
     from scipy import ndimage
 
     file = realdata / "abdomen" / "organs6_from_v1.nii.gz"
@@ -293,11 +302,11 @@ def test_an_abdomen_is_scored_against_its_eroded_self(realdata: Path, tmp_path: 
     for value in (2, 4):
         eroded[ndimage.binary_erosion(stored == value)] = value
     references = folder(tmp_path, "references", {"abdomen": stored}, image.affine)
-    predictions = folder(tmp_path, "found", {"abdomen": eroded}, image.affine)
+    predictions = folder(tmp_path, "predictions", {"abdomen": eroded}, image.affine)
     spleen, pancreas, liver = evaluate(
         tmp_path, predictions, references, "--classes", "2=spleen,3=pancreas,4=liver", "--tolerance-mm", "3,pancreas=5"
     )
-    # A layer of 3 mm voxels is gone: no surface is nearer than that, and hardly any further than its diagonal.
+    # A layer of 3 mm voxels is removed: no surface distance is smaller, and hardly any is larger than the diagonal.
     for organ in (spleen, liver):
         assert 0.8 < float(organ["dice"]) < 0.95 and float(organ["nsd"]) > 0.98
         assert 3 <= float(organ["hd95_mm"]) <= 3 * math.sqrt(3) and -30 < float(organ["volume_error_percent"]) < -5
@@ -306,23 +315,26 @@ def test_an_abdomen_is_scored_against_its_eroded_self(realdata: Path, tmp_path: 
     assert float(pancreas["volume_ml_reference"]) == pytest.approx(818 * 0.027, rel=1e-5)
 
 
-def test_what_a_run_tells_of_its_checkpoint_is_taken_over_for_its_own_data_only(tmp_path: Path):
+def test_fold_and_seed_of_a_run_are_used_only_for_the_dataset_of_the_run(tmp_path: Path):
     split = Split(("a", "b"), (), ("c",))
-    keep_split(tmp_path / "split.json", split, {"fingerprint": "f", "split": "kfold", "fold": 3})
+    write_run_split(tmp_path / "split.json", split, {"fingerprint": "f", "split": "kfold", "fold": 3})
     (tmp_path / "config.json").write_text(json.dumps({"training": {"seed": 5}}))
-    found = evaluation.run_of(str(tmp_path / "final"), "f")
-    assert (found["fold"], found["seed"]) == (3, 5)
-    assert evaluation.run_of(str(tmp_path / "final"), "another") == {}
+    record = evaluation.run_description(str(tmp_path / "final"), "f")
+    assert (record["fold"], record["seed"]) == (3, 5)
+    assert evaluation.run_description(str(tmp_path / "final"), "another") == {}
     (tmp_path / "config.json").write_text("{")
-    assert "seed" not in evaluation.run_of(str(tmp_path / "final"), "f")
+    assert "seed" not in evaluation.run_description(str(tmp_path / "final"), "f")
 
 
-def test_an_automatic_method_reduced_to_the_clicked_component_is_a_prompted_one(
+def test_an_automatic_method_reduced_to_the_clicked_component_counts_as_prompted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     labels = ball()
-    labels[9, 11, 5] = 1  # a false component
-    references, predictions = folder(tmp_path, "references", {"a": ball()}), folder(tmp_path, "found", {"a": labels})
+    labels[9, 11, 5] = 1  # a false positive component
+    references, predictions = (
+        folder(tmp_path, "references", {"a": ball()}),
+        folder(tmp_path, "predictions", {"a": labels}),
+    )
     (whole,) = evaluate(tmp_path, predictions, references, out="whole")
     (row,) = evaluate(tmp_path, predictions, references, "--nearest-component")
     assert (row["dice"], row["block"], row["protocol"], row["n_prompts"]) == (
@@ -335,19 +347,19 @@ def test_an_automatic_method_reduced_to_the_clicked_component_is_a_prompted_one(
     assert "leave out --protocol" in mistake(capsys, *words)
 
 
-def test_an_interrupted_scoring_of_files_goes_on_and_gives_the_same_files(
+def test_an_interrupted_scoring_of_files_resumes_and_writes_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     cases = {name: ball(shift=shift) for name, shift in (("a", 0), ("b", 1), ("c", 2))}
     references = folder(tmp_path, "references", dict.fromkeys(cases, ball()))
-    predictions = folder(tmp_path, "found", cases)
+    predictions = folder(tmp_path, "predictions", cases)
     words = ["--classes", "1=lesion"]
     evaluate(tmp_path, predictions, references, *words, out="whole")
-    read, seen = score_cases.read_pair, []
+    read, calls = score_cases.read_pair, []
 
     def failing(pair, *more):
-        seen.append(pair.case)
-        if seen == ["a", "b"]:
+        calls.append(pair.case)
+        if calls == ["a", "b"]:
             raise KeyboardInterrupt
         return read(pair, *more)
 
@@ -355,21 +367,21 @@ def test_an_interrupted_scoring_of_files_goes_on_and_gives_the_same_files(
     command = ["evaluate", "--predictions", predictions, "--references", references, "--out", str(tmp_path / "out")]
     assert main([*command, *words]) == 130
     assert [file.name for file in (tmp_path / "out").iterdir()] == [".unfinished.jsonl"]
-    assert main([*command, *words]) == 0 and seen == ["a", "b", "b", "c"]
+    assert main([*command, *words]) == 0 and calls == ["a", "b", "b", "c"]
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"cases.csv", "lesions.csv", "report.html", "summary.json"}
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
-    # A prediction that was replaced is scored again.
+    # A replaced prediction is scored again.
     monkeypatch.setattr(score_cases, "read_pair", read)
-    FinishedCases(tmp_path / "out", {"another": "evaluation"}).add("a", [])
-    write_nifti(tmp_path / "found" / "a.nii.gz", ball(shift=3), AFFINE)
+    Journal(tmp_path / "out", {"another": "evaluation"}).add("a", [])
+    write_nifti(tmp_path / "predictions" / "a.nii.gz", ball(shift=3), AFFINE)
     assert evaluate(tmp_path, predictions, references, *words)[0]["dice"] == "0"
 
 
 def test_files_whose_axes_are_stored_in_another_order_have_the_same_scores(tmp_path: Path):
     affine = np.diag([1.0, 1.5, 3.0, 1.0])
     references = folder(tmp_path, "references", {"a": ball()}, affine)
-    predictions = folder(tmp_path, "found", {"a": ball(shift=1)}, affine)
+    predictions = folder(tmp_path, "predictions", {"a": ball(shift=1)}, affine)
     turned = affine[:, [2, 0, 1, 3]]
     words = [
         folder(tmp_path, f"turned_{n}", {"a": x.transpose(2, 0, 1)}, turned)

@@ -1,12 +1,14 @@
-"""Experiment files: those of this repository say what they should, and each finds the files beside it."""
+"""Experiment files of this repository have the documented settings, and can import files from their folder."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sam2_3dmed_jax.commands.experiment_files import read_experiment
-from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+from sam2_3dmed_jax.commands.experiment_files import fields_help, read_experiment
+from sam2_3dmed_jax.config import ExperimentConfig, UNetConfig
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.volume.intensity import WINDOWS
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -14,18 +16,18 @@ WINDOW = {"spleen": "soft_tissue", "lung": "lung_medsam", "pancreas": "soft_tiss
 
 
 @pytest.mark.parametrize("task", WINDOW)
-def test_an_organs_experiment_has_the_papers_settings_and_starts_where_a_flag_says(task: str):
+def test_an_experiment_has_the_papers_settings_and_a_flag_sets_its_initial_weights(task: str):
     config = read_experiment(str(EXPERIMENTS / f"{task}.py"), ["--model.init", "CKPT", "--data.path", "DATA"])
     assert (config.model.init, config.data.path) == ("CKPT", "DATA")
     assert config.model.srpp and config.model.bd and config.data.slices == 12
     assert (config.training.loss.srpp, config.training.loss.bd) == (0.01, 0.1)
-    assert config.training.frozen is None  # with a checkpoint to start from: the encoders
+    assert config.training.frozen is None  # the default for `model.init`: the encoders
     assert config.data.preprocessing.window == WINDOW[task] and WINDOW[task] in WINDOWS
-    assert config.model.slice_position.unit == "mm" and config.data.inner_fraction > 0
+    assert config.model.slice_position.unit == "mm" and config.data.split.inner_fraction > 0
 
 
 @pytest.mark.parametrize("task", WINDOW)
-def test_the_papers_variant_differs_from_ours_by_what_the_paper_says_alone(task: str):
+def test_the_papers_variant_differs_from_ours_only_in_srpp_and_bd(task: str):
     ours, paper = (read_experiment(str(EXPERIMENTS / f"{task}{which}.py")) for which in ("", "_paper"))
     names, others = (
         set(abstract_model(replace(config.model, preset="nano", image_size=64))[1]) for config in (ours, paper)
@@ -36,7 +38,7 @@ def test_the_papers_variant_differs_from_ours_by_what_the_paper_says_alone(task:
     assert paper.replace(model=same) == ours
 
 
-def test_an_experiment_imports_the_file_beside_it_not_that_of_another_folder(tmp_path: Path):
+def test_an_experiment_imports_files_from_its_own_folder_only(tmp_path: Path):
     for seed in (3, 4):
         folder = tmp_path / str(seed)
         folder.mkdir()
@@ -47,3 +49,16 @@ def test_an_experiment_imports_the_file_beside_it_not_that_of_another_folder(tmp
             "def get_config():\n    return ExperimentConfig(training=TrainingConfig(seed=SEED))\n"
         )
         assert read_experiment(str(folder / "mine.py")).training.seed == seed
+
+
+def test_a_unets_experiment_takes_the_fields_of_a_unet_and_no_others():
+    file = str(EXPERIMENTS / "unet_demo.py")
+    config = read_experiment(file, ["--model.features", "4", "--data.classes", "1", "2"])
+    assert isinstance(config.model, UNetConfig) and config.model.features == 4 and config.data.classes == (1, 2)
+    with pytest.raises(UserError, match=r"a flag does not fit the experiment: .*--model\.preset"):
+        read_experiment(file, ["--model.preset", "nano"])
+
+
+def test_the_help_lists_the_fields_of_both_kinds_of_model():
+    text = fields_help(ExperimentConfig())
+    assert "--model.preset" in text and "--model.patch" in text and "--data.prompts.box_prompt_probability" in text

@@ -1,7 +1,6 @@
-"""`sam2-3dmed predict` from files to files: every kind of prompt, files kept apart, pictures, and many cases."""
+"""`sam2-3dmed predict` from files to files: all kinds of prompts, one file per object, pictures, and many cases."""
 
 import json
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +9,9 @@ import pytest
 
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.commands.predict import object_files
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference import compiled_steps
-from sam2_3dmed_jax.runtime.outputs import object_files, written_together
+from sam2_3dmed_jax.inference import compiled_programs
 from sam2_3dmed_jax.volume.io import write_nifti
 
 AFFINE = np.diag([-0.8, -0.8, 3.0, 1.0])
@@ -45,7 +44,7 @@ def predict(*words: str | Path) -> int:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """The `error: ` line of a command that must end with exit code 2."""
+    """Return the `error: ` line of a command that must end with exit code 2."""
     assert predict(*words) == 2
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith("error: ")
@@ -60,7 +59,7 @@ def stored(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
-def test_every_kind_of_prompt_with_all_outputs_in_one_command(
+def test_all_kinds_of_prompts_and_all_outputs_work_in_one_command(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     image, out = scan(tmp_path / "ct.nii.gz"), tmp_path / "out"
@@ -81,7 +80,7 @@ def test_every_kind_of_prompt_with_all_outputs_in_one_command(
     whole = stored(out / "seg.nii.gz")
     masks = {value: stored(out / f"seg_{name}.nii.gz") for value, name in apart.items()}
     assert (whole > 0).any() and all(set(np.unique(mask)) <= {0, 1} for mask in masks.values())
-    # Where objects overlap the label map has one of them, and their own files have each.
+    # Where objects overlap, the label map contains one of them, and their own files contain each.
     assert np.array_equal(whole > 0, np.any([mask > 0 for mask in masks.values()], axis=0))
     assert all(mask[whole == value].all() for value, mask in masks.items())
     assert "object 1 (big cyst): " in capsys.readouterr().out
@@ -90,19 +89,19 @@ def test_every_kind_of_prompt_with_all_outputs_in_one_command(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--point-mm", "-400,0,0"], "--point-mm: voxel x = 500 lies outside"),
+        (["--point-mm", "-400,0,0"], "--point-mm: voxel x = 500 is outside"),
         (["--point-mm", "1,2"], "--point-mm: '1,2' is not x,y,z"),
-        (["--point", "nan,1,1"], "--point: voxel x = nan lies outside"),
+        (["--point", "nan,1,1"], "--point: voxel x = nan is outside"),
         (["--scribble", "absent.nii.gz"], "absent.nii.gz does not exist"),
-        (["--scribble-outside", "3"], "--scribble-outside: there is no scribble"),
+        (["--scribble-outside", "3"], "--scribble-outside: the scribble is missing"),
         (["--prompts", "absent.json"], "absent.json does not exist"),
         (["--point", "1,1,1", "--reference", "r.nii.gz"], "--reference is drawn in pictures; give --overlay"),
-        (["--point", "1,1,1", "--overlay", "a.png", "--planes", "a.png"], "--planes: it is the file of --overlay"),
+        (["--point", "1,1,1", "--overlay", "a.png", "--planes", "a.png"], "--planes: it is the same file as --overlay"),
         (["--point", "1,1,1", "--planes", "a.png", "--reference", "absent.nii.gz"], "absent.nii.gz does not exist"),
-        (["--cases", "cases.csv"], "IMAGE goes with a single volume; with --cases, name it there"),
+        (["--cases", "cases.csv"], "IMAGE is for a single volume; with --cases, give it in the table"),
     ],
 )
-def test_flags_that_do_not_fit_are_one_line_and_write_nothing(
+def test_invalid_flags_are_reported_in_one_line_and_write_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], named: str
 ):
     image = scan(tmp_path / "ct.nii.gz")
@@ -110,18 +109,18 @@ def test_flags_that_do_not_fit_are_one_line_and_write_nothing(
     assert names(tmp_path) == ["ct.nii.gz"]
 
 
-def test_without_an_image_or_with_prompts_beside_cases_the_flag_is_named(
+def test_a_missing_image_and_prompts_in_addition_to_cases_are_reported_by_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
-    assert "there is no image; give IMAGE, or --cases" in mistake(capsys, "ckpt", "--out", f"{out}.nii", "--point", "1")
+    assert "IMAGE is missing; give IMAGE, or --cases" in mistake(capsys, "ckpt", "--out", f"{out}.nii", "--point", "1")
     cases = ["ckpt", "--cases", "cases.csv", "--out"]
-    assert "--point-mm goes with a single volume" in mistake(capsys, *cases, out, "--point-mm", "-1,2,3")
-    assert "is no folder; with --cases, give one" in mistake(capsys, *cases, f"{out}.nii.gz")
+    assert "--point-mm is for a single volume" in mistake(capsys, *cases, out, "--point-mm", "-1,2,3")
+    assert "is not a folder; with --cases, give a folder" in mistake(capsys, *cases, f"{out}.nii.gz")
     assert "cases.csv does not exist" in mistake(capsys, *cases, out)
 
 
-def test_a_batch_finishes_its_cases_lists_its_failures_and_goes_on_with_them_alone(
+def test_a_batch_lists_its_failures_and_a_second_run_repeats_only_these(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for seed, name in enumerate("ab"):
@@ -135,12 +134,12 @@ def test_a_batch_finishes_its_cases_lists_its_failures_and_goes_on_with_them_alo
     assert "--cases: 3 of 5 failed" in mistake(capsys, *words)
     assert names(out) == ["a.nii.gz", "c.nii.gz"] and names(tmp_path / "pictures") == ["a_planes.png", "c_planes.png"]
 
-    compiled = compiled_steps.walk_block._cache_size()
+    compiled = compiled_programs.propagate_block._cache_size()
     (out / "c.nii.gz").unlink()
     before = (out / "a.nii.gz").stat().st_mtime_ns
     line = mistake(capsys, *words)
     assert "--cases: 3 of 5 failed" in line
-    assert compiled_steps.walk_block._cache_size() == compiled
+    assert compiled_programs.propagate_block._cache_size() == compiled
     assert (out / "a.nii.gz").stat().st_mtime_ns == before
 
     table.write_text("\n".join(rows))
@@ -148,7 +147,7 @@ def test_a_batch_finishes_its_cases_lists_its_failures_and_goes_on_with_them_alo
     assert "a: skipped" in capsys.readouterr().out
 
 
-def test_failures_of_a_batch_are_told_with_their_reasons(
+def test_failures_of_a_batch_are_printed_with_their_reasons(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = tmp_path / "cases"
@@ -159,14 +158,14 @@ def test_failures_of_a_batch_are_told_with_their_reasons(
     (folder / "a.prompts.json").write_text(json.dumps({"objects": entries}))
     (folder / "gone.mrk.json").write_text('{"markups": []}')
     assert predict(checkpoint, "--cases", folder, "--out", tmp_path / "out") == 2
-    told = capsys.readouterr()
-    assert "failed: gone: " in told.out and "gone.nii.gz does not exist" in told.out
-    assert "left out, as no prompts lie beside them: bare.nii.gz" in told.out
-    assert told.err.strip().splitlines()[-1].startswith("error: --cases: 1 of 2 failed")
+    printed = capsys.readouterr()
+    assert "failed: gone: " in printed.out and "gone.nii.gz does not exist" in printed.out
+    assert "left out, because they have no prompt files: bare.nii.gz" in printed.out
+    assert printed.err.strip().splitlines()[-1].startswith("error: --cases: 1 of 2 failed")
     assert names(tmp_path / "out") == ["a.nii.gz"]
 
 
-def test_a_batch_never_takes_an_image_for_its_segmentation(
+def test_a_batch_does_not_mistake_an_image_for_its_segmentation(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     before = scan(tmp_path / "a.nii.gz").read_bytes()
@@ -176,28 +175,10 @@ def test_a_batch_never_takes_an_image_for_its_segmentation(
     assert (tmp_path / "a.nii.gz").read_bytes() == before and names(tmp_path) == ["a.nii.gz", "cases.csv"]
 
 
-def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path):
-    def write(fail: bool) -> None:
-        with written_together() as place:
-            for name in ("one", "two"):
-                place(tmp_path / name).write_text(name)
-            if fail:
-                raise UserError(f"{next(tmp_path.iterdir())} is full")
-
-    with pytest.raises(UserError, match=r"(one|two) is full") as caught:
-        write(fail=True)
-    assert ".one" not in str(caught.value) and names(tmp_path) == []
-    write(fail=False)
-    assert names(tmp_path) == ["one", "two"]
-    os.mkdir(tmp_path / "folder")
-    with pytest.raises(UserError, match="folder is a folder"), written_together() as place:
-        place(tmp_path / "three")
-        place(tmp_path / "folder")
-    assert names(tmp_path) == ["folder", "one", "two"]
-
-
-def test_objects_whose_files_would_be_one_are_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"two objects would be written to .*seg_object2\.nii\.gz; name them apart"):
+def test_two_objects_with_the_same_file_name_are_refused(tmp_path: Path):
+    with pytest.raises(
+        UserError, match=r"two objects would be written to .*seg_object2\.nii\.gz; give them different names"
+    ):
         object_files(tmp_path / "seg.nii.gz", [1, 2], {1: "object2"})
 
 
@@ -214,7 +195,7 @@ def test_a_dicom_series_becomes_a_label_map_and_a_dicom_segmentation(checkpoint:
     assert stored(tmp_path / "drawn.nii.gz").any()
 
 
-def test_one_volume_of_a_4d_file_is_chosen_by_its_index(checkpoint: str, tmp_path: Path, capsys, realdata: Path):
+def test_one_volume_of_a_4d_file_is_selected_by_its_index(checkpoint: str, tmp_path: Path, capsys, realdata: Path):
     image = realdata / "headers" / "nb_functional_4d_int16_slope.nii"
     words = [checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.nii.gz"]
     assert "(predict: --volume)" in mistake(capsys, *words)
@@ -223,14 +204,14 @@ def test_one_volume_of_a_4d_file_is_chosen_by_its_index(checkpoint: str, tmp_pat
     assert stored(tmp_path / "seg.nii.gz").shape == nib.load(image).shape[:3]
 
 
-def test_a_dicom_segmentation_of_anything_else_is_refused(checkpoint: str, tmp_path: Path, capsys):
+def test_a_dicom_segmentation_of_an_image_that_is_not_dicom_is_refused(checkpoint: str, tmp_path: Path, capsys):
     image = scan(tmp_path / "ct.nii.gz")
-    said = mistake(capsys, checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.dcm")
-    assert "needs a DICOM series behind it" in said
+    error = mistake(capsys, checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.dcm")
+    assert "needs a DICOM series as its source" in error
     assert names(tmp_path) == ["ct.nii.gz"]
 
 
-def test_six_axis_orders_of_one_brain_get_one_segmentation_each_on_its_own_grid(
+def test_six_axis_orders_of_one_brain_get_the_same_segmentation_each_on_its_own_grid(
     checkpoint: str, tmp_path: Path, realdata: Path
 ):
     files = sorted((realdata / "orientations").glob("*.nii.gz"))

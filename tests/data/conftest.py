@@ -1,4 +1,4 @@
-"""Tiny datasets: an MSD task with all the quirks of the Decathlon's own, as a folder and as the archive made of it."""
+"""Tiny datasets: an MSD task with the peculiarities of the published ones, as a folder and as an archive."""
 
 import json
 import tarfile
@@ -12,7 +12,7 @@ IDS = ("pancreas_001", "pancreas_004", "pancreas_010")
 
 
 def write_volume(path: Path, seed: int = 0, *, label: bool = False) -> None:
-    """A volume of 6 x 5 x 4 voxels, at Task07's spacing."""
+    """Write a volume of 6 x 5 x 4 voxels with the spacing of Task07."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(seed).integers(0, 3 if label else 400, (6, 5, 4))
     image = nib.Nifti1Image(values.astype(np.uint8 if label else np.int16), np.diag([0.8, 0.8, 2.5, 1.0]))
@@ -20,7 +20,7 @@ def write_volume(path: Path, seed: int = 0, *, label: bool = False) -> None:
 
 
 def write_msd_task(folder: Path) -> Path:
-    """`Task07_Pancreas` with the quirks of the published one."""
+    """Write `Task07_Pancreas` with the peculiarities of the published task."""
     for seed, name in enumerate(IDS):
         write_volume(folder / "imagesTr" / f"{name}.nii.gz", seed)
         write_volume(folder / "labelsTr" / f"{name}.nii.gz", seed, label=True)
@@ -40,13 +40,17 @@ def write_msd_task(folder: Path) -> Path:
         "test": ["./imagesTs/pancreas_002.nii.gz"],  # plain strings, and no labels
     }
     (folder / "dataset.json").write_text(json.dumps(record))
-    for file in [*folder.rglob("*.nii.gz"), folder / "dataset.json", folder / "imagesTr"]:  # macOS's attributes
-        (file.parent / f"._{file.name}").write_bytes(b"\x00\x05\x16\x07AppleDouble, no image")
+    for file in [
+        *folder.rglob("*.nii.gz"),
+        folder / "dataset.json",
+        folder / "imagesTr",
+    ]:  # extended attributes of macOS
+        (file.parent / f"._{file.name}").write_bytes(b"\x00\x05\x16\x07AppleDouble, not an image")
     return folder
 
 
 def pack(folder: Path, archive: Path, root: str) -> Path:
-    """A tar of a folder, whose members begin with `root`; macOS puts `._` before the folder's own name too."""
+    """Pack a folder under the name `root`; macOS adds a `._` file for the folder, too."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w") as tar:
         tar.add(folder / "._dataset.json", "._Task07_Pancreas")

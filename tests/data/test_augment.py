@@ -1,7 +1,7 @@
-"""Augmentation moves image, mask, boundary and prompt together, and moves nothing else.
+"""Augmentation: image, mask, boundary and prompt are transformed together, and positions do not change.
 
-The volume's values are coordinates: three cases of one label map hold the row, the column and the slice of each
-voxel, and are cut with the same generator. So each pixel of a clip tells where it comes from.
+The values of the volumes are coordinates: three cases with the same label map have the row, the column and the slice of
+each voxel as values, and are cut with the same random numbers. So the values of a clip are the origin of each pixel.
 """
 
 from dataclasses import replace
@@ -9,34 +9,38 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
-from sam2_3dmed_jax.data.augment import draw_motion, shade
+from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig, PromptConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION, augment_intensity, draw_spatial_transform
+from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.clips import cut_clip
-from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.data.warp import Warp
 from sam2_3dmed_jax.model.targets import boundary_target
-from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import write_prepared
 
 SIZE, DEPTH = 64, 9
-STEP = 10  # HU a voxel
+STEP = 10  # HU per voxel
 STILL = DataConfig(
     slices=4,
-    box=0,
+    prompts=PromptConfig(box_prompt_probability=0),
     preprocessing=PreprocessingConfig(window="500,1000"),  # HU 0 to 1000 become 0 to 1
-    **NO_AUGMENTATION,
+    augmentation=NO_AUGMENTATION,
 )
-MOTIONS = {
-    "flip": {"flip": 0.5},
+TRANSFORMS = {
+    "flip": {"flip_probability": 0.5},
     "rotation": {"rotation": 25.0},
     "scaling": {"scaling": 0.2},
     "shift": {"shift": 0.1},
-    "all": {"flip": 0.5, "rotation": 15.0, "scaling": 0.1, "shift": 0.05},
+    "all": {"flip_probability": 0.5, "rotation": 15.0, "scaling": 0.1, "shift": 0.05},
 }
-SHADES = {"intensity": {"intensity": 0.1}, "gamma": {"gamma": 0.3}, "noise": {"noise": 0.05}}
+INTENSITIES = {"intensity": {"intensity": 0.1}, "gamma": {"gamma": 0.3}, "noise": {"noise": 0.05}}
+
+
+def augmented(**changes):
+    return replace(STILL, augmentation=replace(NO_AUGMENTATION, **changes))
 
 
 def label_map():
-    """A tilted L, which no flip or rotation maps onto itself, drifting with the slice."""
+    """A tilted L, which no flip or rotation maps onto itself, and which moves from slice to slice."""
     d, r, c = np.mgrid[:DEPTH, :SIZE, :SIZE]
     labels = ((r > 18 + d) & (r < 40) & (c > 20) & (c < 30)) | ((r > 32) & (r < 40) & (c > 20) & (c < 46 - d))
     labels[0] = labels[-1] = False
@@ -45,24 +49,24 @@ def label_map():
 
 @pytest.fixture(scope="module")
 def coordinates(tmp_path_factory):
-    grid = np.mgrid[:DEPTH, :SIZE, :SIZE].astype(np.int16) + 1  # 0 is what lies beyond the slice
+    grid = np.mgrid[:DEPTH, :SIZE, :SIZE].astype(np.int16) + 1  # 0 is outside of the slice
     cases = {name: (values * STEP, label_map()) for name, values in zip("drc", grid, strict=True)}
     return write_prepared(tmp_path_factory.mktemp("coordinates") / "data", cases, {1: "organ"}, (2.5, 0.7, 0.9))
 
 
 def cut(dataset, config, seed):
-    """The same clip of the three cases: the slice, row and column (in voxels) that each pixel comes from."""
-    view = ModelView(dataset, config, SIZE)
-    clips = {case.id: cut_clip(view, case, config, np.random.default_rng(seed)) for case in dataset.cases}
+    """Cut the same clip of the three cases; return it with the original slice, row and column of each pixel."""
+    reader = CaseReader(dataset, config, SIZE)
+    clips = {case.id: cut_clip(reader, case, config, np.random.default_rng(seed)) for case in dataset.cases}
     origin = {name: clip["slices"] * 1000 / STEP - 1 for name, clip in clips.items()}
     return clips["d"], origin["d"], origin["r"], origin["c"]
 
 
-@pytest.mark.parametrize("name", MOTIONS)
-def test_every_motion_keeps_image_mask_boundary_prompt_and_position_aligned(coordinates, name):
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_spatial_transforms_keep_image_mask_boundary_prompt_and_position_aligned(coordinates, name):
     labels, moved = label_map(), 0
     for seed in range(12):
-        clip, slices, rows, columns = cut(coordinates, replace(STILL, **MOTIONS[name]), seed)
+        clip, slices, rows, columns = cut(coordinates, augmented(**TRANSFORMS[name]), seed)
         still = cut(coordinates, STILL, seed)[0]
         for field in ("slice_index", "position_mm", "slice_valid"):
             np.testing.assert_array_equal(clip[field], still[field])
@@ -73,7 +77,7 @@ def test_every_motion_keeps_image_mask_boundary_prompt_and_position_aligned(coor
             inside = (
                 (r > 0.5) & (c > 0.5) & (r < SIZE - 1.5) & (c < SIZE - 1.5) & (d > clip["slice_index"][step] - 0.01)
             )
-            # Where two labels are equally near, either is right; the window rounds to about 1e-4 of a voxel.
+            # Halfway between two voxels either label is right; the window rounds to about 1e-4 of a voxel.
             clear = inside & (np.abs(r % 1 - 0.5) > 1e-3) & (np.abs(c % 1 - 0.5) > 1e-3)
             assert clear.mean() > 0.5
             np.testing.assert_allclose(d[clear], clip["slice_index"][step], atol=1e-2)
@@ -89,7 +93,7 @@ def test_every_motion_keeps_image_mask_boundary_prompt_and_position_aligned(coor
 
 
 def check_boundary(mask, source, rows, columns, clear):
-    """The boundary target lies where the source's edge has gone: within 3 voxels of it, and nowhere else."""
+    """Check that the boundary target is within 3 voxels of the transformed edge of the source, and nowhere else."""
     target = np.asarray(boundary_target(mask.astype(np.float32), 3)) > 0
     at = target & clear
     near = np.asarray(boundary_target(source.astype(np.float32), 7)) > 0
@@ -102,13 +106,13 @@ def check_boundary(mask, source, rows, columns, clear):
     assert close[arrived].all()
 
 
-@pytest.mark.parametrize("name", SHADES)
-def test_every_change_of_intensity_leaves_masks_prompts_and_positions_alone(coordinates, name):
+@pytest.mark.parametrize("name", INTENSITIES)
+def test_intensity_augmentation_leaves_masks_prompts_and_positions_unchanged(coordinates, name):
     changed = 0
     for seed in range(6):
-        clip, *_ = cut(coordinates, replace(STILL, **SHADES[name]), seed)
+        clip, *_ = cut(coordinates, augmented(**INTENSITIES[name]), seed)
         still, *_ = cut(coordinates, STILL, seed)
-        for field in set(clip) - {"slices", "coords"}:  # random points are drawn later from the generator
+        for field in set(clip) - {"slices", "coords"}:  # random points are drawn after the noise
             np.testing.assert_array_equal(clip[field], still[field], err_msg=field)
         x, y = clip["coords"][0, 0].astype(int)
         assert clip["masks"][clip["prompt_step"][0], 0, y, x] == 1
@@ -123,16 +127,16 @@ def test_brightness_contrast_and_gamma_keep_the_order_of_grey_values(name):
     grey = np.tile(np.linspace(0, 1, 101, dtype=np.float32), (2, 101, 1))
     for seed in range(20):
         shaded = grey.copy()
-        shade(shaded, replace(STILL, **SHADES[name]), np.random.default_rng(seed))
+        augment_intensity(shaded, replace(NO_AUGMENTATION, **INTENSITIES[name]), np.random.default_rng(seed))
         assert (np.diff(shaded[0, 0]) >= 0).all()
 
 
-def test_noise_has_the_drawn_sd_no_mean_and_no_memory():
+def test_noise_has_the_drawn_sd_zero_mean_and_no_correlation():
     grey = np.full((3, 128, 128), 0.5, np.float32)
     drawn = []
     for seed in range(20):
         noisy = grey.copy()
-        shade(noisy, replace(STILL, noise=0.1), np.random.default_rng(seed))
+        augment_intensity(noisy, replace(NO_AUGMENTATION, noise=0.1), np.random.default_rng(seed))
         noise = noisy - grey
         drawn.append(float(noise.std()))
         # 5 SD of the mean, and of the correlation, of 49152 values
@@ -142,34 +146,34 @@ def test_noise_has_the_drawn_sd_no_mean_and_no_memory():
     assert 0 < min(drawn) < 0.03 and 0.07 < max(drawn) < 0.1
 
 
-def test_settings_of_zero_change_no_bit():
+def test_settings_of_zero_leave_clips_bit_for_bit_unchanged():
     rng = np.random.default_rng(0)
     slices, labels = rng.random((3, 16, 16), np.float32), rng.integers(0, 3, (3, 16, 16)).astype(np.uint8)
-    motion = draw_motion(16, (1.0, 1.0), STILL, rng)
-    assert motion.warp is None
-    np.testing.assert_array_equal(motion.slices(slices), slices)
-    np.testing.assert_array_equal(motion.labels(labels), labels)
+    transform = draw_spatial_transform(16, (1.0, 1.0), NO_AUGMENTATION, rng)
+    assert transform.warp is None
+    np.testing.assert_array_equal(transform.slices(slices), slices)
+    np.testing.assert_array_equal(transform.labels(labels), labels)
     shaded = slices.copy()
-    shade(shaded, STILL, rng)
+    augment_intensity(shaded, NO_AUGMENTATION, rng)
     np.testing.assert_array_equal(shaded, slices)
 
 
-def test_a_motion_that_would_push_the_object_off_the_prompted_slice_is_not_made(coordinates):
+def test_a_transform_that_moves_the_object_out_of_the_prompted_slice_is_left_out(coordinates):
     for seed in range(30):
-        clip, *_ = cut(coordinates, replace(STILL, shift=2.0), seed)
+        clip, *_ = cut(coordinates, augmented(shift=2.0), seed)
         assert clip["object_valid"][0] and clip["prompt_step"][0] == 0
 
 
-def test_a_rotation_is_one_in_millimetres():
-    config = replace(STILL, rotation=90.0)
-    warp = draw_motion(65, (1.0, 2.0), config, np.random.default_rng(0)).warp
+def test_a_rotation_preserves_distances_in_millimetres():
+    config = replace(NO_AUGMENTATION, rotation=90.0)
+    warp = draw_spatial_transform(65, (1.0, 2.0), config, np.random.default_rng(0)).warp
     assert warp is not None
-    rows, columns = warp._rows - 1, warp._columns - 1  # where the pixels come from
+    rows, columns = warp._rows - 1, warp._columns - 1  # origins of the pixels
 
     def mm(a, b):
         return np.hypot((rows[a] - rows[b]) * 1.0, (columns[a] - columns[b]) * 2.0)
 
-    # 8 pixels down are 8 mm, 4 across are 8 mm, wherever they come from. Coordinates are float32.
+    # 8 rows are 8 mm, and 4 columns are 8 mm, before and after the rotation. Coordinates are float32.
     assert mm((32, 32), (40, 32)) == pytest.approx(8, abs=1e-4) == mm((32, 32), (32, 36))
 
 
@@ -185,4 +189,4 @@ def test_the_warp_agrees_with_scipy():
         np.testing.assert_allclose(moved, expected, atol=2e-5)  # float32 coordinates up to 40
     for moved, slice_ in zip(warp.nearest(labels), labels, strict=True):
         expected = ndimage.affine_transform(slice_, matrix, offset, order=0, mode="grid-constant")
-        assert (moved != expected).mean() < 1e-3  # where two are equally near
+        assert (moved != expected).mean() < 1e-3  # where two pixels are equally near

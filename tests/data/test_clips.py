@@ -1,28 +1,33 @@
-"""Clips: what they hold, and that they depend on the generator alone."""
+"""Training clips: slices, masks, prompts and positions."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
+from sam2_3dmed_jax.config import ClipConfig, DataConfig, PreprocessingConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.clips import cut_clip
-from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import intensity
-from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import write_prepared
 
 STILL = DataConfig(
     slices=5,
-    objects=2,
+    clips=ClipConfig(objects=2),
     preprocessing=PreprocessingConfig(window="50,100"),  # HU 0 to 100 become 0 to 1
-    **NO_AUGMENTATION,
+    augmentation=NO_AUGMENTATION,
 )
 LABELS = {1: "organ", 2: "tumour"}
 
 
+def with_clips(**changes):
+    return replace(STILL, clips=replace(STILL.clips, **changes))
+
+
 def make_case(first=4, last=9, depth=14, size=32, second=True):
-    """A block on slices first..last, a second one on slice 8 and beyond; each slice's HU is its index."""
+    """An object on slices first..last, another one on slices 8 to 11; the HU of each slice are its index."""
     labels = np.zeros((depth, size, size), np.uint8)
     labels[first : last + 1, 8:20, 10:26] = 1
     if second:
@@ -32,13 +37,13 @@ def make_case(first=4, last=9, depth=14, size=32, second=True):
 
 @pytest.fixture
 def clips(tmp_path):
-    """Cuts many clips of one case."""
+    """A function that cuts many clips of one case."""
 
     def cut(case=None, config=STILL, count=200, image_size=32):
         number = sum(1 for _ in tmp_path.iterdir())
         dataset = write_prepared(tmp_path / f"{number}", {"case": case or make_case()}, LABELS)
-        view = ModelView(dataset, config, image_size)
-        return [cut_clip(view, dataset.cases[0], config, np.random.default_rng(i)) for i in range(count)]
+        reader = CaseReader(dataset, config, image_size)
+        return [cut_clip(reader, dataset.cases[0], config, np.random.default_rng(i)) for i in range(count)]
 
     return cut
 
@@ -47,7 +52,7 @@ def direction(clip):
     return float(np.sign(clip["slice_index"][1] - clip["slice_index"][0]))
 
 
-def test_the_first_slice_holds_the_prompted_object_and_prompts_lie_on_their_objects(clips):
+def test_the_first_slice_shows_the_prompted_object_and_prompts_are_on_their_objects(clips):
     for clip in clips():
         assert clip["object_valid"][0] and clip["prompt_step"][0] == 0
         for k in np.flatnonzero(clip["object_valid"]):
@@ -62,7 +67,7 @@ def test_the_first_slice_holds_the_prompted_object_and_prompts_lie_on_their_obje
                 np.testing.assert_allclose(clip["coords"][k, :2].ravel(), box, atol=3)
 
 
-def test_walked_slices_keep_their_source_position_in_both_directions(clips):
+def test_slices_keep_their_position_in_both_directions_of_propagation(clips):
     directions = set()
     for clip in clips():
         valid = clip["slice_valid"]
@@ -74,17 +79,17 @@ def test_walked_slices_keep_their_source_position_in_both_directions(clips):
 
 
 @pytest.mark.parametrize(("reverse", "expected"), [(0.0, {1.0}), (1.0, {-1.0})])
-def test_the_fraction_of_clips_walked_from_superior_to_inferior_is_a_setting(clips, reverse, expected):
-    assert {direction(clip) for clip in clips(config=replace(STILL, reverse=reverse))} == expected
+def test_the_probability_of_clips_from_superior_to_inferior_is_a_setting(clips, reverse, expected):
+    assert {direction(clip) for clip in clips(config=with_clips(reverse_probability=reverse))} == expected
 
 
-def test_the_class_is_drawn_before_the_slice_so_that_small_objects_are_as_frequent_as_large_ones(clips):
+def test_small_objects_are_prompted_as_often_as_large_ones(clips):
     small = [clip["masks"][0, 0, 24:30].any() for clip in clips(count=400)]
-    # 48 of 1000 labelled pixels are the second object's. Four SD of a fair draw of 400.
+    # The second object has 48 of 1000 labelled pixels. The tolerance is four SD of a fair draw of 400.
     assert np.mean(small) == pytest.approx(0.5, abs=0.1)
 
 
-def test_some_clips_run_past_the_object_and_some_past_the_volume(clips):
+def test_some_clips_extend_beyond_the_object_and_some_beyond_the_volume(clips):
     ends = [clip["masks"][clip["slice_valid"]][-1, 0].any() for clip in clips(make_case(1, 12, second=False))]
     assert 0.2 < np.mean(ends) < 0.9
     padded = [clip for clip in clips(make_case(0, 13)) if not clip["slice_valid"].all()]
@@ -93,75 +98,75 @@ def test_some_clips_run_past_the_object_and_some_past_the_volume(clips):
         assert not clip["slices"][~clip["slice_valid"]].any() and not clip["masks"][~clip["slice_valid"]].any()
 
 
-def test_clips_of_an_absent_object_show_it_once_and_then_slices_anywhere_beyond_its_end(clips):
+def test_clips_of_an_absent_object_show_it_once_then_slices_anywhere_beyond_its_end(clips):
     gaps = set()
-    for clip in clips(make_case(4, 9, depth=40, second=False), replace(STILL, absent=1.0, objects=1)):
+    for clip in clips(make_case(4, 9, depth=40, second=False), with_clips(absent_probability=1.0, objects=1)):
         holds = clip["masks"][:, 0].any((1, 2))
         assert holds[0] and not holds[1:].any()
         index = clip["slice_index"].astype(int)
         gaps.add(int(index[1] - 10 if index[1] > 9 else 3 - index[1]))
-    assert min(gaps) == 0 and 20 < max(gaps) <= 26  # right behind it, to where the clip fits at the end
+    assert min(gaps) == 0 and 20 < max(gaps) <= 26  # from the next slice to the last position where the clip fits
 
 
-def test_a_stride_is_drawn_and_kept_within_the_clip(clips):
-    cut = clips(config=replace(STILL, stride=2, absent=0.0))
+def test_the_stride_is_drawn_once_per_clip(clips):
+    cut = clips(config=with_clips(max_stride=2, absent_probability=0.0))
     assert {abs(int(clip["slice_index"][1] - clip["slice_index"][0])) for clip in cut} == {1, 2}
 
 
-def test_slices_of_another_size_go_through_the_resizing_of_prediction(clips):
+def test_slices_of_another_size_are_resized_as_in_prediction(clips):
     values, labels = make_case(depth=14, size=48)
     rng = np.random.default_rng(0)
     values = (values * 5 + rng.integers(0, 30, values.shape)).astype(np.int16)
     expected = intensity.prepare_slices(values, (50.0, 100.0), 32)
     share = intensity.resize_slices((labels == 1).astype(np.float32), 32)
-    config = replace(STILL, classes=(1,), objects=1)
+    config = replace(with_clips(objects=1), classes=(1,))
     for clip in clips((values, labels), config, count=20):
         index = clip["slice_index"][clip["slice_valid"]].astype(int)
         np.testing.assert_array_equal(clip["slices"][clip["slice_valid"]], expected[index])
         np.testing.assert_array_equal(clip["masks"][clip["slice_valid"], 0], share[index] >= 0.5)
 
 
-def test_a_slice_whose_object_is_below_a_pixel_is_no_slice_to_prompt_on(clips):
+def test_a_slice_where_the_object_is_smaller_than_a_pixel_is_not_prompted(clips):
     values, labels = make_case(second=False)
     labels[9] = 0
     labels[9, 9, 11] = 1  # one voxel, a quarter of a pixel at S = 16
-    for clip in clips((values, labels), replace(STILL, objects=1), image_size=16):
+    for clip in clips((values, labels), with_clips(objects=1), image_size=16):
         assert clip["object_valid"][0] and clip["slice_index"][0] != 9
 
 
-def test_an_object_that_vanishes_at_the_models_size_is_invalid_and_has_no_prompt(clips):
+def test_an_object_that_vanishes_at_the_image_size_is_invalid_and_has_no_prompt(clips):
     values, labels = make_case(second=False)
     labels[:] = 0
     labels[4:9, 9, 11] = 1
-    for clip in clips((values, labels), replace(STILL, objects=1), image_size=16, count=20):
+    for clip in clips((values, labels), with_clips(objects=1), image_size=16, count=20):
         assert not clip["object_valid"].any() and not clip["masks"].any()
         assert not clip["coords"].any() and (clip["point_labels"] == -1).all()
 
 
 @pytest.mark.parametrize("window", ["10%,90%", "soft_tissue"])
-def test_percentiles_of_what_is_no_ct_are_taken_over_the_whole_volume_once(tmp_path, window):
+def test_percentiles_of_other_modalities_than_ct_are_computed_once_per_volume(tmp_path, window):
     values = np.random.default_rng(0).integers(0, 1000, (14, 32, 32)).astype(np.int16)
     _, labels = make_case()
     dataset = write_prepared(tmp_path / "mr", {"case": (values, labels)}, LABELS, modality="MR")
     config = replace(STILL, preprocessing=PreprocessingConfig(window=window))
-    view, case = ModelView(dataset, config, 32), dataset.cases[0]
+    reader, case = CaseReader(dataset, config, 32), dataset.cases[0]
     inside = values[values > values.min()]
     low, high = np.percentile(inside, (10, 90) if "%" in window else (0.5, 99.5))
     for i in range(3):
-        clip = cut_clip(view, case, config, np.random.default_rng(i))
+        clip = cut_clip(reader, case, config, np.random.default_rng(i))
         valid = clip["slice_valid"]
         expected = np.clip((values[clip["slice_index"][valid].astype(int)] - low) / (high - low), 0, 1)
         np.testing.assert_allclose(clip["slices"][valid], expected, atol=1e-5)  # float32 of a window in float64
     reads = []
-    dataset.read = lambda *asked: reads.append(asked)  # type: ignore[method-assign]
-    assert view.window(case) == pytest.approx(((low + high) / 2, high - low)) and not reads
+    dataset.read = lambda *arguments: reads.append(arguments)  # type: ignore[method-assign]
+    assert reader.window(case) == pytest.approx(((low + high) / 2, high - low)) and not reads
 
 
 def test_a_case_without_the_classes_is_refused(tmp_path):
     values, labels = make_case()
     dataset = write_prepared(tmp_path / "d", {"x": (values, labels * 0)}, LABELS)
-    with pytest.raises(UserError, match="x: it holds none of the classes"):
-        cut_clip(ModelView(dataset, STILL, 32), dataset.cases[0], STILL, np.random.default_rng(0))
+    with pytest.raises(UserError, match="x contains none of the classes"):
+        cut_clip(CaseReader(dataset, STILL, 32), dataset.cases[0], STILL, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,7 @@ def test_a_case_without_the_classes_is_refused(tmp_path):
         ({"preprocessing": PreprocessingConfig(window="40,-4")}, r"data\.preprocessing\.window is '40,-4'"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_before_any_slice_is_read(tmp_path, changes, sentence):
+def test_settings_that_do_not_fit_are_refused_before_a_slice_is_read(tmp_path, changes, sentence):
     dataset = write_prepared(tmp_path / "d", {"x": make_case()}, LABELS)
     with pytest.raises(UserError, match=sentence):
-        ModelView(dataset, replace(STILL, **changes), 32)
+        CaseReader(dataset, replace(STILL, **changes), 32)

@@ -1,4 +1,4 @@
-"""nnU-Net's raw datasets, of its first and its second version."""
+"""Reading of nnU-Net's raw datasets, versions 1 and 2."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_a_raw_dataset_is_read_from_a_folder_and_from_an_archive(raw: Path, tmp_
         assert (dataset.name, dataset.modality, dataset.warnings) == ("Dataset009_Spleen", "CT", ())
 
 
-def test_cases_may_be_listed_one_by_one(raw: Path):
+def test_cases_may_be_listed_in_the_field_dataset(raw: Path):
     listing = {"first": {"images": ["./imagesTr/b_0000.nii.gz"], "label": "labelsTr/b.nii.gz"}}
     dataset = read_dataset(change(raw, dataset=listing, numTraining=1))
     assert [(case.id, case.label) for case in dataset.cases] == [("first", str(raw / "labelsTr" / "b.nii.gz"))]
@@ -62,7 +62,7 @@ def test_cases_may_be_listed_one_by_one(raw: Path):
         ({"images": "a.nii", "label": "c.nii"}, r"dataset\['x'\] is .*, expected 'images' and 'label'"),
         ({"images": []}, r"dataset\['x'\] is .*, expected 'images' and 'label'"),
         (["a.nii"], r"dataset\['x'\] is .*, expected 'images' and 'label'"),
-        ({"images": ["a.png"], "label": "b.png"}, "it lists 'a.png', expected a file ending in"),
+        ({"images": ["a.png"], "label": "b.png"}, "lists 'a.png', expected a file ending in"),
     ],
 )
 def test_a_listed_case_that_cannot_be_read_is_refused(raw: Path, entry: object, words: str):
@@ -84,15 +84,15 @@ def test_a_listed_case_that_cannot_be_read_is_refused(raw: Path, entry: object, 
         ("labels", {"a": -1}, "'labels' has 'a': -1, expected"),
         ("file_ending", ".png", "'file_ending' is '.png', expected one of .nii.gz, .nii, .nrrd, .mha; convert"),
         ("file_ending", ["x"], r"'file_ending' is \['x'\], expected one of"),
-        ("file_ending", ".mha", "imagesTr is missing or holds no .mha file"),
+        ("file_ending", ".mha", "imagesTr is missing or has no .mha file"),
     ],
 )
-def test_what_cannot_be_segmented_is_refused_by_its_field(raw: Path, field: str, value: object, words: str):
+def test_unsupported_settings_are_refused_with_the_name_of_the_field(raw: Path, field: str, value: object, words: str):
     with pytest.raises(UserError, match=words):
         read_dataset(change(raw, **{field: value}))
 
 
-def test_a_second_channel_that_the_description_hides_is_refused(raw: Path):
+def test_a_second_channel_that_is_not_declared_is_refused(raw: Path):
     write_volume(raw / "imagesTr" / "b_0001.nii.gz")
     with pytest.raises(UserError, match=r"b_0001.nii.gz: a case has 2 channels or more, expected one; make a dataset"):
         read_dataset(raw)
@@ -107,7 +107,7 @@ V1 = {
 }
 
 
-def test_the_first_versions_list_leaves_the_channel_out_of_the_images_names(tmp_path: Path):
+def test_version_1_lists_images_without_the_channel_in_their_names(tmp_path: Path):
     images = ("s_1_0000.nii.gz", "s_2_0000.nii.gz")
     dataset = read_dataset(write_raw(tmp_path, V1, images, ("s_1.nii.gz", "s_2.nii.gz")))
     assert [case.id for case in dataset.cases] == ["s_1", "s_2"] and dataset.labels == {1: "spleen"}
@@ -117,14 +117,14 @@ def test_the_first_versions_list_leaves_the_channel_out_of_the_images_names(tmp_
         read_dataset(tmp_path)
 
 
-def test_a_list_that_writes_the_channel_out_gives_the_same_ids(tmp_path: Path):
+def test_a_list_with_the_channel_in_the_names_gives_the_same_ids(tmp_path: Path):
     listed = [{**entry, "image": entry["image"].replace(".nii", "_0000.nii")} for entry in V1["training"]]
     images = ("s_1_0000.nii.gz", "s_2_0000.nii.gz")
     dataset = read_dataset(write_raw(tmp_path, {**V1, "training": listed}, images, ("s_1.nii.gz", "s_2.nii.gz")))
     assert [case.id for case in dataset.cases] == ["s_1", "s_2"]
 
 
-def test_msd_cases_numbered_from_0000_are_not_taken_for_channels(tmp_path: Path):
+def test_numbers_of_msd_cases_are_not_mistaken_for_channels(tmp_path: Path):
     names = ("lung_0000.nii.gz", "lung_0001.nii.gz")
     listed = [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names]
     folder = write_raw(tmp_path, {**V1, "training": listed}, names, names)

@@ -1,16 +1,17 @@
-"""Patches: where they lie, what is in them, and what is beyond the volume."""
+"""Training patches: position, content, and padding outside of the volume."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.config import DataConfig
+from sam2_3dmed_jax.config import DataConfig, PatchConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.patches import cut_patch, patch_shapes
-from sam2_3dmed_jax.data.view import ModelView
-from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import write_prepared
 
-STILL = DataConfig(classes=(1, 4), foreground=1.0, **NO_AUGMENTATION)
+STILL = DataConfig(classes=(1, 4), patches=PatchConfig(foreground_probability=1.0), augmentation=NO_AUGMENTATION)
 
 
 @pytest.fixture(scope="module")
@@ -23,33 +24,35 @@ def dataset(tmp_path_factory):
 
 
 def patches(dataset, config, size, count=20):
-    view = ModelView(dataset, config, 0)
-    return [cut_patch(view, dataset.cases[0], config, size, np.random.default_rng(seed)) for seed in range(count)]
+    reader = CaseReader(dataset, config, 0)
+    return [cut_patch(reader, dataset.cases[0], config, size, np.random.default_rng(seed)) for seed in range(count)]
 
 
-def test_a_patch_about_the_foreground_holds_it_under_the_place_of_its_class(dataset):
+def test_a_foreground_patch_contains_a_class_under_its_index(dataset):
     for patch in patches(dataset, STILL, (4, 8, 8)):
-        assert set(np.unique(patch["labels"])) == {0, 2}  # label 4 is the second class, and 2 none
+        assert set(np.unique(patch["labels"])) == {0, 2}  # label 4 is the second class, and label 2 is not a class
         shapes = {name: (x.shape, x.dtype.type) for name, x in patch.items()}
         assert shapes == patch_shapes((4, 8, 8))
 
 
-def test_patches_anywhere_lie_inside_the_volume(dataset):
-    found = patches(dataset, replace(STILL, foreground=0.0), (4, 8, 8))
-    values, _ = ModelView(dataset, STILL, 0).read(dataset.cases[0], range(12))
+def test_patches_without_foreground_are_inside_the_volume(dataset):
+    anywhere = patches(dataset, replace(STILL, patches=PatchConfig(foreground_probability=0.0)), (4, 8, 8))
+    values, _ = CaseReader(dataset, STILL, 0).read(dataset.cases[0], range(12))
     boxes = np.lib.stride_tricks.sliding_window_view(values, (4, 8, 8))
-    for patch in found:
+    for patch in anywhere:
         assert (boxes == patch["image"]).all((3, 4, 5)).any()
-    assert 0 < sum(bool(patch["labels"].any()) for patch in found) < len(found)
+    assert 0 < sum(bool(patch["labels"].any()) for patch in anywhere) < len(anywhere)
 
 
-def test_a_volume_smaller_than_the_patch_lies_in_its_middle_between_the_windows_lowest_values(dataset):
+def test_a_volume_smaller_than_the_patch_is_centred_and_padded_with_the_lowest_value(dataset):
     (patch,) = patches(dataset, STILL, (16, 32, 32), 1)
-    values, _ = ModelView(dataset, STILL, 0).read(dataset.cases[0], range(12))
+    values, _ = CaseReader(dataset, STILL, 0).read(dataset.cases[0], range(12))
     np.testing.assert_array_equal(patch["image"][2:14, 6:26, 4:28], values)
     assert patch["image"].sum() == pytest.approx(values.sum()) and patch["labels"].sum() == 4
 
 
 def test_augmented_patches_keep_their_shape_and_range(dataset):
-    for patch in patches(dataset, DataConfig(classes=(4,), foreground=1.0), (4, 8, 12), 5):
+    for patch in patches(
+        dataset, DataConfig(classes=(4,), patches=PatchConfig(foreground_probability=1.0)), (4, 8, 12), 5
+    ):
         assert patch["image"].shape == (4, 8, 12) and 0 <= patch["image"].min() <= patch["image"].max() <= 1

@@ -1,4 +1,4 @@
-"""Batches: the same for a seed whoever cuts them and wherever one starts, shared out over hosts, bounded in memory."""
+"""Input pipeline: batches depend only on the seed and their number, are divided among hosts, and use bounded memory."""
 
 import os
 import signal
@@ -18,28 +18,29 @@ from absl import flags
 
 from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
 from sam2_3dmed_jax.data import pipeline, record_files
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.prepared import PreparedDataset, read_prepared
-from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.errors import UserError
-from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES, BATCH, SIZE = 7, 2, 32
 CONFIG = DataConfig(slices=3, preprocessing=PreprocessingConfig(window="50,100"))
-STILL = replace(CONFIG, **NO_AUGMENTATION)
+STILL = replace(CONFIG, augmentation=NO_AUGMENTATION)
 
-# Prints the digest of each batch with its number; an endless reader that is killed from outside.
-# A shell's background jobs ignore Ctrl-C, and so do their children.
+# Prints the number and digest of each batch, until it is killed. The signal handler is set because background jobs of a
+# shell, and their children, ignore Ctrl-C.
 CHILD = f"""
 import hashlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
+from sam2_3dmed_jax.config import *
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.prepared import read_prepared
-from sam2_3dmed_jax.data.view import ModelView
+from sam2_3dmed_jax.data.case_reader import CaseReader
 dataset, config = read_prepared(sys.argv[1]), {CONFIG!r}
-batches = clip_batches(ModelView(dataset, config, {SIZE}), dataset.cases, config, {BATCH}, seed=3)
+batches = clip_batches(CaseReader(dataset, config, {SIZE}), dataset.cases, config, {BATCH}, seed=3)
 for number, batch in enumerate(iterate(batches, 0, workers=2)):
     digest = hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
     print(number, digest, flush=True)
@@ -48,7 +49,7 @@ for number, batch in enumerate(iterate(batches, 0, workers=2)):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    """Case i has HU 10 i everywhere, and a block of its own height."""
+    """Case i has 10 i HU everywhere, and an object on slices of its own."""
     cases = {}
     for i in range(CASES):
         labels = np.zeros((12, SIZE, SIZE), np.uint8)
@@ -58,11 +59,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 
 def batches_of(dataset, config=CONFIG, seed=3, batch=BATCH, host=0, hosts=1):
-    return clip_batches(ModelView(dataset, config, SIZE), dataset.cases, config, batch, seed, host, hosts)
+    return clip_batches(CaseReader(dataset, config, SIZE), dataset.cases, config, batch, seed, host, hosts)
 
 
 def processes(batches, workers):
-    """The same stream, cut by processes."""
+    """The same stream, computed by processes."""
     flags.FLAGS.mark_as_parsed()
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=1)
     return batches.to_iter_dataset(options).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
@@ -75,19 +76,19 @@ def digest(batch):
 
 
 def first(stream, count):
-    found = [digest(next(stream)) for _ in range(count)]
+    digests = [digest(next(stream)) for _ in range(count)]
     stream.close()
-    return found
+    return digests
 
 
 def cases_in(stream, count):
-    """The numbers of the cases of the next clips, which their grey tells."""
-    found = [round(float(grey) * 10) for _ in range(count) for grey in next(stream)["slices"][:, 0, 0, 0]]
+    """The numbers of the cases of the next clips, from their grey values."""
+    numbers = [round(float(grey) * 10) for _ in range(count) for grey in next(stream)["slices"][:, 0, 0, 0]]
     stream.close()
-    return found
+    return numbers
 
 
-def test_batches_depend_on_the_seed_alone_not_on_number_or_kind_of_workers(dataset):
+def test_batches_depend_on_the_seed_and_not_on_the_number_or_kind_of_workers(dataset):
     expected = first(iterate(batches_of(dataset), 0, workers=0), 9)
     for workers in (1, 3):
         assert first(iterate(batches_of(dataset), 0, workers), 9) == expected
@@ -96,7 +97,7 @@ def test_batches_depend_on_the_seed_alone_not_on_number_or_kind_of_workers(datas
     assert len(set(expected)) == 9
 
 
-def test_a_killed_run_is_restored_in_the_middle_of_an_epoch_with_another_number_and_kind_of_workers(dataset):
+def test_a_killed_run_resumes_within_an_epoch_with_another_number_and_kind_of_workers(dataset):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CHILD, dataset.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
@@ -109,14 +110,14 @@ def test_a_killed_run_is_restored_in_the_middle_of_an_epoch_with_another_number_
     assert first(iter(processes(batches_of(dataset)[state:], 3)), 4) == seen[state:]
 
 
-def test_each_epoch_takes_every_case_once_in_another_order(dataset):
+def test_each_epoch_contains_every_case_once_in_a_new_order(dataset):
     numbers = cases_in(iterate(batches_of(dataset, STILL, batch=1), 0, workers=2), 3 * CASES)
     epochs = [numbers[i : i + CASES] for i in range(0, len(numbers), CASES)]
     assert all(sorted(epoch) == list(range(CASES)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_four_hosts_together_see_every_case_once_an_epoch_and_none_twice(dataset):
+def test_four_hosts_together_read_every_case_exactly_once_per_epoch(dataset):
     seen = []
     for host in range(4):
         mine = pipeline.host_cases(dataset.cases, 3, host, 4)
@@ -130,19 +131,19 @@ def test_four_hosts_together_see_every_case_once_an_epoch_and_none_twice(dataset
     assert other != [[case.id for case in pipeline.host_cases(dataset.cases, 3, host, 4)] for host in range(4)]
 
 
-def test_hosts_with_a_case_each_draw_apart(dataset):
+def test_hosts_draw_independent_clips(dataset):
     clips = [next(iterate(batches_of(dataset, batch=1, host=host, hosts=7), 0, workers=0)) for host in range(7)]
     assert len({clip["coords"].tobytes() for clip in clips}) >= 6
 
 
 def test_more_hosts_than_cases_are_refused(dataset):
-    with pytest.raises(UserError, match="7 training cases do not go round 8 hosts"):
+    with pytest.raises(UserError, match="7 training cases are fewer than the 8 hosts"):
         batches_of(dataset, host=0, hosts=8)
 
 
 @pytest.fixture
 def damaged(dataset, tmp_path):
-    """The dataset, one shard of which has flipped bits in its records."""
+    """The dataset with flipped bits in the records of one shard."""
     cases = {}
     for case in dataset.cases:
         values, labels = dataset.read(case, range(case.shape[0]))
@@ -150,14 +151,14 @@ def damaged(dataset, tmp_path):
     copy = write_prepared(tmp_path / "damaged", cases, dataset.labels)
     shard = tmp_path / "damaged" / copy.cases[4].shard
     content = bytearray(shard.read_bytes())
-    for at in range(1000, 14000, 500):  # its twelve records; zeros follow
+    for at in range(1000, 14000, 500):  # the bytes of its twelve records, which zeros follow
         content[at] ^= 0x40
     shard.write_bytes(content)
     return read_prepared(tmp_path / "damaged"), shard
 
 
 @pytest.mark.parametrize("kind", ["none", "threads", "processes"])
-def test_a_damaged_shard_ends_the_stream_with_one_sentence_whoever_cuts(damaged, kind):
+def test_a_damaged_shard_ends_the_stream_with_one_sentence_for_each_kind_of_worker(damaged, kind):
     dataset, shard = damaged
     batches = batches_of(dataset)
     stream = (
@@ -178,10 +179,12 @@ def grain_threads():
     return {thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")}
 
 
-def test_workers_end_when_the_stream_is_closed_and_cut_no_more_than_they_began(dataset, monkeypatch):
+def test_closing_the_stream_ends_the_workers_and_cancels_batches_that_are_not_started(dataset, monkeypatch):
     begun = []
     real = pipeline.cut_clip
-    monkeypatch.setattr(pipeline, "cut_clip", lambda *given: (begun.append(1), time.sleep(0.02), real(*given))[-1])
+    monkeypatch.setattr(
+        pipeline, "cut_clip", lambda *arguments: (begun.append(1), time.sleep(0.02), real(*arguments))[-1]
+    )
     before = grain_threads()
     stream = iterate(batches_of(dataset, batch=1), 0, workers=2)
     next(stream)
@@ -192,49 +195,49 @@ def test_workers_end_when_the_stream_is_closed_and_cut_no_more_than_they_began(d
     assert mine and not mine & grain_threads() and len(begun) <= 1 + 3 + 2
 
 
-def test_batches_are_cut_a_bounded_number_ahead_and_none_is_kept(dataset, monkeypatch):
+def test_a_bounded_number_of_batches_is_prepared_ahead_and_consumed_ones_are_released(dataset, monkeypatch):
     begun = []
     real = pipeline.cut_clip
-    monkeypatch.setattr(pipeline, "cut_clip", lambda *given: (begun.append(1), real(*given))[1])
+    monkeypatch.setattr(pipeline, "cut_clip", lambda *arguments: (begun.append(1), real(*arguments))[1])
     seen = []
     stream = iterate(batches_of(dataset), 0, workers=2)
     for number in range(1, 40):
         seen.append(weakref.ref(next(stream)["slices"]))
         assert len(begun) <= BATCH * (number + 3)
-        assert sum(array() is not None for array in seen) <= 1  # that which the stream gave last
+        assert sum(array() is not None for array in seen) <= 1  # the latest batch
     stream.close()
 
 
-def test_a_process_keeps_a_bounded_number_of_shards_open_and_none_in_a_pickle(dataset, monkeypatch):
+def test_a_process_keeps_a_bounded_number_of_shards_open_and_pickles_none(dataset, monkeypatch):
     import pickle
 
-    monkeypatch.setattr(record_files, "OPEN", 3)
+    monkeypatch.setattr(record_files, "MAX_OPEN_FILES", 3)
     mine = read_prepared(dataset.path)
-    view = ModelView(mine, CONFIG, SIZE)
+    reader = CaseReader(mine, CONFIG, SIZE)
     before = open_shards(dataset.path)
-    stream = iterate(clip_batches(view, mine.cases, CONFIG, BATCH, seed=0), 0, workers=2)
+    stream = iterate(clip_batches(reader, mine.cases, CONFIG, BATCH, seed=0), 0, workers=2)
     for _ in range(20):
         next(stream)
         assert len(mine._shards) <= 3
-        assert open_shards(dataset.path) - before <= 3 + 2  # two that threads may still read
+        assert open_shards(dataset.path) - before <= 3 + 2  # threads may still read two
     stream.close()
-    copy = pickle.loads(pickle.dumps(view))
+    copy = pickle.loads(pickle.dumps(reader))
     assert len(copy.dataset._shards) == 0 and copy.dataset == mine
-    np.testing.assert_array_equal(copy.read(mine.cases[0], [3])[0], view.read(mine.cases[0], [3])[0])
+    np.testing.assert_array_equal(copy.read(mine.cases[0], [3])[0], reader.read(mine.cases[0], [3])[0])
 
 
 def open_shards(path):
-    """File descriptors of this process that lead into a dataset."""
+    """The number of open files of this process in a dataset."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         try:
             count += os.readlink(descriptor).startswith(path)
-        except OSError:  # closed meanwhile
+        except OSError:  # closed in the meantime
             continue
     return count
 
 
-def test_ctrl_c_ends_a_reader_and_its_workers_at_once(dataset):
+def test_ctrl_c_ends_the_stream_and_its_workers_immediately(dataset):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CHILD, dataset.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:

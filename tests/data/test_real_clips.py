@@ -1,25 +1,25 @@
-"""Real volumes from their files to batches: the voxels of the file, and what prediction would be given of it."""
+"""Clips of real volumes: the voxels of the file, and the same preprocessing as in prediction."""
 
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig
+from sam2_3dmed_jax.config import ClipConfig, DataConfig, PreprocessingConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
-from sam2_3dmed_jax.data.view import ModelView
 from sam2_3dmed_jax.volume import intensity
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
-from tests.helpers.prepared_files import NO_AUGMENTATION
 from tests.helpers.source_files import canonical, link_case, run
 
 NAMES = {"0": "background", **{str(value): f"organ {value}" for value in range(1, 7)}}
-# Every HU that is stored has its own grey, and nothing is augmented.
+# Each stored HU has its own grey value, and augmentation is off.
 EVERY_HU = PreprocessingConfig(window="1023.5,4095")
-STILL = {**NO_AUGMENTATION, "objects": 6}
+STILL = {"augmentation": NO_AUGMENTATION, "clips": ClipConfig(objects=6)}
 
 
-def clips_of(dataset, config, size, count):
-    view = ModelView(dataset, config, size)
-    stream = iterate(clip_batches(view, dataset.cases, config, 1, seed=0), 0, workers=2)
+def clip_ranges(dataset, config, size, count):
+    reader = CaseReader(dataset, config, size)
+    stream = iterate(clip_batches(reader, dataset.cases, config, 1, seed=0), 0, workers=2)
     clips = [{name: value[0] for name, value in next(stream).items()} for _ in range(count)]
     stream.close()
     return clips
@@ -29,13 +29,13 @@ def clips_of(dataset, config, size, count):
     ("image", "label", "size"),
     [("nodule/ct.nii.gz", "nodule/label.nii.gz", 512), ("chest/ct.nii.gz", "chest/lung.nii.gz", 64)],
 )
-def test_clips_hold_the_voxels_of_the_file(realdata, tmp_path, image, label, size):
+def test_clips_contain_the_voxels_of_the_file(realdata, tmp_path, image, label, size):
     link_case(tmp_path / "data", "case", realdata / image, realdata / label, labels=NAMES)
     dataset = run(tmp_path / "data", tmp_path / "out").dataset
     hu, _ = canonical(realdata / image)
     labels, _ = canonical(realdata / label)
     seen = set()
-    for clip in clips_of(dataset, DataConfig(slices=5, preprocessing=EVERY_HU, **STILL), size, 6):
+    for clip in clip_ranges(dataset, DataConfig(slices=5, preprocessing=EVERY_HU, **STILL), size, 6):
         index = clip["slice_index"][clip["slice_valid"]].astype(int)
         grey = clip["slices"][clip["slice_valid"]].astype(np.float64)
         np.testing.assert_array_equal(np.rint(grey * 4095 - 1024), np.clip(hu[index], -1024, 3071))
@@ -46,7 +46,7 @@ def test_clips_hold_the_voxels_of_the_file(realdata, tmp_path, image, label, siz
     assert len(seen) > 5
 
 
-def test_clips_hold_what_prediction_is_given_of_a_file_of_another_size(realdata, tmp_path):
+def test_clips_of_another_size_are_preprocessed_as_in_prediction(realdata, tmp_path):
     image, label = realdata / "abdomen/ct.nii.gz", realdata / "abdomen/organs6_from_v1.nii.gz"
     link_case(tmp_path / "data", "case", image, label, labels=NAMES)
     dataset = run(tmp_path / "data", tmp_path / "out").dataset
@@ -55,7 +55,7 @@ def test_clips_hold_what_prediction_is_given_of_a_file_of_another_size(realdata,
     expected = intensity.prepare_slices(volume.array, window, 128)
     present = {value for value in np.unique(read_labels(label, volume)).tolist() if value}
     config = DataConfig(slices=5, preprocessing=PreprocessingConfig(window="soft_tissue"), **STILL)
-    for clip in clips_of(dataset, config, 128, 6):
+    for clip in clip_ranges(dataset, config, 128, 6):
         index = clip["slice_index"][clip["slice_valid"]].astype(int)
         np.testing.assert_array_equal(clip["slices"][clip["slice_valid"]], expected[index])
         assert clip["masks"].any((0, 2, 3)).sum() <= len(present)

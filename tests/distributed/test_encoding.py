@@ -1,4 +1,4 @@
-"""Slices are encoded by all devices of a process together, and come out as from one."""
+"""Encoding of slices on all devices of a process: the features are equal to those of one device."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import numpy as np
 from tests.helpers import encode_on_devices
 
 
-def test_eight_devices_give_one_devices_features_of_blocks_that_do_not_divide(tmp_path):
+def test_eight_devices_give_the_features_of_one_device_when_blocks_do_not_divide(tmp_path):
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     words = [sys.executable, "-m", encode_on_devices.__name__, str(tmp_path)]
     subprocess.run(words, env={**os.environ, **flags}, check=True, timeout=600)
@@ -18,5 +18,5 @@ def test_eight_devices_give_one_devices_features_of_blocks_that_do_not_divide(tm
     assert set(one) == {"arr_0", "arr_1", "arr_2"}
     for name, value in one.items():
         assert len(value) == encode_on_devices.SLICES and np.abs(value[-1]).max() > 0
-        # Sums in another order, which may round to bfloat16's next number.
+        # Sums in another order may round to the next bfloat16 number.
         np.testing.assert_allclose(eight[name], value, rtol=2**-7, atol=1e-4 * np.abs(value).max())

@@ -1,4 +1,4 @@
-"""The same run on one device and on meshes of eight gives the same losses and weights."""
+"""Meshes: the same run on one device and on eight devices gives the same losses and weights."""
 
 import os
 import subprocess
@@ -23,11 +23,11 @@ def one(tmp_path_factory):
     return train("1x1", tmp_path_factory.mktemp("one"))
 
 
-# On 4 x 2 batches are split over both axes and large weights over one, so it is the one that is always run.
+# On 4 x 2, batches are split over both axes and large weights over one, so this mesh is always tested.
 @pytest.mark.parametrize(
     "mesh", ["4x2", pytest.param("8x1", marks=pytest.mark.long), pytest.param("1x8", marks=pytest.mark.long)]
 )
-def test_twenty_steps_give_one_devices_losses_and_weights(one, mesh, tmp_path):
+def test_twenty_steps_on_a_mesh_give_the_losses_and_weights_of_one_device(one, mesh, tmp_path):
     many = train(mesh, tmp_path)
     np.testing.assert_allclose(many["losses"], one["losses"], atol=1e-5)
     assert one["losses"][-1] < one["losses"][0]

@@ -1,4 +1,4 @@
-"""How processes that wait for one another end: a mistake in one, a death, a stop. Their work is a collective a step."""
+"""End of distributed processes: a user error in one, a death, a stop. Their work is one collective per step."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "experiments" / "launch" / "local.py"
-DEATH_SECONDS = 30  # within which the others are to end
-# As the launcher starts `sam2-3dmed`, but another program.
+DEATH_SECONDS = 30  # within which the others end
+# The launcher, with another program than `sam2-3dmed`.
 START = f"""
 import sys
 sys.path.insert(0, {str(LAUNCHER.parent)!r})
@@ -28,8 +28,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime import distributed
 
 def work():
-    distributed.join()
-    with distributed.ending_together():
+    distributed.initialize()
+    with distributed.propagate_errors():
         from jax.experimental import multihost_utils
         WORK
 
@@ -37,13 +37,13 @@ def steps():
     from jax.experimental import multihost_utils
     for step in range(100_000):
         multihost_utils.sync_global_devices("a step")
-        if step == 3 and distributed.is_first():
-            print("under way", flush=True)
-        if distributed.should_stop(step):
+        if step == 3 and distributed.is_first_process():
+            print("running", flush=True)
+        if distributed.preempted(step):
             raise KeyboardInterrupt
         time.sleep(0.02)
 
-distributed.leave(exit_code(work, False, "saved"))
+distributed.shutdown(exit_code(work, False, "saved"))
 """
 
 
@@ -60,12 +60,12 @@ def launch(work: str) -> subprocess.Popen:
 
 
 @pytest.fixture
-def under_way() -> Iterator[subprocess.Popen]:
+def running() -> Iterator[subprocess.Popen]:
     """Two processes in the middle of their steps."""
     process = launch("steps()")
     assert process.stdout
     for line in process.stdout:
-        if "under way" in line:
+        if "running" in line:
             break
     yield process
     process.kill()
@@ -73,53 +73,53 @@ def under_way() -> Iterator[subprocess.Popen]:
 
 
 def kill(launcher: subprocess.Popen, index: int) -> None:
-    """The process of this number dies at once."""
+    """Kill the process with this index."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(children[index]), signal.SIGKILL)
 
 
-def test_killing_the_second_process_ends_the_first_in_time_with_a_sentence_of_each(under_way):
-    kill(under_way, 1)
-    output, _ = under_way.communicate(timeout=DEATH_SECONDS)
-    assert under_way.returncode == 128 + signal.SIGKILL
+def test_killing_the_second_process_ends_the_first_in_time_and_both_are_reported(running):
+    kill(running, 1)
+    output, _ = running.communicate(timeout=DEATH_SECONDS)
+    assert running.returncode == 128 + signal.SIGKILL
     assert "error: another process of this run ended or cannot be reached" in output
-    assert "error: process 1 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
+    assert "error: process 1 of 2 was killed by SIGKILL; the others are ended; the same command resumes" in output
 
 
-def test_killing_the_first_process_ends_the_second_in_time_with_the_launchers_sentence(under_way):
-    kill(under_way, 0)
-    output, _ = under_way.communicate(timeout=DEATH_SECONDS)
-    assert under_way.returncode >= 128
-    assert "error: process 0 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
+def test_killing_the_first_process_ends_the_second_in_time_and_the_launcher_reports_it(running):
+    kill(running, 0)
+    output, _ = running.communicate(timeout=DEATH_SECONDS)
+    assert running.returncode >= 128
+    assert "error: process 0 of 2 was killed by SIGKILL; the others are ended; the same command resumes" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_stops_all_processes_after_the_same_step(under_way, number):
-    under_way.send_signal(number)
-    output, _ = under_way.communicate(timeout=60)
-    assert under_way.returncode == 128 + number, output
+def test_a_signal_to_the_launcher_stops_all_processes_after_the_same_step(running, number):
+    running.send_signal(number)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + number, output
     assert output.count("interrupted; saved") == 2
 
 
-def test_a_mistake_that_one_process_makes_ends_the_others_with_the_same_sentence():
-    mistake = """
-        if not distributed.is_first():
+def test_a_user_error_in_one_process_ends_the_others_with_the_same_message():
+    work = """
+        if not distributed.is_first_process():
             raise UserError("shard 7 is damaged")
         multihost_utils.sync_global_devices("waits for the other")
     """
-    process = launch(mistake)
+    process = launch(work)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
     assert output.count("error: shard 7 is damaged") == 2
 
 
-def test_a_mistake_of_the_first_process_reaches_those_that_wait_for_its_work():
-    mistake = """
+def test_a_user_error_of_the_first_process_reaches_the_processes_that_wait_for_it():
+    work = """
         def prepare():
             raise UserError("no case can be prepared")
-        distributed.first(prepare)
+        distributed.run_on_first_process(prepare)
     """
-    process = launch(mistake)
+    process = launch(work)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
     assert output.count("error: no case can be prepared") == 2
@@ -132,31 +132,31 @@ def test_a_mistake_of_the_first_process_reaches_those_that_wait_for_its_work():
             {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
             "JAX_COORDINATOR_ADDRESS: JAX_NUM_PROCESSES is set without",
         ),
-        ({"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "JAX_PROCESS_ID: '' is no number"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, "JAX_PROCESS_ID: '' is not a number"),
         (
             {"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_PROCESS_ID": "2"},
-            "JAX_PROCESS_ID: 2 is none of 2 processes",
+            "JAX_PROCESS_ID: 2 is not one of 2 processes",
         ),
     ],
 )
-def test_variables_that_name_no_process_are_one_line(monkeypatch, variables, sentence):
+def test_inconsistent_environment_variables_are_user_errors(monkeypatch, variables, sentence):
     from sam2_3dmed_jax.errors import UserError
     from sam2_3dmed_jax.runtime import distributed
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=sentence):
-        distributed.join()
+        distributed.initialize()
 
 
-def test_one_process_alone_joins_nobody_and_waits_for_nobody(monkeypatch):
+def test_a_single_process_connects_to_no_others_and_does_not_wait(monkeypatch):
     from sam2_3dmed_jax.runtime import distributed
 
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
-    distributed.join()
+    distributed.initialize()
     done = []
-    distributed.first(lambda: done.append(1))
+    distributed.run_on_first_process(lambda: done.append(1))
     assert done
-    assert distributed.is_first()
-    assert not distributed.should_stop(1)
-    distributed.leave(2)  # returns: there are no others
+    assert distributed.is_first_process()
+    assert not distributed.preempted(1)
+    distributed.shutdown(2)  # returns, because this is the only process

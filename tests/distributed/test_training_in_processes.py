@@ -1,8 +1,8 @@
-"""Several processes train as one: what they end with, how they stop, and what becomes of them when one dies.
+"""Distributed training: the result, stops, and the end of all processes when one dies.
 
-One chain of real runs in two processes, since each costs its start: stopped by Ctrl-C, gone on with and process 1
-killed, gone on with and process 0 killed, gone on with to the end; and beside it a run that nobody disturbed. The
-chain runs twice: encoding its slices at each step, and from features that the two processes make first.
+Starting processes is slow, so the tests share one chain of real runs in two processes: stopped by Ctrl-C, resumed and
+process 1 killed, resumed and process 0 killed, resumed to the end; they compare it with an undisturbed run. The chain
+runs twice: with slices encoded at each step, and from features that the two processes compute first.
 """
 
 import csv
@@ -19,22 +19,23 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import load_model
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
 from sam2_3dmed_jax.phantom import make_case
 from sam2_3dmed_jax.sam2.parameters import split
-from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import write_prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "experiments" / "launch" / "local.py"
 STEPS = 20
-DEATH_SECONDS = 30  # within which the others are to end
+DEATH_SECONDS = 30  # within which the others end
 EXPERIMENT = r"""
 from sam2_3dmed_jax.config import *
 
 def get_config():
     return ExperimentConfig(
         model=ModelConfig("nano", 64, srpp=False, bd=False),
-        data=DataConfig(path={path!r}, slices=2, folds=2, **{changes!r}),
-        # The mask decoder alone trains: a third of the time to compile.
+        data=DataConfig(path={path!r}, slices=2, split=SplitConfig(folds=2), {changes}),
+        # Only the mask decoder is trained, which compiles in a third of the time.
         training=TrainingConfig(
             steps={steps}, batch_size=2, checkpoint_every=2, log_every=1, warmup_steps=1,
             frozen=(r"^(?!sam_mask_decoder\.(?!conv_s))",),
@@ -52,19 +53,19 @@ class Launched:
     output: Path
 
     def children(self) -> list[int]:
-        """Process ids in the order of the processes' numbers."""
+        """Return the process ids, in the order of JAX's process indices."""
         return [
             int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         ]
 
     def wait_for_step(self, step: int) -> None:
-        """Until `log.csv` has this step."""
+        """Wait until `log.csv` contains the step."""
         while not any(row["step"] == str(step) for row in rows(self.run)):
             assert self.process.poll() is None, self.output.read_text()
             time.sleep(0.05)
 
     def end(self, timeout: float | None = None) -> tuple[int, str]:
-        """Exit code and all that was printed; fails when it takes longer."""
+        """Return the exit code and the output; fail after `timeout` seconds."""
         return self.process.wait(timeout), self.output.read_text()
 
 
@@ -82,7 +83,7 @@ def launch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     write_prepared(folder / "data", cases, {1: "spleen"})
     experiment = folder / "experiment.py"
     cached = request.param == "features"
-    changes = {"features": str(folder / "features"), **NO_AUGMENTATION} if cached else {}
+    changes = f"features={str(folder / 'features')!r}, augmentation={NO_AUGMENTATION!r}" if cached else ""
     experiment.write_text(EXPERIMENT.format(path=str(folder / "data"), steps=STEPS, changes=changes))
     started: list[subprocess.Popen] = []
 
@@ -103,12 +104,12 @@ def launch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     yield start
     for process in started:
         if process.poll() is None:
-            process.kill()  # its children die with it
+            process.kill()  # its children end with it
 
 
 @pytest.fixture(scope="module")
 def chain(launch) -> dict[str, tuple[int, str]]:
-    """What the launcher ended with and printed, of each link."""
+    """The exit code and output of the launcher after each step of the chain."""
     ends, draw = {}, random.Random(0)
     job = launch("disturbed")
     job.wait_for_step(1)
@@ -128,28 +129,28 @@ def chain(launch) -> dict[str, tuple[int, str]]:
 def test_ctrl_c_lets_all_processes_save_a_checkpoint_and_stop(chain):
     code, output = chain["Ctrl-C"]
     assert code == 130, output
-    assert output.count("; the same command goes on where it can") == 2
+    assert output.count("; run the same command again to resume where possible") == 2
     assert output.count("stopped; ") == 2
     assert chain["logged at Ctrl-C"][0] < STEPS
 
 
 @pytest.mark.long
-def test_killing_the_second_process_ends_the_first_in_time_with_a_sentence_of_each(chain):
+def test_killing_the_second_process_ends_the_first_in_time_and_both_are_reported(chain):
     code, output = chain["killed 1"]
     assert code == 128 + signal.SIGKILL, output
     assert "error: another process of this run ended or cannot be reached" in output
-    assert "error: process 1 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
+    assert "error: process 1 of 2 was killed by SIGKILL; the others are ended; the same command resumes" in output
 
 
 @pytest.mark.long
-def test_killing_the_first_process_ends_the_second_in_time_with_the_launchers_sentence(chain):
+def test_killing_the_first_process_ends_the_second_in_time_and_the_launcher_reports_it(chain):
     code, output = chain["killed 0"]
     assert code >= 128, output
-    assert "error: process 0 of 2 was killed by SIGKILL; the others are ended; the same command goes on" in output
+    assert "error: process 0 of 2 was killed by SIGKILL; the others are ended; the same command resumes" in output
 
 
 @pytest.mark.long
-def test_a_run_that_was_stopped_and_killed_ends_as_one_that_nobody_disturbed(chain, launch):
+def test_a_run_that_was_stopped_and_killed_has_the_result_of_an_undisturbed_one(chain, launch):
     assert chain["resumed"][0] == 0, chain["resumed"][1]
     calm, disturbed = launch("calm"), launch("disturbed").run
     code, output = calm.end()
@@ -161,7 +162,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_nobody_disturbed(cha
         np.testing.assert_array_equal(resumed[path], value, err_msg=path)
 
 
-def test_a_mistake_ends_all_processes_with_2_and_its_sentence(launch):
+def test_a_user_error_ends_all_processes_with_exit_code_2_and_its_message(launch):
     code, output = launch("refused", "--training.batch_size", "3").end(300)
     assert code == 2
     assert output.count("error: training.batch_size: 3 is not divisible by 2 devices") == 2

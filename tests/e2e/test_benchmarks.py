@@ -1,4 +1,4 @@
-"""Benchmarks run and print their tables; what the figures are is no matter of a test."""
+"""Benchmarks run and print their tables; the figures are not tested."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_volume_benchmark_prints_a_row_for_each_number_of_objects():
+def test_the_volume_benchmark_prints_one_row_per_number_of_objects():
     words = ["--model", "nano", "--image-size", "64", "--slices", "6", "--objects", "1", "2"]
     command = [sys.executable, ROOT / "experiments" / "benchmarks" / "volume.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -34,13 +34,13 @@ def test_the_data_benchmark_compares_shards_with_nifti_and_shows_memory_at_inter
     assert rows[-1].startswith("Growth after the first 2 clips")
 
 
-def test_the_tpu_benchmark_prints_what_the_compiler_says_and_no_score_is_held():
+def test_the_tpu_benchmark_prints_the_plan_and_attention_stores_no_score_matrix():
     words = ["--presets", "nano", "--image-size", "512", "--work", "attention", "--attention", "flash"]
     command = [sys.executable, "-m", "experiments.benchmarks.tpu", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    told, _, header, _, row = done.stdout.splitlines()
+    setting, _, header, _, row = done.stdout.splitlines()
     names, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (header, row))
     found = dict(zip(names, cells, strict=True))
-    assert told.startswith("v5e:1x1, 512 px") and found["program"] == "memory attention, one slice"
+    assert setting.startswith("v5e:1x1, 512 px") and found["program"] == "memory attention, one slice"
     assert float(found["ms"]) > 0 and 0 < float(found["of the peak"].removesuffix("%")) <= 100
     assert found["[N, M] in HBM"] == "no"

@@ -1,4 +1,4 @@
-"""The demo from data to pictures, at a size that says nothing about its scores."""
+"""The demo from data to pictures, too small for meaningful scores."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +7,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.commands import demo, main
+from sam2_3dmed_jax.commands import demo
+from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.data.datasets import read_dataset
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished demo of five phantoms and four steps."""
+    """Run a demo of five phantoms and four steps."""
     out = tmp_path_factory.mktemp("demo") / "run"
     whole = demo.demo_config
 
@@ -32,7 +33,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_demo_leaves_a_segmentation_pictures_scores_and_a_checkpoint_where_it_says(small):
+def test_the_demo_writes_a_segmentation_pictures_scores_and_a_checkpoint(small):
     for name in ("overlay.png", "loss_curve.png"):
         assert (small / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     segmentation = nibabel.load(small / "prediction.nii.gz")
@@ -45,7 +46,7 @@ def test_the_demo_leaves_a_segmentation_pictures_scores_and_a_checkpoint_where_i
         assert (small / "evaluation" / method / "cases.csv").read_text().count("\n") == 2  # one held-out phantom
 
 
-def test_a_demo_of_another_seed_or_other_files_are_not_overwritten(small, tmp_path, capsys):
+def test_a_demo_with_another_seed_and_other_files_are_not_overwritten(small, tmp_path, capsys):
     assert main(["demo", "--out", str(small), "--seed", "1"]) == 2
     assert "another seed" in capsys.readouterr().err
     (tmp_path / "thesis.tex").write_text("precious")

@@ -15,16 +15,18 @@ import pytest
 from sam2_3dmed_jax.commands.main import main
 
 EXPERIMENT = """
-from sam2_3dmed_jax.config import (
-    DataConfig, ExperimentConfig, LossConfig, ModelConfig, PreprocessingConfig, SrppConfig, TrainingConfig
-)
+from sam2_3dmed_jax.config import *
 
 def get_config():
     return ExperimentConfig(
         model=ModelConfig(preset="nano", slice_position=SrppConfig(dim=64, layers=1)),
         data=DataConfig(
-            folds=2, slices=3, objects=2, beyond=0.25, absent=0.25, box=0.0, rotation=0.0, scaling=0.0, shift=0.0,
-            intensity=0.0, noise=0.0, preprocessing=PreprocessingConfig(window="60,300"),
+            slices=3,
+            split=SplitConfig(folds=2),
+            clips=ClipConfig(objects=2, past_end_probability=0.25, absent_probability=0.25),
+            prompts=PromptConfig(box_prompt_probability=0.0),
+            augmentation=AugmentationConfig(rotation=0.0, scaling=0.0, shift=0.0, intensity=0.0, noise=0.0),
+            preprocessing=PreprocessingConfig(window="60,300"),
         ),
         training=TrainingConfig(
             steps=360, ema=0.98, batch_size=4, learning_rate=2e-3, warmup_steps=30,

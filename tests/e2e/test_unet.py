@@ -20,9 +20,12 @@ from sam2_3dmed_jax.config import *
 def get_config():
     net = UNetConfig(patch=(16, 32, 32), spacing=(8.0, 8.0, 8.0), features=8, blocks=(1, 1, 1))
     return ExperimentConfig(
-        model=ModelConfig(kind="unet", unet=net),
+        model=net,
         data=DataConfig(
-            classes=(1,), folds=2, foreground=1.0, rotation=0.0, scaling=0.0, intensity=0.0, gamma=0.0, noise=0.0
+            classes=(1,),
+            split=SplitConfig(folds=2),
+            patches=PatchConfig(foreground_probability=1.0),
+            augmentation=AugmentationConfig(rotation=0.0, scaling=0.0, intensity=0.0, gamma=0.0, noise=0.0),
         ),
         training=TrainingConfig(
             steps=50, batch_size=2, learning_rate=1e-2, warmup_steps=5, checkpoint_every=40, log_every=5, images_every=0
@@ -78,7 +81,7 @@ def test_a_protocol_no_classes_and_data_at_another_spacing_are_refused(files: Pa
         (["evaluate", str(files / "run" / "final"), data, "--protocol", "one-click"], "a U-Net takes no prompts"),
         (["train", str(files / "unet.py"), "--data.path", data, "--data.classes"], "a U-Net has an output a class"),
         (
-            ["train", str(files / "unet.py"), "--data.path", str(files / "run" / "data"), "--model.unet.spacing"]
+            ["train", str(files / "unet.py"), "--data.path", str(files / "run" / "data"), "--model.spacing"]
             + ["8", "4", "4"],
             "prepare the dataset with --spacing 8,4,4",
         ),

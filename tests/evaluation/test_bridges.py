@@ -1,4 +1,4 @@
-"""The two rows between the blocks of a table: prompts from predictions, and the component nearest to a click."""
+"""Bridges between automatic and prompted methods: prompts from predictions, and the component nearest to a click."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation import score_cases
 from sam2_3dmed_jax.evaluation.nearest_component import nearest_components
 from sam2_3dmed_jax.evaluation.score_cases import evaluate_model
-from sam2_3dmed_jax.evaluation.settings import Plan
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.inference.predictor import Result
 from sam2_3dmed_jax.inference.segment import Segmentation
 from sam2_3dmed_jax.phantom import write_phantom_dataset
-from sam2_3dmed_jax.prompts.protocols import prompts_of_objects
+from sam2_3dmed_jax.prompts.protocols import object_prompts
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
@@ -27,18 +27,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return read_dataset(write_phantom_dataset(tmp_path_factory.mktemp("phantom") / "data", 2, 0, "spleen", matrix=48))
 
 
-def test_prompts_come_from_an_automatic_prediction_and_nothing_of_the_reference_is_told(
+def test_prompts_come_from_an_automatic_prediction_and_not_from_the_reference(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     case, other = dataset.cases
     volume = read_volume(case.image)
     reference = read_labels(case.label, volume)
-    elsewhere = np.roll(reference, (2, 9), (0, 2))  # where the automatic method thinks it is
+    elsewhere = np.roll(reference, (2, 9), (0, 2))  # where the automatic method predicts it
     write_labels(tmp_path / f"{case.id}.nii.gz", elsewhere, volume)
-    seen = []
+    received = []
 
     def segment(predictor, volume, prompts):
-        seen.append(prompts)
+        received.append(prompts)
         depth = len(volume.array)
         return Segmentation(
             np.zeros(volume.array.shape, np.uint16), Result((), np.zeros((0, depth, 0, 0)), np.zeros(0))
@@ -46,19 +46,19 @@ def test_prompts_come_from_an_automatic_prediction_and_nothing_of_the_reference_
 
     monkeypatch.setattr(score_cases, "segment_objects", segment)
     files = {case.id: str(tmp_path / f"{case.id}.nii.gz")}
-    plan = Plan([LabelClass("spleen", (1,))], "box-mid", prompt_files=files)
-    one, none = evaluate_model(VolumePredictor(new_model("nano", 64)), dataset.cases, plan)
+    settings = EvaluationSettings([LabelClass("spleen", (1,))], "box-mid", prompt_files=files)
+    one, none = evaluate_model(VolumePredictor(new_model("nano", 64)), dataset.cases, settings)
     assert (one["block"], one["protocol"], one["prompt_source"]) == (
         *("automatic", "box-mid-from-predictions", "predictions"),
     )
-    expected = prompts_of_objects("box-mid", elsewhere, volume.spacing, [(1,)])
-    assert seen[0] == {} or [p.box for p in seen[0][(1,)]] == [p.box for p in expected[(1,)]]
+    expected = object_prompts("box-mid", elsewhere, volume.spacing, [(1,)])
+    assert received[0] == {} or [p.box for p in received[0][(1,)]] == [p.box for p in expected[(1,)]]
     assert one["prompt_slices"] == str(expected[(1,)][0].slice) and one["missing"] == "no"
-    # No file, so no prompts, and an organ that is missed.
-    assert seen[1] == {} and (none["n_prompts"], none["prompt_source"], none["missing"]) == (0, "none", "yes")
+    # Without a file the case has no prompts, and the organ is missed.
+    assert received[1] == {} and (none["n_prompts"], none["prompt_source"], none["missing"]) == (0, "none", "yes")
     assert none["case"] == other.id and none["dice"] == 0 and none["empty"] == "prediction"
     with pytest.raises(UserError, match="no prediction knows"):
-        Plan([LabelClass("spleen", (1,))], "oracle-clip", prompt_files=files)
+        EvaluationSettings([LabelClass("spleen", (1,))], "oracle-clip", prompt_files=files)
 
 
 def click(object_id: int, at: tuple[int, int, int]) -> list[VoxelPrompt]:
@@ -72,20 +72,20 @@ def reduced(labels: np.ndarray, objects: list[tuple[int, ...]], clicks: dict, sp
     return nearest_components(labels, Grid((width, height, depth), np.diag([-dx, -dy, dz, 1.0])), objects, clicks)
 
 
-def test_the_component_nearest_in_millimetres_is_kept():
+def test_the_component_nearest_to_the_click_in_millimetres_is_kept():
     labels = np.zeros((9, 9, 9), int)
     labels[4, 4, 8] = labels[7, 4, 4] = 1  # 4 voxels along x, 3 along z
     kept = [np.argwhere(reduced(labels, [(1,)], {(1,): click(1, (4, 4, 4))}, (dz, 1.0, 1.0))) for dz in (1.0, 5.0)]
     assert kept[0].tolist() == [[7, 4, 4]] and kept[1].tolist() == [[4, 4, 8]]
-    labels[4, 4, 4:7] = 1  # the click lies inside, and corners touch no other
+    labels[4, 4, 4:7] = 1  # the click is inside, and the component touches no other by a corner
     assert np.argwhere(reduced(labels, [(1,)], {(1,): click(1, (4, 4, 4))})).tolist() == [[4, 4, x] for x in (4, 5, 6)]
-    assert not reduced(labels, [(1,)], {}).any()  # the reference has none: it is not clicked on
+    assert not reduced(labels, [(1,)], {}).any()  # the reference has no object, so it has no click
 
 
-def test_a_tumour_that_is_taken_away_leaves_its_organ():
+def test_a_removed_tumour_becomes_its_organ():
     labels = np.zeros((1, 3, 12), int)
     labels[0, 1, 1:7] = [1, 2, 1, 1, 2, 1]  # an organ with two tumours
-    labels[0, 1, 9:11] = [1, 2]  # and what is taken for another
+    labels[0, 1, 9:11] = [1, 2]  # and a false organ with a tumour
     clicks = {(1, 2): click(1, (0, 1, 1)), (2,): click(2, (0, 1, 6))}
-    found = reduced(labels, [(1, 2), (2,)], clicks)[0, 1].tolist()
-    assert found == [0, 1, 1, 1, 1, 2, 1, 0, 0, 0, 0, 0]
+    result = reduced(labels, [(1, 2), (2,)], clicks)[0, 1].tolist()
+    assert result == [0, 1, 1, 1, 1, 2, 1, 0, 0, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""The challenge's folder form: names, grid and values of the files, where prompts came from, and what is refused."""
+"""Submissions: names, grid and values of the files, the origin of prompts, and what is refused."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def task(phantoms: Path, tmp_path: Path) -> Path:
-    """A task with two test images, and one that macOS left; `auto` beside it holds an automatic method's labels."""
+    """Return a task with two test images and a file of macOS; `auto` next to it has an automatic method's labels."""
     task = tmp_path / "Task07_Pancreas"
     shutil.copytree(phantoms, task)
     names = sorted(file.name for file in (task / "imagesTr").iterdir())
@@ -47,19 +47,19 @@ def task(phantoms: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def segmented(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The prompts of each case that is segmented; each object's voxels are its prompted slices."""
-    seen = []
+    """Return the prompts of each segmented case; the voxels of an object are its prompted slices."""
+    received = []
 
     def segment(predictor, volume, prompts):
         labels = np.zeros(volume.array.shape, np.uint16)
         for own in prompts.values():
             for prompt in own:
                 labels[prompt.slice, own[0].object_id] = own[0].object_id
-        seen.append(prompts)
+        received.append(prompts)
         return Segmentation(labels, Result((), np.zeros((0, len(labels), 0, 0)), np.zeros((0, len(labels)))))
 
     monkeypatch.setattr(submission, "segment_objects", segment)
-    return seen
+    return received
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -68,7 +68,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
-def test_all_test_images_are_written_as_the_challenge_names_them_on_their_own_grid(
+def test_all_test_images_are_written_with_the_names_of_the_challenge_on_their_own_grid(
     task: Path, checkpoint: str, segmented: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
@@ -81,21 +81,21 @@ def test_all_test_images_are_written_as_the_challenge_names_them_on_their_own_gr
         image, labels = nib.load(task / "imagesTs" / file.name), nib.load(file)
         assert labels.shape == image.shape and np.array_equal(labels.affine, image.affine)
         assert labels.get_data_dtype() == np.uint8
-    assert sorted(segmented[0]) == [(1, 2), (2,)]  # the pancreas with its tumour, then that
-    told = json.loads((out / "Task07_Pancreas.manifest.json").read_text())
-    assert told["admissible"] is True and told["prompt_source"]["kind"] == "predictions"
-    assert len(told["checkpoint"]["sha256"]) == 64 and "automatic" in told["reason"]
-    (click, *_) = told["cases"]["pancreas_3"]
+    assert sorted(segmented[0]) == [(1, 2), (2,)]  # the pancreas with its tumour, then the tumour
+    manifest = json.loads((out / "Task07_Pancreas.manifest.json").read_text())
+    assert manifest["admissible"] is True and manifest["prompt_source"]["kind"] == "predictions"
+    assert len(manifest["checkpoint"]["sha256"]) == 64 and "automatic" in manifest["reason"]
+    (click, *_) = manifest["cases"]["pancreas_3"]
     assert click["object"] == 1 and click["labels"] == [1] and len(click["points"]) == 1
-    assert "not to be uploaded" in capsys.readouterr().out
+    assert "must not be uploaded" in capsys.readouterr().out
     (out / "Task07_Pancreas" / "pancreas_4.nii.gz").unlink()
     before = len(segmented)
-    assert main(["predict", checkpoint, *words]) == 0 and len(segmented) == before + 1  # the other one is done
+    assert main(["predict", checkpoint, *words]) == 0 and len(segmented) == before + 1  # the other case is finished
     other = [*words[:4], "--protocol", "box-mid", *words[4:]]
     assert "another export (it differs in prompt_source)" in mistake(capsys, checkpoint, *other)
 
 
-def test_what_a_user_prompted_is_marked_inadmissible(
+def test_a_submission_with_prompts_of_a_user_is_marked_inadmissible(
     task: Path, checkpoint: str, segmented: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = tmp_path / "cases.csv"
@@ -103,38 +103,40 @@ def test_what_a_user_prompted_is_marked_inadmissible(
     table.write_text("image,point\n" + "\n".join(rows).replace("'", '"') + "\n")
     words = [checkpoint, "--msd-test", str(task), "--cases", str(table), "--out", str(tmp_path / "out")]
     assert main(["predict", *words]) == 0
-    told = json.loads((tmp_path / "out" / "Task07_Pancreas.manifest.json").read_text())
-    assert told["admissible"] is False and "forbids human interaction" in told["reason"]
-    assert [prompt["object"] for prompt in told["cases"]["pancreas_4"]] == [1, 2]
+    manifest = json.loads((tmp_path / "out" / "Task07_Pancreas.manifest.json").read_text())
+    assert manifest["admissible"] is False and "forbids human interaction" in manifest["reason"]
+    assert [prompt["object"] for prompt in manifest["cases"]["pancreas_4"]] == [1, 2]
     assert {target: own[0].object_id for target, own in segmented[0].items()} == {(1, 2): 1, (2,): 2}
     table.write_text(table.read_text().replace("8,1,2", "8,1,3"))
     words[-1] = str(tmp_path / "new")
-    assert "object 3, which is no label of Task07_Pancreas" in mistake(capsys, *words)
+    assert "object 3, which is not a label of Task07_Pancreas" in mistake(capsys, *words)
     assert not (tmp_path / "new").exists()
 
 
-def test_what_cannot_be_exported_is_refused_in_a_sentence(
+def test_a_submission_that_is_not_possible_is_refused_in_one_sentence(
     task: Path, checkpoint: str, segmented: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     auto, out = tmp_path / "auto", tmp_path / "out"
     words = [checkpoint, "--msd-test", str(task), "--out", str(out)]
     assert "either --cases CSV|FOLDER, with prompts, or --prompts-from" in mistake(capsys, *words)
     words += ["--prompts-from", str(auto)]
-    assert "oracle-clip tells where an object ends" in mistake(capsys, *words, "--protocol", "oracle-clip")
-    assert "--point goes with other volumes" in mistake(capsys, *words, "--point", "1,1,1")
-    assert "give that too" in mistake(capsys, checkpoint, "CT.nii.gz", "--prompts-from", str(auto), "--out", "x.nii.gz")
+    assert "oracle-clip uses the extent of the object" in mistake(capsys, *words, "--protocol", "oracle-clip")
+    assert "--point is for other volumes" in mistake(capsys, *words, "--point", "1,1,1")
+    assert "give --msd-test too" in mistake(
+        capsys, checkpoint, "CT.nii.gz", "--prompts-from", str(auto), "--out", "x.nii.gz"
+    )
     shutil.copy(auto / "pancreas_3.nii.gz", auto / "pancreas_5.nii.gz")
-    assert "1 that are no test images of Task07_Pancreas: 'pancreas_5'" in mistake(capsys, *words)
+    assert "1 cases that are not test images of Task07_Pancreas: 'pancreas_5'" in mistake(capsys, *words)
     (auto / "pancreas_5.nii.gz").unlink()
     (auto / "pancreas_4.nii.gz").unlink()
-    assert "lacks 1 of the 2 test images of Task07_Pancreas: pancreas_4" in mistake(capsys, *words)
+    assert "lacks 1 of the 2 test images of Task07_Pancreas: 'pancreas_4'" in mistake(capsys, *words)
     (task / "imagesTs" / "pancreas_4.nii.gz").unlink()
-    assert "pancreas_4.nii.gz is not there, though it is listed" in mistake(capsys, *words)
+    assert "pancreas_4.nii.gz does not exist, but is listed" in mistake(capsys, *words)
     assert not out.exists() and not segmented
     description = json.loads((task / "dataset.json").read_text())
-    for listed, told in (([3], "test[0]"), (["../x.nii.gz"], "leaves the dataset"), ("x", "no list")):
+    for listed, message in (([3], "test[0]"), (["../x.nii.gz"], "leaves the dataset"), ("x", "not a list")):
         (task / "dataset.json").write_text(json.dumps({**description, "test": listed}))
-        assert told in mistake(capsys, *words)
+        assert message in mistake(capsys, *words)
     (task / "imagesTs" / "pancreas_3.nii.gz").unlink()
     (task / "dataset.json").write_text(json.dumps({**description, "test": []}))
-    assert "it has no test images" in mistake(capsys, *words)
+    assert "no test images found" in mistake(capsys, *words)

@@ -1,4 +1,4 @@
-"""What a summary says of rows: means, counts, the empty masks, and that a miss never pays."""
+"""Summaries of rows: means, counts, empty masks, and that a missed structure never improves a mean."""
 
 import math
 from typing import Any
@@ -9,25 +9,27 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.results import COLUMNS
+from sam2_3dmed_jax.evaluation.result_files import case_columns
 from sam2_3dmed_jax.evaluation.score_cases import score_labels
-from sam2_3dmed_jax.evaluation.scores import LOWER_IS_BETTER, SCORES, Measure
-from sam2_3dmed_jax.evaluation.settings import Plan
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.summary import summarise
+from sam2_3dmed_jax.metrics import registry
+from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.label_classes import LabelClass, parse_classes
 
 SHAPE = (4, 8, 8)
+DISTANCES = ("hd95_mm", "hd_mm", "assd_mm")
 GRID = Grid((8, 8, 4), np.diag([-1.0, -1.0, 3.0, 1.0]))
 
 
 def row(dice: float, name: str = "spleen", empty: str = "", case: str = "a", **more: Any) -> dict[str, Any]:
-    return {**dict.fromkeys(COLUMNS, 0.0), "case": case, "class": name, "dice": dice, "empty": empty, **more}
+    return {**dict.fromkeys(case_columns(), 0.0), "case": case, "class": name, "dice": dice, "empty": empty, **more}
 
 
 @st.composite
 def blocks(draw: st.DrawFn) -> np.ndarray:
-    """A label map of boxes of the classes 1 and 2, either of which may be absent."""
+    """Draw a label map of boxes of the classes 1 and 2, each of which may be absent."""
     labels = np.zeros(SHAPE, int)
     for value in draw(st.lists(st.sampled_from((1, 2)), max_size=3)):
         corner = [draw(st.integers(0, n - 1)) for n in SHAPE]
@@ -60,7 +62,7 @@ def test_a_union_of_other_classes_is_not_averaged_with_them():
     assert summarise(rows[2:])["macro_dice"] == 0.9
 
 
-def test_results_that_were_not_measured_or_told_alike_are_not_averaged():
+def test_results_that_were_scored_or_prompted_differently_are_not_averaged():
     for column, values in (("block", ("automatic", "reference-prompted")), ("definition", ("monai", "medpy"))):
         with pytest.raises(UserError, match=f"differ in {column} \\({values[0]}|differ in {column} \\({values[1]}"):
             summarise([row(1.0, case=case, **{column: value}) for case, value in zip("ab", values, strict=True)])
@@ -70,28 +72,31 @@ def test_results_that_were_not_measured_or_told_alike_are_not_averaged():
         summarise([row(1.0, seed="0"), row(0.9, seed="0")])
 
 
-def test_seeds_and_folds_of_a_method_are_summarised_together_and_apart():
+def test_seeds_and_folds_of_a_method_are_summarised_together_and_separately():
     rows = [
         row(dice, case=case, seed=seed, fold=fold)
         for case, fold, scores in (("a", "0", (0.2, 0.4)), ("b", "1", (0.6, 0.8)))
         for seed, dice in zip("01", scores, strict=True)
     ]
-    found = summarise(rows)["classes"]["spleen"]
-    assert found["cases"] == found["dice"]["n"] == 2 and found["dice"]["mean"] == pytest.approx(0.5)
-    assert found["dice"]["sd_seeds"] == pytest.approx(np.std([0.4, 0.6], ddof=1))
-    assert found["dice"]["sd_folds"] == pytest.approx(np.std([0.3, 0.7], ddof=1))
+    result = summarise(rows)["classes"]["spleen"]
+    assert result["cases"] == result["dice"]["n"] == 2 and result["dice"]["mean"] == pytest.approx(0.5)
+    assert result["dice"]["sd_seeds"] == pytest.approx(np.std([0.4, 0.6], ddof=1))
+    assert result["dice"]["sd_folds"] == pytest.approx(np.std([0.3, 0.7], ddof=1))
 
 
-def test_under_the_policy_nan_a_miss_leaves_no_mean_of_distances_and_two_empty_masks_do():
+def test_with_the_policy_nan_a_miss_makes_mean_distances_undefined_but_empty_masks_do_not():
     reference = np.zeros(SHAPE, int)
     reference[1:3, 2:5, 2:5] = 1
     empty = np.zeros(SHAPE, int)
-    plan = Plan([LabelClass("organ", (1,))], measure=Measure(empty="nan"))
-    hit, both = score_labels("a", reference, reference, GRID, plan), score_labels("b", empty, empty, GRID, plan)
-    missed = score_labels("c", empty, reference, GRID, plan)
+    evaluation = EvaluationSettings([LabelClass("organ", (1,))], metrics=MetricSettings(empty="nan"))
+    hit, both = (
+        score_labels("a", reference, reference, GRID, evaluation),
+        score_labels("b", empty, empty, GRID, evaluation),
+    )
+    missed = score_labels("c", empty, reference, GRID, evaluation)
     fine, spoilt = summarise([*hit, *both]), summarise([*hit, *both, *missed])
     assert fine["classes"]["organ"]["hd95_mm"]["mean"] == fine["macro_hd95_mm"] == 0
-    for metric in LOWER_IS_BETTER:
+    for metric in DISTANCES:
         assert spoilt["classes"]["organ"][metric]["mean"] is None is spoilt["macro"][metric]["mean"]
         assert spoilt["classes"]["organ"][metric]["ci95"] is None
     assert spoilt["macro_dice"] == spoilt["macro_nsd"] == 0.5
@@ -100,7 +105,7 @@ def test_under_the_policy_nan_a_miss_leaves_no_mean_of_distances_and_two_empty_m
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(blocks(), blocks()), min_size=1, max_size=2), st.integers(0, 3), st.booleans())
 def test_missing_a_structure_never_improves_any_mean(cases: list, missed: int, prompted: bool):
-    plan = Plan(parse_classes("1=organ,2=cancer,1+2=both", {}), "one-click" if prompted else "")
+    evaluation = EvaluationSettings(parse_classes("1=organ,2=cancer,1+2=both", {}), "one-click" if prompted else "")
     present = [(at, value) for at, (_, reference) in enumerate(cases) for value in (1, 2) if (reference == value).any()]
     assume(present)
     where, gone = present[missed % len(present)]
@@ -108,12 +113,15 @@ def test_missing_a_structure_never_improves_any_mean(cases: list, missed: int, p
     for miss in (False, True):
         rows = []
         for number, (prediction, reference) in enumerate(cases):
-            found = np.where((prediction == gone) & miss & (number == where), 0, prediction)
-            rows += score_labels(str(number), found, reference, GRID, plan)
+            result = np.where((prediction == gone) & miss & (number == where), 0, prediction)
+            rows += score_labels(str(number), result, reference, GRID, evaluation)
         means.append(summarise(rows))
     before, after = means
-    for metric in SCORES:
-        worse = -1 if metric in LOWER_IS_BETTER else 1
+    for metric in registry.names_requiring("masks", "surfaces", "prompts"):
+        registered = registry.metric(metric)
+        if registered is None or not registered.compared:
+            continue
+        worse = -1 if registered.better == "lower" else 1
         for one, other in (
             (before["macro"][metric]["mean"], after["macro"][metric]["mean"]),
             *(

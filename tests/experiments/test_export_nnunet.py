@@ -1,4 +1,4 @@
-"""nnU-Net's copy of a dataset reads back as the dataset, and its folds are ours."""
+"""Export to nnU-Net: the copy reads back as the dataset, with our folds."""
 
 import importlib.util
 from pathlib import Path
@@ -39,9 +39,9 @@ def test_the_copy_reads_back_with_its_labels_images_and_our_folds(data: Path, tm
     assert read_splits(folder / "splits_final.json") == [choose_split(ids, DataConfig(fold=fold)) for fold in range(5)]
 
 
-def test_a_folder_that_is_there_is_left_alone(data: Path, tmp_path: Path):
-    wanted = script.Export(str(data), str(tmp_path), 9, "Spleen")
-    script.export(wanted)
-    with pytest.raises(UserError, match="is there already"):
-        script.export(wanted)
+def test_an_existing_folder_is_not_changed(data: Path, tmp_path: Path):
+    options = script.Export(str(data), str(tmp_path), 9, "Spleen")
+    script.export(options)
+    with pytest.raises(UserError, match="exists already"):
+        script.export(options)
     assert [path.name for path in tmp_path.iterdir()] == ["Dataset009_Spleen"]

@@ -1,4 +1,4 @@
-"""Encode the same slices on the first 1 and on all 8 of the fake devices; writes the features, for `test_encoding`."""
+"""Script of `test_encoding`: encode the same slices on one and on all eight fake devices, and write the features."""
 
 import sys
 
@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.config import ModelConfig
-from sam2_3dmed_jax.model.sam2_3dmed import random_weights
+from sam2_3dmed_jax.model.build import random_weights
 from sam2_3dmed_jax.training.features.encoder import FrozenEncoder
 
 CONFIG = ModelConfig("nano", 64, srpp=False, bd=False)
-SLICES = 35  # 8 devices take 32 at once
+SLICES = 35  # more than one block of 8 devices, which is 32
 
 
 def main(out: str) -> None:
@@ -21,8 +21,8 @@ def main(out: str) -> None:
     for count in (1, 8):
         encode = encoder.start(jax.devices()[:count])
         blocks = [slices[start : start + encode.block] for start in range(0, SLICES, encode.block)]
-        found = [np.concatenate(parts).astype(np.float32) for parts in zip(*encode(blocks), strict=True)]
-        np.savez(f"{out}/{count}.npz", *found, block=encode.block)
+        features = [np.concatenate(parts).astype(np.float32) for parts in zip(*encode(blocks), strict=True)]
+        np.savez(f"{out}/{count}.npz", *features, block=encode.block)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A dataset of two small phantoms and an experiment on it whose encoder is frozen, for tests of the cache."""
+"""A dataset of small phantoms and an experiment with a frozen encoder, for tests of the feature cache."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,35 +7,40 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SplitConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
 from sam2_3dmed_jax.data.clips import clip_shapes
 from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.phantom import make_case
-from sam2_3dmed_jax.training.dataset import open_view, split_cases
+from sam2_3dmed_jax.training.dataset import open_case_reader, split_cases
+from sam2_3dmed_jax.training.features.build import open_features
 from sam2_3dmed_jax.training.features.cache import FeatureCache
 from sam2_3dmed_jax.training.features.encoder import feature_shapes
-from sam2_3dmed_jax.training.features.make import open_features
 from sam2_3dmed_jax.training.parameter_groups import FROZEN_PRETRAINED
 from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.training.step import Step
-from tests.helpers.prepared_files import NO_AUGMENTATION, write_prepared
+from tests.helpers.prepared_files import write_prepared
 from tests.helpers.quick import QUICK
 
 DEPTH = 10  # slices of each phantom
 
 
 def experiment(folder: Path) -> ExperimentConfig:
-    """It trains on two of three cases, of which it makes features in `folder/features`."""
+    """An experiment on two of three cases, with their features in `folder/features`."""
     cases = {}
     for seed in range(3):
         values, labels, _ = make_case(seed, "spleen", 48)
-        at = np.linspace(0, len(values) - 1, DEPTH).astype(int)
-        cases[f"p{seed}"] = values[at], labels[at]
+        slices = np.linspace(0, len(values) - 1, DEPTH).astype(int)
+        cases[f"p{seed}"] = values[slices], labels[slices]
     write_prepared(folder / "data", cases, {1: "spleen"})
     return ExperimentConfig(
         model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
         data=DataConfig(
-            path=str(folder / "data"), slices=2, folds=3, features=str(folder / "features"), **NO_AUGMENTATION
+            path=str(folder / "data"),
+            slices=2,
+            split=SplitConfig(folds=3),
+            features=str(folder / "features"),
+            augmentation=NO_AUGMENTATION,
         ),
         training=TrainingConfig(
             steps=4, batch_size=2, checkpoint_every=2, log_every=1, warmup_steps=1, frozen=FROZEN_PRETRAINED
@@ -44,23 +49,23 @@ def experiment(folder: Path) -> ExperimentConfig:
 
 
 def without_features(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment that encodes at each step."""
+    """The same experiment without cached features."""
     return config.replace(data=replace(config.data, features=""))
 
 
-def made(config: ExperimentConfig, setup: Setup, progress=None) -> FeatureCache:
-    """The features of the experiment's cases."""
-    view = open_view(read_prepared(config.data.path), config)
-    cases, _, _ = split_cases(view, config)
-    features = open_features(config, setup.encoder, setup.devices, view, cases, progress)
+def build_features(config: ExperimentConfig, setup: Setup, progress=None) -> FeatureCache:
+    """The features of the experiment's cases, computed if they are missing."""
+    reader = open_case_reader(read_prepared(config.data.path), config)
+    cases, _, _ = split_cases(reader, config)
+    features = open_features(config, setup.encoder, setup.devices, reader, cases, progress)
     assert features is not None
     return features
 
 
 def quick_step(config: ExperimentConfig, dtype: Any = None) -> Step:
-    """The experiment's step, compiled without optimisation: that takes half the time, and tests take few steps.
+    """The experiment's step, compiled without optimisation, which takes half the time.
 
-    `dtype` is of the features, if not the cache's.
+    `dtype` replaces the dtype of the cached features.
     """
     setup = set_up(config)
     features = feature_shapes(config.model) if config.data.features else None

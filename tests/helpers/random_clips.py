@@ -1,4 +1,4 @@
-"""Batches of clips that need no data: bright discs on noise, in the shapes of an experiment."""
+"""Batches of synthetic clips: bright discs on noise, with the shapes of an experiment."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from sam2_3dmed_jax.sam2.presets import preset_config
 
 
 def random_batch(config: ExperimentConfig, seed: int) -> dict[str, np.ndarray]:
-    """One batch `[B, ...]`; clips differ in how many of their slices hold the object, and one is cut short."""
+    """One batch `[B, ...]`; clips differ in the number of slices with the object, and one has a padding slice."""
     rng = np.random.default_rng(seed)
     size = preset_config(config.model.preset, config.model.image_size).image_size
-    b, d, k = config.training.batch_size, config.data.slices, config.data.objects
+    b, d, k = config.training.batch_size, config.data.slices, config.data.clips.objects
     shapes = clip_shapes(config.data, size)
     batch = {name: np.zeros((b, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     rows, columns = np.mgrid[:size, :size]

@@ -1,4 +1,4 @@
-"""What a run left, read back, and a run in a process of its own that a signal ends."""
+"""Readers of a run's files, and a run in its own process that ends with a signal."""
 
 import csv
 import os
@@ -19,32 +19,32 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """The log, but for the seconds."""
+    """The rows of the log, without the seconds."""
     with (run / "log.csv").open(newline="") as file:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
 def assert_same_result(run: Path, other: Path) -> None:
-    """Both runs logged the same numbers, and ended with the same weights and the same best ones, to the bit."""
+    """Check that both runs have the same log, final weights and best weights, to the bit."""
     assert rows(run) == rows(other)
     for name in ("final", "best"):
-        found, expected = (split(load_model(folder / name))[1] for folder in (run, other))
+        actual, expected = (split(load_model(folder / name))[1] for folder in (run, other))
         for path, value in expected.items():
-            np.testing.assert_array_equal(found[path], value, err_msg=path)
+            np.testing.assert_array_equal(actual[path], value, err_msg=path)
 
 
 def events(run: Path) -> Iterator[Event]:
-    """TensorBoard's events: each is its length (8 bytes), a checksum (4), the message, and a checksum (4)."""
+    """TensorBoard's events, each stored as length (8 bytes), checksum (4), message, checksum (4)."""
     for file in sorted(run.glob("events.out.tfevents*")):
-        content, at = file.read_bytes(), 0
-        while at < len(content):
-            (length,) = struct.unpack_from("<Q", content, at)
-            yield Event.FromString(content[at + 12 : at + 12 + length])
-            at += 16 + length
+        content, start = file.read_bytes(), 0
+        while start < len(content):
+            (length,) = struct.unpack_from("<Q", content, start)
+            yield Event.FromString(content[start + 12 : start + 12 + length])
+            start += 16 + length
 
 
 def signalled(experiment: Path, run: Path, step: int, number: int) -> tuple[int, str]:
-    """Start the command in a process, send it a signal once `step` is logged; its exit code and stderr."""
+    """Train in a new process, send it a signal after `step` is logged, and return its exit code and stderr."""
     words = [sys.executable, "-m", "sam2_3dmed_jax.commands.main", "train", str(experiment), "--out", str(run)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
@@ -52,5 +52,5 @@ def signalled(experiment: Path, run: Path, step: int, number: int) -> tuple[int,
     while process.poll() is None and not (log.exists() and len(log.read_bytes().splitlines()) > step):
         time.sleep(0.002)
     process.send_signal(number)
-    _, told = process.communicate(timeout=600)
-    return process.returncode, told
+    _, stderr = process.communicate(timeout=600)
+    return process.returncode, stderr

@@ -1,4 +1,4 @@
-"""Datasets of image files to prepare, made by nibabel itself, and what is to be stored of a file."""
+"""Datasets of image files written with nibabel, runs of `prepare`, and the expected contents of shards."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from sam2_3dmed_jax.data.datasets import read_dataset
-from sam2_3dmed_jax.data.prepare.prepare import prepare
+from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
 from sam2_3dmed_jax.data.prepared import read_prepared
 
 LABELS = {"0": "background", "1": "organ", "2": "tumour"}
@@ -16,7 +16,7 @@ AFFINE = np.diag([0.8, 0.8, 2.5, 1.0])
 
 
 def values_and_labels(shape=(9, 8, 7), seed=0):
-    """A CT of noise, and a box of organ with a tumour in it; file order."""
+    """A CT of noise, and labels of a box of organ with a tumour in it; in file order."""
     values = np.random.default_rng(seed).integers(-1000, 1500, shape).astype(np.int16)
     labels = np.zeros(shape, np.uint8)
     labels[2:7, 2:6, 1:6], labels[3:5, 3:5, 2:4] = 1, 2
@@ -24,26 +24,29 @@ def values_and_labels(shape=(9, 8, 7), seed=0):
 
 
 def add_case(folder: Path, name: str, values, labels, affine=AFFINE, label_affine=None, **record) -> Path:
-    """Write a case, and enter it into `dataset.json`, which further fields of `record` go into."""
+    """Write a case and add it to `dataset.json`, together with the fields of `record`."""
     for part, array, where in (("imagesTr", values, affine), ("labelsTr", labels, label_affine)):
         (folder / part).mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(array, affine if where is None else where), folder / part / f"{name}.nii.gz")
-    return enter(folder, name, **record)
+    return list_case(folder, name, **record)
 
 
 def link_case(folder: Path, name: str, image: Path, label: Path, **record) -> Path:
-    """A case of files that lie elsewhere."""
+    """Add a case whose files are symbolic links."""
     for part, file in (("imagesTr", image), ("labelsTr", label)):
         (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / part / f"{name}.nii.gz").symlink_to(file)
-    return enter(folder, name, **record)
+    return list_case(folder, name, **record)
 
 
-def enter(folder: Path, name: str, **record) -> Path:
+def list_case(folder: Path, name: str, **record) -> Path:
+    """Add a case to `dataset.json`."""
     file = folder / "dataset.json"
-    known = json.loads(file.read_text()) if file.exists() else {"name": folder.name, "labels": LABELS, "training": []}
+    existing = (
+        json.loads(file.read_text()) if file.exists() else {"name": folder.name, "labels": LABELS, "training": []}
+    )
     files = {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
-    file.write_text(json.dumps({**known, **record, "training": [*known["training"], files]}))
+    file.write_text(json.dumps({**existing, **record, "training": [*existing["training"], files]}))
     return folder
 
 
@@ -54,18 +57,18 @@ def some_cases(folder: Path, count: int, shape=(9, 8, 7)) -> Path:
 
 
 def run(source: Path, out: Path, *settings, **options):
-    return prepare(read_dataset(source), out, *settings, **{"workers": 1, **options})
+    return prepare_dataset(read_dataset(source), out, *settings, **{"workers": 1, **options})
 
 
 def stored(out: Path, name: str):
-    """The entry of a case, its values and its labels, by the public reader."""
+    """Read the entry of a case, its values and its labels."""
     dataset = read_prepared(out)
     entry = next(case for case in dataset.cases if case.id == name)
     return (entry, *dataset.read(entry, range(entry.shape[0])))
 
 
 def canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """By nibabel: voxels as stored in the file, in the order [D, H, W], and the affine from that index to RAS."""
+    """Read with nibabel the stored voxels in the order [D, H, W], and the affine from this index to RAS."""
     image = nib.as_closest_canonical(nib.load(path))
     i, j, _ = image.shape
     to_ras = np.array([[0, 0, -1, i - 1], [0, -1, 0, j - 1], [1, 0, 0, 0], [0, 0, 0, 1]])
@@ -73,7 +76,7 @@ def canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Each file's bytes and time of modification."""
+    """Return the bytes and the time of modification of each file."""
     files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     return {str(file.relative_to(folder)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 

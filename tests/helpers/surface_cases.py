@@ -1,4 +1,4 @@
-"""Pairs of masks that surface metrics are compared on, and what the three packages say of them."""
+"""Pairs of masks for comparisons of surface metrics, and the results of the three packages for them."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Case(NamedTuple):
 
 
 def blobs(seed: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Two smooth random masks that agree for the most part; they may touch any border."""
+    """Return two smooth random masks that mostly agree; they may touch any border."""
     noise = np.random.default_rng(seed).standard_normal((3, *shape))
     common, one, other = (ndimage.gaussian_filter(field, 1.5, mode="wrap") for field in noise)
     return common + 0.4 * one > 0.05, common + 0.4 * other > 0.05
@@ -27,7 +27,7 @@ def make_cases() -> dict[str, Case]:
     spacings = ((1.0, 1.0, 1.0), (5.0, 0.8, 0.8), (2.5, 0.785156, 0.785156), (0.7, 3.0, 1.25), (0.785, 0.785, 0.785))
     shapes = ((12, 20, 22), (9, 24, 31), (24, 16, 10), (17, 17, 17), (8, 40, 20))
     for seed, (shape, spacing) in enumerate(zip(shapes, spacings, strict=True)):
-        # Tolerances are multiples of a spacing: many elements lie exactly there, where rounding decides.
+        # Tolerances are multiples of a spacing: many distances are equal to them, so that rounding decides.
         for times in (1, 2, 3):
             cases[f"blobs {seed}, {times}"] = Case(*blobs(seed, shape), spacing, times * spacing[2])
     rng = np.random.default_rng(7)
@@ -54,32 +54,32 @@ def make_cases() -> dict[str, Case]:
     one, other = np.zeros((2, 4, 60, 80), bool)
     one[1:3, 4:20, 5:25], other[1:3, 40:58, 50:75] = True, True
     cases["far apart"] = Case(one, other, (3.0, 0.8, 0.7), 3.0)
-    # Equally near but for a rounding: 3 voxels along an axis are 2.355 mm away, (2, 2, 1) a little further in float64.
+    # Equally near except for rounding: 3 voxels along an axis are 2.355 mm away, (2, 2, 1) slightly further in float64.
     one, other = np.zeros((2, 13, 13, 13), bool)
     one[6, 6, 6], other[9, 6, 6], other[8, 8, 7] = True, True, True
     cases["a rounding apart"] = Case(one, other, (0.785,) * 3, 3 * 0.785)
-    # 3 * 0.1 > 0.3 for float64, and not for the float32 in which MONAI compares.
+    # 3 * 0.1 > 0.3 in float64, but not in float32, in which MONAI compares.
     one, other = blobs(12, (15, 15, 15))
     cases["a rounding beyond"] = Case(one, other, (0.1,) * 3, 0.3)
     return cases
 
 
-def ask_surface_distance(case: Case) -> dict[str, float]:
+def surface_distance_metrics(case: Case) -> dict[str, float]:
     from surface_distance import metrics
 
-    found = metrics.compute_surface_distances(case.reference, case.prediction, case.spacing)
-    distances = [found["distances_gt_to_pred"], found["distances_pred_to_gt"]]
-    areas = [found["surfel_areas_gt"], found["surfel_areas_pred"]]
+    surfaces = metrics.compute_surface_distances(case.reference, case.prediction, case.spacing)
+    distances = [surfaces["distances_gt_to_pred"], surfaces["distances_pred_to_gt"]]
+    areas = [surfaces["surfel_areas_gt"], surfaces["surfel_areas_pred"]]
     return {
-        "nsd": float(metrics.compute_surface_dice_at_tolerance(found, case.tolerance)),
-        "hd95_mm": float(metrics.compute_robust_hausdorff(found, 95)),
-        "hd_mm": float(metrics.compute_robust_hausdorff(found, 100)),
-        # The package averages each direction alone; both together as MONAI and MedPy have it.
+        "nsd": float(metrics.compute_surface_dice_at_tolerance(surfaces, case.tolerance)),
+        "hd95_mm": float(metrics.compute_robust_hausdorff(surfaces, 95)),
+        "hd_mm": float(metrics.compute_robust_hausdorff(surfaces, 100)),
+        # The package averages each direction separately; here both together, as in MONAI and MedPy.
         "assd_mm": float(np.average(np.concatenate(distances), weights=np.concatenate(areas))),
     }
 
 
-def ask_monai(case: Case) -> dict[str, float]:
+def monai_metrics(case: Case) -> dict[str, float]:
     import torch
     from monai import metrics
 
@@ -93,11 +93,11 @@ def ask_monai(case: Case) -> dict[str, float]:
     }
 
 
-def ask_medpy(case: Case) -> dict[str, float]:
+def medpy_metrics(case: Case) -> dict[str, float]:
     from medpy.metric import binary
 
     masks = case.prediction, case.reference, case.spacing
     return {"hd95_mm": float(binary.hd95(*masks)), "hd_mm": float(binary.hd(*masks)), "assd_mm": binary.assd(*masks)}
 
 
-ASK = dict(zip(DEFINITIONS, (ask_surface_distance, ask_monai, ask_medpy), strict=True))
+PACKAGE_METRICS = dict(zip(DEFINITIONS, (surface_distance_metrics, monai_metrics, medpy_metrics), strict=True))

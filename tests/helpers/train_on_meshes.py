@@ -1,4 +1,4 @@
-"""Train a run on a mesh of fake devices; writes losses and weights, for `test_meshes`."""
+"""Script of `test_meshes`: train on a mesh of fake devices, and write losses and weights."""
 
 import sys
 

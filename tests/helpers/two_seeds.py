@@ -1,6 +1,6 @@
-"""A programme of four small runs: two seeds of one variant, region growing, and a method whose files are not there.
+"""A programme of four small runs: two seeds of one variant, region growing, and a method whose files are missing.
 
-`python -m tests.helpers.two_seeds COHORTS OUT...` does all of them in each folder, one after the other.
+`python -m tests.helpers.two_seeds COHORTS OUT...` does all runs in each folder, one folder after the other.
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.paper import phantom, runner
 from experiments.paper.programme import Programme
-from experiments.paper.variants import ONE_CLICK, Others
+from experiments.paper.variants import ONE_CLICK, OtherMethod
 
 SIZE = phantom.Size(
     cases=4,
@@ -27,12 +27,12 @@ SIZE = phantom.Size(
 
 
 def programme(cohorts: Path) -> Programme:
-    """All of it is there but for the runs."""
+    """Return the programme; its data and initial checkpoint exist already."""
     whole = phantom.programme(cohorts, SIZE)
     of = {variant.name: variant for variant in whole.variants}
     trained = replace(of["neither"], scorings=(ONE_CLICK,))
     grown = replace(of["region-growing"], against="neither")
-    others = (Others("Lost", "nowhere/{task}", "unknown"),)
+    others = (OtherMethod("Lost", "nowhere/{task}", "unknown"),)
     return replace(whole, variants=(trained, grown), others=others, before=lambda progress: None)
 
 

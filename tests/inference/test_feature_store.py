@@ -1,4 +1,4 @@
-"""The slice context of a volume, for models with a path from it to the mask and without."""
+"""Slice context of a volume, for models that add it to the features and models that do not."""
 
 from dataclasses import replace
 
@@ -10,13 +10,13 @@ from sam2_3dmed_jax import load_model, save_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
+from sam2_3dmed_jax.model.build import random_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
-from sam2_3dmed_jax.model.sam2_3dmed import random_weights
 from sam2_3dmed_jax.sam2.parameters import split
 
 
 @pytest.mark.parametrize("to_mask", [True, False])
-def test_the_context_reaches_the_mask_only_where_the_checkpoint_has_the_path(to_mask, tmp_path):
+def test_the_slice_context_is_added_only_if_the_checkpoint_has_to_mask(to_mask, tmp_path):
     config = ModelConfig("nano", 64, bd=False)
     config = replace(config, slice_position=replace(config.slice_position, dim=16, layers=1, to_mask=to_mask))
     weights = random_weights(config, 0)

@@ -1,4 +1,4 @@
-"""Memory of long volumes: the device holds one block, the host the input, the output and what the session stores."""
+"""Memory of long volumes: one block on the device; input, output and stored results on the host."""
 
 import gc
 import json
@@ -35,8 +35,8 @@ middle = hu.astype(np.float32)[len(hu) // 2]
 def segment(depth):
     array = np.repeat(middle[None], depth, 0)
     volume = Volume(array, Grid((128, 128, depth), np.diag([-3.0, -3.0, 3.0, 1.0])))
-    found = segment_volume(predictor, volume, [VoxelPrompt(1, depth // 3, ((64.0, 64.0),), (1,))])
-    return array.nbytes + found.labels.nbytes + found.result.mask_logits.nbytes
+    segmentation = segment_volume(predictor, volume, [VoxelPrompt(1, depth // 3, ((64.0, 64.0),), (1,))])
+    return array.nbytes + segmentation.labels.nbytes + segmentation.result.mask_logits.nbytes
 
 
 def peak():
@@ -45,54 +45,56 @@ def peak():
 
 
 for _ in range(2):
-    segment(SHORT)  # compiles, and fills the allocator's pools
+    segment(SHORT)  # compiles, and fills the pools of the allocator
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the highest resident set starts anew
-own = segment(DEPTH)
-print(json.dumps({"peak": peak(), "own": own}))
+    file.write("5")  # resets the peak of the resident set
+arrays = segment(DEPTH)
+print(json.dumps({"peak": peak(), "arrays": arrays}))
 """
 
 
 def run(depth: int) -> dict[str, int]:
     program = CHILD.replace("SHORT", str(SHORT)).replace("DEPTH", str(depth))
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ}
     )
-    return dict(json.loads(done.stdout))
+    return dict(json.loads(finished.stdout))
 
 
-def test_the_peak_of_400_phantom_slices_is_that_of_100_plus_input_output_and_store():
-    run(SHORT)  # compiles; both that are compared load what it compiled, as compiling has a peak of its own
+def test_peak_memory_grows_with_depth_only_by_input_output_and_stored_results():
+    run(SHORT)  # Compiling has its own peak; the two runs that are compared load the compiled programs.
     short, long = run(SHORT), run(LONG)
     config = new_model("nano").config
     cells, c = (config.image_size // 16) ** 2, config.d_model
-    # Features of strides 16, 8 and 4, the memory, the pointer and the logits of a slice.
-    store = 4 * (cells * c + 4 * cells * c // 4 + 16 * cells * c // 8 + cells * config.mem_dim + c + 16 * cells)
-    added = long["own"] - short["own"] + (LONG - SHORT) * store
+    # Features of strides 16, 8 and 4, memory, pointer and logits of a slice, in float32.
+    stored_per_slice = 4 * (
+        cells * c + 4 * cells * c // 4 + 16 * cells * c // 8 + cells * config.mem_dim + c + 16 * cells
+    )
+    added = long["arrays"] - short["arrays"] + (LONG - SHORT) * stored_per_slice
     assert long["peak"] - added <= 1.1 * short["peak"]
 
 
-def test_the_device_holds_as_much_for_a_long_volume_as_for_a_short_one():
+def test_device_memory_does_not_depend_on_depth():
     predictor = VolumePredictor(new_model("nano", 64))
 
-    def most(depth: int) -> int:
-        held = []
+    def peak(depth: int) -> int:
+        device_bytes = []
 
-        def look(*_: object) -> None:
-            held.append(sum(array.nbytes for array in jax.live_arrays()))
+        def measure(*_: object) -> None:
+            device_bytes.append(sum(array.nbytes for array in jax.live_arrays()))
 
         slices = np.random.default_rng(0).normal(size=(depth, 64, 64, 3)).astype(np.float32)
         gc.collect()
-        predictor.predict(slices, [Prompt(1, depth // 2, [(30, 30)], [1])], look)
-        return max(held)
+        predictor.predict(slices, [Prompt(1, depth // 2, [(30, 30)], [1])], measure)
+        return max(device_bytes)
 
-    most(20)
-    assert most(100) == most(40)
+    peak(20)  # compiles
+    assert peak(100) == peak(40)
 
 
-def test_a_long_volume_is_not_prepared_at_once():
+def test_slices_are_prepared_in_blocks():
     class Slices:
-        """Slices that say how many were asked for."""
+        """Slices that record the largest number of slices in one access."""
 
         def __init__(self) -> None:
             self.shape, self.largest = (50, 64, 64, 3), 0
@@ -101,16 +103,16 @@ def test_a_long_volume_is_not_prepared_at_once():
             return 50
 
         def __getitem__(self, at: slice) -> np.ndarray:
-            asked = np.zeros((50, 1, 1, 1))[at]
-            self.largest = max(self.largest, len(asked))
-            return np.zeros((len(asked), 64, 64, 3), np.float32)
+            count = len(range(50)[at])
+            self.largest = max(self.largest, count)
+            return np.zeros((count, 64, 64, 3), np.float32)
 
     slices = Slices()
     VolumePredictor(new_model("nano", 64)).start(slices)
     assert slices.largest == 16
 
 
-def test_arrays_beyond_the_limit_live_in_files_and_give_the_same_masks(monkeypatch):
+def test_arrays_beyond_the_memory_limit_are_in_files_and_give_the_same_masks(monkeypatch):
     slices = np.random.default_rng(0).normal(size=(20, 64, 64, 3)).astype(np.float32)
     prompts = [Prompt(k, 4 + k, [(30, 30)], [1]) for k in (1, 2)]
     predictor = VolumePredictor(new_model("nano", 64))
@@ -129,22 +131,24 @@ def test_the_limit_counts_all_arrays_of_a_session():
     assert isinstance(arrays.zeros((20,), np.float32), np.memmap)
 
 
-def test_a_full_disk_is_one_sentence_before_anything_is_allocated(monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_allocated(monkeypatch):
     monkeypatch.setattr(host_arrays.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(UserError, match=r"no room for 0\.0 GiB of features: set TMPDIR"):
+    with pytest.raises(UserError, match=r"no room for 0\.0 GiB of features; set TMPDIR"):
         HostArrays(limit=0).zeros((20,), np.float32)
 
 
-def test_what_a_session_drops_makes_room_again_and_the_disk_is_promised_once(monkeypatch):
+def test_freed_arrays_release_their_memory_and_their_reserved_disk_space(monkeypatch):
     arrays = HostArrays(limit=100)
-    dropped = arrays.zeros((25,), np.float32)
-    del dropped
+    freed = arrays.zeros((25,), np.float32)
+    del freed
     assert not isinstance(arrays.zeros((25,), np.float32), np.memmap)
     monkeypatch.setattr(host_arrays.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 150}))
     arrays = HostArrays(limit=0)
     kept = arrays.zeros((25,), np.float32)
     assert isinstance(kept, np.memmap)
-    with pytest.raises(UserError, match="no room"):  # its file takes no space before it is written
+    with pytest.raises(
+        UserError, match="no room"
+    ):  # The space is reserved, although the file is empty before it is written.
         arrays.zeros((25,), np.float32)
     del kept
     assert isinstance(arrays.zeros((25,), np.float32), np.memmap)

@@ -8,12 +8,12 @@ import pytest
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference import compiled_steps, feature_store
+from sam2_3dmed_jax.inference import compiled_programs, feature_store
+from sam2_3dmed_jax.model.build import random_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
-from sam2_3dmed_jax.model.sam2_3dmed import random_weights
 
 SIZE = 64
-# Float32 sums run in another order in another batch; logits are of order 5.
+# The order of float32 sums depends on the batch size; logits are of order 5.
 TOLERANCE = 2e-4
 
 
@@ -28,7 +28,7 @@ def click(slice, x=30.0, y=26.0, object_id=1, label=1):
 
 
 def busy_model(**modules):
-    """A nano model whose zero-initialised projections are not zero, and whose objects are found on most slices."""
+    """Return a nano model with random instead of zero projections, which finds objects on most slices."""
     config = ModelConfig("nano", SIZE, **modules)
     config = replace(config, slice_position=replace(config.slice_position, dim=32, window=4))
     weights = random_weights(config, 3)
@@ -48,8 +48,14 @@ def model():
     return busy_model()
 
 
+@pytest.fixture(scope="module")
+def one_click(model):
+    """The result of one click on slice 4 of `volume(9)`."""
+    return VolumePredictor(model).predict(volume(9), [click(4)])
+
+
 @pytest.mark.parametrize("order", ["sequential", "independent"])
-def test_untrained_srpp_and_bd_leave_the_masks_of_plain_sam2(order):
+def test_untrained_srpp_and_bd_do_not_change_the_masks_of_sam2(order):
     slices = volume(9)
     prompts = [click(4), click(7), Prompt(2, 2, box=(10, 12, 40, 44))]
     plain = VolumePredictor(new_model("nano", SIZE), order).predict(slices, prompts)
@@ -58,34 +64,33 @@ def test_untrained_srpp_and_bd_leave_the_masks_of_plain_sam2(order):
     np.testing.assert_array_equal(full.object_score_logits, plain.object_score_logits)
 
 
-def test_trained_srpp_and_bd_change_the_masks(model):
+def test_trained_srpp_and_bd_change_the_masks(one_click):
     slices = volume(9)
     plain = VolumePredictor(busy_model(srpp=False, bd=False)).predict(slices, [click(4)])
     srpp = VolumePredictor(busy_model(bd=False)).predict(slices, [click(4)])
-    full = VolumePredictor(model).predict(slices, [click(4)])
     assert np.abs(srpp.mask_logits - plain.mask_logits).max() > 0.01
-    assert np.abs(full.mask_logits - srpp.mask_logits).max() > 0.01
+    assert np.abs(one_click.mask_logits - srpp.mask_logits).max() > 0.01
 
 
 @pytest.mark.parametrize("order", ["sequential", "independent"])
-def test_every_slice_gets_a_result_whatever_the_depth_and_prompted_slice(model, order):
+def test_every_slice_has_a_result_for_any_depth_and_prompted_slice(model, order):
     predictor = VolumePredictor(model, order)
     for depth, prompted in ((1, 0), (2, 1), (17, 0), (17, 16), (33, 20)):
         result = predictor.predict(volume(depth), [click(prompted)])
         assert result.mask_logits.shape == (1, depth, SIZE // 4, SIZE // 4)
         assert np.isfinite(result.mask_logits).all()
-        assert (np.abs(result.object_score_logits) > 0).all()  # none left out
+        assert (np.abs(result.object_score_logits) > 0).all()  # 0 would mean that a slice was left out
 
 
 @pytest.mark.parametrize("order", ["sequential", "independent"])
-def test_one_object_alone_and_among_16_gets_the_same_mask(model, order):
+def test_an_object_has_the_same_mask_alone_and_among_16_objects(model, order):
     slices = volume(20)
     others = [click(11, 10, 50, 1), Prompt(7, 3, box=(5, 5, 30, 30)), click(18, 50, 10, 9), click(14, 51, 9, 7)]
     others += [click(k % 20, 3.0 * k, 63 - 2.0 * k, k) for k in range(10, 22)]
     alone = VolumePredictor(model, order).predict(slices, [click(8, object_id=4)])
-    among = VolumePredictor(model, order).predict(slices, [*others, click(8, object_id=4)])
-    assert len(among.object_ids) == 16 and among.object_ids[1] == 4
-    np.testing.assert_allclose(among.mask_logits[1], alone.mask_logits[0], atol=TOLERANCE)
+    with_others = VolumePredictor(model, order).predict(slices, [*others, click(8, object_id=4)])
+    assert len(with_others.object_ids) == 16 and with_others.object_ids[1] == 4
+    np.testing.assert_allclose(with_others.mask_logits[1], alone.mask_logits[0], atol=TOLERANCE)
 
 
 def test_the_independent_order_is_symmetric_under_a_flip_along_z(model):
@@ -107,23 +112,23 @@ def test_a_correction_encodes_no_slice_again_and_changes_the_masks(model, monkey
     session.add([click(9, 12, 50, label=0)])
     after = session.result().mask_logits
     assert np.abs(after[0, 9] - before[0, 9]).max() > 1e-3
-    assert np.abs(after[0, 11] - before[0, 11]).max() > 1e-5  # and what follows it
+    assert np.abs(after[0, 11] - before[0, 11]).max() > 1e-5  # and slices that follow it
 
 
-def test_a_preview_shows_the_prompted_slices_and_the_result_goes_on_from_it(model):
+def test_a_preview_segments_the_prompted_slices_and_the_result_reuses_them(model):
     slices = volume(9)
     session = VolumePredictor(model).start(slices)
     session.add([click(4), Prompt(2, 6, box=(10, 12, 40, 44))])
-    shown = session.preview()
-    assert set(shown) == {(1, 4), (2, 6)}
+    preview = session.preview()
+    assert set(preview) == {(1, 4), (2, 6)}
     result = session.result()
-    np.testing.assert_array_equal(result.mask_logits[0, 4], shown[1, 4])
-    np.testing.assert_array_equal(result.mask_logits[1, 6], shown[2, 6])
-    plain = VolumePredictor(model).predict(slices, [click(4), Prompt(2, 6, box=(10, 12, 40, 44))])
-    np.testing.assert_array_equal(result.mask_logits, plain.mask_logits)
+    np.testing.assert_array_equal(result.mask_logits[0, 4], preview[1, 4])
+    np.testing.assert_array_equal(result.mask_logits[1, 6], preview[2, 6])
+    without_preview = VolumePredictor(model).predict(slices, [click(4), Prompt(2, 6, box=(10, 12, 40, 44))])
+    np.testing.assert_array_equal(result.mask_logits, without_preview.mask_logits)
 
 
-def test_a_second_click_before_the_walk_refines_the_mask_of_the_first(model):
+def test_a_second_click_before_propagation_refines_the_mask_of_the_first(model):
     slices = volume(9)
     session = VolumePredictor(model).start(slices)
     session.add([click(4)])
@@ -132,46 +137,43 @@ def test_a_second_click_before_the_walk_refines_the_mask_of_the_first(model):
     refined = session.preview()[1, 4]
     at_once = VolumePredictor(model).predict(slices, [click(4), click(4, 40, 12, label=0)]).mask_logits[0, 4]
     assert np.abs(refined - first).max() > 1e-3
-    assert np.abs(refined - at_once).max() > 1e-3  # it saw the first mask
+    assert np.abs(refined - at_once).max() > 1e-3  # the second click is combined with the first mask
     np.testing.assert_array_equal(session.result().mask_logits[0, 4], refined)
 
 
-def test_a_session_starts_again_on_the_same_features(model, monkeypatch):
+def test_a_session_that_is_reset_keeps_its_features(model, one_click, monkeypatch):
     session = VolumePredictor(model).start(volume(9))
-    session.add([click(4)])
-    before = session.result().mask_logits
+    session.add([click(2, object_id=3)])
+    session.result()
     session.reset()
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match="the session has none"):
         session.result()
     monkeypatch.setattr(feature_store, "encode_block", lambda *_: pytest.fail("a slice was encoded again"))
     session.add([click(4)])
-    np.testing.assert_array_equal(session.result().mask_logits, before)
+    np.testing.assert_array_equal(session.result().mask_logits, one_click.mask_logits)
 
 
-def test_volumes_of_different_depth_share_their_compiled_functions(model):
+def test_volumes_of_different_depth_share_their_compiled_programs(model):
     predictor = VolumePredictor(model)
     predictor.predict(volume(18), [click(3)])
-    sizes = [
-        f._cache_size() for f in (compiled_steps.walk_block, compiled_steps.prompt_slices, feature_store.encode_block)
-    ]
+    programs = (compiled_programs.propagate_block, compiled_programs.segment_from_points, feature_store.encode_block)
+    compilations = [program._cache_size() for program in programs]
     predictor.predict(volume(27), [click(22)])
-    assert sizes == [
-        f._cache_size() for f in (compiled_steps.walk_block, compiled_steps.prompt_slices, feature_store.encode_block)
-    ]
+    assert [program._cache_size() for program in programs] == compilations
 
 
-def test_weights_are_arguments_of_the_compiled_walk(model):
+def test_weights_are_arguments_of_the_compiled_propagation(model):
     slices = volume(5)
     one = VolumePredictor(model).predict(slices, [click(2)])
-    size = compiled_steps.walk_block._cache_size()
+    size = compiled_programs.propagate_block._cache_size()
     other = busy_model()
     other.no_mem_embed[...] = other.no_mem_embed[...] + 1.0
     two = VolumePredictor(other).predict(slices, [click(2)])
-    assert compiled_steps.walk_block._cache_size() == size
+    assert compiled_programs.propagate_block._cache_size() == size
     assert np.abs(one.mask_logits - two.mask_logits).max() > 1e-3
 
 
-def test_a_mask_prompt_is_the_output_of_its_slice_and_an_empty_one_says_absent(model):
+def test_a_mask_prompt_is_the_result_of_its_slice_and_an_empty_mask_means_absent(model):
     mask = np.zeros((SIZE, SIZE), bool)
     mask[16:40, 20:44] = True
     result = VolumePredictor(model).predict(
@@ -183,27 +185,27 @@ def test_a_mask_prompt_is_the_output_of_its_slice_and_an_empty_one_says_absent(m
 
 
 @pytest.mark.parametrize(
-    ("prompt", "words"),
+    ("prompt", "message"),
     [
         (click(12), "slices 0 to 11"),
         (click(-1), "slices 0 to 11"),
         (click(3, 64.0), "outside the slice"),
         (Prompt(1, 3), "is empty"),
         (Prompt(1, 3, [(1, 1)], [2]), "labels"),
-        (Prompt(1, 3, [(1, 1)], [1, 1]), "one label a point"),
+        (Prompt(1, 3, [(1, 1)], [1, 1]), "one label per point"),
         (Prompt(1, 3, box=(20, 20, 10, 30)), "smaller x and y"),
         (Prompt(1, 3, mask=np.zeros((8, 8), bool)), "64, 64"),
-        (Prompt(1, 3, [(1, 1)], [1], mask=np.zeros((SIZE, SIZE), bool)), "stands alone"),
+        (Prompt(1, 3, [(1, 1)], [1], mask=np.zeros((SIZE, SIZE), bool)), "excludes points"),
     ],
 )
-def test_a_prompt_that_does_not_fit_is_refused_and_nothing_is_added(model, prompt, words):
+def test_a_prompt_that_does_not_fit_is_rejected_and_no_prompt_is_added(model, prompt, message):
     session = VolumePredictor(model).start(volume(12))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         session.add([click(2, object_id=5), prompt])
-    with pytest.raises(UserError, match="there are none"):
+    with pytest.raises(UserError, match="the session has none"):
         session.result()
 
 
-def test_slices_of_another_size_are_refused(model):
+def test_slices_of_another_size_are_rejected(model):
     with pytest.raises(UserError, match=r"\[D, 64, 64, 3\]"):
         VolumePredictor(model).start(np.zeros((4, 32, 32, 3), np.float32))

@@ -1,4 +1,4 @@
-"""Prompts in voxels of a file become prompts on canonical slices, and logits become labels on the volume's voxels."""
+"""Conversion of prompts to canonical slices, and of logits to labels on the voxels of the volume."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from sam2_3dmed_jax.prompts.voxel_prompts import (
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, from_canonical, voxel_to_canonical
 from sam2_3dmed_jax.volume.intensity import PreparedSlices, restore_logits
 
-# A file stored as (superior to inferior, right to left, anterior to posterior): every axis moves, one is flipped.
+# Stored as (superior to inferior, right to left, anterior to posterior): all axes are permuted, one flipped.
 AFFINE = np.array([[0, -0.8, 0, 5], [0, 0, -0.7, 9], [-3.0, 0, 0, 40], [0, 0, 0, 1.0]])
 GRID = Grid((6, 40, 48), AFFINE, "scan.nii.gz")
 
@@ -34,7 +34,7 @@ def predictor() -> VolumePredictor:
     return VolumePredictor(new_model("nano", 64, with_3dmed=True))
 
 
-def test_a_point_marks_the_voxel_that_the_file_has_there(volume: Volume):
+def test_a_point_is_on_the_same_voxel_in_the_file_and_on_its_slice(volume: Volume):
     stored = from_canonical(volume.array, GRID)
     (prompt,) = point_prompts(GRID, [((1, 30, 7), 1, 4)])
     ((w, h),) = prompt.points
@@ -43,8 +43,8 @@ def test_a_point_marks_the_voxel_that_the_file_has_there(volume: Volume):
 
 
 def test_points_of_one_object_on_one_slice_become_one_prompt():
-    found = merge_prompts(point_prompts(GRID, [((1, 30, 7), 1, 1), ((1, 31, 8), 0, 1), ((1, 5, 5), 1, 2)]))
-    assert [(p.object_id, p.labels) for p in found] == [(1, (1, 0)), (2, (1,))]
+    prompts = merge_prompts(point_prompts(GRID, [((1, 30, 7), 1, 1), ((1, 31, 8), 0, 1), ((1, 5, 5), 1, 2)]))
+    assert [(p.object_id, p.labels) for p in prompts] == [(1, (1, 0)), (2, (1,))]
 
 
 def test_a_point_on_the_outermost_border_belongs_to_the_outermost_slice():
@@ -53,11 +53,11 @@ def test_a_point_on_the_outermost_border_belongs_to_the_outermost_slice():
 
 
 def test_a_box_becomes_one_box_on_each_slice_that_it_covers():
-    found = box_prompts(GRID, [((1, 10, 20), (3, 14, 26), 2)])
+    prompts = box_prompts(GRID, [((1, 10, 20), (3, 14, 26), 2)])
     corners = sorted([voxel_to_canonical(GRID, (1, 10, 20)), voxel_to_canonical(GRID, (3, 14, 26))])
     (d0, h0, w0), (d1, h1, w1) = np.sort(corners, axis=0)
-    assert [p.slice for p in found] == list(range(int(d0), int(d1) + 1)) and len(found) == 3
-    assert all(p.box == (w0, h0, w1, h1) and p.object_id == 2 for p in found)
+    assert [p.slice for p in prompts] == list(range(int(d0), int(d1) + 1)) and len(prompts) == 3
+    assert all(p.box == (w0, h0, w1, h1) and p.object_id == 2 for p in prompts)
 
 
 def test_the_corners_of_a_box_may_come_in_any_order():
@@ -74,7 +74,7 @@ def test_a_box_and_points_on_one_slice_become_one_prompt():
 
 
 @pytest.mark.parametrize("voxel", [(6, 3, 3), (-1, 3, 3), (0, 40, 3), (0, 3, float("nan"))])
-def test_prompts_outside_the_volume_are_refused(voxel: tuple[float, float, float]):
+def test_prompts_outside_the_volume_are_rejected(voxel: tuple[float, float, float]):
     with pytest.raises(UserError, match=r"scan\.nii\.gz"):
         point_prompts(GRID, [(voxel, 1, 1)])
     with pytest.raises(UserError, match=r"scan\.nii\.gz"):
@@ -84,20 +84,22 @@ def test_prompts_outside_the_volume_are_refused(voxel: tuple[float, float, float
 def test_each_value_of_a_drawn_mask_is_an_object_prompted_where_it_is_drawn():
     labels = np.zeros(GRID.canonical_shape, np.int32)
     labels[2, 3:9, 3:9], labels[4, 3:9, 3:9], labels[4, 20:30, 20:30] = 1, 1, 7
-    found = {(p.object_id, p.slice): p.mask for p in mask_prompts(labels)}
-    assert set(found) == {(1, 2), (1, 4), (7, 4)}
-    assert all(np.array_equal(mask, labels[d] == value) for (value, d), mask in found.items())
+    prompts = {(p.object_id, p.slice): p.mask for p in mask_prompts(labels)}
+    assert set(prompts) == {(1, 2), (1, 4), (7, 4)}
+    assert all(np.array_equal(mask, labels[d] == value) for (value, d), mask in prompts.items())
 
 
-def test_an_empty_mask_prompts_nothing_and_is_refused():
+def test_an_empty_mask_is_rejected():
     with pytest.raises(UserError, match=r"drawn\.nii\.gz is empty"):
         mask_prompts(np.zeros(GRID.canonical_shape, np.int32), "drawn.nii.gz")
 
 
-def test_labels_are_the_interpolated_logits_above_zero_and_the_larger_wins(volume: Volume, predictor: VolumePredictor):
+def test_labels_are_the_objects_with_the_largest_interpolated_logit_above_zero(
+    volume: Volume, predictor: VolumePredictor
+):
     depth, height, width = volume.array.shape
     prompts = [VoxelPrompt(3, 2, ((20.0, 24.0),), (1,)), VoxelPrompt(5, 4, ((10.0, 12.0),), (1,))]
-    found = segment_volume(predictor, volume, prompts)
+    segmentation = segment_volume(predictor, volume, prompts)
 
     size = predictor.model.config.image_size
     slices = PreparedSlices(volume, predictor.model.info.preprocessing, size)[:]
@@ -110,16 +112,16 @@ def test_labels_are_the_interpolated_logits_above_zero_and_the_larger_wins(volum
     on_voxels = np.stack([restore_logits(own, (height, width)) for own in logits])
     best = on_voxels.argmax(0)
     expected = np.where(on_voxels.max(0) > 0, np.array([3, 5])[best], 0)
-    assert found.labels.dtype == np.uint16 and found.labels.shape == volume.array.shape
-    assert {3, 5} & set(np.unique(found.labels).tolist())  # otherwise the test would compare nothing
-    assert np.array_equal(found.labels, expected)
+    assert segmentation.labels.dtype == np.uint16 and segmentation.labels.shape == volume.array.shape
+    assert {3, 5} & set(np.unique(segmentation.labels).tolist())  # at least one object is in the label map
+    assert np.array_equal(segmentation.labels, expected)
 
 
-def test_a_mask_prompt_comes_back_on_its_slice(volume: Volume, predictor: VolumePredictor):
+def test_a_mask_prompt_is_segmented_on_its_slice(volume: Volume, predictor: VolumePredictor):
     labels = np.zeros(volume.array.shape, np.int32)
     labels[1, 10:30, 8:28], labels[3, 20:40, 8:28] = 1, 2
-    found = segment_volume(predictor, volume, mask_prompts(labels)).labels
+    segmented = segment_volume(predictor, volume, mask_prompts(labels)).labels
     for value, d in ((1, 1), (2, 3)):
-        drawn, back = labels[d] == value, found[d] == value
-        # The mask passes a grid of S / 4 = 16 cells: its border moves by up to a cell, of 3 voxels.
-        assert 2 * (drawn & back).sum() / (drawn.sum() + back.sum()) > 0.7
+        drawn, result = labels[d] == value, segmented[d] == value
+        # The mask is resampled to S / 4 = 16 cells, so its border moves by up to a cell, which is 3 voxels.
+        assert 2 * (drawn & result).sum() / (drawn.sum() + result.sum()) > 0.7

@@ -1,4 +1,4 @@
-"""FLOPs of segmenting a volume: what a session runs, slice by slice, and what a branch adds."""
+"""FLOPs of segmenting a volume: per slice, per object, per direction and per branch."""
 
 import jax
 import pytest
@@ -25,13 +25,13 @@ def counted(model) -> SegmentationFlops:
     return SegmentationFlops(VolumePredictor(model))
 
 
-def test_slices_are_encoded_once_and_each_object_is_decoded_once_on_each(counted: SegmentationFlops):
+def test_each_slice_is_encoded_once_and_decoded_once_per_object(counted: SegmentationFlops):
     def of(depth: int, *prompts: VoxelPrompt) -> int:
         return counted([(depth, prompts)])
 
     one = of(10, click(1, 4))
-    slice_ = of(11, click(1, 4)) - one  # encoded and walked
-    object_ = of(10, click(1, 4), click(2, 7)) - one  # prompted once and walked over 9 slices
+    slice_ = of(11, click(1, 4)) - one  # encoded and propagated
+    object_ = of(10, click(1, 4), click(2, 7)) - one  # prompted once and propagated to 9 slices
     assert of(30, click(1, 4)) == one + 20 * slice_ and of(10, click(1, 9)) == one
     encoded = one - object_
     assert encoded % 10 == 0 and 0 < encoded // 10 < slice_
@@ -39,7 +39,7 @@ def test_slices_are_encoded_once_and_each_object_is_decoded_once_on_each(counted
     assert counted([(10, [click(1, 4)])] * 3) == 3 * one
 
 
-def test_the_encoders_share_is_that_of_its_program(model, counted: SegmentationFlops):
+def test_encoding_counts_the_flops_of_the_encoding_programs(model, counted: SegmentationFlops):
     predictor = VolumePredictor(model)
     graphdef, weights = predictor.graphdef, predictor.weights
     images = jax.ShapeDtypeStruct((BLOCK, 64, 64, 3), "float32")
@@ -51,13 +51,15 @@ def test_the_encoders_share_is_that_of_its_program(model, counted: SegmentationF
     assert encoded == program // BLOCK + context // BLOCK and 0 < context < 0.2 * program
 
 
-def test_walking_both_ways_meets_slices_between_prompts_twice_and_leaving_bd_out_costs_less(
-    model, counted: SegmentationFlops
-):
+def test_independent_propagation_visits_slices_between_prompts_twice(model, counted: SegmentationFlops):
     apart = [(10, [click(1, 2), click(1, 6)])]
     twice = SegmentationFlops(VolumePredictor(model, order="independent"))
     assert twice([(10, [click(1, 2)])]) == counted([(10, [click(1, 2)])])
     far = [(10, [click(1, 2), click(1, 7)])]
-    assert counted(apart) == counted(far)  # where prompts lie does not matter to a walk one way
+    assert counted(apart) == counted(far)  # the position of prompts does not matter in the sequential order
     assert twice(far) - twice(apart) == (twice(apart) - counted(apart)) / 3 > 0  # 4 slices between, and 3
-    assert SegmentationFlops(VolumePredictor(without_boundary(model)))(apart) < counted(apart)
+
+
+def test_a_model_without_the_boundary_branch_needs_fewer_flops(model, counted: SegmentationFlops):
+    session = [(10, [click(1, 2), click(1, 6)])]
+    assert SegmentationFlops(VolumePredictor(without_boundary(model)))(session) < counted(session)

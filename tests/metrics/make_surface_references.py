@@ -1,8 +1,8 @@
-"""Writes what surface-distance, MONAI and MedPy say of `surface_cases`, and the masks, to `data/`.
+"""Generator of the stored references: results of surface-distance, MONAI and MedPy for `surface_cases`, and the masks.
 
     python -m tests.metrics.make_surface_references
 
-where `surface-distance==0.1`, `MedPy==0.5.2`, `monai==1.6.1`, torch, NumPy and SciPy are installed; no JAX is needed.
+It needs `surface-distance==0.1`, `MedPy==0.5.2`, `monai==1.6.1`, torch, NumPy and SciPy, but not JAX.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.helpers.surface_cases import ASK, make_cases
+from tests.helpers.surface_cases import PACKAGE_METRICS, make_cases
 
 DATA = Path(__file__).parent / "data"
 
@@ -28,12 +28,12 @@ def main() -> None:
     np.savez_compressed(buffer, **masks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        answers = {
+        results = {
             name: {
                 "shape": case.reference.shape,
                 "spacing": case.spacing,
                 "tolerance": case.tolerance,
-                "metrics": {definition: ask(case) for definition, ask in ASK.items()},
+                "metrics": {definition: ask(case) for definition, ask in PACKAGE_METRICS.items()},
             }
             for name, case in cases.items()
         }
@@ -44,7 +44,7 @@ def main() -> None:
         "command": "python -m tests.metrics.make_surface_references",
         "date": datetime.date.today().isoformat(),
         "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-        "cases": answers,
+        "cases": results,
     }
     DATA.mkdir(exist_ok=True)
     (DATA / "surface.npz").write_bytes(buffer.getvalue())

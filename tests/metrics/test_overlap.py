@@ -1,4 +1,4 @@
-"""Dice and IoU of masks, and what empty masks mean."""
+"""Dice and IoU of masks, and their values for empty masks."""
 
 import math
 
@@ -16,13 +16,13 @@ def mask(*voxels: tuple[int, int, int]) -> np.ndarray:
     return array
 
 
-def test_dice_and_iou_of_a_case_worked_by_hand():
+def test_dice_and_iou_equal_values_computed_by_hand():
     prediction = mask((0, 0, 0), (0, 0, 1), (1, 2, 3))
     reference = mask((0, 0, 1), (1, 2, 3), (2, 3, 4), (2, 3, 3), (2, 3, 2))
     assert overlap_metrics(prediction, reference) == {"dice": 2 * 2 / (3 + 5), "iou": 2 / 6}
 
 
-def test_a_mask_overlaps_itself_wholly_and_its_complement_not_at_all():
+def test_a_mask_overlaps_itself_completely_and_its_complement_not_at_all():
     own = np.random.default_rng(0).random((3, 4, 5)) < 0.5
     assert overlap_metrics(own, own) == {"dice": 1.0, "iou": 1.0}
     assert overlap_metrics(own, ~own) == {"dice": 0.0, "iou": 0.0}

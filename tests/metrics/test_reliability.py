@@ -1,4 +1,4 @@
-"""Entropy, calibration error and Brier score by hand, the band in millimetres, and the way from a row to the report."""
+"""Entropy, calibration error and Brier score computed by hand, the band in millimetres, and the path to the report."""
 
 import csv
 import json
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.comparison import compare
+from sam2_3dmed_jax.evaluation.comparison import compare_methods
 from sam2_3dmed_jax.evaluation.report import report_page
-from sam2_3dmed_jax.evaluation.results import read_results, write_results
-from sam2_3dmed_jax.evaluation.score_cases import score_labels
-from sam2_3dmed_jax.evaluation.settings import Plan
-from sam2_3dmed_jax.evaluation.summary import Row, summarise
+from sam2_3dmed_jax.evaluation.result_files import read_results, write_results
+from sam2_3dmed_jax.evaluation.score_cases import score_classes
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+from sam2_3dmed_jax.evaluation.summary import summarise
 from sam2_3dmed_jax.metrics.reliability import (
     BINS,
     UNKNOWN,
@@ -23,6 +24,7 @@ from sam2_3dmed_jax.metrics.reliability import (
     object_reliability,
     pooled_bins,
 )
+from sam2_3dmed_jax.prompts.protocols import object_prompts
 from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.label_classes import LabelClass
 
@@ -30,25 +32,25 @@ GRID = Grid((8, 8, 4), np.diag([-1.0, -1.0, 3.0, 1.0]))
 
 
 def statistics(p: list[float], inside: list[int]) -> list[float]:
-    return list(band_statistics(np.array(p), np.array(inside, bool))[0].values())
+    return list(band_statistics(np.array(p), np.array(inside, bool)).metrics.values())
 
 
-def test_a_constant_probability_is_as_far_off_as_it_differs_from_the_share_inside():
+def test_the_error_of_a_constant_probability_is_its_difference_from_the_share_inside():
     entropy = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
     assert statistics([0.25] * 4, [1, 1, 1, 0]) == pytest.approx([entropy, 0.5, (3 * 0.75**2 + 0.25**2) / 4])
     assert statistics([0.5] * 2, [1, 0]) == pytest.approx([1, 0, 0.25])
 
 
-def test_calibrated_probabilities_have_no_error_and_certain_wrong_ones_have_all_of_it():
+def test_calibrated_probabilities_have_no_error_and_certain_wrong_ones_have_the_largest():
     p, inside = [0.1] * 10 + [0.7] * 10, [1] + [0] * 9 + [1] * 7 + [0] * 3
     _, error, brier = statistics(p, inside)
     assert error == pytest.approx(0, abs=1e-12) and brier == pytest.approx((0.1 * 0.9 + 0.7 * 0.3) / 2)
-    assert statistics([1, 1, 0], [0, 0, 1]) == [0, 1, 1]  # sure of it, and wrong
+    assert statistics([1, 1, 0], [0, 0, 1]) == [0, 1, 1]  # certain and wrong
     assert statistics([1, 0], [1, 0]) == [0, 0, 0]
     assert all(map(math.isnan, statistics([], [])))
 
 
-def test_bins_are_of_equal_width_and_hold_what_a_diagram_draws():
+def test_bins_have_equal_width_and_contain_the_values_of_a_diagram():
     _, bins = band_statistics(np.array([0, 1 / 15 + 1e-9, 1, 0.999]), np.array([0, 1, 1, 0], bool))
     assert len(bins) == BINS and [row[0] for row in bins] == [1, 1, *[0] * 12, 2]
     assert bins[-1] == pytest.approx([2, 1.999, 1])
@@ -58,81 +60,82 @@ def test_bins_are_of_equal_width_and_hold_what_a_diagram_draws():
 
 
 @pytest.mark.parametrize(("width", "sides"), [(0.9, (0, 0, 0)), (1, (0, 0, 1)), (2.5, (1, 1, 2)), (5, (2, 2, 5))])
-def test_the_band_reaches_as_far_as_its_millimetres_on_each_axis(width: float, sides: tuple[int, int, int]):
+def test_the_band_reaches_its_width_in_millimetres_on_each_axis(width: float, sides: tuple[int, int, int]):
     mask = np.zeros((21, 21, 21), bool)
     mask[10, 10, 10] = True
     box, near = boundary_band(mask, (2.5, 2.0, 1.0), width)
-    found = np.zeros_like(mask)
-    found[box] = near
+    result = np.zeros_like(mask)
+    result[box] = near
     z, y, x = np.indices(mask.shape) - 10
     distance = np.sqrt((2.5 * z) ** 2 + (2.0 * y) ** 2 + x**2)
     distance[10, 10, 10] = 1.0  # to its neighbour along x
-    assert np.array_equal(found, distance <= width + 1e-6)
-    assert tuple(int(np.abs(i[found]).max(initial=0)) for i in (z, y, x)) == sides
+    assert np.array_equal(result, distance <= width + 1e-6)
+    assert tuple(int(np.abs(i[result]).max(initial=0)) for i in (z, y, x)) == sides
 
 
-def test_inside_counts_as_outside_does_and_the_border_of_the_image_is_no_boundary():
+def test_both_sides_are_in_the_band_and_the_border_of_the_image_is_not_a_boundary():
     mask = np.zeros((4, 9, 9), bool)
     mask[:, :, :5] = True  # reaches five of the image's borders
     box, near = boundary_band(mask, (1.0, 1.0, 1.0), 2.0)
-    found = np.zeros_like(mask)
-    found[box] = near
-    assert np.array_equal(found.any((0, 1)).nonzero()[0], [3, 4, 5, 6]) and found[:, :, 3:7].all()
+    result = np.zeros_like(mask)
+    result[box] = near
+    assert np.array_equal(result.any((0, 1)).nonzero()[0], [3, 4, 5, 6]) and result[:, :, 3:7].all()
     assert not boundary_band(np.ones((3, 3, 3), bool), (1.0, 1.0, 1.0), 9.0)[1].any()
 
 
-def rows_of(logit: float, method: str = "ours", case: str = "a") -> list[Row]:
-    """The row of a box whose voxels all have one logit."""
+def rows_with_logit(logit: float, method: str = "ours", case: str = "a") -> list[ScoreRow]:
+    """Return the row of a box whose voxels all have one logit."""
     reference = np.zeros((4, 8, 8), np.int32)
     reference[1:3, 2:6, 2:6] = 1
     logits = np.full((1, 4, 2, 2), logit, np.float32)
-    about = {"method": method, "seed": "", "fold": ""}
-    (row,) = score_labels(case, reference, reference, GRID, Plan([LabelClass("organ", (1,))], "one-click", about=about))
-    found = object_reliability(logits[0], reference == 1, GRID, 3.0)
-    return [row | found]
+    columns = {"method": method, "seed": "", "fold": ""}
+    settings = EvaluationSettings([LabelClass("organ", (1,))], "one-click", method_columns=columns, band_mm=3.0)
+    prompts = object_prompts("one-click", reference, GRID.spacing, settings.objects)
+    return score_classes(case, reference, reference, GRID, prompts, settings, logits={"organ": logits[0]})
 
 
-def test_probabilities_are_those_of_the_logits_on_the_images_grid():
-    (row,) = rows_of(math.log(3))  # p = 0.75 everywhere
+def test_probabilities_come_from_logits_on_the_grid_of_the_image():
+    (row,) = rows_with_logit(math.log(3))  # p = 0.75 everywhere
     inside = sum(b[2] for b in row["reliability"]) / sum(b[0] for b in row["reliability"])
     assert row["band_ece"] == pytest.approx(abs(0.75 - inside)) and row["band_mm"] == 3
     assert row["band_brier"] == pytest.approx(inside / 16 + (1 - inside) * 9 / 16)
-    assert "reliability" not in object_reliability(None, np.ones((4, 8, 8), bool), GRID, 3.0)
+    metrics, bins = object_reliability(None, np.ones((4, 8, 8), bool), GRID, 3.0)
+    assert not bins and all(map(math.isnan, metrics.values()))
     with pytest.raises(UserError, match="--band-mm"):
-        Plan([LabelClass("organ", (1,))], band_mm=0.0)
+        EvaluationSettings([LabelClass("organ", (1,))], band_mm=0.0)
 
 
-def test_a_class_without_probabilities_leaves_no_mean_over_classes_and_no_row_of_a_table():
-    (row,) = rows_of(2.0)
+def test_if_a_class_has_no_probabilities_neither_has_the_mean_over_classes():
+    (row,) = rows_with_logit(2.0)
     other = {**row, **UNKNOWN, "class": "rest", "labels": "2", "band_mm": math.nan, "reliability": []}
     summary = summarise([row, other])
     assert summary["classes"]["organ"]["band_ece"]["n"] == 1 and "macro_dice" in summary
     assert not [name for name in summary["macro"] if name.startswith("band")]
     assert report_page([row, other], summary).count("calibration error at the boundary") == 2  # of organ, and its case
-    found = compare([row, other], [row, other])["results"]
-    assert [entry["class"] for entry in found if entry["metric"] == "band_ece"] == ["organ"]
+    result = compare_methods([row, other], [row, other])["results"]
+    assert [entry["class"] for entry in result if entry["metric"] == "band_ece"] == ["organ"]
 
 
-def test_rows_are_written_read_back_pooled_compared_and_drawn(tmp_path: Path):
-    rows = [*rows_of(2.0), *rows_of(-1.0, case="b")]
+def test_reliability_is_written_read_back_pooled_compared_and_drawn(tmp_path: Path):
+    rows = [*rows_with_logit(2.0), *rows_with_logit(-1.0, case="b")]
     summary = summarise(rows)
     write_results(rows, summary, tmp_path, {"report.html": report_page(rows, summary)})
     with (tmp_path / "reliability.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 2 * BINS
     again = summarise(read_results(tmp_path))
-    told = json.loads((tmp_path / "summary.json").read_text())["classes"]["organ"]
-    assert again["classes"]["organ"]["band_ece"]["mean"] == pytest.approx(told["band_ece"]["mean"], rel=1e-5)
-    for one, other in zip(again["classes"]["organ"]["reliability"]["bins"], told["reliability"]["bins"], strict=True):
+    stored = json.loads((tmp_path / "summary.json").read_text())["classes"]["organ"]
+    assert again["classes"]["organ"]["band_ece"]["mean"] == pytest.approx(stored["band_ece"]["mean"], rel=1e-5)
+    for one, other in zip(again["classes"]["organ"]["reliability"]["bins"], stored["reliability"]["bins"], strict=True):
         assert one == (pytest.approx(other, rel=1e-5) if other["voxels"] else other)
     assert "Reliability diagram. organ: " in (tmp_path / "report.html").read_text()
-    others = [*rows_of(0.0, "other"), *rows_of(0.0, "other", "b")]
-    results = {entry["metric"]: entry for entry in compare(rows, others)["results"]}
+    others = [*rows_with_logit(0.0, "other"), *rows_with_logit(0.0, "other", "b")]
+    results = {entry["metric"]: entry for entry in compare_methods(rows, others)["results"]}
     assert results["band_ece"]["mean_other"] == pytest.approx(others[0]["band_ece"])
     assert results["band_entropy"]["better"] is None and results["band_brier"]["better"] is not None
     with pytest.raises(UserError, match="differ in band_mm"):
         summarise([*rows, {**rows[0], "case": "c", "band_mm": 5.0}])
     files = [{**row, **UNKNOWN, "band_mm": math.nan} for row in others]
-    assert "band_ece" not in {entry["metric"] for entry in compare(rows, files)["results"]}
+    assert "band_ece" not in {entry["metric"] for entry in compare_methods(rows, files)["results"]}
     (tmp_path / "reliability.csv").write_text("case,class\n1,2\n")
-    with pytest.raises(UserError, match="no table of reliability"):
+    with pytest.raises(UserError, match="is not a table of reliability"):
         read_results(tmp_path)

@@ -1,4 +1,4 @@
-"""NSD, HD95, HD and ASSD: cases worked by hand, properties, empty masks, mistakes, and how often a sweep compiles."""
+"""NSD, HD95, HD and ASSD: cases computed by hand, properties, empty masks, mistakes, and the number of compilations."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from tests.helpers.surface_cases import blobs
 SHAPE = (12, 20, 24)
 SPACING = (5.0, 0.8, 0.7)
 DISTANCES = ("hd95_mm", "hd_mm", "assd_mm")
-# Permuted, the same numbers are added in another order.
+# After a permutation, the same numbers are added in another order.
 ROUNDING = 1e-12
 
 
@@ -29,10 +29,10 @@ def cube(z: slice, y: slice, x: slice, shape: tuple[int, int, int] = SHAPE) -> n
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
-def test_a_mask_agrees_with_itself_wholly(definition: str):
+def test_a_mask_agrees_with_itself_completely(definition: str):
     own, _ = blobs(0, SHAPE)
-    found = surface_metrics(own, own, SPACING, 0.0, definition)
-    assert found == {"nsd": 1.0, "hd95_mm": 0.0, "hd_mm": 0.0, "assd_mm": 0.0}
+    metrics = surface_metrics(own, own, SPACING, 0.0, definition)
+    assert metrics == {"nsd": 1.0, "hd95_mm": 0.0, "hd_mm": 0.0, "assd_mm": 0.0}
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
@@ -43,40 +43,40 @@ def test_two_voxels_are_as_far_apart_as_their_centres(axis: int, definition: str
     one[tuple(at)] = True
     at[axis] += 4
     other[tuple(at)] = True
-    found = surface_metrics(one, other, SPACING, 1.0, definition)
+    metrics = surface_metrics(one, other, SPACING, 1.0, definition)
     # A surface of cubes reaches half a voxel around a voxel's centre: its elements are three to four apart.
     gap = 3 * SPACING[axis] if definition == "surface-distance" else 4 * SPACING[axis]
-    assert found["hd_mm"] == 4 * SPACING[axis]
+    assert metrics["hd_mm"] == 4 * SPACING[axis]
     mean = (gap + 4 * SPACING[axis]) / 2
-    assert found["assd_mm"] == pytest.approx(mean, rel=ROUNDING)
-    assert found["nsd"] == 0 and found["hd95_mm"] == pytest.approx(4 * SPACING[axis], rel=ROUNDING)
+    assert metrics["assd_mm"] == pytest.approx(mean, rel=ROUNDING)
+    assert metrics["nsd"] == 0 and metrics["hd95_mm"] == pytest.approx(4 * SPACING[axis], rel=ROUNDING)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
-def test_two_cubes_at_a_known_distance_are_measured_as_by_hand(definition: str):
+def test_two_cubes_at_a_known_distance_have_the_metrics_computed_by_hand(definition: str):
     # 2 x 2 x 2 voxels each, all of them border voxels; 5 voxels of 0.7 mm from one to the other.
     one, other = cube(np.s_[4:6], np.s_[8:10], np.s_[3:5]), cube(np.s_[4:6], np.s_[8:10], np.s_[8:10])
-    found = surface_metrics(one, other, SPACING, 4 * SPACING[2], definition)
+    metrics = surface_metrics(one, other, SPACING, 4 * SPACING[2], definition)
     if definition != "surface-distance":
-        # Half of the voxels are 4 steps from the other cube and half are 5.
-        assert found == {
+        # Half of the voxels are 4 steps from the other cube, and half are 5 steps.
+        assert metrics == {
             "nsd": 0.5,
             "hd95_mm": 5 * SPACING[2],
             "hd_mm": 5 * SPACING[2],
             "assd_mm": pytest.approx(4.5 * SPACING[2], rel=ROUNDING),
         }
         return
-    # Of a cube's surface in planes of elements across x, 8 corners and 4 edges along x lie before and behind, with
-    # the face between; the plane in the middle has 4 edges' and 4 faces' elements. They are 3, 4 and 5 steps away.
+    # Elements of a cube's surface are in three planes across x, which are 3, 4 and 5 steps away. The outer two have
+    # four corners, two edges along y, two along z and a face each; the middle one four edges along x and four faces.
     area = area_of_codes(SPACING)
     codes = {name: sum(1 << CORNERS.index(c) for c in corners) for name, corners in PATCHES.items()}
     end = 4 * area[codes["corner"]] + 2 * area[codes["edge y"]] + 2 * area[codes["edge z"]] + area[codes["face x"]]
     middle = 4 * area[codes["edge x"]] + 2 * area[codes["face y"]] + 2 * area[codes["face z"]]
     total = 2 * end + middle
-    assert found["nsd"] == pytest.approx((end + middle) / total, rel=ROUNDING)
-    assert found["hd95_mm"] == found["hd_mm"] == 5 * SPACING[2]
+    assert metrics["nsd"] == pytest.approx((end + middle) / total, rel=ROUNDING)
+    assert metrics["hd95_mm"] == metrics["hd_mm"] == 5 * SPACING[2]
     mean = (3 * end + 4 * middle + 5 * end) / total * SPACING[2]
-    assert found["assd_mm"] == pytest.approx(mean, rel=ROUNDING)
+    assert metrics["assd_mm"] == pytest.approx(mean, rel=ROUNDING)
 
 
 # Corners of a 2 x 2 x 2 neighbourhood that are inside: at a block's corner, along its edges, on its faces.
@@ -91,7 +91,7 @@ PATCHES = {
 }
 
 
-def test_areas_of_corners_edges_and_faces_are_those_of_geometry():
+def test_areas_of_corners_edges_and_faces_agree_with_geometry():
     a, b, c = SPACING
     area = area_of_codes(SPACING)
     code = {name: sum(1 << CORNERS.index(corner) for corner in corners) for name, corners in PATCHES.items()}
@@ -105,12 +105,12 @@ def test_areas_of_corners_edges_and_faces_are_those_of_geometry():
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-def test_permuting_axes_together_with_spacing_changes_nothing(axes: tuple[int, int, int], definition: str):
+def test_permuting_axes_and_spacing_changes_nothing(axes: tuple[int, int, int], definition: str):
     one, other = blobs(4, SHAPE)
     expected = surface_metrics(one, other, SPACING, 1.5, definition)
     spacing = tuple(SPACING[axis] for axis in axes)
-    found = surface_metrics(one.transpose(axes), other.transpose(axes), spacing, 1.5, definition)
-    assert found == pytest.approx(expected, rel=ROUNDING)
+    metrics = surface_metrics(one.transpose(axes), other.transpose(axes), spacing, 1.5, definition)
+    assert metrics == pytest.approx(expected, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
@@ -125,9 +125,11 @@ def test_mirroring_moving_and_exchanging_masks_change_nothing(definition: str):
 
 
 @pytest.mark.parametrize("voxels", [False, True])
-@pytest.mark.parametrize("query", [0.0, 3e3, 1e12], ids=["by tree", "by either", "by passes"])
-def test_every_element_is_given_its_nearest_other(query: float, voxels: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(nearest_surface, "_QUERY", {"cpu": query})
+@pytest.mark.parametrize("query", [0.0, 3e3, 1e12], ids=["tree", "both", "passes"])
+def test_every_element_gets_the_nearest_element_of_the_other_surface(
+    query: float, voxels: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(nearest_surface, "_QUERY_COST", {"cpu": query})
     rng = np.random.default_rng(6)
     for share in (1e-3, 0.02, 0.3) * 10:
         masks = rng.random((2, *rng.integers(1, 40, 3))) < share
@@ -135,14 +137,14 @@ def test_every_element_is_given_its_nearest_other(query: float, voxels: bool, mo
             mask.flat[rng.integers(mask.size)] = True
         spacing = tuple(rng.uniform(0.3, 6, 3).tolist())
         box = union_box(*masks)
-        pair = nearest_surface.nearest_elements(box, spacing, voxels)
+        pair = nearest_surface.nearest_surface_elements(box, spacing, voxels)
         for own, other in (pair, pair[::-1]):
-            start, ends = (np.stack(np.unravel_index(elements.at, box.shape), -1) for elements in (own, other))
+            start, ends = (np.stack(np.unravel_index(elements.position, box.shape), -1) for elements in (own, other))
             expected, _ = KDTree(ends * spacing).query(start * spacing)
-            # Ranked in float32: an element may be taken that is further by a rounding.
+            # Distances are ranked in float32, so an element may be further by a rounding error.
             np.testing.assert_allclose(np.linalg.norm(own.offset.T * spacing, axis=-1), expected, rtol=1e-6)
             landed = np.ravel_multi_index(tuple(start.T + own.offset), box.shape)
-            assert np.isin(landed, other.at).all()
+            assert np.isin(landed, other.position).all()
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
@@ -154,45 +156,44 @@ def test_a_missed_structure_never_improves_any_value(seed: int, share: float, de
     # Opposite corners of the image are as far apart as a prediction can be.
     prediction[0, 0, 0] = reference[4, 8, 7] = True
     nothing = np.zeros_like(prediction)
-    found = surface_metrics(prediction, reference, SPACING, 2.0, definition)
+    metrics = surface_metrics(prediction, reference, SPACING, 2.0, definition)
     miss = surface_metrics(nothing, reference, SPACING, 2.0, definition)
-    assert miss["nsd"] <= found["nsd"] and all(miss[key] >= found[key] for key in DISTANCES)
+    assert miss["nsd"] <= metrics["nsd"] and all(miss[key] >= metrics[key] for key in DISTANCES)
     overlap, missed_overlap = overlap_metrics(prediction, reference), overlap_metrics(nothing, reference)
     assert all(missed_overlap[key] <= overlap[key] for key in overlap)
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
-def test_one_empty_mask_is_as_far_off_as_the_image_allows_or_nan_if_asked(definition: str):
+def test_one_empty_mask_has_the_image_diagonal_as_distance_or_nan_by_policy(definition: str):
     nothing, organ = np.zeros(SHAPE, bool), cube(np.s_[3:5], np.s_[4:9], np.s_[5:9])
     diagonal = math.sqrt((12 * 5.0) ** 2 + (20 * 0.8) ** 2 + (24 * 0.7) ** 2)
     for pair in ((nothing, organ), (organ, nothing)):
-        found = surface_metrics(*pair, SPACING, definition=definition)
-        assert found == {"nsd": 0.0} | dict.fromkeys(DISTANCES, pytest.approx(diagonal))
-        found = surface_metrics(*pair, SPACING, definition=definition, empty="nan")
-        assert found["nsd"] == 0 and all(math.isnan(found[key]) for key in DISTANCES)
+        metrics = surface_metrics(*pair, SPACING, definition=definition)
+        assert metrics == {"nsd": 0.0} | dict.fromkeys(DISTANCES, pytest.approx(diagonal))
+        metrics = surface_metrics(*pair, SPACING, definition=definition, empty="nan")
+        assert metrics["nsd"] == 0 and all(math.isnan(metrics[key]) for key in DISTANCES)
 
 
 @pytest.mark.parametrize("empty", ["diagonal", "nan"])
 def test_two_empty_masks_have_no_score(empty: str):
     nothing = np.zeros(SHAPE, bool)
-    found = surface_metrics(nothing, nothing, SPACING, empty=empty)
-    assert set(found) == {"nsd", *DISTANCES} and all(map(math.isnan, found.values()))
+    metrics = surface_metrics(nothing, nothing, SPACING, empty=empty)
+    assert set(metrics) == {"nsd", *DISTANCES} and all(map(math.isnan, metrics.values()))
 
 
-def test_a_hundred_cases_of_differing_size_compile_at_most_eight_times():
+def test_a_hundred_cases_of_different_sizes_compile_at_most_eight_times():
     sizes = np.random.default_rng(0).integers((3, 10, 10), (30, 90, 90), (100, 3))
     nearest_surface._search.clear_cache()
-    for size in sizes:
-        one, other = np.zeros((2, 32, 100, 100), bool)
+    for size in sizes:  # both the image and the box of the object differ
+        one, other = np.zeros((2, *(size + 2)), bool)
         one[1 : size[0], 1 : size[1], 1 : size[2]] = True
         other[2 : size[0] + 1, 1 : size[1], 2 : size[2]] = True
-        surface_metrics(one, other, (2.5, 0.7, 0.7))
+        metrics = surface_metrics(one, other, (2.5, 0.7, 0.7))
+        assert 0 < metrics["nsd"] <= 1
     assert 1 <= nearest_surface._search._cache_size() <= 8
-    # From a nodule to a torso: boxes of up to 32 million voxels share eight lengths.
-    assert (
-        len({nearest_surface.padded_size(voxels) for voxels in np.geomspace(8, 2**25, 10_000).astype(int).tolist()})
-        == 8
-    )
+    # From a nodule to a torso: boxes of up to 32 million voxels share eight sizes.
+    voxels = np.geomspace(8, 2**25, 10_000).astype(int).tolist()
+    assert len(set(map(nearest_surface.padded_size, voxels))) == 8
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_hundred_cases_of_differing_size_compile_at_most_eight_times():
         ({"empty": "zero"}, "diagonal, nan"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(change: dict, message: str):
+def test_mistakes_are_reported_in_one_sentence(change: dict, message: str):
     right = {"prediction": np.zeros(SHAPE, bool), "reference": np.zeros(SHAPE, bool), "spacing": SPACING}
     with pytest.raises(UserError, match=message):
         surface_metrics(**(right | change))

@@ -1,4 +1,4 @@
-"""Surface metrics equal what surface-distance, MONAI and MedPy say, stored, and live where they are installed."""
+"""Surface metrics equal the results of surface-distance, MONAI and MedPy: stored, and live if they are installed."""
 
 import hashlib
 import importlib
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.evaluation import surface_metrics
-from tests.helpers.surface_cases import ASK, DEFINITIONS, Case, blobs, make_cases
+from tests.helpers.surface_cases import DEFINITIONS, PACKAGE_METRICS, Case, blobs, make_cases
 
 DATA = Path(__file__).parent / "data"
 STORED = json.loads((DATA / "surface.json").read_text())
-# MONAI interpolates between ranks in float32, of which thousands leave few digits for the fraction. The others compute
-# as we do, and sums of areas differ in their order alone.
+# MONAI interpolates between ranks in float32, whose digits thousands of ranks mostly use up. The others compute as this
+# package does, and only the order of sums of areas differs.
 TOLERANCE = {"surface-distance": 1e-12, "monai": 1e-5, "medpy": 1e-12}
 PACKAGES = {"surface-distance": "surface_distance", "monai": "monai", "medpy": "medpy"}
 
@@ -30,14 +30,14 @@ def load(name: str, stored: dict[str, Any]) -> Case:
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
 @pytest.mark.parametrize("name", STORED["cases"])
-def test_metrics_equal_the_stored_answers_of_the_packages(name: str, definition: str):
+def test_metrics_equal_the_stored_results_of_the_packages(name: str, definition: str):
     stored = STORED["cases"][name]
-    found = surface_metrics(*load(name, stored), definition)
+    metrics = surface_metrics(*load(name, stored), definition)
     expected = stored["metrics"][definition]
-    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=TOLERANCE[definition])
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=TOLERANCE[definition])
 
 
-def test_the_stored_masks_are_those_that_the_packages_were_given():
+def test_the_stored_masks_have_the_recorded_hash_and_names():
     assert hashlib.sha256((DATA / "surface.npz").read_bytes()).hexdigest() == STORED["sha256"]
     assert set(STORED["upstream"]) >= {"surface-distance", "monai", "MedPy", "numpy", "scipy"}
     assert list(make_cases()) == list(STORED["cases"])
@@ -61,6 +61,6 @@ def test_metrics_equal_the_installed_package(definition: str):
         if all(mask.any() for mask in masks):
             cases.append(Case(*masks, spacing, float(rng.integers(1, 4)) * spacing[seed % 3]))
     for case in cases:
-        expected = ASK[definition](case)
-        found = surface_metrics(*case, definition)
-        assert {key: found[key] for key in expected} == pytest.approx(expected, rel=TOLERANCE[definition])
+        expected = PACKAGE_METRICS[definition](case)
+        metrics = surface_metrics(*case, definition)
+        assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=TOLERANCE[definition])

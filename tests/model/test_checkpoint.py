@@ -1,4 +1,4 @@
-"""Native checkpoints: what one machine wrote, another reads."""
+"""Native checkpoints: they are read without the devices that wrote them, and damage is one message."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ save_weights(weights, sys.argv[1], model.info)
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of weights that lay on a device which this process lacks, as those of a GPU or a TPU do."""
+    """Return a checkpoint of weights that were on a device which this process lacks, such as a GPU or a TPU."""
     folder = tmp_path_factory.mktemp("elsewhere") / "checkpoint"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run([sys.executable, "-c", ON_THE_SECOND_DEVICE, str(folder)], env=environment, check=True, timeout=300)
@@ -38,12 +38,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_checkpoint_is_read_without_the_devices_that_wrote_it(elsewhere: Path):
     assert jax.local_device_count() == 1
-    found = split(load_model(elsewhere))[1]
+    loaded = split(load_model(elsewhere))[1]
     for name, value in split(new_model("nano", 64, seed=3))[1].items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(loaded[name], value)
 
 
-def test_damaged_weights_are_one_sentence(elsewhere: Path, tmp_path: Path):
+def test_damaged_weights_are_reported_in_one_sentence(elsewhere: Path, tmp_path: Path):
     for file in (elsewhere / "weights").rglob("*"):
         if file.is_file():
             copy = tmp_path / "cut" / "weights" / file.relative_to(elsewhere / "weights")

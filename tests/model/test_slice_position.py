@@ -1,4 +1,4 @@
-"""The slice context by itself: what it is told of order, and how it runs over a volume."""
+"""The slice context: what it knows about the order of slices, and its windows over a volume."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +13,12 @@ from sam2_3dmed_jax.sam2.parameters import merge
 D, DIM = 4, 16
 
 
-def module(told_order: bool) -> SlicePosition:
-    config = SrppConfig(dim=DIM, layers=1, window=D, told_order=told_order)
+def module(order_embedding: bool) -> SlicePosition:
+    config = SrppConfig(dim=DIM, layers=1, window=D, order_embedding=order_embedding)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: SlicePosition(config, 8, dtype=jnp.float32)))
     shapes = {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
     weights = initial_weights(shapes, 0)
-    if told_order:
+    if order_embedding:
         weights["pos_embed"] *= 50
     return merge(graphdef, weights)
 
@@ -29,32 +29,34 @@ def embeddings() -> np.ndarray:
 
 
 def context(module: SlicePosition, embeddings: np.ndarray, index: list[int], valid: list[bool] | None = None):
-    there = np.array([valid or [True] * D])
-    return np.asarray(module.context(embeddings, there, np.array([index], np.float32)))[0]
+    mask = np.array([valid or [True] * D])
+    return np.asarray(module.context(embeddings, mask, np.array([index], np.float32)))[0]
 
 
-@pytest.mark.parametrize("told_order", [True, False])
-def test_the_index_is_looked_at_only_where_order_is_told(told_order, embeddings):
-    one, other = (context(module(told_order), embeddings, index) for index in ([4, 5, 6, 7], [7, 4, 6, 5]))
-    assert (np.abs(one - other).max() > 1e-3) == told_order
+@pytest.mark.parametrize("order_embedding", [True, False])
+def test_the_slice_index_matters_only_with_an_order_embedding(order_embedding, embeddings):
+    ascending, shuffled = (
+        context(module(order_embedding), embeddings, index) for index in ([4, 5, 6, 7], [7, 4, 6, 5])
+    )
+    assert (np.abs(ascending - shuffled).max() > 1e-3) == order_embedding
 
 
-def test_order_is_told_as_a_place_from_inferior_to_superior_whatever_the_stride_and_the_direction(embeddings):
-    told = module(True)
-    upwards = context(told, embeddings, [4, 5, 6, 7])
-    np.testing.assert_array_equal(upwards, context(told, embeddings, [10, 13, 16, 19]))
-    downwards = context(told, embeddings[:, ::-1], [7, 6, 5, 4])
+def test_the_order_embedding_ranks_slices_upwards_for_any_stride_and_direction(embeddings):
+    ordered = module(True)
+    upwards = context(ordered, embeddings, [4, 5, 6, 7])
+    np.testing.assert_array_equal(upwards, context(ordered, embeddings, [10, 13, 16, 19]))
+    downwards = context(ordered, embeddings[:, ::-1], [7, 6, 5, 4])
     np.testing.assert_allclose(downwards[::-1], upwards, atol=1e-5)
-    # Padding below the first slice, as of a walk that has left the volume, counts for nothing.
+    # Padding below the first slice, as when propagation has left the volume, has no effect.
     cut = [True, True, True, False]
     np.testing.assert_array_equal(
-        context(told, embeddings, [0, 1, 2, -1], cut)[:3], context(told, embeddings, [4, 5, 6, 7], cut)[:3]
+        context(ordered, embeddings, [0, 1, 2, -1], cut)[:3], context(ordered, embeddings, [4, 5, 6, 7], cut)[:3]
     )
 
 
-@pytest.mark.parametrize("told_order", [True, False])
-def test_a_volume_of_one_window_has_the_context_of_that_clip(told_order, embeddings):
-    made = module(told_order)
+@pytest.mark.parametrize("order_embedding", [True, False])
+def test_a_volume_of_one_window_has_the_context_of_the_clip(order_embedding, embeddings):
+    slice_position = module(order_embedding)
     padded = np.concatenate([embeddings[0], np.zeros((4, DIM), np.float32)])
-    volume = np.asarray(made.volume_context(padded, jnp.int32(D)))[:D]
-    np.testing.assert_allclose(volume, context(made, embeddings, [0, 1, 2, 3]), atol=1e-5)
+    volume = np.asarray(slice_position.volume_context(padded, jnp.int32(D)))[:D]
+    np.testing.assert_allclose(volume, context(slice_position, embeddings, [0, 1, 2, 3]), atol=1e-5)

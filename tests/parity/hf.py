@@ -1,9 +1,9 @@
 """transformers' `Sam2VideoModel` as the reference, with generated weights under its own names.
 
-It agrees with Meta (and us) only where all objects are prompted on the same slices before the first walk: it binarises
-the memory of every object on a slice where any is prompted, and a correction of a tracked slice becomes no prompted
-slice. Mask prompts are left out: it encodes their memory at full size, and Meta from S/4. Boxes are given as corner
-points, as Meta's predictor does and transformers' processor does too.
+It agrees with Meta (and with us) only if all objects are prompted on the same slices before the first propagation: it
+binarises the memories of all objects on a slice where any object is prompted, and the correction of a propagated slice
+does not become a prompted slice. Mask prompts are left out, because it encodes their memory at full size and Meta from
+S/4. Boxes are passed as corner points, as in Meta's predictor and transformers' processor.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ COPY = "prompt_encoder.shared_embedding.positional_embedding"  # the layout hold
 
 
 def versions() -> dict[str, str]:
-    """What the figures come from."""
+    """Return the versions of the reference."""
     return {"transformers": transformers.__version__, "torch": torch.__version__}
 
 
 def with_generated_weights(preset: str, size: int, seed: int) -> Any:
-    """A reference whose every weight comes from `generated`."""
+    """Return a reference with all weights from `generated.py`."""
     config = transformers_config(ModelConfig(preset=preset, image_size=size))
     config = {key: value for key, value in config.items() if key not in ("architectures", "dtype", "model_type")}
     model = Sam2VideoModel(Sam2VideoConfig(**config)).eval()
@@ -47,12 +47,12 @@ def with_generated_weights(preset: str, size: int, seed: int) -> Any:
 
 
 def save(model: Any, path: Path) -> None:
-    """Write a folder such as the hub holds."""
+    """Write a folder in the format of the hub."""
     model.save_pretrained(path)
 
 
 class Video:
-    """Slices that are encoded once: the session's cache has room for all, or with `encode=False` for one."""
+    """Slices that are encoded once; the session's cache has room for all, or with `encode=False` for one."""
 
     def __init__(self, model: Any, slices: np.ndarray, encode: bool = True):
         self.model = model
@@ -102,13 +102,13 @@ class Video:
 
 @torch.inference_mode()
 def stages(model: Any, seed: int) -> Stages:
-    """Stages on their own, named as `meta.stages` names them; those that this library has in one piece are left out."""
+    """Return stages on their own, with the names of `meta.stages`; stages that this library merges are left out."""
     size = model.image_size
-    given = {name: torch.from_numpy(value) for name, value in stage_inputs(size, seed).items()}
+    inputs = {name: torch.from_numpy(value) for name, value in stage_inputs(size, seed).items()}
     out: dict[str, torch.Tensor] = {}
     encoder, prompt = model.vision_encoder, model.prompt_encoder
 
-    images = channels_first(given["images"])
+    images = channels_first(inputs["images"])
     patches = encoder.backbone.patch_embed(images)  # channels last
     out["patch embedding"] = patches
     out["position"] = encoder.backbone._get_pos_embed(patches.shape[1:3])[0]
@@ -117,7 +117,7 @@ def stages(model: Any, seed: int) -> Stages:
     for stride, feature in zip((4, 8, 16), encoder(images).fpn_hidden_states, strict=True):
         out[f"neck stride {stride}"] = channels_last(feature)
 
-    coords, labels, mask = given["coords"][:, None], given["labels"][:, None], given["mask"][:, None]
+    coords, labels, mask = inputs["coords"][:, None], inputs["labels"][:, None], inputs["mask"][:, None]
     sparse, dense = prompt(coords, labels, None, mask)
     out |= {"prompt points": sparse[:, 0], "prompt mask": channels_last(dense)}
     position = model.get_image_wide_positional_embeddings()
@@ -127,12 +127,12 @@ def stages(model: Any, seed: int) -> Stages:
     decoder.dynamic_multimask_via_stability = False
     heads = [
         decoder(
-            image_embeddings=channels_first(given["embedding"]),
+            image_embeddings=channels_first(inputs["embedding"]),
             image_positional_embeddings=position.repeat(len(sparse), 1, 1, 1),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=multimask,
-            high_resolution_features=[channels_first(given["stride4"]), channels_first(given["stride8"])],
+            high_resolution_features=[channels_first(inputs["stride4"]), channels_first(inputs["stride8"])],
         )
         for multimask in (False, True)
     ]
@@ -145,24 +145,24 @@ def stages(model: Any, seed: int) -> Stages:
 
     masks = interpolate(mask, size=(size, size), mode="bilinear", align_corners=False)
     for name, squashed in (("soft", torch.sigmoid(masks)), ("binarised", (masks > 0).float())):
-        memory, place = model.memory_encoder(channels_first(given["embedding"]), squashed * 20 - 10)
+        memory, place = model.memory_encoder(channels_first(inputs["embedding"]), squashed * 20 - 10)
         absent = model.occlusion_spatial_embedding_parameter
         if absent is not None:
-            memory = memory + (given["score"] <= 0).float()[:, None, None, None] * absent[..., None, None]
+            memory = memory + (inputs["score"] <= 0).float()[:, None, None, None] * absent[..., None, None]
         out[f"memory encoder {name}"] = channels_last(memory)
     out["memory position"] = channels_last(place)[0]
 
-    pointers = given["pointers"]
-    embedding = channels_first(given["embedding"])
+    pointers = inputs["pointers"]
+    embedding = channels_first(inputs["embedding"])
     attended = model.memory_attention(
-        current_vision_features=tokens_first(given["embedding"]),
-        memory=torch.cat([given["memory"], pointers], 1).transpose(0, 1),
+        current_vision_features=tokens_first(inputs["embedding"]),
+        memory=torch.cat([inputs["memory"], pointers], 1).transpose(0, 1),
         current_vision_position_embeddings=tokens_first(
             channels_last(encoder.neck.position_encoding(embedding.shape, embedding.device, embedding.dtype))
         ),
-        memory_posision_embeddings=given["memory position"].transpose(0, 1),
+        memory_posision_embeddings=inputs["memory position"].transpose(0, 1),
         num_object_pointer_tokens=pointers.shape[1],
     )
-    # It gives [1, K, N, C] with its two leading axes exchanged.
+    # The result is [1, K, N, C] with its two leading axes exchanged.
     out["memory attention"] = attended.reshape(-1, size // 16, size // 16, attended.shape[-1])
     return {name: value.numpy() for name, value in out.items()}

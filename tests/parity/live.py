@@ -1,4 +1,4 @@
-"""When live comparisons run: with the reference installed. Without it they skip, or fail if CI asks for them."""
+"""Live comparisons: they run if the reference is installed; otherwise they skip, or fail if CI requires them."""
 
 from __future__ import annotations
 

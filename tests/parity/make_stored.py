@@ -30,7 +30,7 @@ def make(preset: str) -> None:
         model = meta.with_generated_weights(preset, stored.SIZE, stored.SEED, case.presence)
         tracked = meta.Video(model, slices).track(case.scenario)
         if case.presence == 1.0:
-            assert compare.assert_telling(tracked) > compare.FAR * compare.LOGITS, "memory has no say"
+            assert compare.assert_informative(tracked) > compare.FAR * compare.LOGITS, "memory has no say"
         gated = (tracked.mask_logits[..., 0, 0] < compare.GATED).mean()
         print(
             f"{preset} {name}: absent on {gated:.0%} of slices, scores {tracked.object_score_logits.round(3).ravel()}"

@@ -1,8 +1,9 @@
 """Meta's `sam2` video predictor as the reference: built from its own YAML files, on CPU in float32.
 
-Settings that differ from its files are what `build_sam2_video_predictor` sets (`apply_postprocessing`), the slice
-size with both RoPE sizes of memory attention, and `add_all_frames_to_correct_as_cond` (SEMANTICS: its default lets the
-next walk overwrite a correction). `sam2.modeling` and `sam2.sam2_video_predictor` need no torchvision.
+The settings that differ from its files are those that `build_sam2_video_predictor` sets (`apply_postprocessing`), the
+slice size with both RoPE sizes of memory attention, and `add_all_frames_to_correct_as_cond` (with its default, the next
+propagation overwrites a correction; docs/explanation/semantics.md). `sam2.modeling` and `sam2.sam2_video_predictor` do
+not import torchvision.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _LETTER = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
 
 def versions() -> dict[str, str]:
-    """What the figures come from."""
+    """Return the versions of the reference."""
     return {"sam2": metadata.version("sam2"), "torch": torch.__version__}
 
 
 def build(preset: str, size: int) -> Any:
-    """A `SAM2VideoPredictor` of an official preset at another slice size, with PyTorch's initial weights."""
+    """Return a `SAM2VideoPredictor` of a preset at the given slice size, with PyTorch's initial weights."""
     family, _, name = preset.partition("_hiera_")
     side = size // 16
     overrides = [
@@ -58,12 +59,12 @@ def build(preset: str, size: int) -> Any:
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the official checkpoint."""
+    """Return the names and shapes of the official checkpoint."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def with_generated_weights(preset: str, size: int, seed: int, presence: float = 1.0) -> Any:
-    """A reference whose every weight comes from `generated`."""
+    """Return a reference with all weights from `generated.py`."""
     model = build(preset, size)
     state = generated.weights(shapes(model), seed, presence)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=True)
@@ -71,15 +72,12 @@ def with_generated_weights(preset: str, size: int, seed: int, presence: float = 
 
 
 def save(model: Any, path: Path) -> None:
-    """Write an official-looking checkpoint."""
+    """Write a checkpoint in the official format."""
     torch.save({"model": model.state_dict()}, path)
 
 
 class Video:
-    """Slices that are encoded once. `init_state` reads a folder of JPEG files and keeps features of one slice.
-
-    Without `encode` it does so here, too.
-    """
+    """Slices that are encoded once; `encode=False` keeps the features of one slice only, as upstream's `init_state`."""
 
     def __init__(self, model: Any, slices: np.ndarray, encode: bool = True):
         self.model = model
@@ -147,13 +145,13 @@ class Video:
 
 @torch.inference_mode()
 def stages(model: Any, seed: int) -> Stages:
-    """Every stage on its own, from the same generated inputs, so that errors do not add up."""
+    """Return every stage on its own, from the same generated inputs, so that errors do not add up."""
     size = model.image_size
-    given = {name: torch.from_numpy(value) for name, value in stage_inputs(size, seed).items()}
+    inputs = {name: torch.from_numpy(value) for name, value in stage_inputs(size, seed).items()}
     out: dict[str, torch.Tensor] = {}
     encoder, prompt, decoder = model.image_encoder, model.sam_prompt_encoder, model.sam_mask_decoder
 
-    images = channels_first(given["images"])
+    images = channels_first(inputs["images"])
     patches = encoder.trunk.patch_embed(images)  # channels last
     out["patch embedding"] = patches
     out["position"] = encoder.trunk._get_pos_embed(patches.shape[1:3])[0]
@@ -162,43 +160,43 @@ def stages(model: Any, seed: int) -> Stages:
     for stride, feature in zip((4, 8, 16), encoder(images)["backbone_fpn"], strict=True):
         out[f"neck stride {stride}"] = channels_last(feature)
 
-    points = (given["coords"], given["labels"])
+    points = (inputs["coords"], inputs["labels"])
     out["prompt points"] = prompt(points, None, None)[0]
-    out["prompt box"] = prompt(None, given["box"], None)[0]
-    out["prompt mask"] = channels_last(prompt(None, None, given["mask"][:, None])[1])
+    out["prompt box"] = prompt(None, inputs["box"], None)[0]
+    out["prompt mask"] = channels_last(prompt(None, None, inputs["mask"][:, None])[1])
     out["prompt image position"] = channels_last(prompt.get_dense_pe())[0]
 
-    sparse, dense = prompt(points, None, given["mask"][:, None])
+    sparse, dense = prompt(points, None, inputs["mask"][:, None])
     masks, ious, tokens, score = decoder.predict_masks(
-        image_embeddings=channels_first(given["embedding"]),
+        image_embeddings=channels_first(inputs["embedding"]),
         image_pe=prompt.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         repeat_image=False,
-        high_res_features=[channels_first(given["stride4"]), channels_first(given["stride8"])],
+        high_res_features=[channels_first(inputs["stride4"]), channels_first(inputs["stride8"])],
     )
     out |= {"decoder masks": masks, "decoder ious": ious, "decoder tokens": tokens, "decoder score": score[:, 0]}
     out["object pointer"] = model.obj_ptr_proj(tokens[:, 0])
 
-    masks = interpolate(given["mask"][:, None], size=(size, size), mode="bilinear", align_corners=False)
+    masks = interpolate(inputs["mask"][:, None], size=(size, size), mode="bilinear", align_corners=False)
     for name, clicked in (("soft", False), ("binarised", True)):
         memory, (position,) = model._encode_new_memory(
-            current_vision_feats=[tokens_first(given["embedding"])],
+            current_vision_feats=[tokens_first(inputs["embedding"])],
             feat_sizes=[(size // 16, size // 16)],
             pred_masks_high_res=masks,
-            object_score_logits=given["score"][:, None],
+            object_score_logits=inputs["score"][:, None],
             is_mask_from_pts=clicked,
         )
         out[f"memory encoder {name}"] = channels_last(memory)
     out["memory position"] = channels_last(position)[0]
 
-    spatial, pointers = given["memory"], given["pointers"]
+    spatial, pointers = inputs["memory"], inputs["pointers"]
     out["memory attention"] = tokens_last(
         model.memory_attention(
-            curr=[tokens_first(given["embedding"])],
-            curr_pos=[tokens_first(channels_last(encoder.neck.position_encoding(channels_first(given["embedding"]))))],
+            curr=[tokens_first(inputs["embedding"])],
+            curr_pos=[tokens_first(channels_last(encoder.neck.position_encoding(channels_first(inputs["embedding"]))))],
             memory=torch.cat([spatial, pointers], 1).transpose(0, 1),
-            memory_pos=given["memory position"].transpose(0, 1),
+            memory_pos=inputs["memory position"].transpose(0, 1),
             num_obj_ptr_tokens=pointers.shape[1],
         ),
         size // 16,

@@ -1,6 +1,6 @@
-"""What is asked of every implementation: prompts in rounds, each followed by a walk forward and one backward.
+"""Scenarios for every implementation: rounds of prompts, each followed by propagation forward and backward.
 
-Coordinates are fractions of the slice, so that a scenario serves all sizes; `middle` is the slice that is prompted.
+Coordinates are fractions of the slice, so that a scenario fits all sizes; `middle` is the prompted slice.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ class Ask:
     mask: tuple[float, float, float, float] | None = None  # a filled rectangle
 
     def coords(self, size: int) -> list[tuple[float, float]]:
-        """The points in pixels."""
+        """Return the points in pixels."""
         return [(x * size, y * size) for x, y, _ in self.points]
 
     def labels(self) -> list[int]:
-        """Their labels."""
+        """Return the labels of the points."""
         return [label for _, _, label in self.points]
 
     def corners(self, size: int) -> tuple[float, float, float, float] | None:
-        """The box in pixels."""
+        """Return the box in pixels."""
         return None if self.box is None else tuple(size * v for v in self.box)  # type: ignore[return-value]
 
     def pixels(self, size: int) -> np.ndarray | None:
-        """The mask, bool `[size, size]`."""
+        """Return the mask, bool `[size, size]`."""
         if self.mask is None:
             return None
         x0, y0, x1, y1 = (round(size * v) for v in self.mask)
@@ -47,7 +47,7 @@ Scenario = tuple[tuple[Ask, ...], ...]  # rounds
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a scenario gives, after each round."""
+    """The results of a scenario after each round."""
 
     mask_logits: np.ndarray  # float32 [rounds, K, D, S/4, S/4]
     object_score_logits: np.ndarray  # float32 [rounds, K, D]
@@ -59,7 +59,7 @@ def one_object(depth: int) -> Scenario:
 
 
 def three_objects_and_a_correction(depth: int) -> Scenario:
-    """A click, two clicks and a box with a click on the middle slice; then a click on a slice tracked before."""
+    """A click, two clicks, and a box with a click on the middle slice; then a click on a propagated slice."""
     middle = depth // 2
     return (
         (
@@ -72,19 +72,19 @@ def three_objects_and_a_correction(depth: int) -> Scenario:
 
 
 def correction_behind(depth: int) -> Scenario:
-    """A correction on a slice that was walked backward, which becomes the earliest prompt."""
+    """A correction on a slice of the backward propagation, which becomes the earliest prompt."""
     middle = depth // 2
     return ((Ask(1, middle, ((0.4, 0.5, 1),)),), (Ask(1, middle - depth // 4, ((0.6, 0.6, 1),)),))
 
 
 def mask_prompt(depth: int) -> Scenario:
-    """A mask on the middle slice, and an empty one: an object that is not there."""
+    """A mask on the middle slice, and an empty mask: an object that is absent."""
     middle = depth // 2
     return ((Ask(1, middle, mask=(0.3, 0.25, 0.5, 0.5)), Ask(2, middle, mask=(0.0, 0.0, 0.0, 0.0))),)
 
 
 def two_prompted_slices(depth: int) -> Scenario:
-    """Clicks on two slices before the first walk."""
+    """Clicks on two slices before the first propagation."""
     return ((Ask(1, depth // 4, ((0.4, 0.5, 1),)), Ask(1, 2 * depth // 3, ((0.5, 0.5, 1), (0.1, 0.1, 0)))),)
 
 

@@ -1,7 +1,7 @@
-"""What is stored of a reference's output, and what is compared with it: the same numbers taken from ours.
+"""Stored samples of a reference's output, and the same samples of ours.
 
-Of each stage some thousand numbers spread over it; of each walk every fourth pixel in both directions, the sign of
-every pixel, and all scores.
+About a thousand evenly spread numbers per stage; per propagation every fourth pixel along both axes, the sign of every
+pixel, and all scores.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tests.parity.scenarios import SCENARIOS, Scenario, Tracked
 DATA = Path(__file__).parent / "data"
 PRESETS = ("sam2_hiera_tiny", "sam2.1_hiera_tiny")
 SIZE, DEPTH, SEED = 256, 12, 0
-SAMPLES = 1000  # of a stage
+SAMPLES = 1000  # numbers per stage
 
 
 @dataclass(frozen=True)
 class Case:
-    """A walk that is stored. `presence` moves the object score: near its middle, objects come and go."""
+    """A stored propagation; `presence` is the bias of the object score, near whose middle objects come and go."""
 
     scenario: Scenario
     presence: float
@@ -37,13 +37,13 @@ CASES = {
 
 
 def sample(stage: np.ndarray) -> np.ndarray:
-    """Numbers spread over a stage; an odd step visits all channels."""
+    """Return evenly spread numbers of a stage; the step is odd, so that all channels are included."""
     step = -(-stage.size // SAMPLES) | 1
     return stage.reshape(-1)[::step].astype(np.float32)
 
 
 def pack(case: str, tracked: Tracked) -> dict[str, np.ndarray]:
-    """What is stored of a walk."""
+    """Return the stored samples of a propagation."""
     logits = tracked.mask_logits
     return {
         f"{case}/logits": logits[..., ::4, ::4],
@@ -54,6 +54,6 @@ def pack(case: str, tracked: Tracked) -> dict[str, np.ndarray]:
 
 
 def inputs_digest(shapes: Mapping[str, list[int]]) -> str:
-    """Of weights and slices, so that a changed generator is not taken for a broken model."""
-    made = generated.weights({name: tuple(shape) for name, shape in shapes.items()}, SEED)
-    return generated.digest(made | {"slices": generated.slices(DEPTH, SIZE, SEED)})
+    """Return the digest of weights and slices, which distinguishes a changed generator from a broken model."""
+    weights = generated.weights({name: tuple(shape) for name, shape in shapes.items()}, SEED)
+    return generated.digest(weights | {"slices": generated.slices(DEPTH, SIZE, SEED)})

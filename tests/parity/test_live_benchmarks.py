@@ -1,4 +1,4 @@
-"""The benchmarks beside PyTorch run at a tiny size and agree before they time; the figures are no test's matter."""
+"""The benchmarks against PyTorch run at a tiny size and check agreement; no test depends on the times."""
 
 import json
 import os
@@ -19,7 +19,7 @@ QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # half the time to 
 
 
 def run(script: str, *words: object) -> list[str]:
-    """Run a benchmark; returns its lines."""
+    """Run a benchmark and return the lines that it prints."""
     command = [sys.executable, "-m", f"experiments.benchmarks.pytorch.{script}", *map(str, words)]
     env = {**os.environ, **QUICK, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=env).stdout.splitlines()
@@ -27,7 +27,7 @@ def run(script: str, *words: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of figures: of the encoder with peak memory, and of memory attention in bfloat16."""
+    """Return a folder of results: the encoder with peak memory, and memory attention in bfloat16."""
     folder = tmp_path_factory.mktemp("figures")
     run("image_encoder", "--size", 64, "--pairs", 2, "--json", folder / "encoder.json")
     words = ("--size", 64, "--pairs", 1, "--dtype", "bfloat16", "--reference", "transformers")
@@ -35,17 +35,17 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_row_tells_times_by_pairs_peak_memory_arithmetic_agreement_and_the_machine(figures: Path) -> None:
+def test_a_row_has_times_per_pair_peak_memory_flops_agreement_and_the_machine(figures: Path) -> None:
     row = json.loads((figures / "encoder.json").read_text())
     assert len(row["ours_seconds"]) == len(row["theirs_seconds"]) == 2
     assert all(seconds > 0 for seconds in row["ours_seconds"] + row["theirs_seconds"])
     assert row["ours_peak_mib"] > 100 and row["theirs_peak_mib"] > 100
-    # The reference projects the padding of windows too, of which slices as small as these are mostly made.
+    # The reference also projects the padding of windows, which is most of such a small slice.
     assert 0.3 < row["ours_flops"] / row["theirs_flops"] < 1
     assert row["agreement"].startswith("features within") and {"CPU", "jax", "torch", "date"} <= row["machine"].keys()
 
 
-def test_a_row_tells_where_the_time_of_a_call_of_each_side_goes(figures: Path) -> None:
+def test_a_row_has_the_time_of_each_kind_of_operation_for_both_sides(figures: Path) -> None:
     row = json.loads((figures / "encoder.json").read_text())
     for side in ("ours", "theirs"):
         where = row[f"{side}_where"]
@@ -62,8 +62,8 @@ def test_rows_become_one_table_and_a_plot(figures: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "told"), [("float32", "same sign 100"), ("bfloat16", "as the reference in float32: 99.")]
+    ("dtype", "agreement"), [("float32", "same sign 100"), ("bfloat16", "as the reference in float32: 99.")]
 )
-def test_a_volume_agrees_with_the_reference_in_float32(dtype: str, told: str) -> None:
+def test_a_volume_agrees_with_the_reference_in_float32(dtype: str, agreement: str) -> None:
     table = run("volume", "--size", 128, "--slices", 3, "--pairs", 1, "--dtype", dtype)
-    assert told in table[2]
+    assert agreement in table[2]

@@ -1,6 +1,6 @@
-"""Our model against Meta's, live: generated weights in Meta's file, the real converter, the same prompts.
+"""Live comparison with Meta's predictor: generated weights in Meta's format, the real converter, the same prompts.
 
-The fast set runs in CI; `-m long` is the full matrix. A reference and our model are built once a preset and size.
+The fast set runs in CI; `-m long` is the full matrix. The two models are built once per preset and size.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import pytest
 from tests.parity import compare, generated, ours
 from tests.parity.live import FAST, OTHERS, SEED, reference
 from tests.parity.scenarios import SCENARIOS, Scenario, Tracked
-from weights_conversion.convert import convert
+from weights_conversion.convert import convert_checkpoint
 
 
 @dataclass
 class Pair:
-    """The reference and ours with the same weights and slices."""
+    """The reference and our model with the same weights and slices."""
 
     meta: Any
     theirs: Any
@@ -30,12 +30,12 @@ class Pair:
     size: int
 
     def track(self, scenario: Scenario) -> tuple[Tracked, Tracked]:
-        """Both answers to a scenario."""
+        """Return both results of a scenario."""
         return self.ours.track(scenario), self.theirs.track(scenario)
 
 
 class Pairs:
-    """Makes pairs, and keeps the last: tests come ordered by preset and size."""
+    """Builds pairs and keeps the last one; tests are ordered by preset and size."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -43,14 +43,14 @@ class Pairs:
         self._pair: Pair | None = None
 
     def __call__(self, preset: str, size: int, depth: int) -> Pair:
-        """Slices and models of a preset at a size."""
+        """Return slices and models of a preset at a size."""
         if self._key != (preset, size, depth) or self._pair is None:
-            self._pair = None  # before the next one is built
+            self._pair = None  # free it before the next one is built
             meta = reference("tests.parity.meta")
             model = meta.with_generated_weights(preset, size, SEED)
             source, checkpoint = self._folder / "official.pt", self._folder / preset
             meta.save(model, source)
-            assert convert(source, checkpoint).preset == preset
+            assert convert_checkpoint(source, checkpoint).preset == preset
             source.unlink()
             slices = generated.slices(depth, size, SEED)
             own = ours.Video(ours.load(checkpoint, size), slices)
@@ -61,7 +61,7 @@ class Pairs:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
-    """One reference at a time: those of `large` fill 3 GB."""
+    """Keep one pair at a time: a `large` pair takes 3 GB."""
     yield Pairs(tmp_path_factory.mktemp("meta"))
 
 
@@ -72,12 +72,12 @@ class TestTinyAt512:
         compare.assert_same_stages(ours.stages(ours.load(pair.checkpoint, 512), SEED), stages_of(pair))
 
     def test_three_objects_agree_on_twelve_slices_and_after_a_correction(self, pairs: Pairs, preset: str) -> None:
-        compare.assert_same_walk(*pairs(preset, 512, 12).track(SCENARIOS["three_objects_and_a_correction"](12)))
+        compare.assert_same_propagation(*pairs(preset, 512, 12).track(SCENARIOS["three_objects_and_a_correction"](12)))
 
 
 @pytest.mark.parametrize("preset", OTHERS)
 def test_the_converter_and_a_short_clip_agree_for_every_other_preset(pairs: Pairs, preset: str) -> None:
-    compare.assert_same_walk(*pairs(preset, 256, 4).track(SCENARIOS["one_object"](4)))
+    compare.assert_same_propagation(*pairs(preset, 256, 4).track(SCENARIOS["one_object"](4)))
 
 
 @pytest.mark.long
@@ -89,17 +89,17 @@ class TestFullMatrixAt512:
 
     @pytest.mark.parametrize("name", SCENARIOS)
     def test_scenarios_agree(self, pairs: Pairs, preset: str, name: str) -> None:
-        compare.assert_same_walk(*pairs(preset, 512, 12).track(SCENARIOS[name](12)))
+        compare.assert_same_propagation(*pairs(preset, 512, 12).track(SCENARIOS[name](12)))
 
     def test_bfloat16_keeps_the_sign_of_99_percent_of_pixels(self, pairs: Pairs, preset: str) -> None:
         pair = pairs(preset, 512, 12)
         scenario = SCENARIOS["one_object"](12)
         low = ours.Video(ours.load(pair.checkpoint, 512, "bfloat16"), pair.slices).track(scenario)
         high = pair.theirs.track(scenario)
-        compare.assert_telling(high)
-        found = compare.agreement(low, high)
-        print(f"\n{found}")
-        assert found.same_sign >= compare.SAME_SIGN_BFLOAT16, found
+        compare.assert_informative(high)
+        result = compare.agreement(low, high)
+        print(f"\n{result}")
+        assert result.same_sign >= compare.SAME_SIGN_BFLOAT16, result
 
 
 @pytest.mark.long
@@ -110,9 +110,9 @@ class TestTinyAndLargeAt1024:
         compare.assert_same_stages(ours.stages(ours.load(pair.checkpoint, 1024), SEED), stages_of(pair))
 
     def test_twelve_slices_agree_after_walking_both_ways(self, pairs: Pairs, preset: str) -> None:
-        compare.assert_same_walk(*pairs(preset, 1024, 12).track(SCENARIOS["one_object"](12)))
+        compare.assert_same_propagation(*pairs(preset, 1024, 12).track(SCENARIOS["one_object"](12)))
 
 
 def stages_of(pair: Pair) -> dict[str, Any]:
-    """The reference's stages."""
+    """Return the stages of the reference."""
     return pair.meta.stages(pair.theirs.model, SEED)

@@ -1,4 +1,4 @@
-"""The full matrix takes hours and runs by hand (`-m long`): its last log is here, and holds all of its tests."""
+"""The committed log of the full matrix (`-m long`), which takes hours and runs by hand, contains all of its tests."""
 
 import re
 import subprocess
@@ -12,13 +12,13 @@ LOG = ROOT / "tests" / "parity" / "logs" / "full_matrix.txt"
 def test_every_test_of_the_full_matrix_passed_in_the_committed_log():
     command = [sys.executable, "-m", "pytest", "tests/parity", "-m", "long", "--collect-only", "-q", "-n", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    there = re.findall(r"^tests/parity/\S+::.*\]$", done.stdout, re.MULTILINE)
+    collected = re.findall(r"^tests/parity/\S+::.*\]$", done.stdout, re.MULTILINE)
     passed = re.findall(r"^(tests/parity/\S+::.*\]) PASSED$", LOG.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(there) == len(set(there)) > 100, done.stdout[-2000:]
-    assert sorted(passed) == sorted(there)
+    assert len(collected) == len(set(collected)) > 100, done.stdout[-2000:]
+    assert sorted(passed) == sorted(collected)
 
 
-def test_the_log_says_what_it_was_taken_on():
+def test_the_log_names_the_date_the_commit_the_machine_and_the_versions():
     head = LOG.read_text(encoding="utf-8").split("\n\n")[0]
-    for told in ("date", "commit", "CPU", "Python", "jax", "flax", "torch", "transformers", "sam2"):
-        assert re.search(rf"\b{told}\b", head), told
+    for item in ("date", "commit", "CPU", "Python", "jax", "flax", "torch", "transformers", "sam2"):
+        assert re.search(rf"\b{item}\b", head), item

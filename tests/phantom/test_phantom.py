@@ -59,7 +59,7 @@ def test_every_task_has_its_labels_and_a_clinical_grid(task, values):
         assert set(np.unique(label)) == values
 
 
-def test_all_organs_are_labelled_where_they_are_and_the_tumour_lies_in_the_pancreas():
+def test_organs_are_labelled_at_their_positions_and_the_tumour_is_in_the_pancreas():
     seen: set[int] = set()
     for seed in (7, 8, 9, 11):
         hu, label, (dz, dy, dx) = make_case(seed, "organs")
@@ -161,7 +161,7 @@ def test_the_dataset_has_the_fields_and_files_of_msd(dataset):
         assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
 
 
-def test_a_written_case_reads_back_as_make_case_gave_it(dataset):
+def test_a_written_case_reads_back_equal_to_make_case(dataset):
     seeds = json.loads((dataset / "dataset.json").read_text())["phantom"]["anatomy_seeds"]
     name, seed = next(iter(seeds.items()))
     hu, label, spacing = make_case(seed, "pancreas", 64)
@@ -175,7 +175,13 @@ def test_a_written_case_reads_back_as_make_case_gave_it(dataset):
 def test_a_dataset_written_by_two_processes_is_byte_for_byte_the_same(dataset, tmp_path):
     done = []
     other = write_phantom_dataset(
-        tmp_path / "again", 3, seed=5, task="pancreas", matrix=64, workers=2, progress=lambda i, n: done.append((i, n))
+        tmp_path / "again",
+        3,
+        seed=5,
+        task="pancreas",
+        matrix=64,
+        workers=2,
+        progress=lambda what, i, n: done.append((i, n)),
     )
     assert done == [(1, 3), (2, 3), (3, 3)]
     files = sorted(p.relative_to(dataset) for p in dataset.rglob("*") if p.is_file())
@@ -183,7 +189,7 @@ def test_a_dataset_written_by_two_processes_is_byte_for_byte_the_same(dataset, t
     assert all((dataset / f).read_bytes() == (other / f).read_bytes() for f in files)
 
 
-def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
+def test_a_folder_with_contents_is_refused_and_not_changed(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(UserError, match="not an empty folder"):
@@ -192,8 +198,8 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
 
 
-def test_a_run_that_fails_leaves_nothing(tmp_path):
-    def stop(done: int, cases: int) -> None:
+def test_a_failed_run_leaves_no_files(tmp_path):
+    def stop(what: str, done: int, cases: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -217,7 +223,7 @@ def test_region_growing_from_the_click_stays_below_075_mean_dice(spleens):
     assert 0.2 < np.mean(scores) < 0.75, scores
 
 
-def test_region_growing_finds_a_ball_that_touches_nothing_of_its_density():
+def test_region_growing_finds_an_isolated_ball_of_distinct_density():
     offsets = np.stack(np.meshgrid(*[np.arange(n) - n // 2 for n in (20, 40, 40)], indexing="ij"))
     ball = (offsets**2).sum(0) <= 8**2
     hu = np.where(ball, 60.0, -100.0) + np.random.default_rng(0).normal(0, 10, ball.shape)

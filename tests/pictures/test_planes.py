@@ -1,4 +1,4 @@
-"""The three-plane view: planes through the object's own voxels, in the radiologist's orientation."""
+"""The three-plane picture: planes through the objects, in radiological orientation."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ def volume() -> Volume:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
-    """What is drawn, kept open for inspection."""
+    """The drawn figures, kept open."""
     kept: list[matplotlib.figure.Figure] = []
-    monkeypatch.setattr(planes, "finish_sheet", lambda figure, *_: kept.append(figure))
+    monkeypatch.setattr(planes, "write_figure_with_legend", lambda figure, *_: kept.append(figure))
     yield kept
     plt.close("all")
 
@@ -39,7 +39,7 @@ def labels_with(*blocks: tuple[int, tuple[slice, slice, slice]]) -> np.ndarray:
     return labels
 
 
-def test_the_planes_pass_through_the_middle_of_the_object_with_the_shape_of_their_voxels(volume, figures):
+def test_planes_pass_through_the_objects_centre_with_the_aspect_of_voxels(volume, figures):
     three_planes("unused", volume, labels_with((3, np.s_[2:5, 4:7, 10:13])))
     axial, coronal, sagittal = figures[0].axes
     assert [axis.get_title() for axis in figures[0].axes] == [
@@ -50,9 +50,9 @@ def test_the_planes_pass_through_the_middle_of_the_object_with_the_shape_of_thei
     assert [axis.get_aspect() for axis in (axial, coronal, sagittal)] == [2.0, 4.0, 2.0]
 
 
-def test_the_patients_right_anterior_and_head_are_where_a_radiologist_looks_for_them(volume, figures):
+def test_right_anterior_and_head_are_where_a_radiologist_expects_them(volume, figures):
     three_planes("unused", volume, labels_with((1, np.s_[2:5, 4:7, 10:13])))
-    # What is bright is superior, posterior or left: where it lies on the screen, and the letter beside it.
+    # Bright pixels are superior, posterior or left: their side on the screen, and its letter.
     for axis, borders in zip(figures[0].axes, ({"L", "P"}, {"L", "S"}, {"P", "S"}), strict=True):
         image = np.asarray(axis.images[0].get_array())
         if axis.images[0].origin == "lower":
@@ -65,20 +65,20 @@ def test_the_patients_right_anterior_and_head_are_where_a_radiologist_looks_for_
         assert set(letters.values()) in ({"A", "P", "R", "L"}, {"S", "I", "R", "L"}, {"S", "I", "A", "P"})
 
 
-def test_the_centre_of_a_hollow_object_is_a_voxel_of_it():
+def test_the_centre_of_a_hollow_object_is_one_of_its_voxels():
     ring = np.ones((1, 9, 9), bool)
     ring[0, 1:8, 1:8] = False
     assert ring[centre_voxel(ring)]
 
 
-def test_each_object_has_a_row_and_one_that_was_not_found_is_shown_where_it_was_prompted(volume, figures):
+def test_each_object_has_a_row_and_a_missed_one_is_shown_at_its_prompt(volume, figures):
     prompts = [VoxelPrompt(1, 3, ((11.0, 5.0),), (1,)), VoxelPrompt(2, 6, ((4.0, 2.0),), (1,))]
     three_planes("unused", volume, labels_with((1, np.s_[2:5, 4:7, 10:13])), None, prompts)
     assert [axis.get_title() for axis in figures[0].axes[::3]] == ["object 1, axial 3", "object 2, axial 6"]
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 20), (8, 1, 20), (8, 12, 1), (1, 1, 1)])
-def test_a_picture_of_any_shape_of_volume_with_nothing_found_is_written(tmp_path: Path, shape: tuple[int, int, int]):
+def test_a_picture_without_objects_is_written_for_any_shape(tmp_path: Path, shape: tuple[int, int, int]):
     volume = Volume(np.zeros(shape, np.float32), Grid(shape, GRID.affine))
     three_planes(tmp_path / "planes.png", volume, np.zeros(shape, np.uint16))
     assert (tmp_path / "planes.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The contact sheet of training clips: each mark is where the clip says, and says what training does."""
+"""The preview of training clips: positions and meanings of its marks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from sam2_3dmed_jax.data.clips import Clip
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.targets import boundary_target
 from sam2_3dmed_jax.pictures.overlay import plt
-from sam2_3dmed_jax.pictures.preview import CLIPS, COLOURS, contact_sheet, write_preview
+from sam2_3dmed_jax.pictures.preview import CLIPS, COLOURS, preview_figure, write_preview
 
 SIZE, STEPS = 48, 4
 MODEL = ModelConfig(boundary=BdConfig(width=3))
@@ -27,7 +27,7 @@ def closed() -> Iterator[None]:
 
 
 def make_clip() -> Clip:
-    """Walked down past the lowest slice. Object 1 is prompted by a point; object 2, in a corner, by a box on step 1."""
+    """A clip downwards beyond the lowest slice. Object 1 has a point; object 2, in a corner, has a box on step 1."""
     masks = np.zeros((STEPS, 2, SIZE, SIZE), np.uint8)
     masks[:2, 0, 16:26, 10:24] = 1
     masks[:3, 1, :12, 32:] = 1
@@ -65,8 +65,8 @@ def pixel(picture: np.ndarray, axis: plt.Axes, x: float, y: float) -> np.ndarray
     return picture[int(row), int(column), :3]
 
 
-def test_the_sheet_is_a_whole_png_of_its_figures_size(tmp_path: Path):
-    figure = contact_sheet([make_clip()], MODEL)
+def test_the_preview_is_a_complete_png_of_the_figures_size(tmp_path: Path):
+    figure = preview_figure([make_clip()], MODEL)
     path = tmp_path / "new" / "sheet.png"
     write_preview(path, [make_clip()], MODEL)
     assert path.read_bytes().startswith(b"\x89PNG") and [file.name for file in path.parent.iterdir()] == [path.name]
@@ -74,8 +74,8 @@ def test_the_sheet_is_a_whole_png_of_its_figures_size(tmp_path: Path):
     assert imread(path).shape == (int(height), int(width), 4)
 
 
-def test_a_prompt_is_drawn_in_its_objects_colour_at_its_place_on_its_step_and_on_no_other(tmp_path: Path):
-    figure = contact_sheet([make_clip()], MODEL)
+def test_a_prompt_is_drawn_in_its_objects_colour_only_on_its_step(tmp_path: Path):
+    figure = preview_figure([make_clip()], MODEL)
     write_preview(tmp_path / "sheet.png", [make_clip()], MODEL)
     picture = imread(tmp_path / "sheet.png")
     for row in tiles(figure):
@@ -86,72 +86,72 @@ def test_a_prompt_is_drawn_in_its_objects_colour_at_its_place_on_its_step_and_on
         np.testing.assert_allclose(boxes[1][0].get_points(), BOX)
 
 
-def test_an_outline_runs_around_the_pixels_of_its_mask_and_no_others_also_at_the_border():
+def test_an_outline_encloses_exactly_the_pixels_of_its_mask():
     clip = make_clip()
     y, x = np.mgrid[-1 : SIZE + 1, -1 : SIZE + 1]
     inside = np.pad(clip["masks"][0, :], ((0, 0), (1, 1), (1, 1))).astype(bool)
-    for row in tiles(contact_sheet([clip], MODEL)):
+    for row in tiles(preview_figure([clip], MODEL)):
         for k, contour in enumerate(row[0].collections):
             (path,) = contour.get_paths()
             found = path.contains_points(np.stack([x.ravel(), y.ravel()], 1)).reshape(x.shape)
             np.testing.assert_array_equal(found, inside[k])
 
 
-def test_the_boundary_target_is_trainings_from_an_objects_prompt_on():
+def test_boundary_targets_are_those_of_training_from_the_prompt_on():
     clip = make_clip()
     expected = np.asarray(boundary_target(clip["masks"], 3)) > 0
-    whole, enlarged = tiles(contact_sheet([clip], MODEL))
+    whole, enlarged = tiles(preview_figure([clip], MODEL))
     bands = [[np.asarray(image.get_array())[..., 3] > 0 for image in axis.images[1:]] for axis in enlarged]
     assert [len(found) for found in bands] == [1, 2, 1, 0]  # before its prompt, object 2 has none on step 0
     np.testing.assert_array_equal(bands[0][0], expected[0, 0])
     np.testing.assert_array_equal(bands[1], expected[1])
     np.testing.assert_array_equal(bands[2][0], expected[2, 1])
     assert all(len(axis.images) == 1 for axis in whole)
-    without = contact_sheet([clip], ModelConfig(bd=False))
+    without = preview_figure([clip], ModelConfig(bd=False))
     assert all(len(axis.images) == 1 for axis in without.axes)
     assert not any("boundary" in text.get_text() for text in without.legends[0].get_texts())
 
 
-def test_the_enlarged_part_holds_every_mask_and_prompt():
+def test_the_enlarged_part_contains_every_mask_and_prompt():
     clip = make_clip()
-    _, enlarged = tiles(contact_sheet([clip], MODEL))
+    _, enlarged = tiles(preview_figure([clip], MODEL))
     (x0, x1), (y1, y0) = enlarged[0].get_xlim(), enlarged[0].get_ylim()
     assert x0 <= 9.5 and x1 >= 47.5 and y0 <= -0.5 and y1 >= 25.5
     assert x0 >= -0.5 and x1 <= 47.5 and y0 >= -0.5 and y1 <= 47.5 and x1 - x0 == pytest.approx(y1 - y0)
 
 
-def test_tiles_and_headers_say_where_slices_are_and_what_each_object_is():
-    figure = contact_sheet([make_clip()], MODEL, ["case_07"])
+def test_tiles_and_headers_show_positions_and_the_states_of_objects():
+    figure = preview_figure([make_clip()], MODEL, ["case_07"])
     whole, _ = tiles(figure)
     assert words(whole[0]) == {"slice 4, 10.0 mm", "1 prompted", "2 before its prompt"}
     assert words(whole[1]) == {"slice 2, 5.0 mm", "1 present", "2 prompted"}
     assert words(whole[2]) == {"slice 0, 0.0 mm", "1 absent", "2 present"}
     assert words(whole[3]) == {"slice -2, outside", "padding"}
     header = next(text.get_text() for text in figure.texts if "case_07" in text.get_text())
-    assert "walked down, towards the feet, 2 slices a step" in header
+    assert "propagated down, towards the feet, 2 slices per step" in header
     assert "object 1 prompted by a point on step 1; object 2 prompted by a box on step 2" in header
 
 
-def test_an_object_that_a_clip_lacks_is_not_drawn_and_a_jump_is_told():
+def test_an_invalid_object_is_not_drawn_and_a_jump_is_shown():
     clip = make_clip()
     clip["object_valid"] = np.array([True, False])
     clip["slice_index"] = np.array([4, 20, 21, 22], np.float32)
-    figure = contact_sheet([clip], MODEL)
+    figure = preview_figure([clip], MODEL)
     header = next(text.get_text() for text in figure.texts if text.get_text().startswith("clip 1"))
-    assert "towards the head, 1 slice a step, after a jump of 16" in header
+    assert "towards the head, 1 slice per step, after a jump of 16" in header
     assert "object 2 is not in this clip" in header
     assert len(tiles(figure)[0][0].collections) == 1
 
 
-def test_a_sheet_of_too_many_clips_says_how_many_it_shows():
+def test_a_preview_of_too_many_clips_shows_how_many_are_drawn():
     clip = {name: value[:1] if len(value) == STEPS else value for name, value in make_clip().items()}
-    figure = contact_sheet([clip] * (CLIPS + 1), ModelConfig(bd=False))  # type: ignore[list-item]
+    figure = preview_figure([clip] * (CLIPS + 1), ModelConfig(bd=False))  # type: ignore[list-item]
     assert len(figure.axes) == 2 * CLIPS
     assert any(f"the first {CLIPS} of {CLIPS + 1} clips" in text.get_text() for text in figure.texts)
 
 
-def test_no_clips_or_no_place_to_write_is_refused_and_leaves_nothing(tmp_path: Path):
-    with pytest.raises(UserError, match="there are no clips to draw"):
+def test_no_clips_and_an_unwritable_file_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no clips to draw"):
         write_preview(tmp_path / "sheet.png", [], MODEL)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
@@ -166,9 +166,9 @@ def test_prepare_draws_the_clips_of_an_experiment(tmp_path, capsys):
     source = str(some_cases(tmp_path / "data", 2, (40, 40, 7)))
     sheet, experiment = tmp_path / "sheet.png", tmp_path / "experiment.py"
     experiment.write_text(
-        "from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig\n\n\n"
+        "from sam2_3dmed_jax.config import ClipConfig, DataConfig, ExperimentConfig, ModelConfig\n\n\n"
         "def get_config():\n"
-        "    return ExperimentConfig(ModelConfig('nano', 64), DataConfig(slices=2, objects=2))\n"
+        "    return ExperimentConfig(ModelConfig('nano', 64), DataConfig(slices=2, clips=ClipConfig(objects=2)))\n"
     )
     words = ["prepare", source, str(tmp_path / "out"), "--workers", "1"]
     assert main([*words, "--preview", str(sheet), "--experiment", str(experiment)]) == 0
@@ -179,4 +179,4 @@ def test_prepare_draws_the_clips_of_an_experiment(tmp_path, capsys):
     assert "give --preview PNG too" in capsys.readouterr().err
     experiment.write_text("def get_config():\n    return 1\n")
     assert main([*words, "--preview", str(sheet), "--experiment", str(experiment)]) == 2
-    assert "let it return an ExperimentConfig" in capsys.readouterr().err
+    assert "return an ExperimentConfig" in capsys.readouterr().err

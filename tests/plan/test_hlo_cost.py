@@ -1,9 +1,9 @@
-"""Traffic and collectives of a compiled program's text: per loop turn, in HBM only, each collective once."""
+"""Cost of a compiled program: traffic per loop iteration, in HBM only, and each collective once."""
 
 import pytest
 
-from sam2_3dmed_jax.plan.hlo_cost import cost
-from sam2_3dmed_jax.plan.hlo_text import array_bytes, parse
+from sam2_3dmed_jax.plan.hlo_cost import program_cost
+from sam2_3dmed_jax.plan.hlo_text import array_bytes, parse_module
 
 KNOWN = ', backend_config={"known_trip_count":{"n":"7"}}'
 TEXT = """HloModule jit_f, is_scheduled=true
@@ -53,27 +53,27 @@ ENTRY %main (xs: f32[7,64], x: f32[64]) -> f32[64] {
 
 
 @pytest.mark.parametrize("known", [KNOWN, ""])
-def test_a_loop_counts_its_turns_as_xla_says_or_as_its_condition_does(known):
-    found = cost(parse(TEXT.replace(" KNOWN", known)))
-    assert found.by_kind() == {"all-reduce": 7 * 256, "reduce-scatter": 7 * 256}
-    assert found.unknown_loops == 0
-    # A turn: the slice read (256) but not its result on the chip, 4 to count, all-reduce 256 in and out, and 256 read.
-    assert found.bytes == 7 * (256 + 4 + 4 + 4 + 512 + 256)
+def test_a_loop_counts_as_often_as_xlas_annotation_or_its_condition_says(known):
+    cost = program_cost(parse_module(TEXT.replace(" KNOWN", known)))
+    assert cost.by_kind() == {"all-reduce": 7 * 256, "reduce-scatter": 7 * 256}
+    assert cost.unknown_loops == 0
+    # Per iteration: the slice read (256), not its result on the chip; 4 to count; all-reduce 256 in and out; 256 read.
+    assert cost.bytes == 7 * (256 + 4 + 4 + 4 + 512 + 256)
 
 
-def test_a_loop_without_a_known_end_counts_once_and_is_told():
+def test_a_loop_of_unknown_length_counts_once_and_is_reported():
     endless = TEXT.replace(" KNOWN", "").replace("%end = s32[] constant(7)", "%end = s32[] multiply(%i, %i)")
-    found = cost(parse(endless))
-    assert found.unknown_loops == 1
-    assert found.by_kind() == {"all-reduce": 256, "reduce-scatter": 256}
+    cost = program_cost(parse_module(endless))
+    assert cost.unknown_loops == 1
+    assert cost.by_kind() == {"all-reduce": 256, "reduce-scatter": 256}
 
 
-def test_an_array_in_memory_on_the_chip_is_none_in_hbm():
+def test_an_array_in_memory_on_the_chip_takes_no_hbm():
     shape = "(bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[3]{0}, pred[5], u32[])"
     assert array_bytes(shape) == [64, 12, 5, 4]
     assert array_bytes(shape, hbm_only=True) == [0, 12, 5, 4]
 
 
-def test_a_parameter_names_its_argument():
-    module = parse(TEXT.replace(" KNOWN", ""))
+def test_a_parameter_has_the_name_of_its_argument():
+    module = parse_module(TEXT.replace(" KNOWN", ""))
     assert module.computations[module.entry].parameters[0].source == "batch['slices']"

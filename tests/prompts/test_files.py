@@ -1,4 +1,4 @@
-"""Prompts from JSON files, ours and 3D Slicer's: what they say, and one sentence for what does not fit."""
+"""Prompts from JSON files of this project and of 3D Slicer, and errors in them."""
 
 import json
 import re
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.prompts.files import PromptSet, read_prompt_files
+from sam2_3dmed_jax.prompts.files import read_prompt_files
+from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical, voxel_to_canonical
 from sam2_3dmed_jax.volume.io import read_volume, write_nifti
 
-# Stored as (superior to inferior, right to left, anterior to posterior): every axis moves, one is flipped.
+# Stored as (superior to inferior, right to left, anterior to posterior): all axes are permuted, one is flipped.
 AFFINE = np.array([[0, -0.8, 0, 5], [0, 0, -0.7, 9], [-3.0, 0, 0, 40], [0, 0, 0, 1.0]])
 SHAPE = (6, 40, 48)
 VOXEL = (1, 30, 7)
@@ -28,7 +29,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Volume:
     return read_volume(path)
 
 
-def read(volume: Volume, folder: Path, *contents: Any) -> PromptSet:
+def read(volume: Volume, folder: Path, *contents: Any) -> VolumePrompts:
     paths = [folder / f"prompts{number}.json" for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
         path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -49,31 +50,31 @@ def roi(centre: Any, size: Any, **more: Any) -> dict[str, Any]:
     return {"type": "ROI", "roiType": "Box", "coordinateSystem": "RAS", "center": centre, "size": size, **more}
 
 
-def test_voxels_and_mm_of_our_own_form_name_the_same_voxel(volume: Volume, tmp_path: Path):
+def test_voxels_and_mm_of_an_object_are_the_same_voxel(volume: Volume, tmp_path: Path):
     entry = {"id": 4, "name": "spleen", "points": [{"voxel": VOXEL}, {"mm": RAS.tolist(), "label": 0}]}
-    found = read(volume, tmp_path, objects(entry))
+    result = read(volume, tmp_path, objects(entry))
     d, h, w = voxel_to_canonical(volume.grid, VOXEL)
-    assert [(p.object_id, p.slice, p.labels) for p in found.prompts] == [(4, d, (1,)), (4, d, (0,))]
-    for prompt in found.prompts:
+    assert [(p.object_id, p.slice, p.labels) for p in result.prompts] == [(4, d, (1,)), (4, d, (0,))]
+    for prompt in result.prompts:
         assert prompt.points[0] == pytest.approx((w, h), abs=1e-3)  # float32 in the header
-    assert found.names == {4: "spleen"}
+    assert result.names == {4: "spleen"}
 
 
 def test_boxes_cover_the_same_slices_in_voxels_and_in_mm(volume: Volume, tmp_path: Path):
     corners = [(1, 10, 20), (3, 14, 26)]
     mm = [(volume.grid.affine @ [*corner, 1])[:3] for corner in corners]
     boxes = [{"voxel": np.ravel(corners).tolist()}, {"mm": np.ravel(mm).tolist()}]
-    found = read(volume, tmp_path, objects({"boxes": boxes[:1]}, {"boxes": boxes[1:]})).prompts
-    one, other = ([(p.slice, p.box) for p in found if p.object_id == k] for k in (1, 2))
+    result = read(volume, tmp_path, objects({"boxes": boxes[:1]}, {"boxes": boxes[1:]})).prompts
+    one, other = ([(p.slice, p.box) for p in result if p.object_id == k] for k in (1, 2))
     assert len(one) == 3 and [s for s, _ in one] == [s for s, _ in other]
     np.testing.assert_allclose([box for _, box in one], [box for _, box in other], atol=1e-3)
 
 
-def test_masks_and_scribbles_lie_beside_the_file_and_may_be_one_value_of_it(volume: Volume, tmp_path: Path):
+def test_masks_and_scribbles_are_relative_to_the_file_and_may_be_one_value(volume: Volume, tmp_path: Path):
     drawn = np.zeros(volume.array.shape, np.uint8)
     drawn[2, 3:9, 3:9], drawn[4, 20:30, 20:30], drawn[4, 5, 5:9] = 3, 4, 7
     write_nifti(tmp_path / "drawn.nii.gz", from_canonical(drawn, volume.grid), AFFINE)
-    found = read(
+    result = read(
         volume,
         tmp_path,
         objects(
@@ -82,7 +83,7 @@ def test_masks_and_scribbles_lie_beside_the_file_and_may_be_one_value_of_it(volu
             {"id": 5, "mask": "drawn.nii.gz"},
         ),
     )
-    by_object = {k: [p for p in found.prompts if p.object_id == k] for k in (8, 9, 5)}
+    by_object = {k: [p for p in result.prompts if p.object_id == k] for k in (8, 9, 5)}
     assert [p.slice for p in by_object[8]] == [2] and np.array_equal(by_object[8][0].mask, drawn[2] == 3)
     (scribble,) = by_object[9]
     values = [drawn[4, int(y), int(x)] for x, y in scribble.points]
@@ -90,9 +91,9 @@ def test_masks_and_scribbles_lie_beside_the_file_and_may_be_one_value_of_it(volu
     assert [p.slice for p in by_object[5]] == [2, 4] and np.array_equal(by_object[5][1].mask, drawn[4] > 0)
 
 
-def test_the_example_of_the_readme_is_read(volume: Volume, tmp_path: Path):
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    example = re.search(r"<!-- prompts example -->\n```json\n(.*?)```", readme, re.DOTALL)
+def test_the_example_of_the_docs_is_read(volume: Volume, tmp_path: Path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "prompts.md").read_text(encoding="utf-8")
+    example = re.search(r"<!-- prompts example -->\n```json\n(.*?)```", page, re.DOTALL)
     assert example
     write_nifti(tmp_path / "scan.nii", np.zeros((16, 16, 8), np.int16), np.diag([-1.0, -1.0, 3.0, 1.0]))
     image = read_volume(tmp_path / "scan.nii")
@@ -100,15 +101,15 @@ def test_the_example_of_the_readme_is_read(volume: Volume, tmp_path: Path):
         painted = np.zeros((16, 16, 8), np.uint8)
         painted[3:6, 3:6, 4 if name == "organs" else 5] = value
         write_nifti(tmp_path / f"{name}.nii.gz", painted, image.grid.affine)
-    found = read(image, tmp_path, example[1])
-    assert [(p.object_id, p.slice) for p in found.prompts] == [(1, 2), (1, 2), (1, 3), (1, 4), (2, 4), (2, 5)]
-    assert found.names == {1: "spleen"}
+    result = read(image, tmp_path, example[1])
+    assert [(p.object_id, p.slice) for p in result.prompts] == [(1, 2), (1, 2), (1, 3), (1, 4), (2, 4), (2, 5)]
+    assert result.names == {1: "spleen"}
 
 
 @pytest.mark.parametrize(
     ("system", "position"), [("LPS", LPS), ("RAS", RAS), (1, LPS), (0, RAS)], ids=["LPS", "RAS", "1", "0"]
 )
-def test_a_point_of_slicer_lands_where_its_coordinate_system_says(
+def test_points_of_slicer_are_read_in_their_coordinate_system(
     volume: Volume, tmp_path: Path, system: Any, position: np.ndarray
 ):
     placed = [
@@ -116,56 +117,54 @@ def test_a_point_of_slicer_lands_where_its_coordinate_system_says(
         {"label": "-bowel", "position": position.tolist(), "positionStatus": "defined"},
         {"label": "F-3", "position": None, "positionStatus": "undefined"},
     ]
-    found = read(volume, tmp_path, {"@schema": "markups", "markups": [points(system, controlPoints=placed)]})
+    result = read(volume, tmp_path, {"@schema": "markups", "markups": [points(system, controlPoints=placed)]})
     d, h, w = voxel_to_canonical(volume.grid, VOXEL)
-    assert [(p.slice, p.labels) for p in found.prompts] == [(d, (1,)), (d, (0,))]
-    assert found.prompts[0].points[0] == pytest.approx((w, h), abs=1e-3)
+    assert [(p.slice, p.labels) for p in result.prompts] == [(d, (1,)), (d, (0,))]
+    assert result.prompts[0].points[0] == pytest.approx((w, h), abs=1e-3)
 
 
-def test_nodes_of_slicer_are_objects_numbered_over_files_and_one_where_they_share_a_name(
-    volume: Volume, tmp_path: Path
-):
+def test_slicer_nodes_are_numbered_across_files_and_nodes_with_one_name_are_one_object(volume: Volume, tmp_path: Path):
     box = roi(RAS, (1, 1, 1), name="spleen")
-    found = read(
+    result = read(
         volume, tmp_path, {"markups": [points(name="liver"), points(name="spleen")]}, {"markups": [box, points()]}
     )
-    assert [p.object_id for p in found.prompts] == [1, 2, 2, 3]
-    assert found.names == {1: "liver", 2: "spleen"}
+    assert [p.object_id for p in result.prompts] == [1, 2, 2, 3]
+    assert result.names == {1: "liver", 2: "spleen"}
 
 
-def test_a_roi_of_slicer_becomes_the_box_of_the_voxels_it_encloses(volume: Volume, tmp_path: Path):
+def test_a_slicer_roi_becomes_the_box_of_the_enclosed_voxels(volume: Volume, tmp_path: Path):
     low, high = np.array([1, 10, 20]), np.array([3, 14, 26])
     centre = (volume.grid.affine @ [*((low + high) / 2), 1])[:3]
-    size = np.abs(volume.grid.affine[:3, :3] @ (high - low + 0.5))  # a quarter of a voxel beyond their centres
+    size = np.abs(volume.grid.affine[:3, :3] @ (high - low + 0.5))  # 0.25 voxels beyond centres
     turned = [-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0]
-    found = read(volume, tmp_path, {"markups": [roi(centre, size, orientation=turned)]}).prompts
+    result = read(volume, tmp_path, {"markups": [roi(centre, size, orientation=turned)]}).prompts
     (d0, h0, w0), (d1, h1, w1) = np.sort([voxel_to_canonical(volume.grid, v) for v in (low, high)], axis=0)
-    assert [p.slice for p in found] == list(range(int(d0), int(d1) + 1))
-    for prompt in found:
+    assert [p.slice for p in result] == list(range(int(d0), int(d1) + 1))
+    for prompt in result:
         np.testing.assert_allclose(prompt.box, (w0 - 0.25, h0 - 0.25, w1 + 0.25, h1 + 0.25), atol=1e-3)
 
 
-def test_a_roi_that_fits_the_whole_volume_is_inside_it(volume: Volume, tmp_path: Path):
+def test_a_slicer_roi_may_cover_the_whole_volume(volume: Volume, tmp_path: Path):
     centre = (volume.grid.affine @ [*((np.array(SHAPE) - 1) / 2), 1])[:3]
     size = np.abs(volume.grid.affine[:3, :3] @ SHAPE)
-    found = read(volume, tmp_path, {"markups": [roi(centre, size)]}).prompts
-    assert [p.slice for p in found] == list(range(SHAPE[0]))
+    result = read(volume, tmp_path, {"markups": [roi(centre, size)]}).prompts
+    assert [p.slice for p in result] == list(range(SHAPE[0]))
 
 
 TILTED = [0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "message"),
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ('{"objects": [{"points": [{"voxel": [NaN, 1, 1]}]}]}', "NaN is no number"),
+        ('{"objects": [{"points": [{"voxel": [NaN, 1, 1]}]}]}', "NaN is not a number"),
         ('{"objects": [{"points": [{"voxel": [1e999, 1, 1]}]}]}', r"objects\[0\].points\[0\].voxel is \[inf"),
         ("[]", r"the file is \[\]; give an object with objects"),
         ({}, "has no 'objects'"),
         ({"objects": {}}, "objects is {}; give a list"),
-        (objects({"pionts": []}), r"objects\[0\] has the key 'pionts'; the known ones are id, name, points"),
+        (objects({"pionts": []}), r"objects\[0\] has the key 'pionts'; the known keys are id, name, points"),
         (objects({"id": 1}), r"objects\[0\] has no prompts; add points"),
         (objects({"id": 0}), r"objects\[0\].id is 0; give a whole number from 1 to 65535"),
         (objects({"id": True}), "id is true"),
@@ -173,8 +172,8 @@ TILTED = [0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1]
         (objects({"points": [{"voxel": [1, 2]}]}), r"points\[0\].voxel is \[1, 2\]; give 3 numbers, x, y, z"),
         (objects({"points": [{"voxel": [1, 2, 3], "mm": [1, 2, 3]}]}), "give either 'voxel' or 'mm'"),
         (objects({"points": [{"voxel": [1, 2, 3], "label": 2}]}), "label is 2; give a whole number from 0 to 1"),
-        (objects({"points": [{"voxel": [1, 2, 99]}]}), r"points\[0\]: voxel z = 99 lies outside .*from 0 to 47"),
-        (objects({"boxes": [{"mm": [0, 0, 0, 0, 0, 0]}]}), r"boxes\[0\]: voxel .* lies outside"),
+        (objects({"points": [{"voxel": [1, 2, 99]}]}), r"points\[0\]: voxel z = 99 is outside .*from 0 to 47"),
+        (objects({"boxes": [{"mm": [0, 0, 0, 0, 0, 0]}]}), r"boxes\[0\]: voxel .* is outside"),
         (objects({"mask": "absent.nii.gz"}), "absent.nii.gz does not exist"),
         (objects({"mask": {"file": "absent.nii.gz", "valeu": 3}}), "mask has the key 'valeu'"),
         (objects({"id": 1, "points": [{"voxel": VOXEL}]}, {"id": 1}), r"objects\[1\] has the id 1 of an earlier"),
@@ -185,32 +184,32 @@ TILTED = [0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1]
         ({"markups": [points(type="Angle")]}, r"type is \"Angle\"; give Fiducial"),
         ({"markups": [points(controlPoints=[])]}, r"markups\[0\] has no placed points"),
         ({"markups": [points(controlPoints=[{"position": [0, 0]}])]}, r"controlPoints\[0\].position is \[0, 0\]"),
-        ({"markups": [points(controlPoints=[{"position": [0, 0, 900]}])]}, "position: voxel x = .* lies outside"),
-        ({"markups": [roi(RAS, (5, 5, 5), orientation=TILTED)]}, "orientation turns the ROI against the volume"),
-        ({"markups": [roi(RAS, (5, 500, 5))]}, r"markups\[0\]: voxel .* lies outside"),
+        ({"markups": [points(controlPoints=[{"position": [0, 0, 900]}])]}, "position: voxel x = .* is outside"),
+        ({"markups": [roi(RAS, (5, 5, 5), orientation=TILTED)]}, "orientation rotates the ROI against the axes"),
+        ({"markups": [roi(RAS, (5, 500, 5))]}, r"markups\[0\]: voxel .* is outside"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_one_sentence_with_file_and_field(
-    volume: Volume, tmp_path: Path, content: Any, named: str
+def test_an_error_in_a_file_is_one_sentence_with_file_and_field(
+    volume: Volume, tmp_path: Path, content: Any, message: str
 ):
-    with pytest.raises(UserError, match=named) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(volume, tmp_path, content)
     assert str(tmp_path) in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_an_object_with_two_names_and_a_name_of_two_objects_are_refused(volume: Volume, tmp_path: Path):
+def test_an_object_with_two_names_and_two_objects_with_one_name_are_rejected(volume: Volume, tmp_path: Path):
     one, other = ({"id": 1, "name": name, "points": [{"voxel": VOXEL}]} for name in ("liver", "spleen"))
     with pytest.raises(UserError, match="object 1 is 'spleen', but 'liver' before"):
         read(volume, tmp_path, objects(one), objects(other))
-    with pytest.raises(UserError, match="two objects have one name"):
+    with pytest.raises(UserError, match="two objects have the same name"):
         read(volume, tmp_path, objects(one), objects({**one, "id": 2}))
 
 
-def test_a_huge_or_missing_file_is_refused_before_it_is_read(volume: Volume, tmp_path: Path):
+def test_a_huge_or_missing_file_is_rejected_before_it_is_read(volume: Volume, tmp_path: Path):
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
         file.truncate(1 << 32)
-    with pytest.raises(UserError, match=r"huge\.json is a file of 4096 MiB"):
+    with pytest.raises(UserError, match=r"huge\.json has 4096 MiB"):
         read_prompt_files([huge], volume)
     with pytest.raises(UserError, match=r"absent\.json does not exist"):
         read_prompt_files([tmp_path / "absent.json"], volume)

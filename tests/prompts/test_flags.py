@@ -1,4 +1,4 @@
-"""Prompts as words: all flags speak of one volume, and a mistake names its flag."""
+"""Prompt flags: parsing, conversion to voxel prompts, and errors that name the flag."""
 
 from pathlib import Path
 
@@ -28,12 +28,12 @@ def painted(path: Path, z: int, *values: int) -> str:
     return str(path)
 
 
-def test_a_point_is_a_click_inside_object_1_unless_it_says_otherwise(volume: Volume):
-    found = gather_prompts(PromptFlags(point=("1,2,3", "1,2,3,0", "1,2,4,0,7")), volume).prompts
-    assert [(p.object_id, p.slice, p.labels) for p in found] == [(1, 3, (1,)), (1, 3, (0,)), (7, 4, (0,))]
+def test_a_point_is_inside_object_1_by_default(volume: Volume):
+    prompts = gather_prompts(PromptFlags(point=("1,2,3", "1,2,3,0", "1,2,4,0,7")), volume).prompts
+    assert [(p.object_id, p.slice, p.labels) for p in prompts] == [(1, 3, (1,)), (1, 3, (0,)), (7, 4, (0,))]
 
 
-def test_all_kinds_of_prompts_add_up(volume: Volume, tmp_path: Path):
+def test_prompts_of_all_types_are_combined(volume: Volume, tmp_path: Path):
     flags = PromptFlags(
         point=("1,2,0",),
         point_mm=("2,6,4,0,2",),
@@ -42,31 +42,37 @@ def test_all_kinds_of_prompts_add_up(volume: Volume, tmp_path: Path):
         scribble=painted(tmp_path / "strokes.nii", 5, 5, 9),
         scribble_outside="9",
     )
-    found = gather_prompts(flags, volume).prompts
-    assert [(p.object_id, p.slice) for p in found] == [(1, 0), (2, 1), (3, 2), (3, 3), (4, 4), (5, 5)]
-    assert found[1].points == ((10.0, 7.0),) and found[2].box == (7, 5, 10, 8)
-    assert found[4].mask is not None and found[4].mask.sum() == 6
-    assert sorted(set(found[5].labels)) == [0, 1]
+    prompts = gather_prompts(flags, volume).prompts
+    assert [(p.object_id, p.slice) for p in prompts] == [(1, 0), (2, 1), (3, 2), (3, 3), (4, 4), (5, 5)]
+    assert prompts[1].points == ((10.0, 7.0),) and prompts[2].box == (7, 5, 10, 8)
+    assert prompts[4].mask is not None and prompts[4].mask.sum() == 6
+    assert sorted(set(prompts[5].labels)) == [0, 1]
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("flags", "message"),
     [
         (PromptFlags(), "there are no prompts; give --point x,y,z, --point-mm"),
         (
             PromptFlags(point_mm=("4,30,4",)),
             r"--point-mm: voxel y = 10 .*scan\.nii: expected y from 0 to 9",
         ),
-        (PromptFlags(point_mm=("nan,3,4",)), "--point-mm: voxel x = nan lies outside"),
+        (PromptFlags(point_mm=("nan,3,4",)), "--point-mm: voxel x = nan is outside"),
         (PromptFlags(point=("1,2,3,4",)), "--point: .* has label 4; use 1 for inside and 0"),
-        (PromptFlags(point=("1,2,3,1,1.5",)), "--point: 1.5 is no object id"),
-        (PromptFlags(box=("1,1,1,2,2,9",)), "--box: voxel z = 9 lies outside"),
-        (PromptFlags(scribble_outside="9"), "--scribble-outside: there is no scribble"),
-        (PromptFlags(scribble="SCAN", scribble_outside="some"), "--scribble-outside: 'some' is no value of strokes"),
+        (PromptFlags(point=("1,2,3,1,1.5",)), "--point: 1.5 is not an object id"),
+        (PromptFlags(box=("1,1,1,2,2,9",)), "--box: voxel z = 9 is outside"),
+        (
+            PromptFlags(scribble_outside="9"),
+            "--scribble-outside: the scribble is missing; give --scribble STROKES",
+        ),
+        (PromptFlags(scribble="SCAN", scribble_outside="some"), "--scribble-outside: 'some' is not a value of strokes"),
         (PromptFlags(mask="SCAN"), r"scan\.nii is empty; draw the object"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_names_the_flag(volume: Volume, tmp_path: Path, flags: PromptFlags, named: str):
-    words = {name: str(tmp_path / "scan.nii") if word == "SCAN" else word for name, word in vars(flags).items()}
-    with pytest.raises(UserError, match=named):
-        gather_prompts(PromptFlags(**words), volume)
+def test_an_error_in_a_flag_is_one_sentence_that_names_the_flag(
+    volume: Volume, tmp_path: Path, flags: PromptFlags, message: str
+):
+    scan = (str(tmp_path / "scan.nii"),)
+    texts = {name: scan if texts == ("SCAN",) else texts for name, texts in flags.texts.items()}
+    with pytest.raises(UserError, match=message):
+        gather_prompts(PromptFlags(**texts), volume)

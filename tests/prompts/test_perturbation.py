@@ -1,10 +1,10 @@
-"""Prompts are moved by true millimetres on any grid, alike for all levels, and land where a setting says."""
+"""Perturbed prompts: shifts and noise in millimetres on any grid, neighbours, and prompted slices."""
 
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.evaluation.sweep.settings import Setting
-from sam2_3dmed_jax.prompts.perturbation import chosen_slices, place_prompts
+from sam2_3dmed_jax.evaluation.sweep.factors import Setting
+from sam2_3dmed_jax.prompts.perturbation import place_prompts, prompted_slices_of
 from sam2_3dmed_jax.volume.geometry import Grid
 
 SHAPE = (12, 120, 150)  # D, H, W
@@ -46,7 +46,7 @@ def mm_of(grid: Grid, index: int, xy: tuple[float, float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_point_is_moved_by_exact_millimetres_in_the_plane_of_its_slice(name: str, reference: np.ndarray):
+def test_a_point_is_shifted_by_exact_millimetres_in_the_plane_of_its_slice(name: str, reference: np.ndarray):
     grid = grid_of(name)
     assert grid.canonical_shape == SHAPE
     ((exact,), still) = place(reference, grid)
@@ -54,84 +54,84 @@ def test_a_point_is_moved_by_exact_millimetres_in_the_plane_of_its_slice(name: s
     for case in "abcdef":
         shifts = []
         for mm in (2.0, 5.0, 10.0):
-            ((given,), placed) = place(reference, grid, case, misplacement_mm=mm)
-            shift = mm_of(grid, 5, given.points[0]) - mm_of(grid, 5, exact.points[0])
-            assert np.linalg.norm(shift) == pytest.approx(mm) == placed.moved_mm and given.slice == 5
+            ((perturbed,), placed) = place(reference, grid, case, misplacement_mm=mm)
+            shift = mm_of(grid, 5, perturbed.points[0]) - mm_of(grid, 5, exact.points[0])
+            assert np.linalg.norm(shift) == pytest.approx(mm) == placed.moved_mm and perturbed.slice == 5
             shifts.append(shift / mm)
         np.testing.assert_allclose(shifts[1:], [shifts[0]] * 2, atol=1e-9)  # one direction: levels are paired
 
 
-def test_directions_differ_by_case_object_and_seed_and_repeat_otherwise(reference: np.ndarray):
+def test_directions_depend_only_on_case_object_and_seed(reference: np.ndarray):
     grid = grid_of("anisotropic")
     reference[3:9, 90:110, 60:90] = 2
 
-    def shift(**words) -> np.ndarray:
-        ((exact,), _) = place(reference, grid, **words)
-        ((given,), _) = place(reference, grid, **words, misplacement_mm=5.0)
-        return np.subtract(given.points[0], exact.points[0])
+    def shift(**options) -> np.ndarray:
+        ((exact,), _) = place(reference, grid, **options)
+        ((perturbed,), _) = place(reference, grid, **options, misplacement_mm=5.0)
+        return np.subtract(perturbed.points[0], exact.points[0])
 
-    found = [shift(), shift(case="b"), shift(target=(2,)), shift(seed=1)]
-    assert all(np.abs(one - other).max() > 1e-3 for at, one in enumerate(found) for other in found[:at])
-    np.testing.assert_array_equal(shift(), found[0])
+    shifts = [shift(), shift(case="b"), shift(target=(2,)), shift(seed=1)]
+    assert all(np.abs(one - other).max() > 1e-3 for at, one in enumerate(shifts) for other in shifts[:at])
+    np.testing.assert_array_equal(shift(), shifts[0])
 
 
 @pytest.mark.parametrize("name", ["anisotropic", "rotated"])
-def test_boxes_and_masks_are_moved_whole_and_keep_their_size(name: str, reference: np.ndarray):
+def test_boxes_and_masks_keep_their_size_when_shifted(name: str, reference: np.ndarray):
     grid = grid_of(name)
     ((exact,), _) = place(reference, grid, prompt="box")
-    ((given,), placed) = place(reference, grid, prompt="box", misplacement_mm=10.0)
+    ((perturbed,), placed) = place(reference, grid, prompt="box", misplacement_mm=10.0)
     assert exact.box == (60, 45, 89, 74) and placed.moved_mm == pytest.approx(10)
-    shift = np.subtract(given.box, exact.box)
+    shift = np.subtract(perturbed.box, exact.box)
     np.testing.assert_allclose(shift[:2], shift[2:], atol=1e-9)
     ((mask,), placed) = place(reference, grid, prompt="mask", misplacement_mm=10.0)
     assert mask.mask.sum() == (reference[5] == 1).sum()
     assert placed.moved_mm == pytest.approx(10, abs=np.hypot(0.7, 1.9) / 2)  # whole voxels
-    np.testing.assert_allclose(np.argwhere(mask.mask).min(0)[::-1], given.box[:2], atol=0.5 + 1e-9)
+    np.testing.assert_allclose(np.argwhere(mask.mask).min(0)[::-1], perturbed.box[:2], atol=0.5 + 1e-9)
 
 
-def test_a_prompt_stays_whole_on_its_slice_and_says_how_far_it_went(reference: np.ndarray):
+def test_all_of_a_prompt_stays_on_its_slice_and_its_displacement_is_returned(reference: np.ndarray):
     for prompt in ("point", "box", "mask"):
-        ((given,), placed) = place(reference, grid_of("anisotropic"), prompt=prompt, misplacement_mm=1000.0)
+        ((perturbed,), placed) = place(reference, grid_of("anisotropic"), prompt=prompt, misplacement_mm=1000.0)
         assert 0 < placed.moved_mm < 300
         if prompt == "mask":
-            assert given.mask.sum() == (reference[5] == 1).sum()
+            assert perturbed.mask.sum() == (reference[5] == 1).sum()
         else:
-            x, y = given.points[0] if prompt == "point" else given.box[2:]
+            x, y = perturbed.points[0] if prompt == "point" else perturbed.box[2:]
             assert 0 <= x <= SHAPE[2] - 1 and 0 <= y <= SHAPE[1] - 1
 
 
-def test_noise_has_its_standard_deviation_in_millimetres_and_the_same_draw_at_all_levels(reference: np.ndarray):
+def test_noise_has_its_sd_in_millimetres_and_the_same_draw_at_all_levels(reference: np.ndarray):
     grid = grid_of("rotated")
     ((exact,), _) = place(reference, grid)
     shifts = []
     for case in map(str, range(300)):
-        ((given,), _) = place(reference, grid, case, noise_mm=4.0)
-        ((less,), _) = place(reference, grid, case, noise_mm=2.0)
-        shifts.append(np.subtract(given.points[0], exact.points[0]) * (0.7, 1.9))
-        np.testing.assert_allclose(2 * np.subtract(less.points[0], exact.points[0]) * (0.7, 1.9), shifts[-1])
+        ((perturbed,), _) = place(reference, grid, case, noise_mm=4.0)
+        ((half_noise,), _) = place(reference, grid, case, noise_mm=2.0)
+        shifts.append(np.subtract(perturbed.points[0], exact.points[0]) * (0.7, 1.9))
+        np.testing.assert_allclose(2 * np.subtract(half_noise.points[0], exact.points[0]) * (0.7, 1.9), shifts[-1])
     # The SD of the SD of 300 normal draws is 4 / sqrt(600) = 0.16.
     np.testing.assert_allclose(np.std(shifts, axis=0), 4.0, atol=0.65)
     sides = []
     for case in map(str, range(300)):
-        ((given,), _) = place(reference, grid, case, prompt="box", noise_mm=4.0)
-        sides.append(np.subtract(given.box, (60, 45, 89, 74)) * (0.7, 1.9, 0.7, 1.9))
-        assert given.box[0] <= given.box[2] and given.box[1] <= given.box[3]
+        ((perturbed,), _) = place(reference, grid, case, prompt="box", noise_mm=4.0)
+        sides.append(np.subtract(perturbed.box, (60, 45, 89, 74)) * (0.7, 1.9, 0.7, 1.9))
+        assert perturbed.box[0] <= perturbed.box[2] and perturbed.box[1] <= perturbed.box[3]
     np.testing.assert_allclose(np.std(sides, axis=0), 4.0, atol=0.65)
 
 
-def test_a_random_point_lies_in_the_object_and_is_the_same_for_all_levels_of_noise(reference: np.ndarray):
+def test_random_points_are_in_the_object_and_differ_between_cases(reference: np.ndarray):
     grid = grid_of("anisotropic")
     points = [place(reference, grid, case, placement="random")[0][0].points[0] for case in "abcd"]
     assert len(set(points)) == 4 and all(reference[5, int(y), int(x)] == 1 for x, y in points)
 
 
-def test_a_prompt_on_the_neighbour_lies_on_the_nearest_other_label_of_the_slice(reference: np.ndarray):
+def test_a_neighbour_prompt_is_on_the_nearest_other_label_of_the_slice(reference: np.ndarray):
     reference[5, 45:75, 95:120] = 2  # 5 columns of 0.7 mm away
     reference[5, 78:100, 60:90] = 3  # 3 rows of 1.9 mm away
     grid = grid_of("rotated")
     ((point,), placed) = place(reference, grid, neighbour=True)
     x, y = point.points[0]
-    assert reference[5, int(y), int(x)] == 2 and placed.onto == "2" and placed.moved_mm > 0
+    assert reference[5, int(y), int(x)] == 2 and placed.prompted_onto == "2" and placed.moved_mm > 0
     ((box,), _) = place(reference, grid, prompt="box", neighbour=True)
     assert box.box == (95, 45, 119, 74) and box.object_id == 1
     ((mask,), _) = place(reference, grid, prompt="mask", neighbour=True)
@@ -139,37 +139,37 @@ def test_a_prompt_on_the_neighbour_lies_on_the_nearest_other_label_of_the_slice(
 
 
 @pytest.mark.parametrize("mm", [0.0, 3.0])
-def test_without_a_neighbour_the_prompt_lies_just_outside_by_the_misplacement(mm: float, reference: np.ndarray):
+def test_without_a_neighbour_the_prompt_is_outside_by_the_misplacement(mm: float, reference: np.ndarray):
     ((point,), placed) = place(reference, grid_of("rotated"), neighbour=True, misplacement_mm=mm)
     x, y = point.points[0]
     rows, columns = np.nonzero(reference[5] == 1)
     distance = np.hypot((columns - x) * 0.7, (rows - y) * 1.9).min()
-    assert mm <= distance < mm + 1.9 and distance > 0 and placed.onto == "outside"
+    assert mm <= distance < mm + 1.9 and distance > 0 and placed.prompted_onto == "outside"
 
 
-def test_an_organ_prompted_with_its_tumour_does_not_take_it_for_a_neighbour(reference: np.ndarray):
+def test_labels_of_the_object_itself_are_not_neighbours(reference: np.ndarray):
     reference[5, 55:60, 65:70] = 2
     _, placed = place(reference, grid_of("anisotropic"), target=(1, 2), neighbour=True)
-    assert placed.onto == "outside"
+    assert placed.prompted_onto == "outside"
     _, placed = place(reference, grid_of("anisotropic"), target=(2,), neighbour=True)
-    assert placed.onto == "1"
+    assert placed.prompted_onto == "1"
 
 
-def test_prompted_slices_are_the_best_one_and_others_spread_over_the_extent():
+def test_prompted_slices_are_the_largest_one_and_others_spread_over_the_extent():
     mask = np.zeros((40, 4, 4), bool)
     mask[5:35, :2] = True
     mask[22] = True
-    assert chosen_slices(mask, 1) == [22]
-    assert chosen_slices(mask, 2) == [12, 22]
-    assert chosen_slices(mask, 3) == [9, 22, 29]
-    five = chosen_slices(mask, 5)
+    assert prompted_slices_of(mask, 1) == [22]
+    assert prompted_slices_of(mask, 2) == [12, 22]
+    assert prompted_slices_of(mask, 3) == [9, 22, 29]
+    five = prompted_slices_of(mask, 5)
     assert len(five) == 5 and 22 in five and max(np.diff(five)) <= 10
     mask[10:30] = False
     mask[22] = True
-    assert all(mask[index].any() for index in chosen_slices(mask, 5))
-    assert chosen_slices(mask[20:24], 5) == [2]
+    assert all(mask[index].any() for index in prompted_slices_of(mask, 5))
+    assert prompted_slices_of(mask[20:24], 5) == [2]
 
 
-def test_an_object_that_the_case_lacks_has_no_prompts(reference: np.ndarray):
+def test_an_absent_object_has_no_prompts(reference: np.ndarray):
     prompts, placed = place_prompts(Setting().prompting, "a", reference, grid_of("anisotropic"), [(1,), (2,)], 0)
     assert list(prompts) == list(placed) == [(1,)]

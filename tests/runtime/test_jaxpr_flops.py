@@ -24,11 +24,11 @@ def product(x, w):
     return x @ w
 
 
-def test_a_scan_in_a_scan_counts_the_product_of_their_lengths():
+def test_nested_scans_count_the_product_of_their_lengths():
     assert count(times(3, times(5, product)), X, W) == 15 * PRODUCT
 
 
-def test_of_a_conditional_the_dearest_branch_counts_and_through_jit_remat_and_custom_derivatives_all_does():
+def test_the_most_expensive_branch_counts_and_jit_remat_and_custom_derivatives_are_entered():
     def body(x, w):
         x = lax.cond(x.sum() > 0, product, lambda x, w: (x @ w) @ w, x, w)
         return jax.jit(jax.checkpoint(product))(x, w)
@@ -42,7 +42,7 @@ def test_of_a_conditional_the_dearest_branch_counts_and_through_jit_remat_and_cu
     assert count(own, X, W) == PRODUCT
 
 
-def test_a_gradient_counts_its_two_products_beside_the_forward_one():
+def test_a_gradient_counts_its_two_products_and_the_forward_one():
     gradient = jax.grad(lambda w, x: (times(6, product)(x, w) ** 2).sum(), argnums=(0, 1))
     assert count(gradient, W, X) == 3 * 6 * PRODUCT
 
@@ -61,7 +61,7 @@ def test_a_batched_product_and_a_grouped_convolution_count_each_multiply_add_twi
 
 
 @pytest.mark.parametrize("end, turns", [(9, 9), (None, 1)])
-def test_a_while_that_counts_to_a_constant_counts_its_turns_and_another_once(end, turns):
+def test_a_while_loop_to_a_constant_counts_its_iterations_and_any_other_counts_once(end, turns):
     def loop(x, w, n):
         limit = n if end is None else end
         return lax.while_loop(lambda c: c[0] < limit, lambda c: (c[0] + 1, c[1] @ w), (0, x))

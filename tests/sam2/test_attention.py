@@ -1,4 +1,4 @@
-"""Attention in blocks, with masks and reassociated values."""
+"""Masked keys in attention, and the reassociated value product."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.sam2 import attention
-from sam2_3dmed_jax.sam2.memory_attention import RoPEAttention
+from sam2_3dmed_jax.sam2.attention import RoPEAttention
 from sam2_3dmed_jax.sam2.parameters import merge, split
 
 
@@ -14,22 +14,22 @@ def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def plain(q, k, v):
+def reference_attention(q, k, v):
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) / jnp.sqrt(q.shape[-1])
     return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1), v)
 
 
-def test_masked_keys_count_as_if_they_were_not_there():
+def test_masked_keys_have_no_effect():
     q, k, v = random(1, 6, 1, 8), random(1, 10, 1, 8, seed=1), random(1, 10, 1, 8, seed=2)
     valid = jnp.arange(10) % 3 != 0
-    got = attention.attend(q, k, v, valid[None])
-    np.testing.assert_allclose(got, plain(q, k[:, valid], v[:, valid]), atol=2e-6)
+    masked = attention.attend(q, k, v, valid[None])
+    np.testing.assert_allclose(masked, reference_attention(q, k[:, valid], v[:, valid]), atol=2e-6)
 
 
-def test_no_valid_key_gives_finite_numbers_and_gradients():
+def test_rows_without_valid_keys_have_finite_values_and_gradients():
     q, k, v = random(1, 6, 1, 8), random(1, 10, 1, 8, seed=1), random(1, 10, 1, 8, seed=2)
-    none = jnp.zeros((1, 10), bool)
-    out, gradient = jax.value_and_grad(lambda q: attention.attend(q, k, v, none).sum())(q)
+    no_valid_key = jnp.zeros((1, 10), bool)
+    out, gradient = jax.value_and_grad(lambda q: attention.attend(q, k, v, no_valid_key).sum())(q)
     assert jnp.isfinite(out) and jnp.isfinite(gradient).all()
 
 
@@ -40,6 +40,6 @@ def test_reassociated_values_equal_projected_values(pointers):
     weights = {path: 0.3 * random(*value.shape, seed=i) for i, (path, value) in enumerate(weights.items())}
     module = merge(graphdef, weights)
     q, memory = random(2, 16, 32), random(2, 3 * 16 + pointers, 16, seed=9)
-    fast = module(q, memory, memory, 4, pointers)
-    module.reassociate = False
-    np.testing.assert_allclose(fast, module(q, memory, memory, 4, pointers), atol=1e-5)
+    reassociated = module(q, memory, memory, 4, pointers)
+    module.reassociate_values = False
+    np.testing.assert_allclose(reassociated, module(q, memory, memory, 4, pointers), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Flash attention: the kernels, interpreted, against plain attention; and what the TPU's compiler makes of them."""
+"""Flash attention: the interpreted kernels equal plain attention, and the TPU compiler accepts them."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.sam2 import attention, blocked_attention, flash_attention
 
-BLOCK = (256, 256)  # of 16-bit numbers: 128 of float32
+BLOCK = (256, 256)  # for 16-bit numbers; 128 for float32
 
 
 def operands(n, m, heads, d, dv, dtype, seed=0):
@@ -25,7 +25,7 @@ def operands(n, m, heads, d, dv, dtype, seed=0):
 
 
 def some_valid(m, seed=0):
-    """Half of a row's keys; the last of another's, so that its first blocks are empty; and none."""
+    """Return masks of half of the keys, of only the last keys (the first blocks are empty), and of no key."""
     valid = np.random.default_rng(seed).random((3, m)) < 0.5
     valid[1, : m - 20] = False
     valid[2] = False
@@ -45,26 +45,26 @@ def flash(q, k, v, valid, gradient):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("n, m, heads", [(256, 256, 1), (200, 300, 2)])  # whole blocks, and ragged ones
-def test_the_kernels_equal_plain_attention_in_value_and_gradients(n, m, heads, masked):
+def test_the_kernels_and_their_gradients_equal_plain_attention(n, m, heads, masked):
     q, k, v, gradient = operands(n, m, heads, 32, 16, jnp.float32)
     valid = some_valid(m) if masked else None
-    for got, want in zip(flash(q, k, v, valid, gradient), plain(q, k, v, valid, gradient), strict=True):
-        assert got.dtype == want.dtype
-        # float32 sums of 300 numbers of order one, in another order
-        np.testing.assert_allclose(got, want, atol=4e-6)
+    for result, expected in zip(flash(q, k, v, valid, gradient), plain(q, k, v, valid, gradient), strict=True):
+        assert result.dtype == expected.dtype
+        # float32 sums of 300 numbers of order one, in a different order
+        np.testing.assert_allclose(result, expected, atol=4e-6)
 
 
-def test_in_bfloat16_the_kernels_are_true_to_bfloat16():
+def test_the_kernels_in_bfloat16_have_the_precision_of_bfloat16():
     exact = operands(200, 300, 1, 32, 16, jnp.bfloat16)
     valid = some_valid(300)
     truth = plain(*(x.astype(jnp.float32) for x in exact[:3]), valid, exact[3].astype(jnp.float32))
-    for got, want in zip(flash(*exact[:3], valid, exact[3]), truth, strict=True):
-        assert got.dtype == jnp.bfloat16
-        # Eight bits of weights, of their gradients and of the result: plain attention errs by 1.9 to 3.7e-3, too.
-        assert np.linalg.norm(got.astype(np.float32) - want) < 2**-8 * np.linalg.norm(want)
+    for result, expected in zip(flash(*exact[:3], valid, exact[3]), truth, strict=True):
+        assert result.dtype == jnp.bfloat16
+        # Weights, their gradients and the result have eight bits; plain attention has errors of 1.9 to 3.7e-3, too.
+        assert np.linalg.norm(result.astype(np.float32) - expected) < 2**-8 * np.linalg.norm(expected)
 
 
-def test_a_row_without_a_valid_key_takes_the_mean_and_sends_gradients_to_values_only():
+def test_a_row_without_valid_keys_is_the_mean_and_has_gradients_of_values_only():
     q, k, v, gradient = operands(200, 300, 1, 32, 16, jnp.float32)
     out, dq, dk, dv = flash(q, k, v, jnp.zeros((3, 300), bool), gradient)
     np.testing.assert_allclose(out, jnp.broadcast_to(v.mean(1, keepdims=True), out.shape), atol=1e-6)
@@ -73,7 +73,7 @@ def test_a_row_without_a_valid_key_takes_the_mean_and_sends_gradients_to_values_
     np.testing.assert_allclose(dv, jnp.broadcast_to(gradient.sum(1, keepdims=True) / 300, dv.shape), atol=1e-6)
 
 
-def test_off_the_tpu_nothing_of_the_kernels_is_lowered_and_all_is_as_in_blocks(monkeypatch):
+def test_without_a_tpu_no_kernel_is_lowered_and_the_result_is_blocked_attention(monkeypatch):
     monkeypatch.setattr(attention, "MAX_SCORES", 1000)
     q, k, v, gradient = operands(40, 100, 2, 8, 4, jnp.float32)
     valid = some_valid(100)
@@ -85,17 +85,19 @@ def test_off_the_tpu_nothing_of_the_kernels_is_lowered_and_all_is_as_in_blocks(m
 
     @jax.jit
     def blocks(q, k, v, valid, gradient):
-        forward, backward = map(blocked_attention.one_by_one, (blocked_attention.forward, blocked_attention.backward))
+        forward, backward = map(
+            blocked_attention.per_row_and_head, (blocked_attention.forward, blocked_attention.backward)
+        )
         out, logsumexp = forward(q, k, v, valid)
         return out, *backward(q, k, v, valid, out, logsumexp, gradient)
 
-    given = q, k, v, valid, gradient
-    assert "custom_call" not in ours.lower(*given).as_text()
-    for got, want in zip(ours(*given), blocks(*given), strict=True):
-        np.testing.assert_array_equal(got, want)
+    arguments = q, k, v, valid, gradient
+    assert "custom_call" not in ours.lower(*arguments).as_text()
+    for result, expected in zip(ours(*arguments), blocks(*arguments), strict=True):
+        np.testing.assert_array_equal(result, expected)
 
 
-def test_attention_of_arrays_on_a_mesh_can_be_differentiated_in_a_checkpointed_scan(monkeypatch):
+def test_attention_on_a_mesh_is_differentiable_in_a_checkpointed_scan(monkeypatch):
     monkeypatch.setattr(attention, "MAX_SCORES", 1000)
     q, k, v, _ = operands(40, 100, 2, 8, 8, jnp.float32)
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:1])
@@ -109,34 +111,36 @@ def test_attention_of_arrays_on_a_mesh_can_be_differentiated_in_a_checkpointed_s
 
         return jax.grad(total, (0, 1, 2))(q, k, v)
 
-    def plainly(q, k, v):
+    def total_of_plain_attention(q, k, v):
         for _ in range(3):
             q = attention._attend_at_once(q, k, v, None)
         return jnp.square(q).sum()
 
-    for got, want in zip(gradients(*placed), jax.grad(plainly, (0, 1, 2))(q, k, v), strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-5)  # three products deep
+    for result, expected in zip(
+        gradients(*placed), jax.grad(total_of_plain_attention, (0, 1, 2))(q, k, v), strict=True
+    ):
+        np.testing.assert_allclose(result, expected, atol=2e-5)  # errors of three successive products
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """What `compile_for_tpu.py` saw, in a process of its own: libtpu's settings are the environment's."""
+    """Return the output of `compile_for_tpu.py`; a subprocess, because libtpu is configured by the environment."""
     script = Path(__file__).parents[1] / "helpers" / "compile_for_tpu.py"
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout)
 
 
-def test_memory_attention_at_1024_px_compiles_for_tpu_to_kernels_and_holds_no_scores(compiled):
-    # Self-attention and the attention to the memory: forward, recomputed by the checkpoint, and backward.
+def test_memory_attention_at_1024_px_compiles_to_tpu_kernels_and_holds_no_scores(compiled):
+    # Self-attention and memory attention, each forward, recomputed by the checkpoint, and backward.
     assert compiled["prediction"]["forward kernels"] == 2
     assert compiled["training"]["forward kernels"] == 4
     assert compiled["training"]["backward kernels"] == 2
-    for seen in compiled.values():
-        assert seen["largest array"] < seen["scores"] / 8
+    for program in compiled.values():
+        assert program["largest array"] < program["scores"] / 8
 
 
-def test_four_chips_attend_from_one_row_each_and_the_compiler_knows_what_it_costs(compiled):
-    for seen in compiled.values():  # were rows gathered, attention would count four times on each chip
-        assert seen["gathers"] == 0
-        assert seen["flops of attention"] < seen["flops"] < 2 * seen["flops of attention"]
+def test_four_chips_compute_one_row_each_and_the_compiler_knows_the_cost(compiled):
+    for program in compiled.values():  # if rows were gathered, each chip would compute four times the attention
+        assert program["gathers"] == 0
+        assert program["flops of attention"] < program["flops"] < 2 * program["flops of attention"]

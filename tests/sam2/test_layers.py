@@ -1,4 +1,4 @@
-"""Our own convolutions, pooling and joined products against XLA's."""
+"""Convolutions, pooling and sequences of linear layers equal XLA's own or plain forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sam2_3dmed_jax.sam2.hiera import max_pool_2x2
-from sam2_3dmed_jax.sam2.layers import Conv, Linear
-from sam2_3dmed_jax.sam2.memory_encoder import depthwise
+from sam2_3dmed_jax.sam2.layers import (
+    Conv,
+    Linear,
+    apply_in_sequence,
+    depthwise_convolution,
+    max_pool_2x2,
+    project_windows,
+    window_partition,
+)
 from sam2_3dmed_jax.sam2.parameters import merge, split
 
-TOLERANCE = 1e-5  # of the largest: float32 sums of a few hundred products in another order
+TOLERANCE = 1e-5  # of the largest value: float32 sums of a few hundred products in a different order
 
 
 def normal(seed, *shape):
@@ -23,7 +29,7 @@ def assert_close(ours, theirs):
     assert float(jnp.abs(ours - theirs).max()) <= TOLERANCE * float(jnp.abs(theirs).max())
 
 
-# All of SAM 2's kinds, and sizes that the stride does not divide.
+# Every kind of convolution in SAM 2, and sizes that the stride does not divide.
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "size"),
     [
@@ -74,8 +80,8 @@ def test_a_depthwise_convolution_and_its_gradients_equal_xlas():
             x, weight[:, :, None], (1, 1), pads, dimension_numbers=axes, feature_group_count=6, precision="highest"
         )
 
-    assert_close(depthwise(x, weight), theirs(x, weight))
-    for mine, xlas in zip(gradients(depthwise, x, weight), gradients(theirs, x, weight), strict=True):
+    assert_close(depthwise_convolution(x, weight), theirs(x, weight))
+    for mine, xlas in zip(gradients(depthwise_convolution, x, weight), gradients(theirs, x, weight), strict=True):
         assert_close(mine, xlas)
 
 
@@ -86,13 +92,23 @@ def test_max_pooling_equals_xlas_and_drops_an_odd_row():
     )
 
 
-def test_two_linear_maps_joined_to_one_give_what_one_after_the_other_gives():
+def test_two_linear_layers_as_one_product_equal_one_after_the_other():
     first, second = Linear(6, 32, dtype=jnp.float32), Linear(32, 4, dtype=jnp.float32)
     for seed, layer in enumerate((first, second)):
         layer.kernel.set_value(normal(seed, *layer.kernel.shape))
         layer.bias.set_value(normal(seed + 2, *layer.bias.shape))
     x = normal(9, 2, 5, 5, 6)
-    assert_close(first.then(second, x), second(first(x)))
+    assert_close(apply_in_sequence(x, first, second), second(first(x)))
+    np.testing.assert_array_equal(apply_in_sequence(x, first, None), first(x))
+
+
+def test_projecting_before_the_window_partition_equals_projecting_the_windows():
+    layer = Linear(6, 9, dtype=jnp.float32)
+    layer.kernel.set_value(normal(0, 6, 9))
+    layer.bias.set_value(normal(1, 9))
+    x = normal(2, 2, 5, 7, 6)  # windows of 4 x 4 reach beyond it
+    assert_close(project_windows(layer, x, 4), layer(window_partition(x, 4)))
+    np.testing.assert_array_equal(project_windows(layer, x, 0), layer(x))
 
 
 def gradients(function, x, weight):

@@ -1,4 +1,4 @@
-"""Objects of one slice share what comes before their memories: the same numbers as each alone, for less arithmetic."""
+"""Objects of one slice share the computation before their memories, with the same results."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def with_weights(module):
 
 def attend(embedding):
     k, m = SLICES * OBJECTS, 3 * SIDE**2
-    valid = jnp.arange(m) < jnp.arange(1, k + 1)[:, None] * SIDE  # each row remembers something else
+    valid = jnp.arange(m) < jnp.arange(1, k + 1)[:, None] * SIDE  # each row has different memories
     memory = MemoryTokens(rows(k, m, CONFIG.mem_dim), rows(k, m, CONFIG.mem_dim) / 2, valid, 0)
     return with_weights(MemoryAttention(CONFIG, dtype=jnp.float32))(embedding, memory)
 
@@ -38,10 +38,10 @@ def remember(embedding):
 
 
 @pytest.mark.parametrize("step", [attend, remember])
-def test_rows_of_a_slice_get_what_each_gets_on_its_own_for_less_arithmetic(step):
+def test_objects_of_a_slice_have_the_same_results_as_alone_with_fewer_flops(step):
     embedding = rows(SLICES, SIDE, SIDE, CONFIG.d_model)
     repeated = jnp.repeat(embedding, OBJECTS, axis=0)
     shared, alone = step(embedding), step(repeated)
     assert shared.shape[0] == SLICES * OBJECTS and float(jnp.abs(shared[0] - shared[1]).max()) > 1e-2
-    np.testing.assert_allclose(shared, alone, atol=2e-5)  # float32 sums of numbers of order one, in another order
+    np.testing.assert_allclose(shared, alone, atol=2e-5)  # float32 sums of numbers of order one, in a different order
     assert flops(jax.make_jaxpr(step)(embedding)) < flops(jax.make_jaxpr(step)(repeated))

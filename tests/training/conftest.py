@@ -1,4 +1,4 @@
-"""One small run for all tests of a run's folder: its train step is compiled once, here and in other processes."""
+"""One small run for all tests of a run's folder, whose train step is compiled once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.config import (
+    ClipConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    SplitConfig,
+    SrppConfig,
+    TrainingConfig,
+)
 from sam2_3dmed_jax.phantom import make_case
 from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.loop import train
@@ -25,7 +33,7 @@ class Small:
     compiled: Setup
 
     def setup(self, step: Callable[..., Any] | None = None, **changes: Any) -> Setup:
-        """A setup to use once; `changes` are fields of `training` that the step does not depend on."""
+        """A setup for one run; `changes` are fields of `training` that do not affect the step."""
         config = self.config.replace(training=replace(self.config.training, **changes))
         state = jax.tree.map(jnp.copy, self.compiled.state)
         return replace(self.compiled, config=config, state=state, step=step or self.compiled.step)
@@ -36,12 +44,12 @@ class Small:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small_config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
     data = tmp_path_factory.mktemp("data") / "phantom"
     write_prepared(data, {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(4)}, {1: "spleen"})
-    config = ExperimentConfig(
+    return ExperimentConfig(
         model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
-        data=DataConfig(path=str(data), slices=2, folds=2, inner_fraction=0.5),
+        data=DataConfig(path=str(data), slices=2, split=SplitConfig(folds=2, inner_fraction=0.5)),
         training=TrainingConfig(
             steps=12,
             batch_size=2,
@@ -53,13 +61,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
             images_every=5,
         ),
     )
-    compiled = compile_step(set_up(config))
+
+
+@pytest.fixture(scope="session")
+def small(small_config: ExperimentConfig) -> Small:
+    compiled = compile_step(set_up(small_config))
     return Small(compiled.config, compiled)
 
 
 @pytest.fixture(scope="session")
 def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run, never stopped."""
+    """The run without an interruption."""
     run = tmp_path_factory.mktemp("whole") / "run"
     small.train(run, profile=2)
     return run
@@ -67,11 +79,11 @@ def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
-    """One step on two phantoms, without SRPP and BD: the quickest to compile."""
+    """One step on two phantoms without SRPP and BD, which compiles fastest."""
     data = tmp_path_factory.mktemp("data") / "phantom"
     write_prepared(data, {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in (0, 1)}, {1: "spleen"})
     return ExperimentConfig(
         model=ModelConfig("nano", 64, srpp=False, bd=False, slice_position=SrppConfig(dim=16, layers=1)),
-        data=DataConfig(path=str(data), slices=2, objects=2, folds=2),
+        data=DataConfig(path=str(data), slices=2, clips=ClipConfig(objects=2), split=SplitConfig(folds=2)),
         training=TrainingConfig(steps=1, batch_size=2, warmup_steps=1),
     )

@@ -1,4 +1,4 @@
-"""Batches reach the devices in order, one ahead of the step."""
+"""Transfer of batches to the devices."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh
 
 
-def test_batches_arrive_whole_in_order_on_the_asked_devices_and_one_ahead():
+def test_batches_arrive_complete_and_in_order_one_ahead_of_the_step():
     sharding = batch_sharding(make_mesh(MeshConfig()), jax.device_count())
     taken = []
 
@@ -25,7 +25,7 @@ def test_batches_arrive_whole_in_order_on_the_asked_devices_and_one_ahead():
     assert i == 3
 
 
-def test_no_batches_are_no_steps_and_an_error_passes_through():
+def test_no_batches_give_no_steps_and_errors_are_raised():
     sharding = batch_sharding(make_mesh(MeshConfig()), jax.device_count())
     assert list(to_devices([], sharding)) == []
 

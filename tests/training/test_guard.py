@@ -1,4 +1,4 @@
-"""A loss that is not finite or explodes stops the run, and its batch can be replayed."""
+"""The loss guard stops a run and saves the batch of the step."""
 
 import jax
 import numpy as np
@@ -6,12 +6,12 @@ import pytest
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.checkpoint import restore
-from sam2_3dmed_jax.training.guard import LossGuard, replay
+from sam2_3dmed_jax.training.guard import LossGuard
 from sam2_3dmed_jax.training.loop import train
 from tests.helpers.run_files import assert_same_result
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy_and_its_batch_replays(small, whole, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_its_batch(small, whole, tmp_path):
     run = tmp_path / "run"
     batches = []
 
@@ -32,20 +32,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy_and_its_batch_rep
         for name, value in batches[6].items():
             np.testing.assert_array_equal(stored[name], value)
 
-    before, step, _ = restore(run / "checkpoints", small.setup().state)
-    assert step == 6  # and nothing of a later one is kept
-    expected = small.compiled.step(before, small.compiled.frozen, jax.device_put(batches[6], setup.sharding))[1]
-    assert replay(run, small.setup(), file)["loss"] == float(expected["loss"])
-    with pytest.raises(UserError, match=r"config\.json holds no batch"):
-        replay(run, small.setup(), run / "config.json")
+    assert restore(run / "checkpoints", small.setup().state).step == 6  # the step before the failure
 
-    small.train(run)  # what is kept is sound
+    small.train(run)  # the kept checkpoint is undamaged
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"9", "12"}
-    (run / "log.csv").write_bytes((whole / "log.csv").read_bytes())  # rows of the first part are fewer
+    (run / "log.csv").write_bytes((whole / "log.csv").read_bytes())  # the first part logged fewer rows
     assert_same_result(run, whole)
 
 
-def looked_at(run, losses, limit, norm=1.0):
+def check_losses(run, losses, limit, norm=1.0):
     batches = [{"slices": np.full(3, step)} for step in range(len(losses))]
     guard = LossGuard(run, batches, limit)
     for step, loss in enumerate(losses, 1):
@@ -53,16 +48,16 @@ def looked_at(run, losses, limit, norm=1.0):
     guard.check()
 
 
-def test_a_loss_far_above_the_median_stops_the_run_and_its_own_batch_is_saved(tmp_path):
+def test_a_loss_far_above_the_median_stops_the_run_and_saves_its_batch(tmp_path):
     losses = [1.0] * 30 + [99.0, 101.0, 1.0]
     with pytest.raises(UserError, match=r"loss is 101, more than 100 times .* median 1, at step 32; .*loss_limit"):
-        looked_at(tmp_path, losses, 100.0)
+        check_losses(tmp_path, losses, 100.0)
     assert np.load(tmp_path / "failed" / "step_32.npz")["slices"].tolist() == [31] * 3
     assert [path.name for path in (tmp_path / "failed").iterdir()] == ["step_32.npz"]
-    looked_at(tmp_path, losses, 0.0)
-    looked_at(tmp_path, [1.0] * 19 + [1e9], 100.0)  # too few to know a median by
+    check_losses(tmp_path, losses, 0.0)
+    check_losses(tmp_path, [1.0] * 19 + [1e9], 100.0)  # too few steps for a median
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is(tmp_path):
+def test_a_gradient_that_is_not_finite_stops_a_run_with_a_finite_loss(tmp_path):
     with pytest.raises(UserError, match="the gradient is inf at step 1"):
-        looked_at(tmp_path, [1.0], 100.0, norm=np.inf)
+        check_losses(tmp_path, [1.0], 100.0, norm=np.inf)

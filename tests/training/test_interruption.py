@@ -1,4 +1,4 @@
-"""Signals are requests until the step is done, and decide the exit code."""
+"""Signals request a stop after the current step, and decide the exit code."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from sam2_3dmed_jax.training.interruption import stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_noted_further_terminations_are_not_and_ctrl_c_then_interrupts_at_once(number):
+def test_the_first_signal_is_a_request_and_a_later_ctrl_c_interrupts(number):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with stop_requests() as request:
         assert request.signal == 0
@@ -25,23 +25,23 @@ def test_the_first_signal_is_noted_further_terminations_are_not_and_ctrl_c_then_
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_thread_that_gets_no_signals_trains_without():
-    found = []
+def test_a_thread_without_signals_has_no_stop_request():
+    signals = []
 
-    def ask():
+    def record_signal():
         with stop_requests() as request:
-            found.append(request.signal)
+            signals.append(request.signal)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=record_signal)
     thread.start()
     thread.join()
-    assert found == [0]
+    assert signals == [0]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_command_says_what_is_kept_and_ends_as_its_signal_does(number, code, capsys):
+def test_a_stopped_command_reports_its_step_and_exits_with_the_signals_code(number, code, capsys):
     def work():
         raise Stopped("stopped; runs/a holds step 5 of 9", number)
 
-    assert exit_code(work, False, "the same command goes on where it can") == code
-    assert capsys.readouterr().err == "stopped; runs/a holds step 5 of 9; the same command goes on where it can\n"
+    assert exit_code(work, False, "run the same command again to resume") == code
+    assert capsys.readouterr().err == "stopped; runs/a holds step 5 of 9; run the same command again to resume\n"

@@ -1,4 +1,4 @@
-"""A run's folder: what it holds, and what it refuses."""
+"""A run's folder: its contents, and experiments that it refuses."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import load_model
-from sam2_3dmed_jax.data.split_files import keep_split, read_splits
+from sam2_3dmed_jax.data.split_files import read_splits, write_run_split
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.phantom import make_case
@@ -24,11 +24,11 @@ def config(small):
 
 @pytest.fixture
 def start(small):
-    """`train` of an experiment that the small run's step fits, or that is refused before its first step."""
+    """`train` for experiments that share the small run's step, or that are refused before their first step."""
     return lambda config, run: train(config, run, setup=replace(small.setup(), config=config))
 
 
-def test_a_run_leaves_log_config_checkpoints_events_and_native_checkpoints(config, whole):
+def test_a_run_writes_log_config_checkpoints_events_and_native_checkpoints(config, whole):
     names = {path.name for path in whole.iterdir()}
     assert {"log.csv", "config.json", "split.json", "checkpoints", "final", "best"} <= names
     assert [row["step"] for row in rows(whole)] == [str(step) for step in range(1, 13)]
@@ -36,19 +36,19 @@ def test_a_run_leaves_log_config_checkpoints_events_and_native_checkpoints(confi
     kept = {path.name for path in (whole / "checkpoints").iterdir()}
     assert kept == {"9", "12"}  # the newest `keep_checkpoints`
     model = load_model(whole / "final")
-    assert model.info.model.slice_position.window == config.data.slices  # the context sees what it was trained on
+    assert model.info.model.slice_position.window == config.data.slices  # as many slices as in training
     assert json.loads((whole / "final" / "config.json").read_text())["provenance"]["steps"] == 12
 
 
-def test_the_best_weights_are_those_of_the_highest_dice_on_the_inner_case(whole):
+def test_the_best_weights_have_the_highest_dice_on_the_inner_case(whole):
     inner = {int(row["step"]): float(row["dice_inner"]) for row in rows(whole) if row["dice_inner"]}
     assert list(inner) == [5, 10, 12] and all(0 <= dice <= 1 for dice in inner.values())
-    told = json.loads((whole / "best" / "config.json").read_text())["provenance"]
-    assert told["dice_inner"] == max(inner.values()) == inner[told["steps"]]
+    provenance = json.loads((whole / "best" / "config.json").read_text())["provenance"]
+    assert provenance["dice_inner"] == max(inner.values()) == inner[provenance["steps"]]
     assert load_model(whole / "best").info.model.preset == "nano"
 
 
-def test_tensorboard_shows_losses_norms_and_rates_by_part_pictures_and_the_config(config, whole):
+def test_tensorboard_has_losses_norms_and_rates_by_module_images_and_the_config(config, whole):
     scalars, images, texts = {}, {}, {}
     for event in events(whole):
         for value in event.summary.value:
@@ -66,53 +66,53 @@ def test_tensorboard_shows_losses_norms_and_rates_by_part_pictures_and_the_confi
     norms = [scalars[tag][3] for tag in scalars if tag.startswith("gradient_norm/")]
     assert np.linalg.norm(norms) == pytest.approx(scalars["gradient_norm"][3], rel=1e-4)
     assert list(scalars["dice_inner"]) == [5, 10, 12] and "clips_per_second" in scalars
-    # Two clips below each other, two slices beside each other; boundaries predicted and target; two matrices and a gap.
+    # Two clips in rows with two slices each; boundaries predicted and target; two matrices with a gap.
     assert images["masks"] == [(5, 128, 128), (10, 128, 128)]
     assert images["boundaries"] == [(5, 256, 128), (10, 256, 128)]
     assert images["positions"] == [(5, 2 * 2 * 16, 5 * 16), (10, 2 * 2 * 16, 5 * 16)]
     assert json.loads(texts["config/text_summary"].strip("`json\n"))["training"]["steps"] == 12
 
 
-def test_a_trace_of_the_asked_steps_is_where_tensorboard_looks_for_it(whole):
+def test_a_trace_is_written_where_tensorboard_reads_it(whole):
     assert len(list(whole.glob("plugins/profile/*/*.xplane.pb"))) == 1
 
 
-def test_a_run_that_failed_after_a_checkpoint_resumes_to_the_same_weights_and_log(small, whole, tmp_path):
+def test_a_run_that_failed_after_a_checkpoint_resumes_to_the_same_result(small, whole, tmp_path):
     run = tmp_path / "run"
 
     class StopError(Exception):
         pass
 
-    def stop(done: int, total: int, metrics: dict[str, float]) -> None:
+    def stop(what: str, done: int, total: int, note: str = "") -> None:
         if done == 8:
             raise StopError
 
     with pytest.raises(StopError):
         small.train(run, stop)
     assert not (run / "final").exists()
-    small.train(run, log_every=4, checkpoint_every=5)  # settings of a run that may change
+    small.train(run, log_every=4, checkpoint_every=5)  # settings that may change
     assert json.loads((run / "config.json").read_text())["training"]["log_every"] == 4
     assert [row["step"] for row in rows(run)] == ["1", "2", "3", "4", "5", "6", "8", "10", "12"]
     assert {row["step"]: row for row in rows(run)}["12"] == rows(whole)[-1]
-    small.train(run)  # a run that is done only writes its result again
+    small.train(run)  # a finished run only writes its result again
     shutil.copy(whole / "log.csv", run)
     assert_same_result(run, whole)
 
 
-def test_a_run_says_which_cases_it_trains_on_and_does_not_resume_with_others(config, start, whole, tmp_path):
+def test_a_run_records_its_split_and_does_not_resume_with_another(config, start, whole, tmp_path):
     (split,) = read_splits(whole / "split.json")
     assert (len(split.train), len(split.val), len(split.test)) == (1, 1, 2)
     assert json.loads((whole / "split.json").read_text())["how"]["data"] == config.data.path
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(whole / "config.json", run)
-    keep_split(run / "split.json", Split(split.test, (), split.train), {})
-    with pytest.raises(UserError, match="holds another split"):
+    write_run_split(run / "split.json", Split(split.test, (), split.train), {})
+    with pytest.raises(UserError, match="has another split"):
         start(config, run)
     assert not (run / "checkpoints").exists()
 
 
-def test_another_experiment_in_the_same_folder_is_refused_with_the_fields_that_differ(config, start, whole):
+def test_another_experiment_in_the_folder_is_refused_with_its_different_fields(config, start, whole):
     other = config.replace(training=replace(config.training, learning_rate=0.5, seed=3, log_every=7))
     with pytest.raises(UserError, match=r"\(training\.learning_rate, training\.seed\)"):
         start(other, whole)
@@ -125,7 +125,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(config, start, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_checkpoint_of_another_preset_is_refused_as_a_start(config, whole, tmp_path):
+def test_a_checkpoint_of_another_preset_is_refused_as_initial_weights(config, whole, tmp_path):
     other = config.replace(model=replace(config.model, preset="sam2.1_hiera_tiny", init=str(whole / "final")))
     with pytest.raises(UserError, match=r"model\.init: .* is of preset nano"):
         train(other, tmp_path / "run")
@@ -137,10 +137,10 @@ def test_a_checkpoint_of_another_preset_is_refused_as_a_start(config, whole, tmp
     [
         ({"classes": (4,)}, r"data\.classes: .* has no label 4; choose from \[1\]"),
         ({"fold": 2}, r"data\.fold: 2 does not exist"),
-        ({"path": "/nowhere"}, r"/nowhere: there is no such dataset"),
+        ({"path": "/nowhere"}, r"/nowhere does not exist"),
     ],
 )
-def test_data_that_does_not_fit_is_refused_before_the_runs_folder_is_made(config, start, tmp_path, changes, sentence):
+def test_unsuitable_data_is_refused_before_the_runs_folder_is_created(config, start, tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         start(config.replace(data=replace(config.data, **changes)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The losses, each against what it must not depend on."""
+"""The losses, each compared under changes that must not affect it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.training import losses
+from sam2_3dmed_jax.training.objective import weight_at
 
 
 def random(*shape, seed=0):
@@ -18,8 +19,8 @@ def disc(size=32, radius=6.0, x=14.0, y=17.0):
 
 
 @pytest.mark.parametrize("unit", [np.arange(10.0), np.arange(10.0) * 2.5 - 7])
-def test_the_srpp_target_of_a_pair_of_source_slices_ignores_walking_direction_and_stride(unit):
-    def target(slices):  # of the pair (source slice 6, source slice 2)
+def test_the_srpp_target_of_a_pair_of_slices_ignores_direction_and_stride(unit):
+    def target(slices):  # of the pair (slice 6, slice 2)
         matrix = np.asarray(losses.srpp_targets(jnp.asarray(unit[slices], jnp.float32)[None], 3.0))[0]
         return matrix[slices.index(6), slices.index(2)]
 
@@ -35,7 +36,7 @@ def test_the_srpp_loss_is_the_papers_mean_over_ordered_pairs():
     assert float(loss.mean()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_srpp_loss_leaves_padding_slices_out():
+def test_the_srpp_loss_ignores_padding_slices():
     predicted, positions = random(1, 4, 4), np.array([[3.0, 4.0, 99.0, 99.0]], np.float32)
     valid = jnp.array([[True, True, False, False]])
     short = losses.srpp_loss(predicted[:, :2, :2], positions[:, :2], valid[:, :2], 6.0)
@@ -52,7 +53,7 @@ def test_the_bd_loss_does_not_change_when_the_image_is_tiled_larger(normaliser):
     assert float(tiled.mean()) == pytest.approx(float(one.mean()), rel=1e-5)
 
 
-def test_the_balanced_bd_loss_does_not_vanish_on_a_nodule_and_the_papers_does():
+def test_the_balanced_bd_loss_does_not_vanish_on_a_nodule_unlike_the_papers():
     def loss(radius, normaliser):
         target = losses.boundary_target(jnp.asarray(disc(256, radius, 100, 100)), 3)
         return float(losses.boundary_loss(jnp.zeros((256, 256)), target, jnp.array(True), normaliser).mean())
@@ -61,33 +62,33 @@ def test_the_balanced_bd_loss_does_not_vanish_on_a_nodule_and_the_papers_does():
     assert loss(2.0, "paper") < 0.1 * loss(60.0, "paper")
 
 
-def test_the_boundary_is_a_ring_of_the_asked_width_around_the_edge():
+def test_the_boundary_is_a_ring_around_the_edge():
     mask = np.zeros((20, 20), np.float32)
     mask[5:15, 5:15] = 1
     ring = np.asarray(losses.boundary_target(jnp.asarray(mask), 3))
     assert ring[10].tolist() == [0] * 4 + [1, 1] + [0] * 8 + [1, 1] + [0] * 4
 
 
-def test_dice_is_taken_over_the_clip_and_slices_without_the_object_do_not_count():
+def test_dice_is_over_all_slices_of_a_clip_that_contain_the_object():
     target = np.stack([disc(), disc(radius=3.0), np.zeros((32, 32), np.float32)])[:, None]  # [D, 1, H, W]
     logits = random(3, 1, 32, 32)
     holds = jnp.asarray(target.any((-2, -1)))
     whole = losses.clip_dice(logits, target, holds)
     noisy = losses.clip_dice(np.concatenate([logits[:2], logits[2:] + 9]), target, holds)
-    assert float(whole.number) == 1 and float(whole.mean()) == pytest.approx(float(noisy.mean()))
+    assert float(whole.divisor) == 1 and float(whole.mean()) == pytest.approx(float(noisy.mean()))
     probability = 1 / (1 + np.exp(-logits[:2].astype(np.float64)))
     overlap, sizes = (probability * target[:2]).sum(), probability.sum() + target[:2].sum()
     assert float(whole.mean()) == pytest.approx(1 - (2 * overlap + 1) / (sizes + 1), rel=1e-5)
 
 
-def test_object_score_loss_counts_every_slice_of_the_walk_empty_ones_too():
+def test_the_object_score_loss_counts_every_propagated_slice():
     scores, holds = jnp.array([[2.0], [-3.0], [1.0]]), jnp.array([[True], [False], [False]])
     loss = losses.object_score_bce(scores, holds, jnp.array([[True], [True], [False]]))
     expected = (np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-3.0))) / 2
-    assert float(loss.number) == 2 and float(loss.mean()) == pytest.approx(expected, rel=1e-6)
+    assert float(loss.divisor) == 2 and float(loss.mean()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_best_candidate_is_chosen_among_the_eligible_ones():
+def test_the_best_candidate_is_an_eligible_one():
     target = disc()
     good, bad = 8 * (target - 0.5), -8 * (target - 0.5)
     logits = np.stack([np.stack([good, bad, bad, good]), np.stack([bad, good, bad, bad])])
@@ -95,7 +96,7 @@ def test_the_best_candidate_is_chosen_among_the_eligible_ones():
     assert best.tolist() == [3, 0]
 
 
-def test_the_iou_head_learns_the_true_iou_of_each_eligible_candidate():
+def test_the_iou_loss_compares_with_the_true_iou_of_eligible_candidates():
     target = disc()
     exact, twice = 8 * (target - 0.5), 8 * (disc(radius=12.0) - 0.5)
     true = target.sum() / disc(radius=12.0).sum()
@@ -108,12 +109,12 @@ def test_the_iou_head_learns_the_true_iou_of_each_eligible_candidate():
 
 def test_a_loss_weight_may_be_a_schedule():
     schedule = ((0, 0.0), (100, 0.1), (200, 0.1))
-    values = [float(losses.weight_at(schedule, jnp.asarray(step))) for step in (0, 50, 100, 500)]
+    values = [float(weight_at(schedule, jnp.asarray(step))) for step in (0, 50, 100, 500)]
     assert values == pytest.approx([0.0, 0.05, 0.1, 0.1])
-    assert float(losses.weight_at(0.3, jnp.asarray(7))) == pytest.approx(0.3)
+    assert float(weight_at(0.3, jnp.asarray(7))) == pytest.approx(0.3)
 
 
-def test_a_loss_without_anything_to_count_is_zero_and_so_is_its_gradient():
+def test_a_loss_with_nothing_to_count_and_its_gradient_are_zero():
     def loss(logits):
         none = jnp.zeros((2, 1), bool)
         target = jnp.zeros((2, 1, 8, 8))

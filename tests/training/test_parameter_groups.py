@@ -1,4 +1,4 @@
-"""Tables of patterns: freezing, learning rates, the packed optimizer and the mesh."""
+"""Frozen parameters, learning-rate factors, the packed optimizer and the mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ WEIGHTS = {
 }
 
 
-def test_loaded_weights_freeze_both_encoders_and_the_two_high_resolution_convolutions():
+def test_loaded_weights_freeze_both_encoders_and_the_high_resolution_convolutions():
     trained, frozen = partition(WEIGHTS, frozen_patterns(None, pretrained=True))
     assert sorted(trained) == [
         "memory_attention.layers.0.linear1.kernel",
@@ -33,12 +33,12 @@ def test_loaded_weights_freeze_both_encoders_and_the_two_high_resolution_convolu
     assert {**trained, **frozen}.keys() == WEIGHTS.keys()
 
 
-def test_from_scratch_everything_trains_but_the_random_fourier_matrix():
+def test_random_weights_freeze_only_the_random_fourier_matrix():
     _, frozen = partition(WEIGHTS, frozen_patterns(None, pretrained=False))
     assert list(frozen) == ["sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
 
 
-def test_a_pattern_that_matches_nothing_is_refused():
+def test_a_pattern_without_a_match_is_refused():
     with pytest.raises(UserError, match=r"training\.frozen: no parameter matches 'encodr'"):
         partition(WEIGHTS, ("encodr",))
     with pytest.raises(UserError, match=r"training\.part_learning_rates: no trained parameter matches 'encodr'"):
@@ -47,16 +47,18 @@ def test_a_pattern_that_matches_nothing_is_refused():
         partition(WEIGHTS, (".",))
 
 
-@pytest.mark.parametrize("small", [0, 100, 1 << 16])
-def test_the_packed_optimizer_equals_adamw_on_each_parameter(monkeypatch, small):
+@pytest.mark.parametrize(("small", "betas"), [(0, (0.9, 0.95)), (100, (0.9, 0.95)), (1 << 16, (0.5, 0.8))])
+def test_the_packed_optimizer_equals_adamw_on_each_parameter(monkeypatch, small, betas):
     monkeypatch.setattr(packed, "SMALL", small)
-    config = TrainingConfig(steps=10, warmup_steps=2, part_learning_rates=(("neck", 0.1),), learning_rate=0.01)
+    config = TrainingConfig(
+        steps=10, warmup_steps=2, part_learning_rates=(("neck", 0.1),), learning_rate=0.01, adam_betas=betas
+    )
     ours = packed.Optimizer(config, WEIGHTS)
     weights, state = WEIGHTS, ours.init(WEIGHTS)
     rng = np.random.default_rng(0)
     reference = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.scale_by_adam(0.9, 0.95, packed.EPSILON),
+        optax.scale_by_adam(*betas, packed.EPSILON),
         optax.add_decayed_weights(0.01, mask={path: path.endswith("kernel") for path in WEIGHTS}),
         optax.scale_by_learning_rate(packed.learning_rate(config)),
     )
@@ -82,3 +84,17 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 
     with pytest.raises(UserError, match=r"training\.batch_size: 4 is not divisible by 3"):
         batch_sharding(ThreeDevices(), 4)
+
+
+def test_the_learning_rate_decays_to_its_floor():
+    config = TrainingConfig(steps=10, warmup_steps=2, learning_rate=0.01, learning_rate_floor=0.2)
+    rate = packed.learning_rate(config)
+    assert (rate(2), rate(10)) == (pytest.approx(0.01), pytest.approx(0.002))
+
+
+def test_a_learning_rate_schedule_is_one_entry_and_an_unknown_one_is_refused(monkeypatch):
+    config = TrainingConfig(learning_rate_schedule="constant")
+    with pytest.raises(UserError, match=r"learning_rate_schedule: constant does not exist; choose from warmup_cosine"):
+        packed.learning_rate(config)
+    monkeypatch.setitem(packed.SCHEDULES, "constant", lambda config: optax.constant_schedule(config.learning_rate))
+    assert packed.learning_rate(config)(7) == config.learning_rate

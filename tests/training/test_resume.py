@@ -1,4 +1,4 @@
-"""A run goes on to the same end after signals, damaged checkpoints and a full disk."""
+"""A run resumes to the same result after signals, damaged checkpoints and a full disk."""
 
 import json
 import re
@@ -19,21 +19,21 @@ from sam2_3dmed_jax.training.run_folder import claim_folder
 from tests.helpers.run_files import assert_same_result, rows, signalled
 
 
-def test_a_run_that_is_terminated_and_then_killed_ends_as_one_that_never_was(small, whole, tmp_path):
+def test_a_terminated_and_killed_run_resumes_to_the_result_of_an_uninterrupted_one(small, whole, tmp_path):
     experiment, run = tmp_path / "experiment.py", tmp_path / "run"
     experiment.write_text(
         f"from sam2_3dmed_jax.config import *\n\ndef get_config():\n    return {small.config!r}\n", encoding="utf-8"
     )
     rng = np.random.default_rng(6)
 
-    code, told = signalled(experiment, run, int(rng.integers(1, 4)), signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM, told
-    (stopped,) = re.findall(rf"stopped; {run} holds step (\d+) of 12; the same command goes on", told)
+    code, stderr = signalled(experiment, run, int(rng.integers(1, 4)), signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM, stderr
+    (stopped,) = re.findall(rf"stopped; {run} holds step (\d+) of 12; run the same command again to resume", stderr)
     assert stopped == rows(run)[-1]["step"] and (run / "checkpoints" / stopped / SUMS).exists()
     assert not (run / "final").exists()
 
-    code, told = signalled(experiment, run, int(stopped) + int(rng.integers(1, 4)), signal.SIGKILL)
-    assert code == -signal.SIGKILL, told
+    code, stderr = signalled(experiment, run, int(stopped) + int(rng.integers(1, 4)), signal.SIGKILL)
+    assert code == -signal.SIGKILL, stderr
     assert rows(run)[: int(stopped)] == rows(whole)[: int(stopped)]
 
     small.train(run)
@@ -46,7 +46,7 @@ def damaged_copy(whole: Path, run: Path) -> Path:
     return run / "checkpoints"
 
 
-def test_a_checkpoint_with_any_file_truncated_or_changed_is_passed_over(small, whole, tmp_path):
+def test_a_checkpoint_with_a_truncated_or_changed_file_is_not_used(small, whole, tmp_path):
     (tmp_path / "run").mkdir()
     folder = damaged_copy(whole, tmp_path / "run")
     files = [path for path in (folder / "12").rglob("*") if path.is_file()]
@@ -56,8 +56,8 @@ def test_a_checkpoint_with_any_file_truncated_or_changed_is_passed_over(small, w
     assert (step, damaged) == (12, {})
     for file in files:
         content = file.read_bytes()
-        other = content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]) if content else b"more"
-        for damage in other:
+        damages = content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]) if content else b"more"
+        for damage in damages:
             if damage == content:
                 continue
             file.write_bytes(damage)
@@ -66,26 +66,26 @@ def test_a_checkpoint_with_any_file_truncated_or_changed_is_passed_over(small, w
         file.write_bytes(content)
     (folder / "12" / "state" / "_METADATA").unlink()
     assert restore(folder, abstract)[1:] == (9, {12: "state/_METADATA is missing"})
-    (folder / "12" / SUMS).unlink()  # the process died before it wrote them: Orbax's own checks
+    (folder / "12" / SUMS).unlink()  # as if the process died before it wrote them: only Orbax's checks
     assert restore(folder, abstract)[1] == 9
 
 
-def test_a_run_goes_on_from_before_a_damaged_checkpoint_and_says_so(small, whole, tmp_path, caplog):
+def test_a_run_resumes_from_before_a_damaged_checkpoint_with_a_warning(small, whole, tmp_path, caplog):
     run = tmp_path / "run"
     run.mkdir()
     folder = damaged_copy(whole, run)
     largest = max((path for path in (folder / "12").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
-    seen = []
-    small.train(run, lambda done, total, metrics: seen.append(done))
-    assert seen == [10, 11, 12]
+    steps = []
+    small.train(run, lambda what, done, total, note: steps.append(done))
+    assert steps == [10, 11, 12]
     (warning,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
-    assert f"{folder / '12'} is damaged" in warning and "goes on from step 9" in warning
+    assert f"{folder / '12'} is damaged" in warning and "resumes from step 9" in warning
     assert (run / "damaged" / "12").is_dir() and (folder / "12").is_dir()
     assert_same_result(run, whole)
 
 
-def test_a_run_with_only_damaged_checkpoints_stops_with_one_sentence_and_leaves_them(small, whole, tmp_path):
+def test_a_run_with_only_damaged_checkpoints_is_refused_and_keeps_them(small, whole, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     folder = damaged_copy(whole, run)
@@ -98,11 +98,11 @@ def test_a_run_with_only_damaged_checkpoints_stops_with_one_sentence_and_leaves_
     assert {path.name for path in folder.iterdir()} == {"9", "12"} and len(rows(run)) == 12
 
 
-def test_a_disk_that_is_full_stops_the_run_with_one_sentence_and_it_goes_on_later(small, whole, tmp_path):
+def test_a_full_disk_stops_the_run_which_resumes_later(small, whole, tmp_path):
     run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill(done: int, total: int, metrics: dict[str, float]) -> None:
-        if done == 6:  # the system refuses larger files from here on, as a full disk does
+    def fill(what: str, done: int, total: int, note: str = "") -> None:
+        if done == 6:  # the system refuses larger files from now on, as with a full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
 
     try:
@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_stops_the_run_with_one_sentence_and_it_goes_on_late
     assert_same_result(run, whole)
 
 
-def test_settings_that_an_older_version_did_not_know_have_their_defaults(tmp_path):
+def test_settings_that_are_newer_than_the_run_have_their_defaults(tmp_path):
     config = ExperimentConfig()
     claim_folder(tmp_path / "run", config)
     file = tmp_path / "run" / "config.json"
@@ -129,11 +129,11 @@ def test_settings_that_an_older_version_did_not_know_have_their_defaults(tmp_pat
     with pytest.raises(UserError, match=r"other settings \(model\.slice_position\.to_mask\)"):
         claim_folder(tmp_path / "run", config.replace(model=replace(config.model, slice_position=srpp)))
     file.write_text(file.read_text()[:-9])
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json: it cannot be read"):
         claim_folder(tmp_path / "run", config)
 
 
-def test_restoring_without_checkpoints_gives_the_state_as_it_is(small, tmp_path):
+def test_restoring_without_checkpoints_returns_the_same_state(small, tmp_path):
     state = small.setup().state
     restored, step, damaged = restore(tmp_path / "checkpoints", state)
     assert restored is state and (step, damaged) == (0, {}) and not jax.tree.leaves(state)[0].is_deleted()

@@ -1,4 +1,4 @@
-"""The train step: parts of a batch, rematerialisation and averaged weights leave its numbers as they are."""
+"""The train step with accumulation, rematerialisation and averaged weights."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ CONFIG = ExperimentConfig(
 
 
 def two_steps(**changes):
-    """The states before, between and after two steps, as NumPy's, and the metrics logged."""
+    """The states before, between and after two steps, as NumPy arrays, and the metrics."""
     setup = set_up(CONFIG.replace(training=replace(CONFIG.training, **changes)))
     batches = [jax.device_put(random_batch(CONFIG, i), setup.sharding) for i in range(2)]
     step = setup.step.lower(setup.state, setup.frozen, batches[0]).compile(QUICK)
@@ -37,7 +37,7 @@ def plain():
     return two_steps()
 
 
-def test_parts_and_rematerialisation_give_the_whole_batchs_losses_and_weights(plain):
+def test_accumulation_and_rematerialisation_do_not_change_losses_and_weights(plain):
     states, logged = plain
     others, again = two_steps(accumulation=2, remat_trunk="all", remat_slices="dots")
     for one, two in zip(logged, again, strict=True):
@@ -46,7 +46,7 @@ def test_parts_and_rematerialisation_give_the_whole_batchs_losses_and_weights(pl
         np.testing.assert_allclose(others[-1].weights[path], value, atol=2e-5, err_msg=path)
 
 
-def test_averaged_weights_follow_the_trained_ones_by_their_decay(plain):
+def test_averaged_weights_follow_the_trained_weights(plain):
     (before, between, after), _ = plain
     for path in ("no_mem_embed", "boundary.to_mask.kernel"):
         first = 0.1 * before.weights[path] + 0.9 * between.weights[path]  # decay (1 + 0) / (10 + 0)
@@ -59,7 +59,7 @@ def test_averaged_weights_follow_the_trained_ones_by_their_decay(plain):
     ("changes", "sentence"),
     [
         ({"accumulation": 3}, r"batch_size: 4 is not divisible by 1 devices x 3 parts .*; use a multiple of 3"),
-        ({"accumulation": 0}, r"training\.accumulation: 0 is no number of parts"),
+        ({"accumulation": 0}, r"training\.accumulation: 0 is not a number of parts"),
     ],
 )
 def test_parts_that_do_not_divide_the_batch_are_refused(changes, sentence):

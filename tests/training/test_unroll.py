@@ -1,4 +1,4 @@
-"""The forward pass of training: what has a gradient into what, and padding."""
+"""The unrolled forward pass of training: gradients between its parts, and padding."""
 
 from dataclasses import replace
 
@@ -10,21 +10,24 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from sam2_3dmed_jax.config import LossConfig, ModelConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.model.sam2_3dmed import abstract_model, random_weights
+from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.sam2.parameters import merge
-from sam2_3dmed_jax.training.objective import objective, terms
+from sam2_3dmed_jax.training.methods.clips import ClipMethod
+from sam2_3dmed_jax.training.objective import objective
 from sam2_3dmed_jax.training.parameter_groups import frozen_patterns, partition
-from sam2_3dmed_jax.training.unroll import walk_clips, walked_slices
+from sam2_3dmed_jax.training.unroll import propagated_slices, unroll_clips
 from tests.helpers.quick import QUICK
 
 SIZE, B, D, K = 64, 2, 4, 2
 MODEL = ModelConfig("nano", SIZE)
 MODEL = replace(MODEL, slice_position=replace(MODEL.slice_position, dim=32, window=D))
+CLIP_METHOD = ClipMethod(MODEL)
 ONLY_SRPP = LossConfig(bce=0.0, dice=0.0, iou=0.0, object_score=0.0, srpp=1.0, bd=0.0)
+ONLY_MASKS = LossConfig(object_score=0.0, iou=0.0, srpp=0.0, bd=0.0)
 
 
 def clips(seed=0):
-    """Two clips of noise with a square that shrinks; object 1 of the first clip appears on its third slice."""
+    """Two clips of noise with a shrinking square; object 1 of the first clip appears on the third slice."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((B, D, K, SIZE, SIZE), np.uint8)
     for d in range(D):
@@ -65,108 +68,103 @@ def weights():
 
 
 @pytest.fixture(scope="module")
-def walk(graphdef):
-    return jax.jit(lambda weights, batch: walk_clips(merge(graphdef, weights), batch), compiler_options=QUICK)
+def unrolled(graphdef):
+    return jax.jit(lambda weights, batch: unroll_clips(merge(graphdef, weights), batch), compiler_options=QUICK)
 
 
-def test_the_srpp_loss_reaches_parameters_that_the_mask_depends_on_and_not_the_frozen_encoder(graphdef, weights):
-    batch = jax.tree.map(jnp.asarray, clips())
+def losses(out, batch, weights):
+    return objective(CLIP_METHOD.terms(out, batch), CLIP_METHOD.losses, weights, jnp.asarray(0))
+
+
+@pytest.fixture(scope="module")
+def gradients(graphdef):
+    """(trained, frozen, batch) -> gradients of the SRPP loss, a function of the masks, and the mask losses, stacked."""
+
+    def outputs(trained, frozen, batch):
+        out = unroll_clips(merge(graphdef, {**frozen, **trained}), batch)
+        srpp, masks = (losses(out, batch, weights)[0] for weights in (ONLY_SRPP, ONLY_MASKS))
+        return jnp.stack([srpp, jnp.square(out.mask_logits).mean(), masks])
+
+    return jax.jit(jax.jacrev(outputs), compiler_options=QUICK)
+
+
+def test_the_srpp_loss_reaches_parameters_of_the_mask_and_not_the_frozen_encoder(gradients, weights):
     trained, frozen = partition(weights, frozen_patterns(None, pretrained=True))
     assert any(path.startswith("image_encoder.") for path in frozen)
-
-    def srpp(trained, frozen):
-        out = walk_clips(merge(graphdef, {**frozen, **trained}), batch)
-        return objective(terms(out, batch, MODEL), ONLY_SRPP, jnp.asarray(0))[0]
-
-    def mask(trained):
-        return jnp.square(walk_clips(merge(graphdef, {**frozen, **trained}), batch).mask_logits).mean()
-
-    into_srpp = jax.jit(jax.grad(srpp), compiler_options=QUICK)(trained, frozen)
-    into_mask = jax.jit(jax.grad(mask), compiler_options=QUICK)(trained)
-    reached = {path for path, gradient in into_srpp.items() if float(jnp.abs(gradient).max()) > 0}
-    shared = {path for path in reached if float(jnp.abs(into_mask[path]).max()) > 0}
+    found = gradients(trained, frozen, clips())
+    reached = {path for path, gradient in found.items() if float(jnp.abs(gradient[0]).max()) > 0}
+    shared = {path for path in reached if float(jnp.abs(found[path][1]).max()) > 0}
     assert "slice_position.cell.kernel" in shared and any("slice_position.layers." in path for path in shared)
     assert not any(path.startswith(("image_encoder.", "memory_attention.", "sam_mask_decoder.")) for path in reached)
-    # The frozen encoder is no argument of the gradient at all: it has neither gradient nor optimizer state.
-    assert not any(path.startswith(("image_encoder.", "sam_prompt_encoder.")) for path in into_srpp)
+    # The frozen encoder is not an argument of the gradient: it has neither gradient nor optimizer state.
+    assert not any(path.startswith(("image_encoder.", "sam_prompt_encoder.")) for path in found)
 
 
-def test_a_clip_gives_the_same_masks_with_and_without_padding_slices(walk, weights):
+def test_a_clip_gives_the_same_masks_with_and_without_padding_slices(unrolled, weights):
     whole = clips()
     whole["slice_valid"][:, 3] = False
     short = {
         name: value[:, :3] if name in ("slices", "masks", "slice_valid", "slice_index", "position_mm") else value
         for name, value in whole.items()
     }
-    padded, cut = walk(weights, whole), walk(weights, short)
-    # Sums over more, masked terms in another order
+    padded, cut = unrolled(weights, whole), unrolled(weights, short)
+    # Sums have more, masked terms in another order.
     np.testing.assert_allclose(padded.mask_logits[:3], cut.mask_logits, atol=2e-4)
     np.testing.assert_allclose(padded.positions[:, :3, :3], cut.positions, atol=1e-4)
-    assert not walked_slices(whole)[3].any()
+    assert not propagated_slices(whole)[3].any()
 
 
-def test_losses_do_not_see_what_lies_in_padding_slices_or_invalid_objects(walk, weights):
+def test_losses_ignore_padding_slices_and_invalid_objects(unrolled, weights):
     batch = clips()
     batch["slice_valid"][:, 3] = False
     other = jax.tree.map(np.copy, batch)
     other["slices"][:, 3] = 0.5
     other["masks"][:, 3] = 1
     other["masks"][1, :, 1] = 1  # object 1 of the second clip is invalid
-    for name, value in objective(terms(walk(weights, batch), batch, MODEL), LossConfig(), jnp.asarray(0))[1].items():
-        changed = objective(terms(walk(weights, other), other, MODEL), LossConfig(), jnp.asarray(0))[1][name]
+    for name, value in losses(unrolled(weights, batch), batch, LossConfig())[1].items():
+        changed = losses(unrolled(weights, other), other, LossConfig())[1][name]
         assert float(changed) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
 def test_an_object_that_appears_later_has_no_loss_before_its_prompt():
-    counts = np.asarray(walked_slices(clips())).reshape(D, B, K)
+    counts = np.asarray(propagated_slices(clips())).reshape(D, B, K)
     assert counts[:, 0, 1].tolist() == [False, False, True, True]
     assert counts[:, 1, 1].tolist() == [False] * 4
     assert counts[:, :, 0].all()
 
 
-def test_mask_losses_have_a_gradient_where_the_object_score_says_absent(graphdef, weights):
-    batch = jax.tree.map(jnp.asarray, clips())
+def test_mask_losses_have_a_gradient_where_the_object_score_says_absent(gradients, weights):
     absent = {**weights, "sam_mask_decoder.pred_obj_score_head.layers.2.bias": jnp.array([-50.0])}
-
-    def loss(weights):
-        out = walk_clips(merge(graphdef, weights), batch)
-        return objective(
-            terms(out, batch, MODEL), LossConfig(object_score=0.0, iou=0.0, srpp=0.0, bd=0.0), jnp.asarray(0)
-        )[0]
-
-    gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(absent)
-    assert float(jnp.abs(gradient["sam_mask_decoder.output_upscaling.3.kernel"]).max()) > 1e-4
+    found = gradients(*partition(absent, frozen_patterns(None, pretrained=True)), clips())
+    assert float(jnp.abs(found["sam_mask_decoder.output_upscaling.3.kernel"][2]).max()) > 1e-4
 
 
-def test_training_walks_a_clip_as_inference_walks_a_volume(walk, weights):
+def test_training_propagates_a_clip_as_inference_propagates_a_volume(unrolled, weights):
     """One object prompted on the first of D slices: the same masks from the predictor, without postprocessing."""
     from sam2_3dmed_jax import Prompt, VolumePredictor
     from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
-    from sam2_3dmed_jax.volume.intensity import normalise
+    from sam2_3dmed_jax.runtime.imagenet import normalise
 
     batch = clips()
-    trained = np.asarray(walk(weights, batch).mask_logits).reshape(D, B, K, SIZE // 4, SIZE // 4)[:, 1, 0]
-    # Offsets of pointers are normalised by min(depth, 16) - 1, and training stands for volumes of at least 16 slices.
+    without_context = {**weights, "slice_position.to_features.kernel": weights["slice_position.to_features.kernel"] * 0}
+    masks = np.asarray(unrolled(without_context, batch).mask_logits)
+    masks = masks.reshape(D, B, K, SIZE // 4, SIZE // 4)[:, 1, 0]
+    # Pointer offsets are divided by min(depth, 16) - 1, and training assumes volumes of at least 16 slices.
     slices = np.concatenate([batch["slices"][1], np.zeros((12, SIZE, SIZE), np.float32)])
-    model = assemble(
-        {**weights, "slice_position.to_features.kernel": weights["slice_position.to_features.kernel"] * 0},
-        CheckpointInfo(MODEL),
-    )
-    without = {**weights, "slice_position.to_features.kernel": weights["slice_position.to_features.kernel"] * 0}
-    trained = np.asarray(walk(without, batch).mask_logits).reshape(D, B, K, SIZE // 4, SIZE // 4)[:, 1, 0]
+    model = assemble(without_context, CheckpointInfo(MODEL))
     result = VolumePredictor(model, postprocessing=False).predict(normalise(slices), [Prompt(1, 0, [(30, 20)], [1])])
-    np.testing.assert_allclose(result.mask_logits[0, :D], trained, atol=5e-4)
+    np.testing.assert_allclose(result.mask_logits[0, :D], masks, atol=5e-4)
 
 
 def readers(model, outputs):
-    """Paths of the weights that are there, and those that each of a walk's outputs depends on."""
+    """Paths of all weights, and of those that each output depends on."""
     graphdef, shapes = abstract_model(model)
 
-    def walk(weights):
-        return outputs(walk_clips(merge(graphdef, weights), jax.tree.map(jnp.asarray, clips())))
+    def unroll(weights):
+        return outputs(unroll_clips(merge(graphdef, weights), jax.tree.map(jnp.asarray, clips())))
 
-    traced, found = jax.make_jaxpr(walk, return_shape=True)(shapes)
-    paths = sorted(shapes)  # as JAX flattens them
+    traced, found = jax.make_jaxpr(unroll, return_shape=True)(shapes)
+    paths = sorted(shapes)  # in JAX's order
 
     def read_by(output):
         kept = [output == i for i in range(len(found))]
@@ -186,14 +184,14 @@ def test_masks_depend_on_the_slice_context_only_with_a_path_to_the_mask(to_mask)
 
 
 @pytest.mark.parametrize("memory", [True, False])
-def test_positions_are_read_through_the_memory_only_where_that_is_asked_for(memory):
+def test_positions_depend_on_the_memory_only_with_srpp_memory(memory):
     model = replace(MODEL, slice_position=replace(MODEL.slice_position, to_mask=False, memory=memory))
     paths, (positions,) = readers(model, lambda out: (out.positions,))
-    recalling = {path for path in paths if path.startswith(("memory_attention.", "memory_encoder."))}
-    assert len(recalling) > 20 and (recalling & positions) == (recalling if memory else set())
+    memory_paths = {path for path in paths if path.startswith(("memory_attention.", "memory_encoder."))}
+    assert len(memory_paths) > 20 and (memory_paths & positions) == (memory_paths if memory else set())
     assert {path for path in paths if path.startswith("slice_position.")} <= positions
 
 
-def test_a_context_that_has_seen_the_memory_cannot_enter_the_mask():
+def test_a_context_from_memory_cannot_be_added_to_the_mask_features():
     with pytest.raises(UserError, match="to_mask to false"):
         abstract_model(replace(MODEL, slice_position=replace(MODEL.slice_position, memory=True)))

@@ -1,28 +1,28 @@
-"""The clips that a run is validated on."""
+"""The clips of the validation in a run."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from sam2_3dmed_jax.data.prepared import read_prepared
-from sam2_3dmed_jax.training.dataset import open_view
+from sam2_3dmed_jax.training.dataset import open_case_reader
 from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.validation import fixed_batches
 
 
-def test_the_validation_clips_are_the_same_for_every_seed_and_unaugmented(small):
-    view = open_view(read_prepared(small.config.data.path), small.config)
-    cases, training = view.dataset.cases[:2], replace(small.config.training, validation_clips=3)
+def test_validation_clips_are_unaugmented_and_the_same_for_every_seed(small_config):
+    reader = open_case_reader(read_prepared(small_config.data.path), small_config)
+    cases, training = reader.dataset.cases[:2], replace(small_config.training, validation_clips=3)
     one, two = (
         fixed_batches(
-            method_of(small.config.model), view, cases, small.config.data, replace(training, seed=seed), 0, 1
+            method_of(small_config.model), reader, cases, small_config.data, replace(training, seed=seed), 0, 1
         )[:]
         for seed in (0, 1)
     )
-    assert len(one) == 2  # of two clips each
+    assert len(one) == 2  # two clips each
     for i in range(2):
         for name, value in one[i].items():
             np.testing.assert_array_equal(value, two[i][name])
-        assert (one[i]["point_labels"][..., 0] == 1).all()  # a click, no box
-    raw = {tuple(view.read(case, [d])[0][0].ravel()) for case in cases for d in range(case.shape[0])}
+        assert (one[i]["point_labels"][..., 0] == 1).all()  # a click
+    raw = {tuple(reader.read(case, [d])[0][0].ravel()) for case in cases for d in range(case.shape[0])}
     assert tuple(one[0]["slices"][0, 0].ravel()) in raw

@@ -31,7 +31,7 @@ def linear(positions, shape=(5, 24, 20)):
 def test_a_gap_is_refused_with_its_place(tmp_path):
     message = refusal(read_volume, write_series(tmp_path, stacked(HEIGHTS), ramp((5, 6, 7))))
     assert str(tmp_path) in message
-    assert "gaps between slices, expected 2.5 mm as most have, found along the normal 5 to 10 mm" in message
+    assert "gaps between slices, expected 2.5 mm as in most places, at positions along the normal 5 to 10 mm" in message
     assert "--resample" in message
 
 

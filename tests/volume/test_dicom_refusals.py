@@ -77,7 +77,7 @@ def test_what_is_no_series_is_refused(tmp_path):
     assert "no DICOM slices" in refusal(read_volume, tmp_path)
     (tmp_path / "a.dcm").write_text("text")
     for path in (tmp_path, tmp_path / "a.dcm"):
-        assert f"{tmp_path / 'a.dcm'} is no DICOM file" in refusal(read_volume, path)
+        assert f"{tmp_path / 'a.dcm'} is not a DICOM file" in refusal(read_volume, path)
     write_series(tmp_path / "scout", array=ramp()[:1], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     assert "no DICOM slices" in refusal(read_volume, tmp_path / "scout")
     assert "localizer" in refusal(read_volume, tmp_path / "scout" / "01.dcm")

@@ -81,7 +81,7 @@ def test_each_frame_refers_to_its_slice(tmp_path):
     )
 
 
-def test_a_name_that_no_table_knows_is_a_tissue_and_no_name_a_number(tmp_path):
+def test_an_unknown_name_becomes_tissue_and_a_missing_name_a_number(tmp_path):
     volume = read_volume(write_series(tmp_path / "a"))
     labels = np.arange(volume.array.size).reshape(volume.array.shape) % 3
     write_dicom_seg(tmp_path / "seg.dcm", labels, volume, {1: "Größe\\xyz" + "a" * 80})
@@ -92,7 +92,7 @@ def test_a_name_that_no_table_knows_is_a_tissue_and_no_name_a_number(tmp_path):
     assert second.SegmentLabel == "label 2"
 
 
-def test_no_more_about_the_patient_is_copied_than_the_standard_demands(tmp_path):
+def test_only_the_patient_tags_that_the_standard_requires_are_copied(tmp_path):
     secrets = {
         "PatientAddress": "1 Secret Street",
         "OtherPatientIDs": "SECRET-ID",
@@ -126,7 +126,7 @@ def test_a_segmentation_beside_its_series_does_not_disturb_it(tmp_path):
     assert "Segmentation Storage" in refusal(read_volume, tmp_path / "seg.dcm")
 
 
-def test_what_cannot_be_a_segmentation_of_the_series_is_refused(tmp_path):
+def test_labels_that_do_not_fit_the_series_are_refused(tmp_path):
     volume = read_volume(write_series(tmp_path / "a"))
     ones = np.ones(volume.array.shape, int)
     out = tmp_path / "seg.dcm"

@@ -7,13 +7,13 @@ import pytest
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts.simulation import to_pixels
+from sam2_3dmed_jax.runtime.imagenet import normalise
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.intensity import (
     PERCENTILES,
     WINDOWS,
     PreparedSlices,
     apply_window,
-    normalise,
     parse_window,
     prepare_slices,
     resize_matrix,
@@ -100,7 +100,7 @@ def test_percentiles_are_taken_over_what_is_above_the_background():
     assert (level - width / 2, level + width / 2) == pytest.approx((10.9, 90.1), abs=1e-4)
 
 
-def test_what_is_no_ct_takes_percentiles_whatever_the_window_in_hu():
+def test_other_modalities_than_ct_use_percentiles_instead_of_a_window_in_hu():
     array = np.random.default_rng(0).normal(3000, 500, (2, 20, 20))
     assert window_of(volume_of(array), "lung") == WINDOWS["lung"]
     assert window_of(volume_of(array, "MR"), "lung") == window_of(volume_of(array), PERCENTILES)

@@ -1,18 +1,19 @@
 """What is scored, and what is prompted, from the words of users."""
 
+import numpy as np
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.label_classes import (
     LabelClass,
     declared_classes,
-    painted_values,
     parse_classes,
     parse_remap,
     parse_targets,
     prompted_targets,
     with_tolerances,
     with_tumours,
+    written_values,
 )
 
 PANCREAS = {1: "pancreas", 2: "cancer"}
@@ -60,8 +61,8 @@ def test_unions_of_an_organ_with_its_tumours_are_prompted_and_others_are_only_sc
 
 
 def test_an_object_writes_the_first_label_that_no_later_one_has():
-    assert painted_values([(1, 2), (2,)]) == [1, 2]
-    assert painted_values([(1, 2, 3), (3, 2), (2,)]) == [1, 3, 2]
+    assert written_values([(1, 2), (2,)]) == [1, 2]
+    assert written_values([(1, 2, 3), (3, 2), (2,)]) == [1, 3, 2]
     assert parse_targets("1+2, 2") == [(1, 2), (2,)]
     with pytest.raises(UserError, match="all labels of 2 belong to later objects"):
         parse_targets("2,1+2")
@@ -70,13 +71,13 @@ def test_an_object_writes_the_first_label_that_no_later_one_has():
 def test_tolerances_come_from_the_task_from_a_number_or_by_class():
     classes = parse_classes("1=liver,2=cancer", {})
 
-    def told(text: str | None, task: str = "") -> list[float]:
+    def tolerances(text: str | None, task: str = "") -> list[float]:
         return [entry.tolerance_mm for entry in with_tolerances(classes, text, task)]
 
-    assert told(None) == [3.0, 3.0]
-    assert told(None, "Task06_Lung") == [2.0, 2.0] and told(None, "Pancreas") == [5.0, 5.0]
-    assert told("1.5") == [1.5, 1.5] and told("4,cancer=2", "Lung") == [4.0, 2.0]
-    assert told("cancer=2", "Spleen") == [3.0, 2.0]
+    assert tolerances(None) == [3.0, 3.0]
+    assert tolerances(None, "Task06_Lung") == [2.0, 2.0] and tolerances(None, "Pancreas") == [5.0, 5.0]
+    assert tolerances("1.5") == [1.5, 1.5] and tolerances("4,cancer=2", "Lung") == [4.0, 2.0]
+    assert tolerances("cancer=2", "Spleen") == [3.0, 2.0]
 
 
 def test_tumours_are_known_by_name_or_named():
@@ -86,7 +87,7 @@ def test_tumours_are_known_by_name_or_named():
     assert not any(entry.tumour for entry in with_tumours(classes, "none"))
 
 
-def test_values_are_exchanged_as_asked():
+def test_a_remap_is_read_as_pairs_of_label_values():
     assert parse_remap("2=1, 3=0") == {2: 1, 3: 0} and parse_remap(None) == {}
 
 
@@ -94,19 +95,25 @@ def test_values_are_exchanged_as_asked():
     ("call", "named"),
     [
         (lambda: parse_classes("0=air", {}), "--classes: '0=air'"),
-        (lambda: parse_classes("1,1+2=1", {}), "'1\\+2=1' stands for a label or name"),
-        (lambda: parse_classes("1+1", {}), "given before"),
+        (lambda: parse_classes("1,1+2=1", {}), "'1\\+2=1' repeats a label or name"),
+        (lambda: parse_classes("1+1", {}), "give each once"),
         (lambda: parse_classes("5", PANCREAS), "no label 5"),
         (lambda: parse_classes("1+knee", PANCREAS), "one of pancreas, cancer"),
         (lambda: with_tolerances([LabelClass("a", (1,))], "many"), "--tolerance-mm: 'many'"),
         (lambda: with_tolerances([LabelClass("a", (1,))], "-1"), "--tolerance-mm: '-1'"),
-        (lambda: with_tolerances([LabelClass("a", (1,))], "b=1"), "no class 'b'; choose from a"),
-        (lambda: with_tumours([LabelClass("a", (1,))], "b"), "no class 'b'; choose from a"),
+        (lambda: with_tolerances([LabelClass("a", (1,))], "b=1"), "class 'b' is not scored; choose from a"),
+        (lambda: with_tumours([LabelClass("a", (1,))], "b"), "class 'b' is not scored; choose from a"),
         (lambda: parse_remap("1"), "--remap: '1'"),
         (lambda: parse_remap("1=2,1=3"), "--remap: '1=3'"),
         (lambda: parse_targets("1++2"), "--targets: '1\\+\\+2'"),
     ],
 )
-def test_words_that_do_not_fit_are_named(call, named: str):
+def test_invalid_options_are_refused_with_the_offending_text(call, named: str):
     with pytest.raises(UserError, match=named):
         call()
+
+
+def test_the_mask_of_a_class_has_only_its_own_values():
+    labels = np.array([[[0, 1, 2, 3]]])
+    assert LabelClass("both", (1, 3)).mask(labels).tolist() == [[[False, True, False, True]]]
+    assert LabelClass("one", (2,)).mask(labels).tolist() == [[[False, False, True, False]]]

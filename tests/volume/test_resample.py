@@ -74,5 +74,5 @@ def test_a_spacing_is_read(text, spacing):
 
 @pytest.mark.parametrize("text", ["", "5", "1,2", "1,2,3,4", "a,b,c", "-1,1,1", "inf,1,1", "nan,1,1", "1e-400,,"])
 def test_what_is_no_spacing_is_refused(text):
-    with pytest.raises(UserError, match="is no spacing; give dz,dy,dx in mm"):
+    with pytest.raises(UserError, match="is not a spacing; give dz,dy,dx in mm"):
         parse_spacing(text)

@@ -1,4 +1,4 @@
-"""Small random checkpoints in every layout, and the one line of a command that must refuse."""
+"""Small random checkpoints in every layout, and a check that a conversion is refused in one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def official() -> dict[str, dict[str, dict[str, tuple[int, ...]]]]:
 
 
 def random_tensors(layout: Layout, seed: int = 0) -> Tensors:
-    """Random values for every tensor of nano in a foreign layout, independent of the converter's value transforms."""
+    """Return random values for every tensor of nano in a foreign layout, without the transforms of the converter."""
     rng = np.random.default_rng(seed)
     shapes = fit({}, plain("nano"), layout).mapping.foreign_shapes(native_shapes(plain("nano")))
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -76,7 +76,7 @@ def with_3dmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Convert with these words; returns the one line of the refusal, having seen that it left nothing."""
+    """Return a function that runs a conversion, checks that it fails and leaves no file, and returns the error."""
 
     def check(source: Path, *words: str, to: str = "out/result") -> str:
         before = sorted(tmp_path.rglob("*"))

@@ -1,4 +1,4 @@
-"""`inspect` and `compare`, by both commands, of any layouts."""
+"""`inspect` and `compare` with both commands and all layouts."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from sam2_3dmed_jax.commands.main import main as product_command
 from weights_conversion.__main__ import main
-from weights_conversion.convert import convert
+from weights_conversion.convert import convert_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = "image_encoder.trunk.blocks.0.mlp.layers.0"
@@ -20,7 +20,7 @@ BLOCK = "image_encoder.trunk.blocks.0.mlp.layers.0"
 
 @pytest.fixture(params=[main, product_command], ids=["python -m weights_conversion", "sam2-3dmed"])
 def command(request, capsys):
-    """Runs words by either command: exit code, standard output, standard error."""
+    """Return a function that runs either command and returns exit code, standard output and standard error."""
 
     def run(*words):
         code = request.param([str(word) for word in words])
@@ -35,25 +35,26 @@ def test_both_commands_convert(command, meta_file, tmp_path):
     assert out.startswith("nano: 309 tensors from meta to native layout in ")
 
 
-def test_inspect_tells_preset_parts_and_provenance(command, meta_file, meta_tensors, tmp_path):
-    convert(meta_file, tmp_path / "native", image_size=256)
+def test_inspect_shows_preset_parts_and_provenance(command, meta_file, meta_tensors, tmp_path):
+    convert_checkpoint(meta_file, tmp_path / "native", image_size=256)
     code, out, _ = command("inspect", tmp_path / "native", "--json")
-    found = json.loads(out)
+    description = json.loads(out)
     assert code == 0
-    assert (found["preset"], found["layout"], found["exact"], found["image_size"]) == ("nano", "native", True, 256)
-    assert found["parameters"] == sum(value.size for value in meta_tensors.values())
-    assert found["tensors"] == sum(part["tensors"] for part in found["parts"].values()) == len(meta_tensors)
-    assert found["provenance"]["source"] == "source.safetensors"
+    expected = {"preset": "nano", "layout": "native", "exact": True, "image_size": 256}
+    assert {name: description[name] for name in expected} == expected
+    assert description["parameters"] == sum(value.size for value in meta_tensors.values())
+    assert description["tensors"] == sum(part["tensors"] for part in description["parts"].values()) == len(meta_tensors)
+    assert description["provenance"]["source"] == "source.safetensors"
     text = command("inspect", tmp_path / "native")[1]
     assert "nano" in text and "mask decoder" in text and "source.safetensors" in text
 
 
-def test_inspect_names_srpp_and_bd(command, with_3dmed):
+def test_inspect_shows_srpp_and_bd(command, with_3dmed):
     text = command("inspect", with_3dmed)[1]
     assert "nano with SRPP and BD" in text and "boundary (BD)" in text
 
 
-def test_inspect_describes_what_does_not_fit(command, meta_tensors, tmp_path):
+def test_inspect_lists_missing_tensors(command, meta_tensors, tmp_path):
     rest = {name: value for name, value in meta_tensors.items() if name != "no_obj_ptr"}
     save_file(rest, tmp_path / "partial.safetensors")
     text = command("inspect", tmp_path / "partial.safetensors")[1]
@@ -61,13 +62,13 @@ def test_inspect_describes_what_does_not_fit(command, meta_tensors, tmp_path):
 
 
 def test_the_same_model_in_two_layouts_is_equal(command, meta_file, tmp_path):
-    convert(meta_file, tmp_path / "native")
-    convert(meta_file, tmp_path / "transformers", to="transformers")
+    convert_checkpoint(meta_file, tmp_path / "native")
+    convert_checkpoint(meta_file, tmp_path / "transformers", to="transformers")
     for other in ("native", "transformers"):
         assert command("compare", meta_file, tmp_path / other) == (0, "equal: 309 tensors\n", "")
 
 
-def test_a_difference_is_named_with_its_size_and_exits_with_2(command, meta_file, meta_tensors, tmp_path):
+def test_a_difference_is_printed_with_its_size_and_exits_with_2(command, meta_file, meta_tensors, tmp_path):
     changed = {**meta_tensors, f"{BLOCK}.weight": meta_tensors[f"{BLOCK}.weight"] + np.float32(0.5)}
     save_file(changed, tmp_path / "changed.safetensors")
     code, out, error = command("compare", meta_file, tmp_path / "changed.safetensors")
@@ -77,7 +78,7 @@ def test_a_difference_is_named_with_its_size_and_exits_with_2(command, meta_file
     assert command("compare", meta_file, tmp_path / "changed.safetensors", "--atol", "0.6")[0] == 0
 
 
-def test_what_only_one_has_is_named(command, meta_file, with_3dmed):
+def test_tensors_of_only_one_checkpoint_are_listed(command, meta_file, with_3dmed):
     code, out, _ = command("compare", meta_file, with_3dmed)
     assert code == 2 and "only in B: boundary.to_mask.kernel\n" in out
 

@@ -1,4 +1,4 @@
-"""The table of names maps the eight official checkpoints one to one onto our models, in both layouts."""
+"""The table of names maps the eight official checkpoints one to one onto the models, in both layouts."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ RANKS = {
 
 @pytest.mark.parametrize("preset", OFFICIAL)
 @pytest.mark.parametrize("layout", ["meta", "transformers"])
-def test_an_official_checkpoint_maps_one_to_one_onto_our_model(layout, preset, official):
+def test_an_official_checkpoint_maps_one_to_one_onto_the_model(layout, preset, official):
     shapes = native_shapes(plain(preset))
     mapping = layout_map(layout, shapes)
     assert mapping.foreign_shapes(shapes) == official[layout][preset]
@@ -34,8 +34,8 @@ def test_an_official_checkpoint_maps_one_to_one_onto_our_model(layout, preset, o
 @pytest.mark.parametrize("preset", OFFICIAL)
 @pytest.mark.parametrize("layout", ["meta", "transformers"])
 def test_an_official_checkpoint_is_recognised_by_its_names_and_shapes(layout, preset, official):
-    found = best_fit({name: Tensor(shape, "float32") for name, shape in official[layout][preset].items()})
-    assert (found.preset, found.mapping.layout, found.discrepancies) == (preset, layout, 0)
+    fit = best_fit({name: Tensor(shape, "float32") for name, shape in official[layout][preset].items()})
+    assert (fit.preset, fit.mapping.layout, fit.discrepancies) == (preset, layout, 0)
 
 
 def test_every_row_of_the_table_is_used():
@@ -66,7 +66,7 @@ def test_a_transform_and_its_inverse_give_the_same_bits(transform):
     assert np.array_equal(transform.to_native(foreign), native)
 
 
-def test_axes_go_where_our_layers_expect_them():
+def test_axes_have_the_order_that_the_native_layers_expect():
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
     o, i, y, z = 1, 2, 4, 6
     assert CONV.to_native(x)[y, z, i, o] == x[o, i, y, z]  # [out, in, kh, kw] to [kh, kw, in, out]

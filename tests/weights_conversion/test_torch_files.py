@@ -1,4 +1,4 @@
-"""PyTorch's `.pt` files: read one tensor at a time, never run; and the real classes of transformers."""
+"""PyTorch's `.pt` files, whose code is never run, and checkpoints of the real classes of transformers."""
 
 import os
 import pickle
@@ -14,8 +14,8 @@ from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.sam2.presets import PRESETS
 from tests.parity.live import reference
-from weights_conversion.compare import compare
-from weights_conversion.convert import convert
+from weights_conversion.compare import compare_checkpoints
+from weights_conversion.convert import convert_checkpoint
 from weights_conversion.presets import plain
 from weights_conversion.transformers_config import transformers_config
 
@@ -23,7 +23,7 @@ torch = reference("torch")
 
 
 class Malicious:
-    """Unpickled carelessly, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file):
         self.file = file
@@ -40,8 +40,8 @@ def state(meta_tensors):
 @pytest.mark.parametrize("bare", [False, True], ids=["model", "bare"])
 def test_a_pt_file_gives_the_same_bits_after_a_round_trip(bare, state, meta_tensors, tmp_path):
     torch.save(state if bare else {"model": state}, tmp_path / "source.pt")
-    convert(tmp_path / "source.pt", tmp_path / "native")
-    convert(tmp_path / "native", tmp_path / "back.pt")
+    convert_checkpoint(tmp_path / "source.pt", tmp_path / "native")
+    convert_checkpoint(tmp_path / "native", tmp_path / "back.pt")
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert set(back) == {"model"}
     assert {name: value.numpy().tobytes() for name, value in back["model"].items()} == {
@@ -52,14 +52,14 @@ def test_a_pt_file_gives_the_same_bits_after_a_round_trip(bare, state, meta_tens
 def test_a_bfloat16_pt_file_becomes_float32_exactly(state, tmp_path):
     half = {name: value.bfloat16() for name, value in state.items()}
     torch.save(half, tmp_path / "half.pt")
-    convert(tmp_path / "half.pt", tmp_path / "out.safetensors", to="meta")
+    convert_checkpoint(tmp_path / "half.pt", tmp_path / "out.safetensors", to="meta")
     out = load_file(tmp_path / "out.safetensors")
     assert all(np.array_equal(out[name], value.float().numpy()) for name, value in half.items())
 
 
 def test_a_medsam2_file_is_a_meta_file_at_512_pixels(state, tmp_path):
     torch.save({"model": state}, tmp_path / "MedSAM2_latest.pt")
-    convert(tmp_path / "MedSAM2_latest.pt", tmp_path / "out", image_size=512)
+    convert_checkpoint(tmp_path / "MedSAM2_latest.pt", tmp_path / "out", image_size=512)
     assert '"image_size": 512' in (tmp_path / "out" / "config.json").read_text()
 
 
@@ -73,10 +73,10 @@ def test_code_in_a_pt_file_is_refused_and_not_run(form, state, tmp_path, refused
         torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
     line = refused(file)
     assert not trace.exists()
-    assert "was not run" in line if form == "zip" else "it is no whole PyTorch file" in line
+    assert "was not run" in line if form == "zip" else "it is not a complete file of PyTorch" in line
 
 
-def test_the_trap_of_these_tests_works(tmp_path):
+def test_unpickling_the_malicious_object_creates_its_file(tmp_path):
     pickle.loads(pickle.dumps(Malicious(tmp_path / "it_ran")))
     assert (tmp_path / "it_ran").exists()
 
@@ -84,12 +84,12 @@ def test_the_trap_of_these_tests_works(tmp_path):
 @pytest.mark.parametrize(
     "content, part",
     [
-        ({"model": {}, "epoch": 3}, "other things than tensors by name (epoch)"),
-        ({"weight": [1, 2]}, "other things than tensors by name (weight)"),
-        ([1, 2], "it holds a list"),
+        ({"model": {}, "epoch": 3}, "objects other than tensors by name (epoch)"),
+        ({"weight": [1, 2]}, "objects other than tensors by name (weight)"),
+        ([1, 2], "it contains a list"),
     ],
 )
-def test_anything_but_tensors_by_name_is_refused(content, part, tmp_path, refused):
+def test_content_other_than_tensors_by_name_is_refused(content, part, tmp_path, refused):
     torch.save(content, tmp_path / "other.pt")
     assert part in refused(tmp_path / "other.pt")
 
@@ -99,17 +99,17 @@ def test_a_truncated_pt_file_is_refused(kept, state, tmp_path, refused):
     torch.save({"model": state}, tmp_path / "cut.pt")
     content = (tmp_path / "cut.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[: int(kept * len(content))])
-    assert "cut.pt: it is no whole PyTorch file" in refused(tmp_path / "cut.pt")
+    assert "cut.pt: it is not a complete file of PyTorch" in refused(tmp_path / "cut.pt")
 
 
 def test_a_nan_in_a_pt_file_is_named(state, tmp_path, refused):
     state["no_mem_embed"][..., 5] = float("nan")
     torch.save({"model": state}, tmp_path / "nan.pt")
-    assert "no_mem_embed holds NaN" in refused(tmp_path / "nan.pt")
+    assert "no_mem_embed contains NaN" in refused(tmp_path / "nan.pt")
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "nano"])
-def test_our_transformers_configuration_builds_the_official_model(preset, official):
+def test_the_transformers_configuration_builds_the_official_model(preset, official):
     transformers = reference("transformers")
     config = transformers.Sam2VideoConfig.from_dict(transformers_config(plain(preset)))
     with torch.device("meta"):
@@ -117,28 +117,28 @@ def test_our_transformers_configuration_builds_the_official_model(preset, offici
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == official["transformers"][preset]
 
 
-def test_a_transformers_model_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
+def test_checkpoints_of_transformers_are_converted_in_both_directions(tmp_path):
     transformers = reference("transformers")
     torch.manual_seed(0)
     model = transformers.Sam2VideoModel(transformers.Sam2VideoConfig())
-    # Two copies of one matrix in every official file, which random initialisation draws apart.
+    # Official files contain two equal copies of this matrix; random initialisation gives them different values.
     copy, original = model.prompt_encoder.shared_embedding, model.shared_image_embedding
     copy.positional_embedding.copy_(original.positional_embedding)
     model.save_pretrained(tmp_path / "theirs")
-    convert(tmp_path / "theirs", tmp_path / "native.safetensors")
-    convert(tmp_path / "native.safetensors", tmp_path / "ours", to="transformers")
-    assert compare(tmp_path / "theirs", tmp_path / "ours").equal
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "native.safetensors")
+    convert_checkpoint(tmp_path / "native.safetensors", tmp_path / "ours", to="transformers")
+    assert compare_checkpoints(tmp_path / "theirs", tmp_path / "ours").equal
     read, report = transformers.Sam2VideoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_the_readmes_lines_take_an_official_checkpoint_to_a_segmented_ct(tmp_path, realdata, monkeypatch, capsys):
-    """With random weights under the official names, and four slices of a CT."""
+    """Run the lines with random weights under the official names, and on four slices of a CT."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     block = readme.partition("<!-- official weights -->")[2].split("```")[1]
     install, convert_line, predict_line = block.strip().splitlines()[1:]
-    assert install == "pip install '.[torch]'"  # CI has done so
+    assert install == "pip install '.[torch]'"  # CI has installed it
 
     model = new_model("sam2.1_hiera_tiny", image_size=256, seed=0)
     save_model(model, tmp_path / "random")

@@ -1,4 +1,4 @@
-"""One table and one plot from the figures that the scripts of this folder wrote with --json.
+"""Table and plot of the figures that the scripts of this folder wrote with --json.
 
 python -m experiments.benchmarks.pytorch.combine FIGURES.json [...] --out experiments/benchmarks/results
 """
@@ -13,11 +13,11 @@ from typing import Any
 
 from experiments.benchmarks.pytorch import memory_growth, rows, where
 
-NOTES = "notes.md"  # where the time goes and what was tried, written by hand
+NOTES = "notes.md"  # written by hand: where the time goes and what was tried
 
 
 def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
-    """Ratios as bars, with the spread of all pairs and the limits."""
+    """Draw ratios as bars, with the spread of all pairs and the limits."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,9 +25,9 @@ def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(9, 0.6 + 0.42 * len(figures)), layout="constrained")
     for place, row in enumerate(figures):
-        there = statistics.median(row["theirs_seconds"])
+        reference = statistics.median(row["theirs_seconds"])
         value = rows.ratio(row)
-        low, high = (extreme(row["ours_seconds"]) / there for extreme in (min, max))
+        low, high = (extreme(row["ours_seconds"]) / reference for extreme in (min, max))
         axes.barh(place, value, color="#4477aa" if row["dtype"] == "float32" else "#99bbdd", height=0.6)
         axes.plot([low, high], [place, place], color="black", linewidth=1)
         axes.text(0.01, place, f"{value:.2f}", va="center", color="white")
@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write `pytorch.md` and `pytorch.png`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FIGURES.json")
-    parser.add_argument("--out", required=True, help="a folder; notes.md in it is added to the table")
+    parser.add_argument("--out", required=True, help="folder of the result; its notes.md is appended to the table")
     options = parser.parse_args(arguments)
-    found = [json.loads(Path(name).read_text()) for name in options.files]
-    times = [row for row in found if row.get("kind") != "memory"]
-    grown = [row for row in found if row.get("kind") == "memory"]
+    figures = [json.loads(Path(name).read_text()) for name in options.files]
+    times = [row for row in figures if row.get("kind") != "memory"]
+    grown = [row for row in figures if row.get("kind") == "memory"]
     out = Path(options.out)
     text = ["# Ours and PyTorch, side by side", "", "Written by `experiments.benchmarks.pytorch.combine`.", ""]
     if times:

@@ -1,4 +1,4 @@
-"""One slice through the image encoder, down to what the mask decoder and memory attention read.
+"""Image encoder on one slice, up to the features that the mask decoder and memory attention read.
 
 python -m experiments.benchmarks.pytorch.image_encoder [--size 512] [--dtype bfloat16]
 """
@@ -13,8 +13,8 @@ from experiments.benchmarks.pytorch.references import build, load, precision
 from experiments.benchmarks.pytorch.side_by_side import SEED, Side, Work, counted, main
 from tests.parity import compare, generated
 
-# Of the largest magnitude. Float32: sums in another order. Bfloat16 has 8 bits of mantissa, 4e-3 of each number, and
-# autocast rounds at other places than we do: twelve blocks of it.
+# Relative to the largest magnitude. Float32: the order of sums differs. Bfloat16 has 8 bits of mantissa, 4e-3 of each
+# number, and autocast rounds at other places than our code, in each of twelve blocks.
 TOLERANCE = {"float32": compare.FEATURES, "bfloat16": 0.1}
 
 
@@ -55,10 +55,10 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 
 
 def check(found: list, reference: list, options: argparse.Namespace) -> str:
-    """Both go from stride 4 on."""
+    """Compare the feature maps, both sorted from stride 4 upwards."""
     errors = []
     for x, y in zip(sorted(found, key=lambda x: -x.shape[1]), reference, strict=True):
-        # Meta's have channels first, transformers' tokens.
+        # Meta's maps are channels-first, those of transformers tokens-first.
         y = y.transpose(0, 2, 3, 1) if y.ndim == 4 else y.transpose(1, 0, 2).reshape(x.shape)
         errors.append(compare.relative_error(x, y))
     assert max(errors) <= TOLERANCE[options.dtype], errors

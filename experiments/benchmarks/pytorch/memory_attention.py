@@ -1,4 +1,4 @@
-"""One slice that attends to a full bank: 7 memories and 16 object pointers of 4 tokens each.
+"""Memory attention of one slice to a full bank: 7 memories and 16 object pointers of 4 tokens each.
 
 python -m experiments.benchmarks.pytorch.memory_attention [--size 1024] [--dtype bfloat16]
 """
@@ -16,13 +16,13 @@ from tests.parity import compare
 from tests.parity.generated import uniform
 
 MEMORIES, POINTERS = 7, 16 * 4
-# Of the largest magnitude in float32. In bfloat16 of the length of all numbers: four layers of a sharp softmax, where
-# single numbers of two computations with 8 bits of mantissa fall far apart (0.13 of the largest, measured).
+# Float32: relative to the largest magnitude. Bfloat16: relative to the norm of all numbers, because single numbers
+# differ by much after four layers of a sharp softmax with 8 bits of mantissa (measured: 0.13 of the largest).
 TOLERANCE = {"float32": compare.FEATURES, "bfloat16": 0.1}
 
 
 def inputs(size: int) -> dict[str, np.ndarray]:
-    """Of mean 0 and variance 1: features, memories with pointers, and their positions."""
+    """Return features, memories with pointers, and their position encodings, of mean 0 and variance 1."""
     side = size // 16
     tokens = MEMORIES * side * side + POINTERS
     shapes = {"embedding": (1, side, side, 256), "memory": (1, tokens, 64), "position": (1, tokens, 64)}
@@ -36,11 +36,11 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     from tests.parity.axes import tokens_first
 
     model = build(options, folder, options.size)
-    given = {name: torch.from_numpy(value) for name, value in inputs(options.size).items()}
+    tensors = {name: torch.from_numpy(value) for name, value in inputs(options.size).items()}
     side = options.size // 16
-    curr = tokens_first(given["embedding"])
+    curr = tokens_first(tensors["embedding"])
     curr_pos = tokens_first(torch.from_numpy(sine_position(side, side, 256))[None])
-    memory, position = given["memory"].transpose(0, 1), given["position"].transpose(0, 1)
+    memory, position = tensors["memory"].transpose(0, 1), tensors["position"].transpose(0, 1)
 
     def run() -> Any:
         with torch.inference_mode(), precision(options):
@@ -66,9 +66,9 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
     from sam2_3dmed_jax.sam2.parameters import merge, split
 
     graphdef, weights = split(load(options, folder, options.size))
-    given = inputs(options.size)
-    embedding = jnp.asarray(given["embedding"], options.dtype)
-    tokens, position = jnp.asarray(given["memory"], options.dtype), jnp.asarray(given["position"])
+    arrays = inputs(options.size)
+    embedding = jnp.asarray(arrays["embedding"], options.dtype)
+    tokens, position = jnp.asarray(arrays["memory"], options.dtype), jnp.asarray(arrays["position"])
 
     @jax.jit
     def attend(weights, embedding, tokens, position):
@@ -83,7 +83,7 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 
 def check(found: np.ndarray, reference: np.ndarray, options: argparse.Namespace) -> str:
     found = found.astype(np.float32)
-    # Tokens first, with or without transformers' axis of objects.
+    # The reference is tokens-first; transformers adds an axis of objects.
     reference = reference.reshape(-1, 1, 256).transpose(1, 0, 2).reshape(found.shape)
     if options.dtype == "float32":
         error = compare.relative_error(found, reference)

@@ -1,9 +1,10 @@
-"""How peak memory grows with the slices of a volume: each depth and side in a process of its own.
+"""Growth of peak memory with the number of slices; each depth and side runs in a separate process.
 
     python -m experiments.benchmarks.pytorch.memory_growth [--slices 24 96] [--keep] [--reference transformers]
 
-All start from a CT volume in memory. Ours keeps the features of all slices for corrections. The references come as
-they are, with those of one slice, which a correction's walk has to encode again; with --keep they keep all, too.
+All sides start from a CT volume in memory. Ours keeps the features of all slices for corrections. By default, the
+references keep the features of one slice, and a correction would have to encode the others again; with --keep they keep
+the features of all slices, too.
 """
 
 import argparse
@@ -24,11 +25,11 @@ from tests.parity import compare, generated
 from tests.parity.scenarios import Tracked, one_object
 
 LIMIT = 0.3
-WARM = 8  # slices of the volume that warms up
+WARM_UP_SLICES = 8  # slices of the volume of the warm-up
 
 
 def volume(depth: int, size: int):
-    """HU, float32 `[depth, size, size]`."""
+    """Return a volume in HU, float32 `[depth, size, size]`."""
     from sam2_3dmed_jax.volume.geometry import Grid, Volume
 
     hu = np.empty((depth, size, size), np.float32)
@@ -37,8 +38,8 @@ def volume(depth: int, size: int):
     return Volume(hu, Grid((size, size, depth), np.diag([-0.8, -0.8, 2.5, 1.0])))
 
 
-def walker(options: argparse.Namespace) -> Callable[[int], Tracked]:
-    """A function that segments a volume of so many slices from a click on its middle one."""
+def make_segment(options: argparse.Namespace) -> Callable[[int], Tracked]:
+    """Return a function that segments a volume of a number of slices from a click on its middle slice."""
     from sam2_3dmed_jax.config import PreprocessingConfig
     from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
@@ -47,7 +48,7 @@ def walker(options: argparse.Namespace) -> Callable[[int], Tracked]:
         from sam2_3dmed_jax.runtime import compilation_cache
         from tests.parity.ours import Video
 
-        host_memory.keep()
+        host_memory.keep_freed_memory()
         compilation_cache.enable()
         model = load(options, folder, options.size)
     else:
@@ -59,13 +60,13 @@ def walker(options: argparse.Namespace) -> Callable[[int], Tracked]:
         model = build(options, folder, options.size)
         library = meta if options.reference == "meta" else hf
 
-    def walk(depth: int) -> Tracked:
+    def segment(depth: int) -> Tracked:
         slices = PreparedSlices(volume(depth, options.size), PreprocessingConfig(), options.size)
         if options.alone == "ours":
             return Video(model, slices).track(one_object(depth))
         return library.Video(model, slices[:], encode=options.keep).track(one_object(depth))
 
-    return walk
+    return segment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,16 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="the reference keeps the features of all slices, too")
     parser.add_argument("--preset", default="sam2.1_hiera_tiny", help="default: %(default)s")
     parser.add_argument("--reference", choices=("meta", "transformers"), default="meta", help="default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file, too")
     parser.add_argument("--alone", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
+    flags = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(flags)
     options.dtype = "float32"
     if options.alone:
-        depth, walk = options.slices[0], walker(options)
-        walk(WARM)
-        tracked, figures = peak_of(lambda: walk(depth))
+        depth, segment = options.slices[0], make_segment(options)
+        segment(WARM_UP_SLICES)
+        tracked, figures = peak_of(lambda: segment(depth))
         np.savez(f"{options.folder}/{options.alone}{depth}.npz", **vars(tracked))
         print(json.dumps(figures))
         return 0
@@ -94,19 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build(options, Path(name), options.size)
         for depth in options.slices:
             for side in ("theirs", "ours"):
-                again = [*given, "--alone", side, "--folder", name, "--slices", str(depth), str(depth)]
+                command = [*flags, "--alone", side, "--folder", name, "--slices", str(depth), str(depth)]
                 module = "experiments.benchmarks.pytorch.memory_growth"
-                done = subprocess.run([sys.executable, "-m", module, *again], check=True, stdout=subprocess.PIPE)
-                peaks[side].append(json.loads(done.stdout.splitlines()[-1])["peak_mib"])
+                child = subprocess.run([sys.executable, "-m", module, *command], check=True, stdout=subprocess.PIPE)
+                peaks[side].append(json.loads(child.stdout.splitlines()[-1])["peak_mib"])
                 print(f"{side}, {depth} slices: {peaks[side][-1]:.0f} MiB", file=sys.stderr, flush=True)
         depth = options.slices[0]
         ours, theirs = (Tracked(**np.load(f"{name}/{side}{depth}.npz")) for side in ("ours", "theirs"))
-        compare.assert_same_walk(ours, theirs)
+        compare.assert_same_propagation(ours, theirs)
     row = {
         "kind": "memory",
         "slices": options.slices,
         "size": options.size,
-        "reference": options.reference + (", keeping features" if options.keep else ", as it comes"),
+        "reference": options.reference + (", keeping features" if options.keep else ", default"),
         "limit": LIMIT,
         "ours_mib": peaks["ours"],
         "theirs_mib": peaks["theirs"],
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows as Markdown."""
+    """Return rows as Markdown."""
     names = (
         "slices",
         "px",

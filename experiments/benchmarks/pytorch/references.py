@@ -1,6 +1,6 @@
-"""The references with random weights that are not degenerate, and ours with the same ones, through the converter.
+"""Reference models with random, non-degenerate weights, and our model with the same weights through the converter.
 
-How they are made and what "equal" means is `tests/parity`'s; PyTorch in bfloat16 is its CPU autocast.
+`tests/parity` defines the weights and what "equal" means; PyTorch in bfloat16 is its CPU autocast.
 """
 
 import argparse
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.pytorch.side_by_side import SEED
-from weights_conversion.convert import convert
+from weights_conversion.convert import convert_checkpoint
 
 
 def build(options: argparse.Namespace, folder: Path, size: int) -> Any:
-    """A reference; its weights are left in `folder` as our checkpoint."""
+    """Return a reference model, and write its weights to `folder` as our checkpoint."""
     from tests.parity import hf, meta
 
     library = meta if options.reference == "meta" else hf
@@ -22,19 +22,19 @@ def build(options: argparse.Namespace, folder: Path, size: int) -> Any:
     if not checkpoint.exists():
         source = folder / ("official.pt" if options.reference == "meta" else "source")
         library.save(model, source)
-        convert(source, checkpoint)
+        convert_checkpoint(source, checkpoint)
     return model
 
 
 def load(options: argparse.Namespace, folder: Path, size: int) -> Any:
-    """Ours, from the checkpoint that `build` left."""
+    """Return our model from the checkpoint that `build` wrote."""
     from tests.parity import ours
 
     return ours.load(folder / "checkpoint", size, options.dtype)
 
 
 def precision(options: argparse.Namespace) -> contextlib.AbstractContextManager:
-    """PyTorch's way to compute in the dtype asked for."""
+    """Return the context in which PyTorch computes in the dtype of the options."""
     import torch
 
     if options.dtype == "float32":

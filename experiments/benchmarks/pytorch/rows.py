@@ -1,4 +1,4 @@
-"""What the rows of the benchmarks say: medians, spreads, ratios, shares of a product's speed, and the machine."""
+"""Rows of the benchmark tables: medians, spreads, ratios, shares of a matrix product's speed, and the machine."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """Return the facts that the figures depend on."""
     with open("/proc/cpuinfo") as file:
         names = {line.split(":")[1].strip() for line in file if line.startswith("model name")}
     root = Path(__file__).parent
@@ -29,12 +29,12 @@ def machine() -> dict[str, str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, least and most."""
+    """Return the median, minimum and maximum as text."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def ratio(row: dict[str, Any]) -> float:
-    """Of the medians: ours over the reference's."""
+    """Return the median of ours divided by the median of the reference."""
     return statistics.median(row["ours_seconds"]) / statistics.median(row["theirs_seconds"])
 
 
@@ -58,7 +58,7 @@ HEADER = (
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as Markdown, with the machine's facts under them."""
+    """Return rows as Markdown, followed by the facts of the machine."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
     for row in rows:
         cells = [row["work"], row["dtype"], row["reference"]]

@@ -1,7 +1,7 @@
-"""Ours and a PyTorch reference by turns, each in a process of its own: the same weights, input and threads.
+"""Alternating timing of our code and a PyTorch reference, each in a separate process: same weights, input and threads.
 
-Outputs are compared before anything is timed. Times and peak memory are of the work after its warm-up (compiling has a
-peak of its own). A script makes a `Work` and hands it to `main`.
+Outputs are compared before anything is timed. Times and peak memory exclude the warm-up, because compilation has its
+own peak. A script defines a `Work` and passes it to `main`.
 """
 
 import argparse
@@ -30,39 +30,39 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Side:
-    """One way to do the work."""
+    """One implementation of the work."""
 
-    run: Callable[[], Any]  # to the end
-    flops: float | None = None  # of its matrix products and convolutions, as this side does them
-    result: Callable[[Any], Any] = lambda out: out  # of what `run` gave, what the check is to see; not timed
+    run: Callable[[], Any]  # returns when the work is finished
+    flops: float | None = None  # of the matrix products and convolutions of this implementation
+    result: Callable[[Any], Any] = lambda out: out  # converts the output of `run` for the check; not timed
 
 
 @dataclass(frozen=True)
 class Work:
-    """A row of the table: what is done, in two ways. Each is made from the options and a folder to share."""
+    """A row of the table: one task in two implementations, which are built from the options and a shared folder."""
 
     name: Callable[[argparse.Namespace], str]
     limits: dict[str, float]  # ours / reference, by dtype
     ours: Callable[[argparse.Namespace, Path], Side]  # from the native checkpoint in the folder
     theirs: Callable[[argparse.Namespace, Path], Side]
-    check: Callable[[Any, Any, argparse.Namespace], str]  # what agrees; raises AssertionError
+    check: Callable[[Any, Any, argparse.Namespace], str]  # returns the agreement as text; raises AssertionError
 
 
 def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
-    """Compare, time, print a Markdown table."""
+    """Compare and time both sides, and print a Markdown table."""
     parser.add_argument("--preset", default="sam2.1_hiera_tiny", help="default: %(default)s")
     parser.add_argument("--reference", choices=("meta", "transformers"), default="meta", help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
     parser.add_argument("--pairs", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file, too")
     parser.add_argument("--alone", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
+    flags = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(flags)
     if options.alone == "ours":
         os.environ["SAM2_3DMED_CACHE"] = f"{options.folder}/cache"
-        compilation_cache.enable()  # as every command of ours does
-        host_memory.keep()
+        compilation_cache.enable()  # as all our commands do
+        host_memory.keep_freed_memory()
     if options.alone == "theirs":
         import torch
 
@@ -71,7 +71,7 @@ def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] |
         _serve(work, options)
         return 0
     with tempfile.TemporaryDirectory() as name:
-        row = _pairs(work, options, given, Path(name))
+        row = _pairs(work, options, flags, Path(name))
     if options.json:
         Path(options.json).write_text(json.dumps(row, indent=1) + "\n")
     print("\n".join([rows.table([row]), "", where.table([row])]))
@@ -79,19 +79,19 @@ def main(work: Work, parser: argparse.ArgumentParser, arguments: Sequence[str] |
 
 
 class Worker:
-    """One side in a process of its own, which waits while the other has the machine.
+    """One side in a separate process, which waits while the other side runs.
 
-    In one process nobody could tell whose memory it is.
+    Separate processes also allow to attribute memory to a side.
     """
 
-    def __init__(self, work: Work, side: str, given: Sequence[str], folder: Path):
+    def __init__(self, work: Work, side: str, flags: Sequence[str], folder: Path):
         script = sys.modules[work.ours.__module__].__spec__.name  # type: ignore[union-attr]
-        command = [sys.executable, "-m", script, *given, "--alone", side, "--folder", str(folder)]
+        command = [sys.executable, "-m", script, *flags, "--alone", side, "--folder", str(folder)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = self._answer()
 
     def ask(self, what: str) -> Any:
-        """One of the commands of `_serve`."""
+        """Send one of the commands of `_serve` and return the answer."""
         print(what, file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -99,7 +99,7 @@ class Worker:
         for line in self._process.stdout or ():
             if line.startswith(ANSWER):
                 return json.loads(line.removeprefix(ANSWER))
-        raise SystemExit(f"a side ended early, with {self._process.wait()}")
+        raise SystemExit(f"a worker process ended early with exit code {self._process.wait()}")
 
     def close(self) -> None:
         """End the process."""
@@ -110,7 +110,7 @@ ANSWER = "answer: "
 
 
 def _serve(work: Work, options: argparse.Namespace) -> None:
-    """A worker: answers commands until its input ends."""
+    """Answer commands in a worker process until its input ends."""
     side = (work.ours if options.alone == "ours" else work.theirs)(options, Path(options.folder))
     print(ANSWER + json.dumps({"flops": side.flops}), flush=True)
     before = 0.0
@@ -126,7 +126,7 @@ def _serve(work: Work, options: argparse.Namespace) -> None:
         elif line == "watch\n":
             before = watch_memory()
         elif line == "peak\n":
-            answer = {"peak_mib": host_memory.peak() / MIB, "before_mib": before}
+            answer = {"peak_mib": host_memory.peak_bytes() / MIB, "before_mib": before}
         elif line == "where\n":
             answer = (where.ours if options.alone == "ours" else where.theirs)(side.run)
         elif line == "matmul\n":
@@ -134,14 +134,14 @@ def _serve(work: Work, options: argparse.Namespace) -> None:
         print(ANSWER + json.dumps(answer), flush=True)
 
 
-def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder: Path) -> dict[str, Any]:
-    sides = {"theirs": Worker(work, "theirs", given, folder)}  # which leaves the checkpoint
-    # XLA's compiler leaves a heap that slows all that follows (`training/compilation.py`). Ours is compiled in another
-    # process and then read from the cache, as a command does from its second run on, and `train` always.
-    compiling = Worker(work, "ours", given, folder)
+def _pairs(work: Work, options: argparse.Namespace, flags: Sequence[str], folder: Path) -> dict[str, Any]:
+    sides = {"theirs": Worker(work, "theirs", flags, folder)}  # writes the checkpoint
+    # XLA's compiler leaves a fragmented heap that slows all that follows (`training/compilation.py`). Our program is
+    # compiled in another process and then read from the cache, as in `train` and in the second run of any command.
+    compiling = Worker(work, "ours", flags, folder)
     first_call = compiling.ask("run")
     compiling.close()
-    sides["ours"] = Worker(work, "ours", given, folder)
+    sides["ours"] = Worker(work, "ours", flags, folder)
     for worker in sides.values():
         worker.ask("run")
     outputs = {}
@@ -180,19 +180,19 @@ def _pairs(work: Work, options: argparse.Namespace, given: Sequence[str], folder
 
 
 def watch_memory() -> float:
-    """Begin to look for the highest resident set of this process; gives the present one, MiB."""
-    host_memory.forget_peak()
-    return host_memory.peak() / MIB
+    """Restart the measurement of the peak resident memory of this process and return the present one, in MiB."""
+    host_memory.reset_peak()
+    return host_memory.peak_bytes() / MIB
 
 
 def peak_of(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What `run` gives, and the highest resident set of this process meanwhile, and before, MiB."""
+    """Return the result of `run`, and the resident memory of this process in MiB: its peak, and before the run."""
     before = watch_memory()
-    return run(), {"peak_mib": host_memory.peak() / MIB, "before_mib": before}
+    return run(), {"peak_mib": host_memory.peak_bytes() / MIB, "before_mib": before}
 
 
 def matmul_rate(options: argparse.Namespace, n: int = 3072) -> float:
-    """FLOP/s of one large product by the library of a side, the best of four."""
+    """Return the FLOP/s of one large matrix product by the library of a side, the best of four."""
     values = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32)
     if options.alone == "ours":
         import jax
@@ -221,11 +221,11 @@ def matmul_rate(options: argparse.Namespace, n: int = 3072) -> float:
 
 
 def counted(run: Callable[[], Any]) -> float:
-    """FLOPs of what PyTorch does in `run`: products, convolutions and attention."""
+    """Return the FLOPs of `run` in PyTorch: matrix products, convolutions and attention."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    # Attention's own kernels for CPU are not among those that it knows.
+    # The counter does not include the attention kernels for CPU.
     aten = torch.ops.aten
 
     def forward(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

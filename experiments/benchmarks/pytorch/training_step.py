@@ -1,9 +1,9 @@
-"""Forward and backward of the segmentation path on one clip, its slices encoded by the frozen encoder in the step.
+"""Training step: forward and backward pass of the segmentation on one clip, encoded by the frozen encoder in the step.
 
     python -m experiments.benchmarks.pytorch.training_step [--slices 6] [--size 512] [--dtype bfloat16]
 
-The reference is written with the modules of Meta's `sam2` and the same losses; its gradients go through the converter
-to be compared with ours.
+The reference uses the modules of Meta's `sam2` and the same losses; the converter translates its gradients for the
+comparison with ours.
 """
 
 import argparse
@@ -17,17 +17,17 @@ import numpy as np
 from experiments.benchmarks.pytorch.references import build, load, precision
 from experiments.benchmarks.pytorch.side_by_side import SEED, Side, Work, counted, main
 from tests.parity import generated
-from weights_conversion.convert import convert
+from weights_conversion.convert import convert_checkpoint
 
 FROZEN = r"^image_encoder\.|^sam_prompt_encoder\.|^sam_mask_decoder\.conv_s[01]\."
-# Relative, of the loss and of the length of all gradients together. Float32: sums in another order, through six slices
-# that build on each other. Bfloat16: each of the two rounds at other places, to 8 bits, and so decides other pixels.
+# Relative errors of the loss, and of all gradients in their norm. Float32: the order of sums differs, over six slices
+# that depend on each other. Bfloat16: both sides round to 8 bits at different places, which changes single pixels.
 TOLERANCE = {"float32": (1e-4, 2e-3), "bfloat16": (0.05, 0.5)}
-VOLUME = 16  # slices that the temporal encoding of pointers counts on, on both sides
+VOLUME = 16  # number of slices in the temporal encoding of pointers, on both sides
 
 
 def clip(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Grey slices `[D, S, S]` in [0, 1], the masks of a disc on each, and a click in it."""
+    """Return grey slices `[D, S, S]` in [0, 1], the mask of a disc on each slice, and a click inside the disc."""
     d, size = options.slices, options.size
     grey = generated.slices(d, size, SEED)[..., 0]
     grey = np.clip(grey * 0.15 + 0.5, 0, 1).astype(np.float32)
@@ -42,37 +42,37 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     from torch.nn import functional
 
     from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
-    from sam2_3dmed_jax.training.unroll import MEAN, SD
+    from sam2_3dmed_jax.runtime.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
     model = build(options, folder, options.size)
-    model.binarize_mask_from_pts_for_mem_enc = False  # an inference trick of the video predictor
+    model.binarize_mask_from_pts_for_mem_enc = False  # the video predictor does this at inference only
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not re.search(FROZEN, name))
     grey, masks, click = clip(options)
     grey, masks = torch.from_numpy(grey), torch.from_numpy(masks).float()[:, None]
-    mean, sd = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, SD))
+    mean, sd = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     points = {"point_coords": torch.tensor([[click]]), "point_labels": torch.ones(1, 1, dtype=torch.int32)}
     depth = len(grey)
 
-    def walk() -> tuple[torch.Tensor, ...]:
+    def propagate() -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
             _, features, positions, sizes = model._prepare_backbone_features(
                 model.forward_image((grey[:, None] - mean) / sd)
             )
         kept: dict[str, dict] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        seen = []
+        outputs = []
         for t in range(depth):
             first = t == 0
             one = [x[:, t : t + 1] for x in features]
-            asked = points if first else None
+            prompt = points if first else None
             out, sam, _, _ = model._track_step(
-                t, first, one, [x[:, t : t + 1] for x in positions], sizes, asked, None, kept, VOLUME, False, None
+                t, first, one, [x[:, t : t + 1] for x in positions], sizes, prompt, None, kept, VOLUME, False, None
             )
             multimasks, _, ious, _, high, out["obj_ptr"], score = sam
-            model._encode_memory_in_output(one, sizes, asked, t < depth - 1, high, score, out)
+            model._encode_memory_in_output(one, sizes, prompt, t < depth - 1, high, score, out)
             kept["cond_frame_outputs" if first else "non_cond_frame_outputs"][t] = out
-            seen.append((multimasks, ious, score))
-        return tuple(torch.cat(x).float() for x in zip(*seen, strict=True))
+            outputs.append((multimasks, ious, score))
+        return tuple(torch.cat(x).float() for x in zip(*outputs, strict=True))
 
     def loss_of(candidates: torch.Tensor, ious: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         size, small = masks.shape[-1], candidates.shape[-1]
@@ -97,7 +97,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     def run() -> float:
         model.zero_grad()
         with precision(options):
-            loss = loss_of(*walk())
+            loss = loss_of(*propagate())
         loss.backward()
         return loss.item()
 
@@ -105,8 +105,8 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
         named = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
         named |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         source, converted = folder / "gradients.pt", folder / "gradients"
-        torch.save({"model": named}, source)  # in the shape of a checkpoint
-        convert(source, converted)
+        torch.save({"model": named}, source)  # in the format of a checkpoint
+        convert_checkpoint(source, converted)
         gradients = load_weights(converted, read_info(converted).model)
         return loss, {path: np.asarray(value) for path, value in gradients.items()}
 
@@ -118,7 +118,7 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 
     from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
     from sam2_3dmed_jax.data.clips import clip_shapes
-    from sam2_3dmed_jax.model.sam2_3dmed import abstract_model
+    from sam2_3dmed_jax.model.build import abstract_model
     from sam2_3dmed_jax.runtime.jaxpr_flops import flops
     from sam2_3dmed_jax.sam2.parameters import split
     from sam2_3dmed_jax.training.gradient import global_gradient
@@ -138,13 +138,13 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
         batch[name][:] = True
     weights, frozen = partition(split(load(options, folder, options.size))[1], frozen_patterns(FROZEN_PRETRAINED, True))
     gradient = jax.jit(global_gradient(config, abstract_model(model)[0], make_mesh(MeshConfig(), jax.devices()[:1])))
-    given = jax.device_put((weights, frozen, batch, np.int32(0)))
+    arguments = jax.device_put((weights, frozen, batch, np.int32(0)))
 
     def run() -> tuple[float, Any]:
-        gradients, losses = jax.block_until_ready(gradient(*given))
+        gradients, losses = jax.block_until_ready(gradient(*arguments))
         return float(losses["loss"]), gradients
 
-    return Side(run, flops(jax.make_jaxpr(gradient)(*given)), lambda out: (out[0], jax.device_get(out[1])))
+    return Side(run, flops(jax.make_jaxpr(gradient)(*arguments)), lambda out: (out[0], jax.device_get(out[1])))
 
 
 def check(found: tuple, reference: tuple, options: argparse.Namespace) -> str:

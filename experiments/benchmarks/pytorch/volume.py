@@ -1,8 +1,8 @@
-"""A volume from clicks on its middle slice, in both directions: encoding, prompts and the walk.
+"""Segmentation of a volume from clicks on its middle slice, in both directions: encoding, prompts and propagation.
 
     python -m experiments.benchmarks.pytorch.volume [--slices 24] [--objects 1] [--size 512] [--reference transformers]
 
-The references keep the features of all slices, so that they too encode each once.
+The references keep the features of all slices, so that they also encode each slice once.
 """
 
 import argparse
@@ -20,7 +20,7 @@ LIMITS = {(24, 1): {"float32": 0.55, "bfloat16": 0.7}, (12, 8): {"float32": 0.4,
 
 
 def scenario(options: argparse.Namespace) -> Scenario:
-    """One click an object."""
+    """Return one click per object."""
     places = np.random.default_rng(SEED).uniform(0.25, 0.75, (options.objects, 2)).tolist()
     return (tuple(Ask(k + 1, options.slices // 2, ((x, y, 1),)) for k, (x, y) in enumerate(places)),)
 
@@ -32,14 +32,14 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     slices = generated.slices(options.slices, options.size, SEED)
     library = meta if options.reference == "meta" else hf
 
-    def walk() -> Tracked:
+    def propagate() -> Tracked:
         return library.Video(model, slices).track(scenario(options))
 
     def run() -> Tracked:
         with precision(options):
-            return walk()
+            return propagate()
 
-    return Side(run, result=lambda found: (found, found if options.dtype == "float32" else walk()))
+    return Side(run, result=lambda found: (found, found if options.dtype == "float32" else propagate()))
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Side:
@@ -51,9 +51,9 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 
 
 def check(found: Tracked, reference: tuple[Tracked, Tracked], options: argparse.Namespace) -> str:
-    """To the parity tests' tolerances; ours in bfloat16 against the reference in float32, by the signs of logits.
+    """Compare with the tolerances of the parity tests; in bfloat16, the signs of logits with the reference in float32.
 
-    Autocast cannot be the measure: its own rounding may choose another of two candidate masks that are about as good.
+    Autocast is not a valid reference: its own rounding may select the other one of two similar candidate masks.
     """
     rounded, exact = reference
     agreement = compare.agreement(found, exact)

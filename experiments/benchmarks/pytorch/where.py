@@ -1,4 +1,4 @@
-"""Where the time of one call goes: the profilers of XLA and of PyTorch, their operations added up by kind."""
+"""Profile of one call: the operations of XLA's and PyTorch's profilers, summed by kind."""
 
 import re
 import tempfile
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("products", "copies", "other")
-# XLA's CPU backend hands products, and reductions beside them, to YNNPACK (`ynn_fusion`); its own names say the rest.
+# XLA's CPU backend passes matrix products, and reductions fused with them, to YNNPACK (`ynn_fusion`); the names of all
+# other operations describe them.
 XLA = (
     (r"ynn|dot|conv(?!ert)", "products"),
-    # A fusion is named by what it does: one that also computes is no copy.
+    # The name of a fusion lists its operations: a fusion that also computes is not a copy.
     (
         r"^((wrapped|fusion|copy|transpose|slice|dynamic|update|concatenate|pad|gather|bitcast|reshape|broadcast|constant)"
         r"[-_.\d]*)+$",
         "copies",
     ),
 )
-CONTAINERS = r"(.*_)?(while|cond|conditional|call)(\.|$)"  # their operations have events of their own
+CONTAINERS = r"(.*_)?(while|cond|conditional|call)(\.|$)"  # the operations inside have separate events
 TORCH = (
     (r"mm$|baddbmm|convolution|conv\d?d|scaled_dot_product|linear$|matmul$", "products"),
     (r"copy_|clone|cat$|contiguous|pad|index|stack|slice|permute|view|roll", "copies"),
@@ -26,12 +27,12 @@ TORCH = (
 
 
 def kind(name: str, rules: Sequence[tuple[str, str]]) -> str:
-    """Of an operation's name; the first rule that it has decides."""
-    return next((told for pattern, told in rules if re.search(pattern, name)), "other")
+    """Return the kind of an operation by its name; the first matching rule decides."""
+    return next((result for pattern, result in rules if re.search(pattern, name)), "other")
 
 
 def ours(run: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of each kind, and of `between`: no operation ran, but the host."""
+    """Return the seconds of each kind in XLA; `between` is time of the host in which no operation ran."""
     import jax
 
     options = jax.profiler.ProfileOptions()
@@ -47,7 +48,7 @@ def ours(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def _operations(data: Any) -> Iterator[tuple[str, float]]:
-    """Names and what each took itself, in seconds: of a thread's events that lie in one another, the inner count."""
+    """Yield each operation's name and its own seconds, without the events nested in it."""
     for plane in data.planes:
         for line in plane.lines:
             events = [event for event in line.events if "hlo_op" in dict(event.stats)]
@@ -69,7 +70,7 @@ def _closed(entry: list[Any]) -> Iterator[tuple[str, float]]:
 
 
 def theirs(run: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of each kind, by what operations take themselves, and of `between`: Python."""
+    """Return the seconds of each kind in PyTorch, by own time; `between` is time in Python."""
     import torch
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -88,7 +89,7 @@ def _sums(rows: Iterator[tuple[str, float]], rules: Sequence[tuple[str, str]], s
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """One traced call of each side, in shares of its time, as Markdown. A tracer slows what is made of small parts."""
+    """Return one traced call per side as Markdown, in shares of its time; tracing slows down many small operations."""
     lines = ["| work | dtype | by | traced, s | products | copies | other | between |", "|---" * 8 + "|"]
     for row in rows:
         for side, name in (("ours", "ours"), ("theirs", row["reference"])):

@@ -1,105 +1,104 @@
-"""One case from its files to its shard: read, checked, resampled where asked, written, and read back."""
+"""Preparation of one case: reading, checks, resampling, writing of the shard, and a comparison after writing."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from nibabel import orientations
 
 from sam2_3dmed_jax.config import PrepareConfig
-from sam2_3dmed_jax.data.archive import unpacked
-from sam2_3dmed_jax.data.datasets import Case, Dataset
-from sam2_3dmed_jax.data.prepare.folder import SHARDS, TEMPORARY, Stamp, finish_case, writing
-from sam2_3dmed_jax.data.prepare.stored_values import Scaling, scaling_of
-from sam2_3dmed_jax.data.prepare.validate import areas_of, modality_of, read_case
-from sam2_3dmed_jax.data.prepared import CaseEntry
-from sam2_3dmed_jax.data.records import Shard, write_shard
+from sam2_3dmed_jax.data.archive import unpack_case
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
+from sam2_3dmed_jax.data.prepare.folder import SHARDS, TEMPORARY, FileStamps, mark_finished
+from sam2_3dmed_jax.data.prepare.stored_values import Scaling, choose_scaling
+from sam2_3dmed_jax.data.prepare.validate import dicom_modality, label_areas, read_case
+from sam2_3dmed_jax.data.prepared import CaseSource, PreparedCase, SourceFile
+from sam2_3dmed_jax.data.shards import Shard, write_shard
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.hashing import sha256_of_file
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.resample import Regrid, regrid, resample_labels, resample_values
 
 
 @dataclass(frozen=True)
-class Task:
-    """A case to be prepared, and the state of its files when that was decided."""
+class PrepareTask:
+    """A case to prepare, and the state of its files at the start of the run."""
 
-    case: Case
-    stamp: Stamp
+    case: LabelledCase
+    stamps: FileStamps
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedCase:
     """A case that cannot be prepared."""
 
     reason: str  # one sentence
-    traceback: str = ""  # of a bug
+    traceback: str = ""  # if the reason is a bug
 
 
-def prepare_case(task: Task, dataset: Dataset, out: str, settings: PrepareConfig) -> CaseEntry | Refused:
-    """Prepare a case, and leave its shard and, last, its sidecar in `out`.
+def prepare_case(task: PrepareTask, dataset: Dataset, out: str, settings: PrepareConfig) -> PreparedCase | RefusedCase:
+    """Prepare a case: write its shard, and then its sidecar, to `out`.
 
     Raises:
-        UserError: nothing can be written to `out`, which concerns all cases.
+        UserError: `out` cannot be written, which concerns all cases.
     """
     folder = Path(out, TEMPORARY, task.case.id)
     try:
-        with unpacked(dataset, task.case, folder) as case:
-            loaded = _load(case, dataset, settings)
+        with unpack_case(dataset, task.case, folder) as case:
+            loaded = _load(case, task.case, dataset, settings)
     except UserError as error:
-        return Refused(" ".join(str(error).split()))
-    except Exception as error:  # a bug on one case must not cost the others
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        return Refused(f"a bug: {told} (run again with --debug and report it)", traceback.format_exc())
+        return RefusedCase(" ".join(str(error).split()))
+    except Exception as error:  # a bug in one case must not stop the others
+        bug = " ".join(f"{type(error).__name__}: {error}".split())
+        return RefusedCase(f"a bug: {bug} (run again with --debug and report it)", traceback.format_exc())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     entry = _store(task.case, loaded, Path(out))
-    finish_case(Path(out), entry, task.stamp)
+    mark_finished(Path(out), entry, task.stamps)
     return entry
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
-    """A case as it will be stored, but for the scaling."""
+class _LoadedCase:
+    """A case after resampling, before the values are scaled."""
 
-    volume: Volume
-    values: np.ndarray
-    labels: np.ndarray
+    volume: Volume  # as read
+    values: np.ndarray  # float32 [D, H, W]
+    labels: np.ndarray  # uint8 [D, H, W]
     plan: Regrid
-    hashes: dict[str, tuple[int, str]]  # image and label: bytes and SHA-256
+    source: CaseSource
 
 
-def _load(case: Case, dataset: Dataset, settings: PrepareConfig) -> _Loaded:
-    volume, labels = read_case(case, dataset.labels, modality_of(dataset.modality))
+def _load(case: LabelledCase, original: LabelledCase, dataset: Dataset, settings: PrepareConfig) -> _LoadedCase:
+    """Read, check and resample a case; `original` has the names of its files in the dataset."""
+    volume, labels = read_case(case, dataset.labels, dicom_modality(dataset.modality))
     values = volume.array
     plan = regrid(volume.grid.canonical_shape, volume.canonical_affine, settings.spacing, case.image)
     if plan.step != (1.0, 1.0, 1.0):
         values, labels = resample_values(values, plan), resample_labels(labels, plan)
         if not labels.any():
-            raise UserError(f"{case.label} has objects too small for the spacing asked for: ask for a finer one")
-    return _Loaded(volume, values, labels, plan, {"image": _hash(case.image), "label": _hash(case.label)})
+            raise UserError(f"{case.label} has only objects that vanish at this --spacing: choose a finer one")
+    source: CaseSource = {
+        "image": _source_file(case.image, original.image),
+        "label": _source_file(case.label, original.label),
+    }
+    return _LoadedCase(volume, values, labels, plan, source)
 
 
-def _store(case: Case, loaded: _Loaded, out: Path) -> CaseEntry:
-    scaling = scaling_of(loaded.values, loaded.volume.modality)
+def _store(case: LabelledCase, loaded: _LoadedCase, out: Path) -> PreparedCase:
+    """Write the shard, compare it with the data, and return the entry of the index."""
+    scaling = choose_scaling(loaded.values, loaded.volume.modality)
     name = f"{SHARDS}/{case.id}.arrayrecord"
-    with writing(out):
-        size = write_shard(
-            out / name, ((scaling.stored(v), m) for v, m in zip(loaded.values, loaded.labels, strict=True))
-        )
+    slices = ((scaling.stored(v), m) for v, m in zip(loaded.values, loaded.labels, strict=True))
+    size = write_shard(out / name, slices)
     _read_back(out / name, loaded, scaling)
-    source: dict[str, Any] = {}
-    for part, path in (("image", case.image), ("label", case.label)):
-        length, digest = loaded.hashes[part]
-        source[part] = {"file": os.path.basename(path), "bytes": length, "sha256": digest}
     dz, dy, dx = np.linalg.norm(loaded.plan.affine[:3, :3], axis=0).tolist()
-    return CaseEntry(
+    return PreparedCase(
         id=case.id,
         shard=name,
         bytes=size,
@@ -110,23 +109,20 @@ def _store(case: Case, loaded: _Loaded, out: Path) -> CaseEntry:
         modality=loaded.volume.modality,
         slope=scaling.slope,
         intercept=scaling.intercept,
-        areas=areas_of(loaded.labels),
-        source=source,
+        areas=label_areas(loaded.labels),
+        source=loaded.source,
     )
 
 
-def _read_back(path: Path, loaded: _Loaded, scaling: Scaling) -> None:
-    """Compare every slice, bit for bit, with what was to be written."""
+def _read_back(path: Path, loaded: _LoadedCase, scaling: Scaling) -> None:
+    """Compare every slice of the shard bit for bit with the data."""
     shard = Shard(path, loaded.plan.shape)
     for d, (values, labels) in enumerate(zip(loaded.values, loaded.labels, strict=True)):
-        found = shard.read([d])
-        if not (np.array_equal(found[0][0], scaling.stored(values)) and np.array_equal(found[1][0], labels)):
-            raise UserError(
-                f"{path}: slice {d} reads back otherwise than it was written; check the disk, or try another"
-            )
+        stored = shard.read([d])
+        if not (np.array_equal(stored[0][0], scaling.stored(values)) and np.array_equal(stored[1][0], labels)):
+            raise UserError(f"{path}: slice {d} differs after writing; check the disk, or use another one")
 
 
-def _hash(path: str) -> tuple[int, str]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return os.path.getsize(path), digest.hexdigest()
+def _source_file(path: str, name: str) -> SourceFile:
+    """Describe a file; `path` is where it is read, `name` its path in the dataset."""
+    return {"file": os.path.basename(name), "bytes": os.path.getsize(path), "sha256": sha256_of_file(path)}

@@ -1,7 +1,7 @@
-"""The folder that `prepare` fills: whose it is, which cases stand in it, and what does not belong there.
+"""Output folder of `prepare`: its settings and lock, the finished cases, and the removal of outdated files.
 
-`prepare.json` says with which settings it is filled, `cases/ID.json` that a case is done (written after its shard was
-read back), `index.json` that the whole is.
+`prepare.json` has the settings. `cases/ID.json`, the sidecar of a case, marks the case as finished; it is written after
+the comparison of its shard. `index.json` marks the whole dataset as finished.
 """
 
 from __future__ import annotations
@@ -13,105 +13,104 @@ import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sam2_3dmed_jax.config import PrepareConfig
-from sam2_3dmed_jax.data.datasets import Case, Dataset
-from sam2_3dmed_jax.data.prepared import FORMAT, INDEX, CaseEntry, entry_from_json, is_prepared
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
+from sam2_3dmed_jax.data.prepared import FORMAT, INDEX, PreparedCase, PrepareSettings, case_from_json, is_prepared
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, replace_text
+from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
 
 SETTINGS, SHARDS, SIDECARS, TEMPORARY = "prepare.json", "shards", "cases", ".unfinished"
-NEW, CHANGED, LOST, UNDECLARED = (
-    "new",
-    "its files changed",
-    "its shard was lost or damaged",
-    "its labels are declared no more",
-)
-Stamp = dict[str, list[int]]  # each source file's bytes and time of modification, ns
+# Why a case is prepared, for the report.
+NEW = "new"
+CHANGED = "its files changed"
+LOST = "its shard was lost or damaged"
+UNDECLARED = "its labels are no longer declared"
+FileStamps = dict[str, list[int]]  # bytes and time of modification (ns) of "image" and "label", or of "archive"
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What of a case is in the folder: its entry if it is done, or else why it is to be done."""
+class CaseState:
+    """State of a case in the folder: its entry if it is finished, otherwise why it must be prepared."""
 
-    stamp: Stamp
-    entry: CaseEntry | None
-    why: str = ""
+    stamps: FileStamps
+    entry: PreparedCase | None
+    reason: str = ""
 
 
 @contextlib.contextmanager
-def claimed(out: Path, dataset: Dataset, settings: PrepareConfig) -> Iterator[None]:
-    """Make the folder, or take up one that was begun with the same settings; keeps other processes out.
+def claim_folder(out: Path, dataset: Dataset, settings: PrepareConfig) -> Iterator[None]:
+    """Create the folder, or continue one with the same settings, and lock it against other processes.
 
     Raises:
-        UserError: it holds something else, was begun with other settings or from another dataset, is in use, or
-            cannot be written.
+        UserError: the folder contains other files, has other settings or another dataset, is in use, or cannot be
+            written.
     """
-    ours = {"format": FORMAT, "dataset": dataset.name, **settings_record(settings)}
+    record = {"format": FORMAT, "dataset": dataset.name, **settings_record(settings)}
     file = out / SETTINGS
     if file.exists():
-        _check_settings(file, ours)
+        _check_settings(file, record)
     elif out.exists() and not (out.is_dir() and all(_is_unfinished(path, file) for path in out.iterdir())):
-        raise UserError(f"{out} holds something else than what `prepare` writes; give a new or an empty folder as OUT")
-    with writing(out):
+        raise UserError(f"{out} contains files that `prepare` did not write; give a new or an empty folder as OUT")
+    with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(ours, indent=1) + "\n")
+        write_text(file, json.dumps(record, indent=1) + "\n", keep_unchanged=True)
         for folder in (SHARDS, SIDECARS, TEMPORARY):
             (out / folder).mkdir(exist_ok=True)
-    with _alone(out):
+    with _lock(out):
         try:
             yield
         finally:
             shutil.rmtree(out / TEMPORARY, ignore_errors=True)
 
 
-def settings_record(settings: PrepareConfig) -> dict[str, Any]:
-    """As JSON gives them back."""
-    return dict(json.loads(json.dumps(asdict(settings))))
+def settings_record(settings: PrepareConfig) -> PrepareSettings:
+    """Return the settings as they are read back from JSON."""
+    return cast(PrepareSettings, json.loads(json.dumps(asdict(settings))))
 
 
-def standing(out: Path, dataset: Dataset, case: Case) -> Standing:
-    """Whether a case is done, its files are those that it was made from, and its shard is whole in size.
+def read_case_state(out: Path, dataset: Dataset, case: LabelledCase) -> CaseState:
+    """Return whether a case is finished, its files have not changed, and its shard has the recorded size.
 
     Raises:
-        UserError: its files are gone.
+        UserError: the files of the case cannot be read.
     """
-    stamp = _stamp(dataset, case)
+    stamps = _file_stamps(dataset, case)
     try:
         record = json.loads(_sidecar(out, case.id).read_text())
-        entry, before = entry_from_json(record["case"]), record["stamp"]
+        entry, stamps_before = case_from_json(record["case"]), record["stamp"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Standing(stamp, None, NEW)
+        return CaseState(stamps, None, NEW)
     shard = out / entry.shard
-    if before != stamp:
-        return Standing(stamp, None, CHANGED)
+    if stamps_before != stamps:
+        return CaseState(stamps, None, CHANGED)
     if not shard.is_file() or shard.stat().st_size != entry.bytes:
-        return Standing(stamp, None, LOST)
+        return CaseState(stamps, None, LOST)
     if dataset.labels and not set(entry.areas) <= set(dataset.labels):
-        return Standing(stamp, None, UNDECLARED)
-    return Standing(stamp, entry)
+        return CaseState(stamps, None, UNDECLARED)
+    return CaseState(stamps, entry)
 
 
-def finish_case(out: Path, entry: CaseEntry, stamp: Stamp) -> None:
-    """Say that a case is done."""
-    write_whole(_sidecar(out, entry.id), json.dumps({"stamp": stamp, "case": asdict(entry)}))
+def mark_finished(out: Path, entry: PreparedCase, stamps: FileStamps) -> None:
+    """Write the sidecar of a case, which marks it as finished."""
+    write_text(_sidecar(out, entry.id), json.dumps({"stamp": stamps, "case": asdict(entry)}), keep_unchanged=True)
 
 
-def strangers(out: Path, ids: Collection[str]) -> list[str]:
-    """Cases in the folder that are not among these."""
+def unknown_cases(out: Path, ids: Collection[str]) -> list[str]:
+    """Return the finished cases of the folder whose ids are not in `ids`."""
     return sorted(path.stem for path in (out / SIDECARS).glob("*.json") if path.stem not in ids)
 
 
-def begin_changes(out: Path) -> None:
-    """Take the index away before what it names changes."""
-    with writing(out):
+def remove_index(out: Path) -> None:
+    """Remove the index, before shards that it lists change."""
+    with write_errors(out):
         (out / INDEX).unlink(missing_ok=True)
 
 
-def sweep(out: Path, ids: Collection[str]) -> None:
-    """Remove shards and sidecars of other cases, and unfinished files."""
-    with writing(out):
+def remove_leftovers(out: Path, ids: Collection[str]) -> None:
+    """Remove unfinished files, and shards and sidecars of cases that are not in `ids`."""
+    with write_errors(out):
         for folder, suffix in ((SHARDS, ".arrayrecord"), (SIDECARS, ".json")):
             for path in (out / folder).iterdir():
                 if path.name.removesuffix(suffix) not in ids:
@@ -120,47 +119,34 @@ def sweep(out: Path, ids: Collection[str]) -> None:
             (out / INDEX).unlink()
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text under a temporary name, then rename; a file that holds it already is not touched."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if file.read_bytes() == text.encode():
-            return
-    with writing(file.parent):
-        replace_text(file, text)
+def _check_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Compare the settings of an existing folder.
 
-
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Around writing: UserError if it fails."""
+    Raises:
+        UserError: the settings differ, or the file cannot be read.
+    """
     try:
-        yield
-    except OSError as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{out} cannot be written ({reason}); give a folder with room and write access") from error
-
-
-def _check_settings(file: Path, ours: dict[str, Any]) -> None:
-    try:
-        theirs = dict(json.loads(file.read_text()))
+        existing = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete {file.parent} and run this again") from None
+        raise UserError(f"{file} cannot be read ({error}); delete {file.parent} and run the command again") from None
     different = [
-        f"{name} is {json.dumps(theirs.get(name))} there and {json.dumps(ours.get(name))} here"
-        for name in sorted(ours.keys() | theirs.keys())
-        if theirs.get(name) != ours.get(name)
+        f"{name} was {json.dumps(existing.get(name))} and is now {json.dumps(settings.get(name))}"
+        for name in sorted(settings.keys() | existing.keys())
+        if existing.get(name) != settings.get(name)
     ]
     if different:
         raise UserError(
-            f"{file.parent} was prepared with other settings: {'; '.join(different)}; give another OUT, or delete it"
+            f"{file.parent} was prepared with other settings: {'; '.join(different)}; give another "
+            "OUT, or delete the folder"
         )
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """A lock that ends with the process."""
+def _lock(out: Path) -> Iterator[None]:
+    """Lock the folder; the lock ends with the process at the latest."""
     import fcntl
 
-    with writing(out):
+    with write_errors(out):
         file = (out / TEMPORARY / "lock").open("w")
     with file:
         try:
@@ -173,7 +159,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _is_unfinished(path: Path, file: Path) -> bool:
-    """Whether a path is what a writer of a file that died left."""
+    """Return whether a path is a temporary file that a killed process left."""
     return path.name.startswith(f".{file.name}.") and path.suffix == UNFINISHED
 
 
@@ -181,10 +167,10 @@ def _sidecar(out: Path, case_id: str) -> Path:
     return out / SIDECARS / f"{case_id}.json"
 
 
-def _stamp(dataset: Dataset, case: Case) -> Stamp:
+def _file_stamps(dataset: Dataset, case: LabelledCase) -> FileStamps:
     files = {"archive": dataset.archive} if dataset.archive else {"image": case.image, "label": case.label}
     try:
-        found = {part: os.stat(file) for part, file in files.items()}
+        stats = {part: os.stat(file) for part, file in files.items()}
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); unpack the whole dataset") from None
-    return {part: [stat.st_size, stat.st_mtime_ns] for part, stat in found.items()}
+    return {part: [stat.st_size, stat.st_mtime_ns] for part, stat in stats.items()}

@@ -1,6 +1,7 @@
-"""A dataset of image files into shards and an index (`store`): in parallel, resumable, and not stopped by bad cases.
+"""Preparation of a dataset of image files for training: shards and an index, written in parallel and resumable.
 
-A further run into the same folder does what is missing, changed or damaged, and tries refused cases again.
+Cases that cannot be prepared are reported and do not stop the others. A further run into the same folder prepares
+missing, changed, damaged and refused cases.
 """
 
 from __future__ import annotations
@@ -8,36 +9,39 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.archive import md5_warning
 from sam2_3dmed_jax.data.datasets import Dataset
-from sam2_3dmed_jax.data.prepare.case import Task, prepare_case
+from sam2_3dmed_jax.data.prepare.case import PrepareTask, RefusedCase, prepare_case
 from sam2_3dmed_jax.data.prepare.folder import (
     NEW,
-    begin_changes,
-    claimed,
+    CaseState,
+    claim_folder,
+    read_case_state,
+    remove_index,
+    remove_leftovers,
     settings_record,
-    standing,
-    strangers,
-    sweep,
+    unknown_cases,
 )
 from sam2_3dmed_jax.data.prepare.report import PreparedReport, write_refused
-from sam2_3dmed_jax.data.prepare.source import Progress, source_record
-from sam2_3dmed_jax.data.prepared import CaseEntry, PreparedDataset, is_prepared, read_prepared, write_index
+from sam2_3dmed_jax.data.prepare.source import source_record
+from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, is_prepared, read_prepared, write_index
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.worker_processes import Died, in_processes
+from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.runtime.worker_processes import WorkerDied, map_in_processes
 
-MOST_WORKERS = 8  # by default: each holds a case in memory, which takes a GB or so
-KEEP = PrepareConfig()
+MAX_WORKERS = 8  # by default, because each worker has a case in memory, about 1 GB
+AS_STORED = PrepareConfig()
 
 
-def prepare(
+def prepare_dataset(
     dataset: Dataset,
     out: str | os.PathLike[str],
-    settings: PrepareConfig = KEEP,
+    settings: PrepareConfig = AS_STORED,
     *,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -45,80 +49,94 @@ def prepare(
     """Prepare the cases of a dataset that are not prepared yet.
 
     Args:
-        dataset: from `read_dataset`; if it declares no labels, any from 1 to 255 may occur.
-        out: the folder to fill, on a local file system; an interrupted or earlier run there is continued.
-        settings: of that folder for good.
-        workers: processes; None: one a core, at most 8. With more than one, the caller's main module must be
-            importable.
-        progress: called with (what, done, total, note).
+        dataset: from `read_dataset`; if it declares no labels, values from 1 to 255 are accepted.
+        out: output folder on a local file system; an interrupted or earlier run in it is continued.
+        settings: settings of the folder, which cannot change later.
+        workers: number of processes; None: one per core, at most 8. With more than one, the caller's main module must
+            be importable.
+        progress: called after each case.
 
     Returns:
         The report. If no case could be prepared, there is no index.
 
     Raises:
-        UserError: `out` holds something else, was made with other settings, is being written by another process, or
-            cannot be written; `workers` is less than 1.
+        UserError: `out` contains other files, has other settings, is in use by another process, or cannot be written;
+            `workers` is less than 1.
     """
     if workers is not None and workers < 1:
-        raise UserError(f"--workers: {workers} is no number of processes; give 1 or more")
+        raise UserError(f"--workers: {workers} is not a number of processes; give 1 or more")
     if "://" in os.fspath(out):
-        raise UserError(f"{out} is no local folder, as `prepare` needs; give one, and copy it there afterwards")
-    root, ids = Path(out), [case.id for case in dataset.cases]
-    with claimed(root, dataset, settings):
-        found = {case.id: standing(root, dataset, case) for case in dataset.cases}
-        kept = {case_id: state.entry for case_id, state in found.items() if state.entry}
-        removed = strangers(root, ids)
-        if removed or any(state.why not in ("", NEW) for state in found.values()):
-            begin_changes(root)
+        raise UserError(f"{out} is not a local folder, which `prepare` needs; give one, and copy it there afterwards")
+    root = Path(out)
+    with claim_folder(root, dataset, settings):
+        states = {case.id: read_case_state(root, dataset, case) for case in dataset.cases}
+        entries = {case_id: state.entry for case_id, state in states.items() if state.entry}
+        removed = unknown_cases(root, [case.id for case in dataset.cases])
+        if removed or any(state.reason not in ("", NEW) for state in states.values()):
+            remove_index(root)
         source = source_record(dataset, root, progress)
         report = PreparedReport(PreparedDataset(str(out), dataset.name, {}, {}, source, ()), removed=removed)
         report.warnings = [*dataset.warnings]
         if dataset.archive and (warning := md5_warning(dataset.archive, source.get("md5", ""))):
             report.warnings.append(warning)
-        tasks = [Task(case, found[case.id].stamp) for case in dataset.cases if case.id not in kept]
-        entries = dict(kept)
-        if progress and tasks:
-            progress("cases", len(kept), len(ids), "")
-        work = functools.partial(prepare_case, dataset=dataset, out=str(root), settings=settings)
-        with contextlib.closing(in_processes(work, tasks, workers or default_workers())) as results:
-            for count, (task, result) in enumerate(results, start=len(kept) + 1):
-                case_id = task.case.id
-                if isinstance(result, CaseEntry):
-                    entries[case_id], report.done[case_id] = result, found[case_id].why
-                elif isinstance(result, Died):
-                    report.refused[case_id] = f"{result.reason}, for want of memory most likely; take fewer --workers"
-                else:
-                    report.refused[case_id] = result.reason
-                    if result.traceback:
-                        report.tracebacks[case_id] = result.traceback
-                if progress:
-                    progress("cases", count, len(ids), f"{len(report.refused)} refused" if report.refused else "")
-        report.refused = dict(sorted(report.refused.items()))
-        sweep(root, entries)
+        prepare_one = functools.partial(prepare_case, dataset=dataset, out=str(root), settings=settings)
+        _prepare_cases(prepare_one, dataset, states, entries, report, workers or default_workers(), progress)
+        remove_leftovers(root, entries)
         write_refused(root, report.refused)
-        report.dataset = _index(dataset, report.dataset, settings, entries)
+        report.dataset = _write_index(dataset, report.dataset, settings, entries)
     return report
 
 
 def default_workers() -> int:
-    """One a core that this process may use, at most `MOST_WORKERS`."""
+    """Return one worker per core that this process may use, at most `MAX_WORKERS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores)
+    return min(MAX_WORKERS, cores)
 
 
-def _index(
-    dataset: Dataset, empty: PreparedDataset, settings: PrepareConfig, entries: dict[str, CaseEntry]
+def _prepare_cases(
+    prepare_one: Callable[[PrepareTask], PreparedCase | RefusedCase],
+    dataset: Dataset,
+    states: Mapping[str, CaseState],
+    entries: dict[str, PreparedCase],
+    report: PreparedReport,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Prepare the cases without an entry, and add the results to `entries` and `report`."""
+    tasks = [PrepareTask(case, states[case.id].stamps) for case in dataset.cases if case.id not in entries]
+    finished, total = len(entries), len(dataset.cases)
+    if progress and tasks:
+        progress("cases", finished, total)
+    with contextlib.closing(map_in_processes(prepare_one, tasks, workers)) as results:
+        for count, (task, result) in enumerate(results, start=finished + 1):
+            case_id = task.case.id
+            if isinstance(result, PreparedCase):
+                entries[case_id], report.done[case_id] = result, states[case_id].reason
+            elif isinstance(result, WorkerDied):
+                report.refused[case_id] = f"{result.reason}, probably out of memory; use fewer --workers"
+            else:
+                report.refused[case_id] = result.reason
+                if result.traceback:
+                    report.tracebacks[case_id] = result.traceback
+            if progress:
+                progress("cases", count, total, f"{len(report.refused)} refused" if report.refused else "")
+    report.refused = dict(sorted(report.refused.items()))
+
+
+def _write_index(
+    dataset: Dataset, empty: PreparedDataset, settings: PrepareConfig, entries: Mapping[str, PreparedCase]
 ) -> PreparedDataset:
-    """Write the index, unless it stands there as it would be written, or there is no case."""
+    """Return the prepared dataset; write its index unless it exists unchanged or there are no cases."""
     cases = tuple(entries[case_id] for case_id in sorted(entries))
     labels = dataset.labels or {value: f"label {value}" for value in sorted({v for case in cases for v in case.areas})}
     prepared = replace(empty, labels=labels, settings=settings_record(settings), cases=cases)
-    if cases and not _stands(prepared):
+    if cases and not _is_written(prepared):
         write_index(prepared)
     return prepared
 
 
-def _stands(prepared: PreparedDataset) -> bool:
+def _is_written(prepared: PreparedDataset) -> bool:
+    """Return whether the folder has the index of this dataset."""
     try:
         return is_prepared(prepared.path) and read_prepared(prepared.path) == prepared
     except UserError:

@@ -1,4 +1,4 @@
-"""What a run of `prepare` tells: `refused.csv`, and the lines at its end."""
+"""Report of a run of `prepare`: `refused.csv`, and the lines that the command prints."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam2_3dmed_jax.data.prepare.folder import NEW, write_whole
+from sam2_3dmed_jax.data.prepare.folder import NEW
 from sam2_3dmed_jax.data.prepared import PreparedDataset
+from sam2_3dmed_jax.runtime.atomic_files import write_text
 
 REFUSED = "refused.csv"
-_NAMED = 8  # cases named in a line; further ones are counted
+_MAX_IDS = 8  # ids in a line; further cases are counted
 
 
 @dataclass
 class PreparedReport:
-    """What a run found and did: every case of the source is in `dataset.cases` or in `refused`."""
+    """Result of a run. Every case of the source is in `dataset.cases` or in `refused`."""
 
     dataset: PreparedDataset
-    refused: dict[str, str] = field(default_factory=dict)  # case id to the one sentence why
-    done: dict[str, str] = field(default_factory=dict)  # cases prepared in this run, to why
-    removed: list[str] = field(default_factory=list)  # cases that are no longer in the source
-    warnings: list[str] = field(default_factory=list)  # a sentence each
-    tracebacks: dict[str, str] = field(default_factory=dict)  # of bugs
+    refused: dict[str, str] = field(default_factory=dict)  # case id to the reason, one sentence
+    done: dict[str, str] = field(default_factory=dict)  # id of each case prepared in this run to the reason
+    removed: list[str] = field(default_factory=list)  # ids of cases that are no longer in the source
+    warnings: list[str] = field(default_factory=list)  # one sentence each
+    tracebacks: dict[str, str] = field(default_factory=dict)  # of cases refused because of a bug
 
     @property
     def lines(self) -> list[str]:
-        """For people: what changed, what there is, and what was refused."""
+        """Return the printed report: changes, contents and refused cases."""
         lines = [f"note: {warning}" for warning in self.warnings] + self._changes()
         if self.dataset.cases:
             lines += _contents(self.dataset)
@@ -39,30 +40,28 @@ class PreparedReport:
         return lines
 
     def _changes(self) -> list[str]:
-        """Nothing on a first run, which has nothing but new cases."""
-        there = len(self.dataset.cases) - len(self.done)
+        """Return what this run changed; [] for a first run, where all cases are new."""
+        unchanged = len(self.dataset.cases) - len(self.done)
         if self.dataset.cases and not (self.done or self.removed):
             return [
-                f"nothing to do: {_cases(there)} in {self.dataset.path}, and {'its' if there == 1 else 'their'} "
-                "sources have not changed"
+                f"nothing to do: {_cases(unchanged)} in {self.dataset.path}, and "
+                f"{'its' if unchanged == 1 else 'their'} sources have not changed"
             ]
-        lines = [f"{_cases(there)} there already"] if there else []
-        for why in sorted(set(self.done.values())):
-            ids = [case_id for case_id, reason in self.done.items() if reason == why]
-            if why != NEW or there:
-                lines.append(f"{_cases(len(ids))} prepared, {why}: {_names(ids)}")
+        lines = [f"{_cases(unchanged)} unchanged"] if unchanged else []
+        for reason in sorted(set(self.done.values())):
+            ids = [case_id for case_id, each in self.done.items() if each == reason]
+            if reason != NEW or unchanged:
+                lines.append(f"{_cases(len(ids))} prepared, {reason}: {_names(ids)}")
         if self.removed:
-            lines.append(
-                f"{_cases(len(self.removed))} removed, as the dataset has them no more: {_names(self.removed)}"
-            )
+            lines.append(f"{_cases(len(self.removed))} removed, no longer in the dataset: {_names(self.removed)}")
         return lines
 
 
 def write_refused(out: Path, refused: dict[str, str]) -> None:
-    """Write `refused.csv`: id and reason."""
+    """Write `refused.csv`, the id and reason of each refused case."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("id", "reason"), *refused.items()])
-    write_whole(out / REFUSED, text.getvalue())
+    write_text(out / REFUSED, text.getvalue(), keep_unchanged=True)
 
 
 def _contents(dataset: PreparedDataset) -> list[str]:
@@ -89,5 +88,5 @@ def _cases(count: int) -> str:
 
 
 def _names(ids: list[str]) -> str:
-    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-    return ", ".join(sorted(ids)[:_NAMED]) + more
+    more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
+    return ", ".join(sorted(ids)[:_MAX_IDS]) + more

@@ -1,42 +1,49 @@
-"""What the index says of the dataset that it was made from, and the check of an archive that is known."""
+"""Description of the source dataset in the index: ids, fingerprint, licence, and the MD5 of an archive."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sam2_3dmed_jax.data.archive import KNOWN_MD5, archive_md5
-from sam2_3dmed_jax.data.datasets import Dataset, fingerprint
-from sam2_3dmed_jax.data.prepare.folder import write_whole
+from sam2_3dmed_jax.data.archive import PUBLISHED_MD5, archive_md5
+from sam2_3dmed_jax.data.datasets import Dataset, dataset_fingerprint
+from sam2_3dmed_jax.data.prepared import DatasetSource
+from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.progress import Progress
 
-Progress = Callable[[str, int, int, str], None]  # (what, done, total, note)
 ARCHIVE = "archive.json"
-_ORIGIN = ("description", "reference", "licence", "license", "release", "relase")  # MSD's Task07 spells it so
+# Fields of dataset.json that are copied; MSD's Task07 spells one of them "relase".
+_COPIED_FIELDS = ("description", "reference", "licence", "license", "release", "relase")
 
 
-def source_record(dataset: Dataset, out: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Ids, fingerprint, licence; of an archive its name, and its MD5 where the published one is known.
+def source_record(dataset: Dataset, out: Path, progress: Progress | None = None) -> DatasetSource:
+    """Return the description of a dataset; the MD5 of an archive is computed if a published one is known.
 
-    The MD5 is kept in `out` with the archive's size and time, since reading 12 GB once is enough.
+    The MD5 is stored in `out` with the size and time of the archive, so that 12 GB are read only once.
     """
-    record: dict[str, Any] = {name: dataset.record[name] for name in _ORIGIN if name in dataset.record}
-    record |= {"ids": [case.id for case in dataset.cases], "fingerprint": fingerprint(dataset)}
+    copied: dict[str, Any] = {name: dataset.record[name] for name in _COPIED_FIELDS if name in dataset.record}
+    ids = [case.id for case in dataset.cases]
+    record = cast(DatasetSource, {**copied, "ids": ids, "fingerprint": dataset_fingerprint(dataset)})
     if dataset.archive is None:
         return record
     record["archive"] = os.path.basename(dataset.archive)
-    if record["archive"] in KNOWN_MD5:
-        stat, file = os.stat(dataset.archive), out / ARCHIVE
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        try:
-            known = json.loads(file.read_text())
-            record["md5"] = str(known["md5"]) if known["stamp"] == stamp else None
-        except (OSError, ValueError, KeyError, TypeError):
-            record["md5"] = None
-        if record["md5"] is None:
-            told = (lambda done, total: progress("MD5, MB", done >> 20, total >> 20, "")) if progress else None
-            record["md5"] = archive_md5(dataset.archive, told)
-            write_whole(file, json.dumps({"md5": record["md5"], "stamp": stamp}))
+    if record["archive"] in PUBLISHED_MD5:
+        record["md5"] = _stored_md5(dataset.archive, out / ARCHIVE, progress)
     return record
+
+
+def _stored_md5(archive: str, file: Path, progress: Progress | None) -> str:
+    """Return the MD5 that `file` has for an unchanged archive; otherwise compute and store it."""
+    stat = os.stat(archive)
+    stamp = [stat.st_size, stat.st_mtime_ns]
+    try:
+        stored = json.loads(file.read_text())
+        if stored["stamp"] == stamp and stored["md5"] is not None:
+            return str(stored["md5"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    md5 = archive_md5(archive, progress)
+    write_text(file, json.dumps({"md5": md5, "stamp": stamp}))
+    return md5

@@ -1,4 +1,4 @@
-"""How a volume's values become int16: CT as HU, other integers as they are, all else over its own range."""
+"""Storage of values as int16: HU for CT, integers unchanged, and other values scaled by their range."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ _INT16 = np.iinfo(np.int16)
 
 @dataclass(frozen=True)
 class Scaling:
-    """`value = slope * stored + intercept`; only CT is clipped."""
+    """Linear scaling, `value = slope * stored + intercept`, and the limits of the stored values."""
 
     slope: float
     intercept: float
     clip: tuple[int, int] = (int(_INT16.min), int(_INT16.max))
 
     def stored(self, values: np.ndarray) -> np.ndarray:
-        """Values float32 of any shape as int16, to the nearest."""
+        """Return float32 values of any shape as int16, rounded to the nearest."""
         exact = values if (self.slope, self.intercept) == (1.0, 0.0) else (values.astype(np.float64) - self.intercept)
         scaled = np.rint(exact if self.slope == 1.0 else exact / self.slope)
         return np.clip(scaled, *self.clip).astype(np.int16)
 
 
-def scaling_of(values: np.ndarray, modality: str) -> Scaling:
-    """The scaling that loses nothing where 16 bits allow it.
+def choose_scaling(values: np.ndarray, modality: str) -> Scaling:
+    """Return the scaling of a volume, which is exact if 16 bits suffice.
 
-    CT is rounded to HU and clipped to [-1024, 3071]. Integers of another modality are exact when they span at most
-    65535; other values are off by at most half a slope, a 131,000th of their range.
+    CT is rounded to HU and clipped to [-1024, 3071]. Integers of other modalities are exact if their range is at most
+    65535; other values have an error of at most half a slope, 1 / 131,000 of their range.
 
     Args:
         values: `[D, H, W]` float32.
-        modality: DICOM's word.
+        modality: DICOM's Modality.
     """
     if modality == "CT":
         return Scaling(1.0, 0.0, HU_RANGE)

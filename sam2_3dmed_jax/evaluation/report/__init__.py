@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs no network: tables, plots, and the worst cases as pictures."""
+"""Report of an evaluation: one HTML page, readable offline, with tables, plots and pictures of the worst cases."""
 
 from sam2_3dmed_jax.evaluation.report.page import report_page
 

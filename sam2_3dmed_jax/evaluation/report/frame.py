@@ -1,11 +1,11 @@
-"""What is around the sections of a report: one HTML file that loads nothing and runs nothing."""
+"""HTML page around the sections of a report; it loads nothing and runs no scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
-# Nothing is fetched and nothing runs, whatever a name might smuggle in.
+# The browser fetches nothing and runs nothing, even if the name of a case or class contains markup.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 78rem; margin: 1.5rem auto; padding: 0 1rem; color: #1a1a1a;
@@ -32,22 +32,22 @@ figcaption { color: #444; font-size: .85rem; }
 """
 
 
-def framed(name: str, sections: Sequence[tuple[str, str]], warning: str = "") -> str:
-    """A whole page.
+def html_page(name: str, sections: Sequence[tuple[str, str]], warning: str = "") -> str:
+    """Return a complete page.
 
     Args:
         name: its title, as text.
-        sections: headings and their HTML; those without are left out.
-        warning: text that stands before all sections, beside what every report says.
+        sections: headings and their HTML; sections with empty HTML are left out.
+        warning: text before all sections, after the notice of research use.
     """
     body = "\n".join(f"<section><h2>{head}</h2>\n{content}\n</section>" for head, content in sections if content)
     title = escape(name)
-    said = f'<p class="only">{escape(warning)}</p>\n' if warning else ""
+    warning_html = f'<p class="only">{escape(warning)}</p>\n' if warning else ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title><style>{_CSS}</style></head>\n<body>\n<main><h1>{title}</h1>\n"
         '<p class="only">For research use only. Not for diagnosis or treatment.</p>\n'
-        f"{said}{body}\n</main></body></html>\n"
+        f"{warning_html}{body}\n</main></body></html>\n"
     )

@@ -1,6 +1,6 @@
-"""HTML of tables and figures. Whatever is written here is escaped: names of cases and classes are the user's.
+"""HTML of tables and figures. All text is escaped, because names of cases and classes are the user's.
 
-A number stands rounded for the eye, and whole in `<data value>`, as the CSV or JSON beside the page has it.
+A number is shown rounded, and `<data value>` has all its digits, as in the CSV or JSON file next to the page.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-NONE = "–"  # no value
+NO_VALUE = "–"
 _RIGHT = ' class="n"'
 
 
 @dataclass(frozen=True)
 class Number:
-    """A cell that holds a number."""
+    """A cell with a number."""
 
-    value: float | None  # None and NaN: there is none
+    value: float | None  # None and NaN: no value
     digits: int = 4  # after the point
-    exact: str | None = None  # as the file beside the page has it; None: `repr`
-    sign: bool = False  # a plus is written
-    least: float | None = None  # smaller ones are shown as below this: p values
+    exact: str | None = None  # the text in the file next to the page; None: `repr`
+    sign: bool = False  # show a plus sign
+    least: float | None = None  # smaller values are shown as below this: p values
 
     def __str__(self) -> str:
-        """The rounded number, or a dash."""
+        """Return the rounded number, or a dash."""
         if self.value is None or math.isnan(self.value):
-            return NONE
+            return NO_VALUE
         if self.least is not None and self.value < self.least:
             return f"< {self.least:.{self.digits}f}"
         return f"{self.value:{'+' if self.sign else ''}.{self.digits}f}"
@@ -37,7 +37,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Range:
-    """A cell that holds an interval."""
+    """A cell with an interval."""
 
     low: Number
     high: Number
@@ -47,13 +47,13 @@ Cell = Number | Range | str | int | None
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], heads: int = 1) -> str:
-    """A table that scrolls by itself where it is wider than the page.
+    """Return a table, which scrolls if it is wider than the page.
 
     Args:
-        caption: text, with all definitions that its numbers need.
+        caption: text, with the definitions of all numbers.
         header: of the columns.
-        rows: their cells.
-        heads: how many first cells of a row name it.
+        rows: cells of each row.
+        heads: number of cells at the start of a row that are headings.
     """
     right = {at for cells in rows for at, cell in enumerate(cells) if isinstance(cell, Number | Range | int)}
     columns = "".join(
@@ -70,12 +70,12 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], h
 
 
 def facts(caption: str, pairs: Sequence[tuple[str, str]]) -> str:
-    """A table of names and what they are."""
+    """Return a table of names and values."""
     return table(caption, ("what", "value"), pairs)
 
 
 def figure(kind: Literal["svg+xml", "png"], data: bytes, alt: str, caption: str) -> str:
-    """A picture inside of the page, with its text for those who do not see it; as an image, its scripts never run."""
+    """Return a picture stored in the page, with an alternative text; scripts in an image never run."""
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
     return f'<figure><img src="{source}" alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></figure>'
 

@@ -1,6 +1,6 @@
-"""The worst cases, drawn: three planes through the place where prediction and reference differ most.
+"""Pictures of the worst cases: three planes through the place where prediction and reference differ most.
 
-Drawn as arrays, as the rows are made: a picture takes milliseconds, and only those of the worst cases so far are kept.
+They are drawn as arrays while rows are scored: a picture takes milliseconds, and only the worst cases so far keep one.
 """
 
 from __future__ import annotations
@@ -13,52 +13,53 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import ndimage
 
-from sam2_3dmed_jax.evaluation.summary import Row
+from sam2_3dmed_jax.config import DEFAULT_CT_WINDOW
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import apply_window, window_of
 
-PICTURE = "picture"  # of a row: PNG as base64, so that it can be kept beside the row's numbers
+PICTURE = "picture"  # key of a row: PNG as base64, which journals can store with the numbers of the row
 WORST = 8
-PREDICTION, REFERENCE = (255, 176, 0), (0, 200, 255)  # as in `figures`
-_HEIGHT, _WIDTH = 240, 320  # of a plane, pixels
+PREDICTION, REFERENCE = (255, 176, 0), (0, 200, 255)  # RGB, amber and blue
+_HEIGHT, _WIDTH = 240, 320  # pixels of a plane
 _MARGIN = 15.0  # mm around both masks
-_UPWARDS = (False, True, True)  # axial rows run from anterior; coronal and sagittal have the head up
+_UPWARDS = (False, True, True)  # axial rows start at anterior; coronal and sagittal planes have the head up
 
 
-def worst(rows: Sequence[Row], number: int = WORST) -> list[Row]:
-    """The rows with the lowest Dice, each class having its share of them; of equal ones, the larger reference first.
+def worst(rows: Sequence[ScoreRow], number: int = WORST) -> list[ScoreRow]:
+    """Return the rows with the lowest Dice, an equal share per class; among equal ones, the larger reference first.
 
-    Files that are missing are not among them: they are listed elsewhere, and there is nothing to see.
+    Missing files are left out: they are listed elsewhere, and a picture would show nothing.
 
-    A row that is not among these now will never be when more rows have come: `illustrate` relies on it.
+    A row that is not among the worst now will never be so after more rows are added: `illustrate` relies on it.
     """
     if not rows or not number:
         return []
     classes = dict.fromkeys(row["class"] for row in rows)
     share = max(1, number // len(classes))
     scored = sorted((row for row in rows if not math.isnan(row["dice"]) and row.get("missing") != "yes"), key=_badness)
-    kept = {name: [row for row in scored if row["class"] == name][:share] for name in classes}
-    return sorted((row for own in kept.values() for row in own), key=_badness)[:number]
+    kept = [row for name in classes for row in [row for row in scored if row["class"] == name][:share]]
+    return sorted(kept, key=_badness)[:number]
 
 
 def illustrate(
-    before: Sequence[Row],
-    rows: Sequence[Row],
+    before: Sequence[ScoreRow],
+    rows: Sequence[ScoreRow],
     number: int,
     masks: Callable[[int], tuple[np.ndarray, np.ndarray]],
     spacing: tuple[float, float, float],
     scan: Callable[[], Volume | None] = lambda: None,
-    window: str = "soft_tissue",
+    window: str = DEFAULT_CT_WINDOW,
 ) -> None:
-    """Give those rows of a case a picture that are among the worst so far, and take it from those no longer among them.
+    """Add pictures to the rows of a case that are among the worst so far, and remove them from those no longer so.
 
     Args:
-        before: rows of the cases before this one.
+        before: rows of the cases before this one; changed in place.
         rows: of this case; changed in place.
         number: of pictures.
-        masks: prediction and reference of a row of this case, bool `[D, H, W]`, by its place.
+        masks: returns prediction and reference of a row of this case, bool `[D, H, W]`, by its place.
         spacing: (dz, dy, dx) in mm.
-        scan: reads the volume, or None: asked for once, and only if there is a picture to draw.
+        scan: returns the volume or None; called at most once, and only if a picture is drawn.
         window: as `data.preprocessing.window`.
     """
     if not number:
@@ -81,10 +82,10 @@ def draw(
     image: np.ndarray | None = None,
     window: tuple[float, float] = (0.5, 1.0),
 ) -> bytes:
-    """Axial, coronal and sagittal plane side by side (PNG), the reference's contour dashed.
+    """Draw an axial, a coronal and a sagittal plane next to each other, with the contour of the reference dashed.
 
-    Each plane is the one on which the masks differ in most voxels, or the largest one of masks that are alike, cut to
-    both masks and a margin. Pixels have the shape that the spacing gives them.
+    Each plane is the one on which the masks differ in most voxels, or the one with most voxels of equal masks, cropped
+    to both masks and a margin. Pixels have the aspect ratio of the spacing.
 
     Args:
         prediction: bool `[D, H, W]`.
@@ -92,6 +93,9 @@ def draw(
         spacing: (dz, dy, dx) in mm.
         image: `[D, H, W]`, or None.
         window: level and width in the image's values.
+
+    Returns:
+        The bytes of a PNG file.
     """
     from matplotlib.image import imsave
 
@@ -102,28 +106,27 @@ def draw(
         rows, columns = (a for a in range(3) if a != axis)
         index = int(np.count_nonzero(differing, axis=(rows, columns)).argmax())
         box = [_extent(either, a, spacing[a]) for a in (rows, columns)]
-        found, actual = (array.take(index, axis)[box[0], box[1]] for array in (prediction, reference))
-        # Without a scan there is dark ground.
-        grey = np.full(found.shape, 0.12)
+        predicted, actual = (array.take(index, axis)[box[0], box[1]] for array in (prediction, reference))
+        grey = np.full(predicted.shape, 0.12)  # dark, without a scan
         if image is not None:
             grey = apply_window(image.take(index, axis)[box[0], box[1]], *window)
-        planes.append(_plane(found, actual, grey, (spacing[rows], spacing[columns]), _UPWARDS[axis]))
+        planes.append(_plane(predicted, actual, grey, (spacing[rows], spacing[columns]), _UPWARDS[axis]))
     file = io.BytesIO()
     imsave(file, np.concatenate(planes, 1), format="png")
     return file.getvalue()
 
 
-def _badness(row: Row) -> tuple[float, float]:
+def _badness(row: ScoreRow) -> tuple[float, float]:
     return row["dice"], -row["volume_ml_reference"]
 
 
 def _extent(mask: np.ndarray, axis: int, spacing: float) -> slice:
-    """Where a mask lies along an axis, with a margin; all of an empty one."""
-    found = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
-    if not found.size:
+    """Return the extent of a mask along an axis, with a margin, or the whole axis for an empty mask."""
+    occupied = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
+    if not occupied.size:
         return slice(None)
     margin = math.ceil(_MARGIN / spacing)
-    return slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin)
+    return slice(max(0, int(occupied[0]) - margin), int(occupied[-1]) + 1 + margin)
 
 
 def _plane(
@@ -133,15 +136,15 @@ def _plane(
     spacing: tuple[float, float],
     upwards: bool,
 ) -> np.ndarray:
-    """One plane on its canvas, uint8 `[_HEIGHT, _WIDTH, 3]`."""
+    """Return one plane on its canvas, uint8 `[_HEIGHT, _WIDTH, 3]`."""
     height, width = (size * step for size, step in zip(prediction.shape, spacing, strict=True))
-    scale = min((_HEIGHT - 8) / height, (_WIDTH - 8) / width)  # pixels a mm
-    # The voxel that each pixel lies in: nothing is smoothed.
-    at = [
+    scale = min((_HEIGHT - 8) / height, (_WIDTH - 8) / width)  # pixels per mm
+    # Each pixel shows the voxel that it is in, without smoothing.
+    voxels = [
         np.minimum((np.arange(max(1, round(size * step * scale))) / (step * scale)).astype(int), size - 1)
         for size, step in zip(prediction.shape, spacing, strict=True)
     ]
-    place = np.ix_(at[0][::-1] if upwards else at[0], at[1])
+    place = np.ix_(voxels[0][::-1] if upwards else voxels[0], voxels[1])
     grey = image[place]
     picture = np.repeat((grey * 255).astype(np.uint8)[..., None], 3, -1)
     y, x = np.indices(grey.shape)

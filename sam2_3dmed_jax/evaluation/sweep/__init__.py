@@ -1,1 +1,1 @@
-"""A sweep: one checkpoint or many, scored under many prompts, thresholds and orders, on features computed once."""
+"""Sweeps: checkpoints under many prompts and settings, without repeated encoding or compilation."""

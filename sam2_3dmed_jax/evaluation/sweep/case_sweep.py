@@ -1,4 +1,4 @@
-"""One case under all settings of its checkpoints: features once, thresholds laid on the same logits."""
+"""One case under all settings of its checkpoints: it is encoded once, and all thresholds use the same logits."""
 
 from __future__ import annotations
 
@@ -9,97 +9,111 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.data.datasets import Case
-from sam2_3dmed_jax.evaluation.prompted_segmentation import painted
-from sam2_3dmed_jax.evaluation.score_cases import rows_of
-from sam2_3dmed_jax.evaluation.settings import Plan
-from sam2_3dmed_jax.evaluation.summary import PROMPTED, Row
-from sam2_3dmed_jax.evaluation.sweep.cells import Cells, Rows
+from sam2_3dmed_jax.data.datasets import LabelledCase
+from sam2_3dmed_jax.evaluation.prompted_segmentation import paint_nested_objects
+from sam2_3dmed_jax.evaluation.score_cases import score_classes
+from sam2_3dmed_jax.evaluation.score_row import PROMPTED, ScoreRow
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+from sam2_3dmed_jax.evaluation.sweep.cells import Cells, RowsByThreshold
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
+from sam2_3dmed_jax.evaluation.sweep.factors import Setting, for_model
 from sam2_3dmed_jax.evaluation.sweep.features import CaseFeatures, Models
-from sam2_3dmed_jax.evaluation.sweep.settings import Setting, for_model
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
 from sam2_3dmed_jax.inference.segment import label_result, to_slices
-from sam2_3dmed_jax.prompts.perturbation import Placed, place_prompts
-from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, deciding
+from sam2_3dmed_jax.prompts.perturbation import Displacement, place_prompts
+from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, relevant_prompts
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
-Walks = dict[Setting, list[float]]  # the thresholds of each propagation
+Propagations = dict[Setting, list[float]]  # the settings that need a propagation of their own, and their thresholds
 
 
-def walks_of(settings: Sequence[Setting], entry: Entry) -> Walks:
-    """The walks that settings need of a checkpoint, and the thresholds that are laid on the logits of each."""
-    walks: Walks = {}
+def propagations_of(settings: Sequence[Setting], entry: Entry) -> Propagations:
+    """Return the propagations that settings need of a checkpoint, and the thresholds applied to the logits of each."""
+    propagations: Propagations = {}
     for setting in for_model(settings, entry.has_boundary):
-        walks.setdefault(setting.propagation, []).append(setting.threshold)
-    return walks
+        propagations.setdefault(setting.propagation, []).append(setting.threshold)
+    return propagations
 
 
 @dataclass(frozen=True, eq=False)
 class CaseSweep:
-    """Finishes the cells of cases."""
+    """Computes the missing cells of cases."""
 
     settings: list[Setting]
-    plan: Plan  # without a protocol: a setting says how prompts are made
+    evaluation: EvaluationSettings  # without a protocol: prompts are made as a setting specifies
     seed: int  # of prompts
     cells: Cells
-    walked: Callable[[], None]  # told of each walk that is done, here or before
-    stop: threading.Event = field(default_factory=threading.Event)  # ends the work after the walk under way
+    on_propagation: Callable[[], None]  # called after each propagation, computed now or earlier
+    stop: threading.Event = field(default_factory=threading.Event)  # ends the work after the current propagation
 
-    def __call__(self, models: Models, case: Case, entries: Sequence[Entry]) -> None:
-        """Finish the cells of a case; what is finished is not computed again, and nothing is read or encoded for it.
+    def __call__(self, models: Models, case: LabelledCase, entries: Sequence[Entry]) -> None:
+        """Compute the missing cells of a case; if none is missing, nothing is read or encoded.
+
+        Args:
+            models: of the device.
+            case: to score.
+            entries: the checkpoints that are scored on it.
 
         Raises:
-            UserError: files that cannot be read, do not fit, or cannot be written.
+            UserError: files that cannot be read or written, or do not fit each other.
         """
         scan: _Scan | None = None
         for entry in entries:
             store: FeatureStore | None = None
-            for walk, thresholds in walks_of(self.settings, entry).items():
+            for propagation, thresholds in propagations_of(self.settings, entry).items():
                 if self.stop.is_set():
                     return
-                done = self.cells.get(entry, case.id, walk)
-                if missing := [threshold for threshold in thresholds if threshold not in done]:
+                finished = self.cells.get(entry, case.id, propagation)
+                if missing := [threshold for threshold in thresholds if threshold not in finished]:
                     scan = scan or _Scan(case)
                     loaded = models.get(entry)
                     store = store or scan.features.of(loaded)
-                    predictor = loaded.predictors[walk.order, entry.has_boundary and walk.bd == "on"]
-                    found = self._rows(scan, entry, walk, missing, predictor, store)
-                    self.cells.add(entry, case.id, walk, {**done, **found})
-                self.walked()
+                    predictor = loaded.predictors[propagation.order, entry.has_boundary and propagation.bd == "on"]
+                    rows = self._rows(scan, entry, propagation, missing, predictor, store)
+                    self.cells.add(entry, case.id, propagation, {**finished, **rows})
+                self.on_propagation()
 
     def _rows(
         self,
         scan: _Scan,
         entry: Entry,
-        walk: Setting,
+        propagation: Setting,
         thresholds: Sequence[float],
         predictor: VolumePredictor,
         store: FeatureStore,
-    ) -> Rows:
+    ) -> RowsByThreshold:
         grid = scan.volume.grid
         prompts, placed = place_prompts(
-            walk.prompting, scan.case.id, scan.reference, grid, self.plan.objects, self.seed
+            propagation.prompting, scan.case.id, scan.reference, grid, self.evaluation.objects, self.seed
         )
-        about = {"method": entry.model, "trained_on_these_cases": entry.trained, "fold": entry.fold, "seed": entry.seed}
-        plan = replace(self.plan, about=about)
-        rows: Rows = {}
-        labels = _label_maps(predictor, store, prompts, scan.volume.array.shape, thresholds)
-        for threshold, found in zip(thresholds, labels, strict=True):
+        method_columns = {
+            "method": entry.model,
+            "trained_on_these_cases": entry.trained,
+            "fold": entry.fold,
+            "seed": entry.seed,
+        }
+        evaluation = replace(self.evaluation, method_columns=method_columns)
+        label_maps = _label_maps(predictor, store, prompts, scan.volume.array.shape, thresholds)
+        rows: RowsByThreshold = {}
+        for threshold, labels in zip(thresholds, label_maps, strict=True):
+            scored = score_classes(scan.case.id, labels, scan.reference, grid, prompts, evaluation)
             rows[threshold] = [
-                {**row, "block": PROMPTED, "protocol": walk.protocol, **_became(entry_of.values, prompts, placed)}
-                for row, entry_of in zip(
-                    rows_of(scan.case.id, found, scan.reference, grid, prompts, plan), plan.classes, strict=True
-                )
+                {
+                    **row,
+                    "block": PROMPTED,
+                    "protocol": propagation.protocol,
+                    **_placement_columns(class_.values, prompts, placed),
+                }
+                for row, class_ in zip(scored, evaluation.classes, strict=True)
             ]
         return rows
 
 
 class _Scan:
-    """A case as it is read, with its features."""
+    """A case with its volume, reference and features."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: LabelledCase):
         self.case = case
         self.volume = read_volume(case.image)
         self.reference = read_labels(case.label, self.volume)
@@ -113,24 +127,25 @@ def _label_maps(
     shape: tuple[int, ...],
     thresholds: Sequence[float],
 ) -> Iterator[np.ndarray]:
-    """A label map `[D, H, W]` a threshold, all objects in one session."""
+    """Yield one label map `[D, H, W]` per threshold, with all objects in one session."""
     if not prompts:
         yield from (np.zeros(shape, np.uint16) for _ in thresholds)
         return
     _, height, width = shape
     session = Session(predictor, store)
-    own = [prompt for given in prompts.values() for prompt in given]
-    session.add(to_slices(own, (height, width), predictor.model.config.image_size))
+    every_prompt = [prompt for object_prompts in prompts.values() for prompt in object_prompts]
+    session.add(to_slices(every_prompt, (height, width), predictor.model.config.image_size))
     result = session.result()
     for threshold in thresholds:
-        yield painted(label_result(result, (height, width), threshold), prompts)
+        yield paint_nested_objects(label_result(result, (height, width), threshold), prompts)
 
 
-def _became(values: Sequence[int], prompts: ObjectPrompts, placed: dict[Any, Placed]) -> Row:
-    """What became of the prompts that decide where label values go."""
-    told = {prompt.object_id for prompt in deciding(values, prompts)}
-    own = [placed[target] for target, given in prompts.items() if given[0].object_id in told]
-    if not own:
+def _placement_columns(values: Sequence[int], prompts: ObjectPrompts, placed: dict[Any, Displacement]) -> ScoreRow:
+    """Return the columns that describe where the prompts that decide about label values were placed."""
+    relevant_ids = {prompt.object_id for prompt in relevant_prompts(values, prompts)}
+    placements = [placed[target] for target, drawn in prompts.items() if drawn[0].object_id in relevant_ids]
+    if not placements:
         return {"moved_mm": float("nan"), "prompted_onto": ""}
-    onto = dict.fromkeys(part for one in own for part in one.onto.split("+"))
-    return {"moved_mm": float(np.mean([one.moved_mm for one in own])), "prompted_onto": "+".join(onto)}
+    onto = dict.fromkeys(part for placement in placements for part in placement.prompted_onto.split("+"))
+    moved_mm = float(np.mean([placement.moved_mm for placement in placements]))
+    return {"moved_mm": moved_mm, "prompted_onto": "+".join(onto)}

@@ -1,13 +1,12 @@
-"""Finished cells, a file a walk through a volume, so that a sweep goes on where it was killed.
+"""Finished cells of a sweep, one file per propagation, from which an interrupted sweep resumes.
 
-`cells/spec.json` says whose they are. A spec that only adds values to it goes on; any other is refused.
+`cells/spec.json` identifies the sweep. A spec that only adds values to it resumes; any other spec is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.config import SweepSpec
-from sam2_3dmed_jax.data.split_choice import absolute
+from sam2_3dmed_jax.data.split_choice import absolute_path
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.summary import Row
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
-from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS, Setting, settings_of
-from sam2_3dmed_jax.volume.image_file import written_whole
+from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, settings_of
+from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_text
+from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 
 FOLDER, SPEC, FORMAT = "cells", "spec.json", 1
-_GROWING = ("checkpoints", "folds", "seeds", "design", "crossed", *FACTORS)  # judged by the cells that they make
+# Fields that may change if all earlier cells remain.
+_GROWING = ("checkpoints", "folds", "seeds", "design", "crossed", *FACTORS)
 
-Rows = dict[float, list[Row]]  # by threshold
+RowsByThreshold = dict[float, list[ScoreRow]]
 
 
 class Cells:
@@ -35,7 +36,7 @@ class Cells:
         self._folder = Path(out, FOLDER)
 
     def claim(self, spec: SweepSpec, entries: Sequence[Entry], fingerprint: str) -> None:
-        """Take the folder for a sweep, or go on with the one that is there.
+        """Take the folder for a sweep, or resume the sweep in it.
 
         Args:
             spec: of the sweep.
@@ -48,7 +49,7 @@ class Cells:
         record = {
             "format": FORMAT,
             "spec": dataclasses.asdict(spec),
-            "data": [absolute(spec.data), fingerprint],
+            "data": [absolute_path(spec.data), fingerprint],
             "checkpoints": {_name(entry): entry.digest for entry in entries},
         }
         record = json.loads(json.dumps(record))
@@ -64,70 +65,67 @@ class Cells:
                     "choose another --out, or only add values, checkpoints, folds or seeds to it"
                 )
         elif self._folder.parent.exists() and any(self._folder.parent.iterdir()):
-            raise UserError(f"--out: {self._folder.parent} is not empty and holds no sweep; choose another folder")
-        with written_whole(path, ".json") as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            raise UserError(f"--out: {self._folder.parent} is not empty and contains no sweep; choose another folder")
+        write_text(path, json.dumps(record, indent=2) + "\n")
 
-    def get(self, entry: Entry, case: str, propagation: Setting) -> Rows:
-        """The rows of a walk that are there, by threshold; {}: none, or a damaged file."""
+    def get(self, entry: Entry, case: str, propagation: Setting) -> RowsByThreshold:
+        """Return the stored rows of a propagation, by threshold; {} if the file is missing or damaged."""
         key = _key(entry, case, propagation)
         try:
-            found = json.loads(self._file(key).read_text(encoding="utf-8"))
-            return {float(threshold): rows for threshold, rows in found["rows"]} if found["key"] == key else {}
+            stored = json.loads(self._file(key).read_text(encoding="utf-8"))
+            return {float(threshold): rows for threshold, rows in stored["rows"]} if stored["key"] == key else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def add(self, entry: Entry, case: str, propagation: Setting, rows: Rows) -> None:
-        """Keep the rows of a walk, in the place of those that are there.
+    def add(self, entry: Entry, case: str, propagation: Setting, rows: RowsByThreshold) -> None:
+        """Store the rows of a propagation, replacing earlier ones.
 
         Raises:
             UserError: the folder cannot be written.
         """
         key = _key(entry, case, propagation)
-        with written_whole(self._file(key), ".json") as part:
-            part.write_text(json.dumps({"key": key, "rows": sorted(rows.items())}), encoding="utf-8")
+        write_text(self._file(key), json.dumps({"key": key, "rows": sorted(rows.items())}))
 
     def tidy(self) -> None:
-        """Remove what killed processes left half-written; when all cells are there."""
-        for part in self._folder.glob(".*.json"):
+        """Remove temporary files of killed processes; call it when all cells are finished."""
+        for part in self._folder.glob(f".*{UNFINISHED}"):
             with contextlib.suppress(OSError):
                 part.unlink()
 
     def _file(self, key: Mapping[str, Any]) -> Path:
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self._folder / f"{digest[:24]}.json"
+        return self._folder / f"{sha256_of_json(key)[:24]}.json"
 
 
 def _key(entry: Entry, case: str, propagation: Setting) -> dict[str, Any]:
-    """What a walk is known by."""
-    walk = dataclasses.asdict(propagation)
-    del walk["threshold"]
+    """Return the values that identify a propagation."""
+    factors = dataclasses.asdict(propagation)
+    del factors["threshold"]
     return {
         "model": entry.model,
-        "checkpoint": absolute(entry.checkpoint),
+        "checkpoint": absolute_path(entry.checkpoint),
         "fold": entry.fold,
         "seed": entry.seed,
         "case": case,
-        **walk,
+        **factors,
     }
 
 
 def _name(entry: Entry) -> str:
-    return f"{absolute(entry.checkpoint)} on fold {entry.fold}"
+    return f"{absolute_path(entry.checkpoint)} on fold {entry.fold}"
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Fields in which a sweep differs from the one that is there, but for added cells."""
+    """Return the fields in which a sweep differs from an earlier one, except for added cells."""
     if old["format"] != new["format"]:
         return ["the version of this program that wrote it"]
     before, after = old["spec"], new["spec"]
-    found = [name for name in after if name not in (*_GROWING, "data") and before.get(name) != after[name]]
-    found += ["data"] if old["data"] != new["data"] else []
+    fields = [name for name in after if name not in (*_GROWING, "data") and before.get(name) != after[name]]
+    fields += ["data"] if old["data"] != new["data"] else []
     for name, digest in old["checkpoints"].items():
         if name not in new["checkpoints"]:
-            found.append(f"checkpoints (without {name})")
+            fields.append(f"checkpoints (without {name})")
         elif new["checkpoints"][name] != digest:
-            found.append(f"checkpoints ({name} was written anew)")
+            fields.append(f"checkpoints ({name} was written anew)")
     if not {*settings_of(SweepSpec(**before))} <= {*settings_of(SweepSpec(**after))}:
-        found += [name for name in ("design", "crossed", *FACTORS) if before[name] != after[name]]
-    return found
+        fields += [name for name in ("design", "crossed", *FACTORS) if before[name] != after[name]]
+    return fields

@@ -1,4 +1,4 @@
-"""The checkpoints of a sweep: paths with folds and seeds filled in, each with the cases that it may be scored on."""
+"""Checkpoints of a sweep: paths with folds and seeds filled in, each with the cases that it may be scored on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from etils import epath
 
-from sam2_3dmed_jax.config import SweepSpec
-from sam2_3dmed_jax.data.datasets import Dataset, fingerprint
-from sam2_3dmed_jax.data.split_choice import run_of, split_to_score
-from sam2_3dmed_jax.data.split_files import sha256
+from sam2_3dmed_jax.config import SweepSpec, UNetConfig
+from sam2_3dmed_jax.data.datasets import Dataset, dataset_fingerprint
+from sam2_3dmed_jax.data.split_choice import run_description, split_to_score
+from sam2_3dmed_jax.data.split_files import small_file_sha256
 from sam2_3dmed_jax.errors import UserError, naming
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, read_info
 
@@ -21,36 +21,36 @@ from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, read_info
 class Entry:
     """One checkpoint on one fold."""
 
-    model: str  # as the spec names it, {fold} and {seed} unfilled: results of one model are averaged
+    model: str  # name in the spec, with {fold} and {seed} not filled in: results of one model are averaged
     checkpoint: str  # its folder
     fold: int | str
     seed: int | str
-    trained: str  # on these cases: 'no', or 'unknown' where no run on this dataset lies beside it
-    cases: tuple[str, ...]  # ids, of held-out cases
+    trained: str  # on these cases: 'no', or 'unknown' if it does not belong to a run on this dataset
+    cases: tuple[str, ...]  # ids of the held-out cases
     info: CheckpointInfo
-    digest: str  # SHA-256 of its config.json, which another time of writing changes
+    digest: str  # SHA-256 of its config.json, which changes whenever the checkpoint is written
 
     @property
     def has_boundary(self) -> bool:
-        """Whether BD can be switched off."""
-        return self.info.model.bd
+        """Whether the model has boundary detection, which can be switched off."""
+        return self.info.sam2.bd
 
 
 def read_entries(spec: SweepSpec, dataset: Dataset) -> list[Entry]:
-    """The checkpoints of a sweep, in the order of the spec, folds and seeds.
+    """Read the checkpoints of a sweep, in the order of the spec, folds and seeds.
 
     Raises:
-        UserError: a folder that is no checkpoint, a field in a path that nothing fills, a fold that does not exist, or
-            a checkpoint that was trained on cases that it would be scored on.
+        UserError: a folder is not a checkpoint of SAM 2, a field in a path cannot be filled in, a fold does not exist,
+            or a checkpoint was trained on cases that it would be scored on.
     """
-    known = fingerprint(dataset)
+    known = dataset_fingerprint(dataset)
     ids = [case.id for case in dataset.cases]
     entries = []
     for model in spec.checkpoints:
         fields = set(re.findall(r"\{(.*?)\}", model))
-        for name, given in (("fold", spec.folds), ("seed", spec.seeds)):
-            if name in fields and not given:
-                raise UserError(f"{name}s: checkpoints has {{{name}}} in {model}, and there are none; give some")
+        for name, values in (("fold", spec.folds), ("seed", spec.seeds)):
+            if name in fields and not values:
+                raise UserError(f"{name}s: checkpoints has {{{name}}} in {model}, but {name}s is empty; give some")
         if other := sorted(fields - {"fold", "seed"}):
             raise UserError(f"checkpoints: {model} has {{{other[0]}}}; only {{fold}} and {{seed}} are filled in")
         folds: Sequence[int | None] = spec.folds or [None]
@@ -65,17 +65,19 @@ def read_entries(spec: SweepSpec, dataset: Dataset) -> list[Entry]:
 def _entry(model: str, path: str, fold: int | None, seed: int | None, ids: list[str], known: str) -> Entry:
     with naming("checkpoints"):
         info = read_info(path)
-    given: dict[str, Any] = {} if fold is None else {"fold": fold}
-    split = split_to_score(ids, known, path, given)
-    run = run_of(path, known)
-    how = {"split": "kfold", "fold": 0, **run, **given}
+        if isinstance(info.model, UNetConfig):
+            raise UserError(f"{path} is a U-Net, which takes no prompts; leave it out")
+    requested: dict[str, Any] = {} if fold is None else {"fold": fold}
+    split = split_to_score(ids, known, path, requested)
+    run = run_description(path, known)
+    fields = {"split": "kfold", "fold": 0, **run, **requested}
     return Entry(
         model=model,
         checkpoint=path,
-        fold=how["fold"] if how["split"] == "kfold" else "",
+        fold=fields["fold"] if fields["split"] == "kfold" else "",
         seed=run.get("seed", "") if seed is None else seed,
         trained="no" if run else "unknown",
         cases=tuple(split.test),
         info=info,
-        digest=sha256(epath.Path(path) / "config.json"),
+        digest=small_file_sha256(epath.Path(path) / "config.json"),
     )

@@ -1,4 +1,4 @@
-"""The models of a sweep on one device, and the features of a case: encoded once for all checkpoints of one encoder."""
+"""Models of a sweep on one device, and features of a case, encoded once for all checkpoints with one encoder."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from sam2_3dmed_jax.config import BdConfig, ModelConfig, SrppConfig
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.propagation import ORDERS
+from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_weights
 from sam2_3dmed_jax.sam2.parameters import Weights, digest
 from sam2_3dmed_jax.training.parameter_groups import ENCODER, partition
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
-KEPT = 2  # checkpoints on a device at once
-_HEADS = ("slice_position.", "boundary.")  # what SAM2-3dMed adds to SAM 2
+KEPT = 2  # checkpoints on a device at the same time
+_HEADS = ("slice_position.", "boundary.")  # the modules that SAM2-3dMed adds to SAM 2
 
 
 class Loaded:
-    """A checkpoint on the default device: with and without BD, in each order, all of which share its weights."""
+    """A checkpoint on the default device: predictors with and without BD, in each order, which share its weights."""
 
     def __init__(self, entry: Entry):
         self._info = entry.info
         self._weights: Weights = load_weights(entry.checkpoint, entry.info.model)
         self.encoder = (
-            _structure(entry.info.model, srpp=False, bd=False),
+            _structure(entry.info.sam2, srpp=False, bd=False),
             entry.info.preprocessing,
             digest(partition(self._weights, ENCODER)[1]),
         )
         self.predictors = {
-            (order, bd): self._predictor(order, srpp=entry.info.model.srpp, bd=bd)
-            for order in ORDERS
-            for bd in {False, entry.info.model.bd}
+            (order, bd): self._predictor(order, srpp=entry.info.sam2.srpp, bd=bd)
+            for order in PROPAGATION_ORDERS
+            for bd in {False, entry.info.sam2.bd}
         }
 
     def encode(self, volume: Volume) -> FeatureStore:
-        """Encode a volume by SAM 2's encoder, without the context of SRPP, which is each checkpoint's own."""
+        """Encode a volume with SAM 2's encoder, without the context of SRPP, which differs between checkpoints."""
         sam2 = self._predictor("sequential", srpp=False, bd=False)
         size = sam2.model.config.image_size
         return sam2.encode(PreparedSlices(volume, self._info.preprocessing, size))
 
     def with_context(self, features: FeatureStore) -> FeatureStore:
-        """The features of a volume with this checkpoint's context."""
-        own = self.predictors["sequential", self._info.model.bd]
-        return features.with_context_of(own.graphdef, own.weights, own.model)
+        """Return the features of a volume with this checkpoint's context."""
+        predictor = self.predictors["sequential", self._info.sam2.bd]
+        return features.with_context_of(predictor.graphdef, predictor.weights, predictor.model)
 
     def _predictor(self, order: Any, srpp: bool, bd: bool) -> VolumePredictor:
-        lacking = tuple(head for head, there in zip(_HEADS, (srpp, bd), strict=True) if not there)
-        weights = {path: w for path, w in self._weights.items() if not path.startswith(lacking or ("\0",))}
-        info = CheckpointInfo(_structure(self._info.model, srpp, bd), self._info.preprocessing)
+        left_out = tuple(head for head, kept in zip(_HEADS, (srpp, bd), strict=True) if not kept)
+        weights = {path: w for path, w in self._weights.items() if not path.startswith(left_out or ("\0",))}
+        info = CheckpointInfo(_structure(self._info.sam2, srpp, bd), self._info.preprocessing)
         return VolumePredictor(assemble(weights, info), order)
 
 
 class Models:
-    """The checkpoints that a device holds; the last `KEPT` stay."""
+    """The checkpoints on a device: the last `KEPT` that were used."""
 
     def __init__(self) -> None:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
 
     def get(self, entry: Entry) -> Loaded:
-        """A checkpoint, loaded where it is not there."""
+        """Return a checkpoint, and load it if it is not on the device."""
         if entry.checkpoint not in self._loaded:
             while len(self._loaded) >= KEPT:
                 self._loaded.popitem(last=False)
@@ -73,21 +73,24 @@ class Models:
 
 
 class CaseFeatures:
-    """The features of one case, by encoder; they go with it."""
+    """The features of one case, by encoder."""
 
     def __init__(self, volume: Volume):
         self._volume = volume
         self._features: dict[Any, FeatureStore] = {}
 
     def of(self, loaded: Loaded) -> FeatureStore:
-        """Features with the context of this checkpoint."""
+        """Return the features with the context of a checkpoint."""
         if loaded.encoder not in self._features:
             self._features[loaded.encoder] = loaded.encode(self._volume)
         return loaded.with_context(self._features[loaded.encoder])
 
 
 def _structure(model: ModelConfig, srpp: bool, bd: bool) -> ModelConfig:
-    """What is compiled: equal for checkpoints that differ in where they began, or in parts that are left out."""
+    """Return the part of a configuration that determines compiled programs.
+
+    It is equal for checkpoints that differ only in their initial weights or in modules that are left out.
+    """
     return replace(
         model,
         init="",

@@ -1,10 +1,10 @@
-"""What `sweep` does: all is checked, cases are shared over processes and devices, and tables are written at the end."""
+"""Sweep runs: the spec is checked, cases are shared over processes and devices, and tables are written at the end."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,66 +14,68 @@ from queue import Empty, SimpleQueue
 import jax
 
 from sam2_3dmed_jax.config import SweepSpec
-from sam2_3dmed_jax.data.datasets import Case, Dataset, fingerprint, on_disk, read_dataset
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, dataset_fingerprint, read_dataset, require_folder
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.results import table_text, write_files
-from sam2_3dmed_jax.evaluation.scores import Measure, check_grid
-from sam2_3dmed_jax.evaluation.settings import Plan
-from sam2_3dmed_jax.evaluation.sweep import results
-from sam2_3dmed_jax.evaluation.sweep.case_sweep import CaseSweep, walks_of
+from sam2_3dmed_jax.evaluation.result_files import table_text, write_files
+from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+from sam2_3dmed_jax.evaluation.sweep import sweep_tables
+from sam2_3dmed_jax.evaluation.sweep.case_sweep import CaseSweep, propagations_of
 from sam2_3dmed_jax.evaluation.sweep.cells import Cells
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry, read_entries
+from sam2_3dmed_jax.evaluation.sweep.factors import Setting, check_spec, settings_of
 from sam2_3dmed_jax.evaluation.sweep.features import Models
-from sam2_3dmed_jax.evaluation.sweep.report import sweep_page
-from sam2_3dmed_jax.evaluation.sweep.settings import Setting, check_spec, settings_of
+from sam2_3dmed_jax.evaluation.sweep.sweep_report import sweep_page
+from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import read_grid
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
-Job = tuple[Case, list[Entry]]  # a case, and the checkpoints that are scored on it
+Job = tuple[LabelledCase, list[Entry]]  # a case, and the checkpoints that are scored on it
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """A sweep that has been checked; nothing is written yet."""
+    """A checked sweep; nothing is written yet."""
 
     spec: SweepSpec
     dataset: Dataset
     entries: list[Entry]
     settings: list[Setting]
-    plan: Plan
+    evaluation: EvaluationSettings
 
     @property
     def jobs(self) -> list[Job]:
-        """Cases in the dataset's order."""
+        """The cases to score, in the order of the dataset, with their checkpoints."""
         jobs = [(case, [entry for entry in self.entries if case.id in entry.cases]) for case in self.dataset.cases]
         return [(case, entries) for case, entries in jobs if entries]
 
-    def walks(self, jobs: Sequence[Job]) -> int:
-        """Walks through volumes, each a propagation, that jobs are."""
-        return sum(len(walks_of(self.settings, entry)) for _, entries in jobs for entry in entries)
+    def propagations(self, jobs: Sequence[Job]) -> int:
+        """Return the number of propagations through volumes that jobs need."""
+        return sum(len(propagations_of(self.settings, entry)) for _, entries in jobs for entry in entries)
 
     @property
     def size(self) -> str:
-        """How much it is, in a line."""
+        """The size of the sweep, in one line."""
         cells = sum(
-            len(given) * len(entry.cases) for entry in self.entries for given in walks_of(self.settings, entry).values()
-        ) * len(self.plan.classes)
+            len(thresholds) * len(entry.cases)
+            for entry in self.entries
+            for thresholds in propagations_of(self.settings, entry).values()
+        ) * len(self.evaluation.classes)
         return (
             f"{cells} cells: {len(self.settings)} settings, {len(self.entries)} checkpoints, {len(self.jobs)} cases, "
-            f"{len(self.plan.classes)} classes; {self.walks(self.jobs)} walks through volumes"
+            f"{len(self.evaluation.classes)} classes; {self.propagations(self.jobs)} propagations through volumes"
         )
 
 
 def read_sweep(spec: SweepSpec) -> Sweep:
-    """Check a sweep, with all files that it names; no volume is read but for its header.
+    """Check a sweep, with all files that it names; only the headers of volumes are read.
 
     Raises:
-        UserError: whatever does not fit.
+        UserError: an invalid field, or files that cannot be read or do not fit each other.
     """
     check_spec(spec)
-    dataset = on_disk(read_dataset(spec.data))
+    dataset = require_folder(read_dataset(spec.data))
     if not dataset.labels and not spec.classes:
         raise UserError(
             f"classes: {spec.data} has no dataset.json that declares labels; give those to score, such as '1=spleen'"
@@ -83,72 +85,72 @@ def read_sweep(spec: SweepSpec) -> Sweep:
         named or label_classes.declared_classes(dataset.labels), spec.tolerance_mm or None, dataset.name
     )
     targets = label_classes.parse_targets(spec.targets) if spec.targets else None
-    measure = Measure(spec.definition, spec.empty, spec.metrics == "all")
-    plan = Plan(classes, targets=targets, measure=measure)
-    sweep = Sweep(spec, dataset, read_entries(spec, dataset), settings_of(spec), plan)
+    metrics = MetricSettings(spec.definition, spec.empty, spec.metrics == "all")
+    evaluation = EvaluationSettings(classes, targets=targets, metrics=metrics)
+    sweep = Sweep(spec, dataset, read_entries(spec, dataset), settings_of(spec), evaluation)
     for case, _ in sweep.jobs:
-        check_grid(read_grid(case.image), measure)
+        metrics.check_grid(read_grid(case.image))
     return sweep
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """Read `I/N`: the I-th of N parts of the cases, from 1; as (I - 1, N).
+    """Return (I - 1, N) from `I/N`, the I-th of N parts of the cases, counted from 1.
 
     Raises:
-        UserError: another form, or a part in several processes, which have parts already.
+        UserError: another form, or a part in a run of several processes, which share the cases already.
     """
-    if distributed.several():
+    if distributed.is_distributed():
         if text:
-            raise UserError("--shard: the processes of this run share the cases by themselves; leave it out")
+            raise UserError("--shard: the processes of this run share the cases already; leave it out")
         return jax.process_index(), jax.process_count()
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--shard: '{text}' is no part; give I/N with I from 1 to N, such as 1/4")
-    return int(found[1]) - 1, int(found[2])
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "1/1")
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard: '{text}' is not a part; give I/N with I from 1 to N, such as 1/4")
+    return int(match[1]) - 1, int(match[2])
 
 
 def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> list[str]:
-    """Finish the cells of this process's cases; when those of all are there, write the tables and the report.
+    """Compute the cells of this process's cases; when all cells are finished, write the tables and the report.
 
     Args:
-        sweep: checked.
+        sweep: from `read_sweep`.
         out: folder of the results.
         shard: `I/N`, or None for all cases.
-        progress: told of each walk.
+        progress: called after each propagation.
 
     Returns:
         Lines to print.
 
     Raises:
-        UserError: the folder holds another sweep or cannot be written, or files of a case do not fit.
+        UserError: the folder has another sweep or cannot be written, or files of a case do not fit each other.
     """
     index, parts = parse_shard(shard)
     cells = Cells(out)
-    distributed.first(lambda: cells.claim(sweep.spec, sweep.entries, fingerprint(sweep.dataset)))
+    distributed.run_on_first_process(lambda: cells.claim(sweep.spec, sweep.entries, dataset_fingerprint(sweep.dataset)))
     jobs = sweep.jobs[index::parts]
-    total, walks = sweep.walks(jobs), count(1)
+    total, number = sweep.propagations(jobs), count(1)
     work = CaseSweep(
         sweep.settings,
-        sweep.plan,
+        sweep.evaluation,
         sweep.spec.prompt_seed,
         cells,
-        lambda: progress("sweeping", next(walks), total),
+        lambda: progress("sweeping", next(number), total),
     )
     _on_devices(work, jobs)
-    distributed.all_done("sweep")
+    distributed.wait_for_all("sweep")
     lines: list[str] = []
-    distributed.first(lambda: lines.extend(_write(sweep, out, cells, progress)))
+    distributed.run_on_first_process(lambda: lines.extend(_write(sweep, out, cells, progress)))
     return lines
 
 
 def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
-    """Each local device takes the next case when it is done with one."""
+    """Let each local device take the next case when it has finished one."""
     waiting: SimpleQueue[Job] = SimpleQueue()
     for job in jobs:
         waiting.put(job)
 
     def take(device: jax.Device | None) -> None:
-        # Nothing is committed to a device: arrays that are compile anew. The lone one is the default one anyway.
+        # Arrays are not committed to a device, since committed ones would compile again.
         with jax.default_device(device) if device else nullcontext():
             models = Models()
             while not work.stop.is_set():
@@ -159,31 +161,32 @@ def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
                 work(models, case, entries)
 
     devices = jax.local_devices()[: max(len(jobs), 1)]
-    if len(devices) == 1:  # in this thread, which signals reach
+    if len(devices) == 1:  # in this thread, which receives signals
         take(None)
         return
     with ThreadPoolExecutor(len(devices)) as pool:
         running = [pool.submit(take, device) for device in devices]
         try:
             wait(running, return_when=FIRST_EXCEPTION)
-        finally:  # one has failed, this thread was interrupted, or all are done
+        finally:  # a device has failed, this thread was interrupted, or all cases are finished
             work.stop.set()
         for one in running:
             one.result()
 
 
 def _write(sweep: Sweep, out: str, cells: Cells, progress: Progress) -> list[str]:
-    rows, missing = results.read_rows(sweep.entries, sweep.settings, cells)
+    rows, missing = sweep_tables.read_rows(sweep.entries, sweep.settings, cells)
     if missing:
-        done = sweep.walks(sweep.jobs) - missing
-        return [f"{done} of {done + missing} walks are done in {out}; the tables come with the last --shard"]
-    summary = results.summary_rows(rows, progress)
-    record = results.record(sweep.spec, sweep.entries, rows, summary)
+        total = sweep.propagations(sweep.jobs)
+        return [f"{total - missing} of {total} propagations are done in {out}; the last --shard writes the tables"]
+    summary = sweep_tables.summary_rows(rows, progress)
+    record = sweep_tables.record(sweep.spec, sweep.entries, rows, summary)
+    row_texts, summary_texts = ([sweep_tables.as_text(row) for row in table] for table in (rows, summary))
     texts = {
-        results.TABLE: table_text(results.ROW_COLUMNS, [results.as_text(row) for row in rows]),
-        results.SUMMARY: table_text(results.SUMMARY_COLUMNS, [results.as_text(row) for row in summary]),
-        results.RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n",
-        results.REPORT: sweep_page(sweep.spec, summary, record),
+        sweep_tables.TABLE: table_text(sweep_tables.row_columns(), row_texts),
+        sweep_tables.SUMMARY: table_text(sweep_tables.summary_columns(), summary_texts),
+        sweep_tables.RECORD: json.dumps(record, indent=2, allow_nan=False) + "\n",
+        sweep_tables.REPORT: sweep_page(sweep.spec, summary, record),
     }
     write_files(texts, out)
     cells.tidy()
@@ -191,6 +194,6 @@ def _write(sweep: Sweep, out: str, cells: Cells, progress: Progress) -> list[str
     return [
         *(f"note: {warning}" for warning in sweep.dataset.warnings),
         sweep.size,
-        results.WHY,
+        sweep_tables.WHY,
         f"{', '.join(names)} and {last} in {out} (for research use only)",
     ]

@@ -1,1 +1,1 @@
-"""The frozen encoder's features: made once, kept on disk, and read by clips in place of slices."""
+"""Cached features of the frozen encoder: computed once, stored on disk, and read in place of slices."""

@@ -1,36 +1,36 @@
-"""Whether a run trains from cached features: it must not train the encoder, nor change the pixels that it saw."""
+"""Choice between cached features and the encoder: a run that augments slices or trains the encoder needs it."""
 
 from __future__ import annotations
 
 import re
 
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.data.augment import changes
+from sam2_3dmed_jax.data.augment import active_augmentations
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.parameter_groups import ENCODER
 
 
 def trains_from_features(config: ExperimentConfig) -> bool:
-    """Whether `data.features` is set and no augmentation is on that a cache cannot hold."""
-    return bool(config.data.features) and not changes(config.data)
+    """Return whether `data.features` is set and no augmentation changes the slices."""
+    return bool(config.data.features) and not active_augmentations(config.data.augmentation)
 
 
-def why_not(config: ExperimentConfig) -> str:
-    """One line for a run that asks for features and does not take them."""
-    found = changes(config.data)
-    given = ", ".join(f"data.{name} {value:g}" for name, value in found.items())
+def reason_not_used(config: ExperimentConfig) -> str:
+    """Return one line for a run that sets `data.features` and does not use them."""
+    active = active_augmentations(config.data.augmentation)
+    settings = ", ".join(f"data.augmentation.{name} {value:g}" for name, value in active.items())
     return (
-        f"data.features is not used: augmentation changes the slices ({given}), so they are encoded at each step; set "
-        f"{'it' if len(found) == 1 else 'these'} to 0 to train from the cache"
+        f"data.features is not used: augmentation changes the slices ({settings}), so they are encoded at each step; "
+        f"set {'it' if len(active) == 1 else 'these'} to 0 to train from the cache"
     )
 
 
-def without_encoder(trained: Weights, frozen: Weights) -> tuple[Weights, Weights]:
-    """Frozen weights as those that a step from features needs, and the encoder's.
+def separate_encoder(trained: Weights, frozen: Weights) -> tuple[Weights, Weights]:
+    """Split frozen weights into those that a step from features needs, and the weights of the encoder.
 
     Raises:
-        UserError: a part of the encoder trains.
+        UserError: a parameter of the encoder trains.
     """
     for path in trained:
         if any(re.search(pattern, path) for pattern in ENCODER):

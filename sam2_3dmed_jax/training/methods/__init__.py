@@ -1,4 +1,7 @@
-"""What training asks of a kind of model. The loop, the step and the sharding know no other difference between kinds."""
+"""Training methods: the differences between kinds of models, from cases to batches, losses and images.
+
+The loop, the train step and the sharding are the same for every kind of model.
+"""
 
 from __future__ import annotations
 
@@ -8,72 +11,77 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from sam2_3dmed_jax.data.clips import Features
-from sam2_3dmed_jax.data.prepared import CaseEntry
-from sam2_3dmed_jax.data.view import ModelView
-from sam2_3dmed_jax.training.losses import Term
+from sam2_3dmed_jax.config import AnyModelConfig, DataConfig, ExperimentConfig, TrainingConfig, UNetConfig
+from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.clips import CachedFeatures
+from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.training.losses import Loss, Term
 from sam2_3dmed_jax.training.methods.clips import ClipMethod
 from sam2_3dmed_jax.training.methods.patches import PatchMethod
-from sam2_3dmed_jax.training.objective import Batch
+from sam2_3dmed_jax.training.parameter_groups import FrozenPatterns
+from sam2_3dmed_jax.training.unroll import Batch
 from sam2_3dmed_jax.volume.resample import Spacing
 
 
 class Method(Protocol):
-    """From cases to batches, from a batch to terms of the loss, and to pictures."""
+    """How a kind of model is trained."""
 
     @property
     def image_size(self) -> int:
-        """S of the slices that it sees; 0: voxels as they are stored."""
+        """S of the slices in a batch, or 0 for the voxels of the prepared case."""
 
     @property
     def spacing(self) -> Spacing:
-        """(dz, dy, dx) that cases are prepared at, mm; None: the case's own."""
+        """(dz, dy, dx) of prepared cases, in mm; None keeps the spacing of the case."""
 
     @property
-    def losses(self) -> tuple[str, ...]:
-        """Columns of the log beside `loss`."""
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses of the kind of model (`losses.LOSSES`)."""
 
     @property
-    def frozen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Patterns of parameters that never train, and of those that by default do not with loaded weights."""
+    def frozen(self) -> FrozenPatterns:
+        """Patterns of parameters that do not train."""
 
     @property
-    def shown_specs(self) -> Any:
-        """How `shown` is split over devices, in its shape."""
+    def image_specs(self) -> Any:
+        """Partition specs of `image_data`."""
 
     def complete(self, config: ExperimentConfig) -> ExperimentConfig:
-        """The experiment with the fields set that follow from others. UserError: fields that do not fit the kind."""
+        """Return the experiment with the fields set that follow from others.
+
+        Raises:
+            UserError: fields that do not fit the kind of model.
+        """
 
     def item_shapes(self, config: ExperimentConfig) -> Mapping[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each field of a batch, without its leading axis."""
+        """Return the shape and dtype of each field of a batch, without the leading axis."""
 
     def batches(
         self,
-        view: ModelView,
-        cases: Sequence[CaseEntry],
+        reader: CaseReader,
+        cases: Sequence[PreparedCase],
         data: DataConfig,
         batch_size: int,
         seed: int,
         host: int,
         hosts: int,
-        features: Features | None,
+        features: CachedFeatures | None,
     ) -> grain.MapDataset:
-        """Endless random-access batches; arguments as of `pipeline.clip_batches`."""
+        """Return endless random-access batches; the arguments are those of `data.pipeline.clip_batches`."""
 
     def forward(self, model: Any, batch: Batch, training: TrainingConfig | None = None) -> Any:
-        """What `terms` and `shown` look at; `training` says what the backward pass computes again."""
+        """Return the outputs of a model for a batch; `training` sets the rematerialisation."""
 
     def terms(self, out: Any, batch: Batch) -> dict[str, Term]:
-        """Each term of the loss by its name in the log, and `dice`, of the masks."""
+        """Return the terms of the loss and `dice`, by column of the log."""
 
-    def shown(self, out: Any) -> Any:
-        """What is drawn."""
+    def image_data(self, out: Any) -> Any:
+        """Return the outputs that `images` draws."""
 
-    def pictures(self, batch: Mapping[str, np.ndarray], shown: Any) -> dict[str, np.ndarray]:
-        """Pictures by name, uint8 `[H, W, 3]`."""
+    def images(self, batch: Mapping[str, np.ndarray], data: Any) -> dict[str, np.ndarray]:
+        """Return images of a batch and its `image_data` by name, uint8 `[H, W, 3]`."""
 
 
-def method_of(model: ModelConfig) -> Method:
-    """The method of a model's kind."""
-    return PatchMethod(model) if model.kind == "unet" else ClipMethod(model)
+def method_of(model: AnyModelConfig) -> Method:
+    """Return the training method of a model's kind."""
+    return PatchMethod(model) if isinstance(model, UNetConfig) else ClipMethod(model)

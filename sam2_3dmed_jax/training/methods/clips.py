@@ -1,4 +1,4 @@
-"""SAM 2 and SAM2-3dMed are trained on clips, each walked from its prompt (`walk`, `objective`)."""
+"""Training method of SAM 2 and SAM2-3dMed: clips, unrolled from their prompts (`unroll.py`)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from sam2_3dmed_jax.data.clips import Features, clip_shapes
+from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.clips import CachedFeatures, clip_shapes
 from sam2_3dmed_jax.data.pipeline import clip_batches
-from sam2_3dmed_jax.data.prepared import CaseEntry
-from sam2_3dmed_jax.data.view import ModelView
-from sam2_3dmed_jax.pictures import training
+from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.pictures.training_images import ClipPredictions, clip_images
 from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from sam2_3dmed_jax.training.features.encoder import feature_shapes
-from sam2_3dmed_jax.training.losses import Term
-from sam2_3dmed_jax.training.objective import Batch, terms
-from sam2_3dmed_jax.training.parameter_groups import FROZEN_ALWAYS, FROZEN_PRETRAINED
+from sam2_3dmed_jax.training.losses import LOSSES, Loss, Term, clip_inputs, compute_terms
+from sam2_3dmed_jax.training.parameter_groups import SAM2_FROZEN
 from sam2_3dmed_jax.training.sharding import BATCH_AXES
-from sam2_3dmed_jax.training.unroll import WalkOutput, walk_clips
+from sam2_3dmed_jax.training.unroll import Batch, UnrolledClips, unroll_clips
 from sam2_3dmed_jax.volume.resample import Spacing
 
 
@@ -33,59 +33,72 @@ class ClipMethod:
 
     model: ModelConfig
 
-    losses = ("loss_seg", "loss_srpp", "loss_bd", "loss_bce", "loss_dice", "loss_iou", "loss_object_score")
-    frozen = (FROZEN_ALWAYS, FROZEN_PRETRAINED)
+    frozen = SAM2_FROZEN
     spacing: Spacing = (None, None, None)
 
     @property
     def image_size(self) -> int:
-        """S."""
+        """S of the model."""
         return preset_config(self.model.preset, self.model.image_size).image_size
 
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses of clips."""
+        return LOSSES["sam2"]
+
     def complete(self, config: ExperimentConfig) -> ExperimentConfig:
-        """The slice context sees at prediction as many slices at once as it was trained on."""
-        srpp = replace(config.model.slice_position, window=config.data.slices)
-        return config.replace(model=replace(config.model, slice_position=srpp))
+        """Let the slice context attend over as many slices at inference as in training.
+
+        Raises:
+            UserError: the experiment sets another number.
+        """
+        srpp, slices = self.model.slice_position, config.data.slices
+        if srpp.window not in (None, slices):
+            raise UserError(
+                f"model.slice_position.window: it is {srpp.window} and data.slices is {slices}, but the slice context "
+                "attends over as many slices at inference as in training; leave it out"
+            )
+        return config.replace(model=replace(self.model, slice_position=replace(srpp, window=slices)))
 
     def item_shapes(self, config: ExperimentConfig) -> Mapping[str, tuple[tuple[int, ...], Any]]:
-        """Those of a clip."""
+        """Return the shapes and dtypes of a clip."""
         features = feature_shapes(self.model) if trains_from_features(config) else None
         return clip_shapes(config.data, self.image_size, features)
 
     def batches(
         self,
-        view: ModelView,
-        cases: Sequence[CaseEntry],
+        reader: CaseReader,
+        cases: Sequence[PreparedCase],
         data: DataConfig,
         batch_size: int,
         seed: int,
         host: int,
         hosts: int,
-        features: Features | None,
+        features: CachedFeatures | None,
     ) -> grain.MapDataset:
-        """Batches of clips."""
-        return clip_batches(view, cases, data, batch_size, seed, host, hosts, features)
+        """Return batches of clips."""
+        return clip_batches(reader, cases, data, batch_size, seed, host, hosts, features)
 
-    def forward(self, model: Any, batch: Batch, training: TrainingConfig | None = None) -> WalkOutput:
-        """Walk the clips."""
+    def forward(self, model: Any, batch: Batch, training: TrainingConfig | None = None) -> UnrolledClips:
+        """Propagate the prompts of the clips."""
         remat = (training.remat_trunk, training.remat_slices) if training else ()
-        return walk_clips(model, batch, *remat)
+        return unroll_clips(model, batch, *remat)
 
-    def terms(self, out: WalkOutput, batch: Batch) -> dict[str, Term]:
-        """Those of `objective`."""
-        return terms(out, batch, self.model)
+    def terms(self, out: UnrolledClips, batch: Batch) -> dict[str, Term]:
+        """Return the terms of the losses of clips."""
+        return compute_terms(self.losses, clip_inputs(out, batch), self.model)
 
-    def shown(self, out: WalkOutput) -> training.Shown:
-        """Masks, boundaries and positions."""
-        return training.Shown(out.mask_logits, out.candidates.boundary_logits, out.positions)
+    def image_data(self, out: UnrolledClips) -> ClipPredictions:
+        """Return masks, boundaries and positions."""
+        return ClipPredictions(out.mask_logits, out.candidates.boundary_logits, out.positions)
 
     @property
-    def shown_specs(self) -> Any:
-        """Rows are the second axis."""
+    def image_specs(self) -> Any:
+        """Rows are the second axis of masks and boundaries; clips are the first axis of positions."""
         rows: Any = P(None, BATCH_AXES)
         clips: Any = P(BATCH_AXES)
-        return training.Shown(rows, rows, clips)
+        return ClipPredictions(rows, rows, clips)
 
-    def pictures(self, batch: Mapping[str, np.ndarray], shown: training.Shown) -> dict[str, np.ndarray]:
-        """Clips side by side with what is shown of them."""
-        return training.pictures(batch, shown, self.model)
+    def images(self, batch: Mapping[str, np.ndarray], data: ClipPredictions) -> dict[str, np.ndarray]:
+        """Return images of the clips with the predictions."""
+        return clip_images(batch, data, self.model)

@@ -1,4 +1,4 @@
-"""`prepare` of an archive: the same shards as from its folder, each case unpacked on its own, its MD5 looked at."""
+"""`prepare` of an archive: the same shards as from its folder, one case unpacked at a time, and the MD5."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from tests.data.conftest import pack
 from tests.helpers.source_files import contents
 
 
-def test_an_archive_gives_the_shards_of_its_folder_and_leaves_nothing_unpacked(task, archive, tmp_path, capsys):
+def test_an_archive_gives_the_same_shards_as_its_folder_and_leaves_nothing_unpacked(task, archive, tmp_path, capsys):
     assert main(["prepare", str(task), str(tmp_path / "folder"), "--workers", "1"]) == 0
     assert main(["prepare", str(archive), str(tmp_path / "tar"), "--workers", "2"]) == 0
     from_folder, from_tar = contents(tmp_path / "folder"), contents(tmp_path / "tar")
@@ -21,12 +21,15 @@ def test_an_archive_gives_the_shards_of_its_folder_and_leaves_nothing_unpacked(t
         f"shards/pancreas_{n}.arrayrecord" for n in ("001", "004", "010")
     }
     assert all(from_tar[name] == shard for name, shard in from_folder.items() if name.startswith("shards/"))
-    ours, theirs = read_prepared(tmp_path / "tar"), read_prepared(tmp_path / "folder")
-    assert ours.cases == theirs.cases and ours.labels == {1: "pancreas", 2: "cancer"}
-    assert ours.source["relase"] == "1.0 04/05/2018" and ours.source["archive"] == "Task07_Pancreas.tar"
+    dataset = read_prepared(tmp_path / "tar")
+    assert dataset.cases == read_prepared(tmp_path / "folder").cases
+    assert dataset.labels == {1: "pancreas", 2: "cancer"}
+    assert dataset.source["relase"] == "1.0 04/05/2018" and dataset.source["archive"] == "Task07_Pancreas.tar"
 
 
-def test_the_archive_of_a_known_name_with_another_md5_is_prepared_and_said(archive, tmp_path, capsys, monkeypatch):
+def test_an_archive_with_a_published_name_and_another_md5_is_prepared_with_a_note(
+    archive, tmp_path, capsys, monkeypatch
+):
     assert main(["prepare", str(archive), str(tmp_path / "out"), "--workers", "1"]) == 0
     digest = archives.archive_md5(archive)
     note = f"note: {archive} has the MD5 {digest}, expected 4f7080cfca169fa8066d17ce6eb061e4"
@@ -34,12 +37,12 @@ def test_the_archive_of_a_known_name_with_another_md5_is_prepared_and_said(archi
     assert read_prepared(tmp_path / "out").source["md5"] == digest
 
     def read_again(*_):
-        raise AssertionError("12 GB are read once")
+        raise AssertionError("the archive is read twice")
 
     monkeypatch.setattr(prepare_source, "archive_md5", read_again)
     assert main(["prepare", str(archive), str(tmp_path / "out"), "--workers", "1"]) == 0
-    told = capsys.readouterr().out
-    assert note in told and "nothing to do: 3 cases" in told
+    output = capsys.readouterr().out
+    assert note in output and "nothing to do: 3 cases" in output
 
 
 def test_a_damaged_member_is_refused_by_its_name_in_the_archive(task, tmp_path, capsys):
@@ -49,8 +52,8 @@ def test_a_damaged_member_is_refused_by_its_name_in_the_archive(task, tmp_path, 
         gzip.decompress(member.read_bytes())
     packed = pack(task, tmp_path / "mine.tar", "task")
     assert main(["prepare", str(packed), str(tmp_path / "out"), "--workers", "1"]) == 0
-    told = capsys.readouterr().out
-    assert "refused 1 of 3 cases" in told and f"{packed}:task/imagesTr/pancreas_004.nii.gz" in told
+    output = capsys.readouterr().out
+    assert "refused 1 of 3 cases" in output and f"{packed}:task/imagesTr/pancreas_004.nii.gz" in output
     assert [case["id"] for case in json.loads((tmp_path / "out" / "index.json").read_text())["cases"]] == [
         "pancreas_001",
         "pancreas_010",

@@ -1,4 +1,4 @@
-"""`prepare` in a folder that it filled before: after a kill, with nothing new, with changes, with other settings."""
+"""Repeated runs of `prepare` in one folder: after an interruption, without and with changes, with other settings."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.prepare import case as prepare_case
-from sam2_3dmed_jax.data.prepare.folder import claimed
+from sam2_3dmed_jax.data.prepare.folder import claim_folder
 from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.errors import UserError
 from tests.helpers.source_files import add_case, contents, run, snapshot, some_cases, stored, values_and_labels
 
 ROOT = Path(__file__).resolve().parents[3]
-# A shell's background jobs ignore Ctrl-C, and so do their children.
+# The signal handler is set because background jobs of a shell, and their children, ignore Ctrl-C.
 COMMAND = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,20 +31,20 @@ sys.exit(main())
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Cases that take long enough to be interrupted."""
+    """A dataset that takes long enough to be interrupted."""
     return some_cases(tmp_path_factory.mktemp("large") / "data", 8, (192, 192, 32))
 
 
 @pytest.fixture(scope="module")
 def whole(large, tmp_path_factory):
-    """What a run that nothing interrupts leaves."""
+    """The output of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "out"
     run(large, out)
     return contents(out)
 
 
-def interrupted(source, out, how):
-    """The command in a process of its own, stopped by a signal between its first case and its last."""
+def interrupt(source, out, number):
+    """Run the command in another process, and stop it by a signal between the first and the last case."""
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "prepare", str(source), str(out), "--workers", "2"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -56,17 +56,17 @@ def interrupted(source, out, how):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
     children = children_of(process.pid)
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
     else:
-        process.send_signal(how)
-    told = process.communicate(timeout=60)[1]
+        process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
     assert not (out / "index.json").exists() and 0 < len(list((out / "cases").glob("[!.]*.json"))) < 8
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in children):
         assert time.monotonic() < deadline, "workers outlive the command"
         time.sleep(0.01)
-    return process.returncode, told
+    return process.returncode, errors
 
 
 def children_of(pid):
@@ -82,15 +82,15 @@ def alive(pid):
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in Linux's /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_goes_on_to_the_bytes_of_an_uninterrupted_one(how, large, whole, tmp_path):
-    code, told = interrupted(large, tmp_path / "out", how)
-    if how == signal.SIGKILL:
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc of Linux")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_resumes_to_the_same_bytes_as_an_uninterrupted_one(number, large, whole, tmp_path):
+    code, errors = interrupt(large, tmp_path / "out", number)
+    if number == signal.SIGKILL:
         assert code == -9
     else:
-        lines = [line for line in told.splitlines() if not line.startswith("cases: ")]
-        assert code == 130 and lines == ["interrupted; the same command goes on where it can"]
+        lines = [line for line in errors.splitlines() if not line.startswith("cases: ")]
+        assert code == 130 and lines == ["interrupted; run the same command again to resume where possible"]
         assert not (tmp_path / "out" / ".unfinished").exists()
     before = snapshot(tmp_path / "out" / "shards")
     finished = {path.stem for path in (tmp_path / "out" / "cases").glob("[!.]*.json")}
@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_to_the_bytes_of_an_uninterrupted_one(how, la
     assert contents(tmp_path / "out") == whole
 
 
-def test_a_second_run_writes_nothing_and_says_so(tmp_path, capsys):
+def test_a_second_run_writes_nothing_and_reports_so(tmp_path, capsys):
     source, out = some_cases(tmp_path / "data", 2), tmp_path / "out"
     words = ["prepare", str(source), str(out)]
     assert main(words) == 0
@@ -121,20 +121,19 @@ def test_other_settings_are_refused_with_the_fields_that_differ(tmp_path, capsys
     assert main(["prepare", str(source), str(out), "--spacing", "5,-,-"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        f"{out} was prepared with other settings: spacing is [null, null, null] there and [5.0, null, null] here"
-        in line
+        f"{out} was prepared with other settings: spacing was [null, null, null] and is now [5.0, null, null]" in line
     )
-    assert "give another OUT, or delete it" in line
+    assert "give another OUT, or delete the folder" in line
     assert snapshot(out) == before
 
 
 def test_another_dataset_is_refused(tmp_path):
     run(some_cases(tmp_path / "data", 1), tmp_path / "out")
-    with pytest.raises(UserError, match='dataset is "data" there and "other" here'):
+    with pytest.raises(UserError, match='dataset was "data" and is now "other"'):
         run(some_cases(tmp_path / "other", 1), tmp_path / "out")
 
 
-def test_new_changed_and_removed_cases_are_done_and_said(tmp_path):
+def test_new_changed_and_removed_cases_are_updated_and_reported(tmp_path):
     source, out = some_cases(tmp_path / "data", 3), tmp_path / "out"
     run(source, out)
     before = snapshot(out / "shards")
@@ -145,12 +144,11 @@ def test_new_changed_and_removed_cases_are_done_and_said(tmp_path):
     add_case(source, "case_9", values, labels)
     report = run(source, out)
     assert report.done == {"case_1": "its files changed", "case_9": "new"} and report.removed == ["case_2"]
-    told = report.lines[:4]
-    assert told == [
-        "1 case there already",
+    assert report.lines[:4] == [
+        "1 case unchanged",
         "1 case prepared, its files changed: case_1",
         "1 case prepared, new: case_9",
-        "1 case removed, as the dataset has them no more: case_2",
+        "1 case removed, no longer in the dataset: case_2",
     ]
     after = snapshot(out / "shards")
     assert after["case_0.arrayrecord"] == before["case_0.arrayrecord"]
@@ -158,7 +156,7 @@ def test_new_changed_and_removed_cases_are_done_and_said(tmp_path):
     assert (stored(out, "case_1")[1] == values.transpose(2, 1, 0)[:, ::-1, ::-1]).all()
 
 
-def test_a_case_that_changes_into_a_bad_one_is_prepared_no_more(tmp_path):
+def test_a_case_that_becomes_unreadable_is_removed(tmp_path):
     source, out = some_cases(tmp_path / "data", 2), tmp_path / "out"
     run(source, out)
     (source / "imagesTr" / "case_0.nii.gz").write_text("no image")
@@ -167,7 +165,7 @@ def test_a_case_that_changes_into_a_bad_one_is_prepared_no_more(tmp_path):
     assert [path.name for path in (out / "shards").iterdir()] == ["case_1.arrayrecord"]
 
 
-def test_a_refused_case_is_tried_again_and_joins_once_mended(tmp_path):
+def test_a_refused_case_is_prepared_after_it_is_fixed(tmp_path):
     source, out = some_cases(tmp_path / "data", 1), tmp_path / "out"
     values, labels = values_and_labels(seed=5)
     add_case(source, "late", values, labels * 2)
@@ -181,29 +179,29 @@ def test_a_refused_case_is_tried_again_and_joins_once_mended(tmp_path):
     assert read_prepared(out).labels[4] == "vessel"
 
 
-@pytest.mark.parametrize("harm", ["shard missing", "shard cut", "sidecar lost", "index lost", "index damaged"])
-def test_what_was_lost_or_damaged_is_written_anew(harm, tmp_path):
+@pytest.mark.parametrize("damage", ["shard missing", "shard cut", "sidecar lost", "index lost", "index damaged"])
+def test_lost_or_damaged_files_are_written_again(damage, tmp_path):
     source, out = some_cases(tmp_path / "data", 2), tmp_path / "out"
     run(source, out)
     before = contents(out)
     shard, sidecar = out / "shards" / "case_0.arrayrecord", out / "cases" / "case_0.json"
-    if harm == "shard missing":
+    if damage == "shard missing":
         shard.unlink()
-    elif harm == "shard cut":
+    elif damage == "shard cut":
         os.truncate(shard, 1000)
-    elif harm == "sidecar lost":
+    elif damage == "sidecar lost":
         sidecar.unlink()
-    elif harm == "index lost":
+    elif damage == "index lost":
         (out / "index.json").unlink()
     else:
         (out / "index.json").write_text("{}")
     report = run(source, out)
     reasons = {"sidecar lost": {"case_0": "new"}, "index lost": {}, "index damaged": {}}
-    assert report.done == reasons.get(harm, {"case_0": "its shard was lost or damaged"})
+    assert report.done == reasons.get(damage, {"case_0": "its shard was lost or damaged"})
     assert contents(out) == before
 
 
-def test_remains_of_a_killed_run_are_swept_away(tmp_path):
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
     source, out = some_cases(tmp_path / "data", 1), tmp_path / "out"
     run(source, out)
     before = contents(out)
@@ -214,15 +212,14 @@ def test_remains_of_a_killed_run_are_swept_away(tmp_path):
     assert contents(out) == before
 
 
-def test_two_processes_do_not_fill_one_folder(tmp_path):
+def test_two_processes_cannot_use_the_same_folder(tmp_path):
     source, out = some_cases(tmp_path / "data", 1), tmp_path / "out"
-    with claimed(out, read_dataset(source), PrepareConfig()), pytest.raises(UserError, match="by another process"):
+    with claim_folder(out, read_dataset(source), PrepareConfig()), pytest.raises(UserError, match="by another process"):
         run(source, out)
     assert run(source, out).done
 
 
-def test_a_slice_that_reads_back_otherwise_ends_the_run_and_is_no_done_case(tmp_path, monkeypatch):
-
+def test_a_slice_that_differs_after_writing_ends_the_run_and_the_case_is_not_finished(tmp_path, monkeypatch):
     source, out = some_cases(tmp_path / "data", 1), tmp_path / "out"
     write_shard = prepare_case.write_shard
 
@@ -230,7 +227,7 @@ def test_a_slice_that_reads_back_otherwise_ends_the_run_and_is_no_done_case(tmp_
         return write_shard(path, ((values ^ 1, labels) for values, labels in slices))
 
     monkeypatch.setattr(prepare_case, "write_shard", faulty)
-    with pytest.raises(UserError, match="slice 0 reads back otherwise"):
+    with pytest.raises(UserError, match="slice 0 differs after writing"):
         run(source, out)
     assert not list((out / "cases").iterdir())
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The report: its numbers are those of the files beside it, nothing in it runs or is fetched, and all can be read."""
+"""The report: numbers of the files next to it, no scripts, no network, and accessible text."""
 
 import base64
 import csv
@@ -29,11 +29,11 @@ HOSTILE_METHOD = "</title><img src=https://example.org/x onerror=alert(1)>"
 class Table:
     caption: str = ""
     header: list[str] = field(default_factory=list)
-    rows: list[list[tuple[str, list[str]]]] = field(default_factory=list)  # of a cell: its text, its whole numbers
+    rows: list[list[tuple[str, list[str]]]] = field(default_factory=list)  # per cell: its text, its exact numbers
 
 
 class Page(HTMLParser):
-    """What a browser makes of the page: tags with attributes, tables, and the text."""
+    """The page as a browser reads it: tags with attributes, tables, and the text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -75,8 +75,8 @@ class Page(HTMLParser):
             self.tables[-1].header[-1] += data
 
     def table(self, named: str) -> Table:
-        (found,) = [table for table in self.tables if table.caption.startswith(named)]
-        return found
+        (match,) = [table for table in self.tables if table.caption.startswith(named)]
+        return match
 
 
 def box(shift: int = 0, tumour: bool = True) -> np.ndarray:
@@ -98,12 +98,12 @@ def evaluate(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of two methods on five cases, one of them missing, one without a tumour, one of them named to harm."""
+    """Return results of two methods on five cases: one is missing, one has no tumour, one has a hostile name."""
     root = tmp_path_factory.mktemp("report")
     cases = {"a": box(), "b": box(), "none": box(tumour=False), HOSTILE_FILE: box(), "missing": box()}
     references = folder(root, "references", cases)
-    found = {"a": box(1), "b": box(0), "none": box(2, tumour=False), HOSTILE_FILE: box(3)}
-    predictions = folder(root, "found", found)
+    predicted = {"a": box(1), "b": box(0), "none": box(2, tumour=False), HOSTILE_FILE: box(3)}
+    predictions = folder(root, "found", predicted)
     images = folder(root, "images", {f"{case}_0000": labels * 50 for case, labels in cases.items()})
     words = ["--references", references, "--classes", f"1=organ,2=tumour,1+2={HOSTILE_CLASS}"]
     words += ["--tolerance-mm", "3,tumour=1", "--tumours", "tumour"]
@@ -124,7 +124,7 @@ def page(text: str) -> Page:
 
 
 def check(cell: tuple[str, Sequence[str]], value: float | None, digits: int) -> None:
-    """A cell shows a number rounded, and has it whole."""
+    """Check that a cell shows a rounded number and contains its exact value."""
     shown, (whole,) = cell
     if value is None or math.isnan(value):
         assert shown == "–" and whole in ("", "nan")
@@ -147,7 +147,7 @@ def test_the_table_of_cases_has_the_numbers_of_the_csv(root: Path, page: Page):
         assert of["lesions"][0] == row["lesions_reference"]
 
 
-def test_scores_and_counts_are_those_of_the_summary(root: Path, page: Page):
+def test_scores_and_counts_equal_the_summary(root: Path, page: Page):
     summary = json.loads((root / "out" / "summary.json").read_text())
     table = page.table("Scores.")
     of = {(cells[0][0], cells[1][0]): dict(zip(table.header, cells, strict=True)) for cells in table.rows}
@@ -166,9 +166,9 @@ def test_scores_and_counts_are_those_of_the_summary(root: Path, page: Page):
     counts = {cells[0][0]: [text for text, _ in cells[1:]] for cells in page.table("Cases of each kind").rows}
     assert counts["tumour"] == ["2", "5", "1", "0", "1", "1"] and counts["organ"] == ["1", "5", "1", "0", "0", "1"]
     bias = {cells[0][0]: cells for cells in page.table("Agreement").rows}["organ"]
-    found = summary["classes"]["organ"]["volume_error_ml"]
-    check(bias[1], found["mean"], 2)
-    assert float(bias[2][1][0]) == pytest.approx(found["mean"] - 1.96 * found["sd"])
+    error = summary["classes"]["organ"]["volume_error_ml"]
+    check(bias[1], error["mean"], 2)
+    assert float(bias[2][1][0]) == pytest.approx(error["mean"] - 1.96 * error["sd"])
 
 
 def test_the_comparison_has_the_numbers_of_its_json(root: Path, page: Page):
@@ -184,20 +184,18 @@ def test_the_comparison_has_the_numbers_of_its_json(root: Path, page: Page):
 
 
 def test_lesions_are_counted_by_diameter(root: Path, page: Page):
-    found = json.loads((root / "out" / "summary.json").read_text())["classes"]["tumour"]["lesions"]
+    lesions = json.loads((root / "out" / "summary.json").read_text())["classes"]["tumour"]["lesions"]
     first = page.table("Lesions.").rows[0]
-    assert [cell[0] for cell in first[:4]] == ["tumour", "all", str(found["lesions"]), str(found["found"])]
-    check(first[4], found["recall"], 4)
+    assert [cell[0] for cell in first[:4]] == ["tumour", "all", str(lesions["lesions"]), str(lesions["found"])]
+    check(first[4], lesions["recall"], 4)
 
 
-def test_captions_say_how_it_was_measured_and_the_page_what_it_is_for(page: Page):
+def test_captions_define_the_scores_and_the_page_states_its_purpose(page: Page):
     assert "For research use only" in page.text
     facts = {cells[0][0]: cells[1][0] for cells in page.table("What was measured").rows}
     assert facts["method"] == HOSTILE_METHOD and facts["trained on these cases"] == "unknown"
     assert facts["block"].startswith("automatic") and facts["prompt source"] == "none"
-    assert (
-        facts["predictions that are missing"] == "1: missing" and facts["definition of surfaces"] == "surface-distance"
-    )
+    assert facts["missing predictions"] == "1: missing" and facts["definition of surfaces"] == "surface-distance"
     caption = page.table("Scores.").caption
     for words in (
         "'surface-distance'",
@@ -210,7 +208,7 @@ def test_captions_say_how_it_was_measured_and_the_page_what_it_is_for(page: Page
         assert words in caption
 
 
-def test_names_that_are_markup_stay_text(page: Page):
+def test_names_with_markup_stay_text(page: Page):
     known = (
         "html head meta title style body main h1 h2 p section div table caption thead tbody tr th td data figure img"
     )
@@ -235,7 +233,7 @@ def test_the_page_fetches_nothing(text: str, page: Page):
             assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', svg))
 
 
-def test_every_picture_has_words_and_every_table_heads(page: Page):
+def test_every_picture_has_a_text_and_every_table_has_headings(page: Page):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) > 10 and all(len(image["alt"] or "") > 30 for image in images)
     assert any("organ: median" in image["alt"] for image in images)
@@ -253,7 +251,7 @@ def test_the_worst_cases_are_drawn_and_the_missing_file_is_not(page: Page):
         assert f"{name} of {case}: Dice" in picture["alt"]
 
 
-def test_pooled_results_have_a_report_that_says_where_the_pictures_are(
+def test_the_report_of_pooled_results_refers_to_the_pictures(
     root: Path, page: Page, capsys: pytest.CaptureFixture[str]
 ):
     evaluate("--results", str(root / "out"), "--out", str(root / "pooled"))
@@ -264,16 +262,16 @@ def test_pooled_results_have_a_report_that_says_where_the_pictures_are(
     assert not [table for table in pooled.tables if table.caption.startswith("Comparison")]
 
 
-def test_overlap_alone_gives_a_report_without_surfaces(root: Path):
+def test_without_surface_metrics_the_report_has_none(root: Path):
     out = root / "overlap"
     references = str(root / "references")
     evaluate("--predictions", references, "--references", references, "--metrics", "overlap", "--out", str(out))
     page = Page((out / "report.html").read_text(encoding="utf-8"))
-    assert "none: overlap alone was measured" in page.text
+    assert "none: only overlap was measured" in page.text
     assert "NSD at" not in page.text and "HD95 (mm)" not in page.table("Scores.").caption
 
 
-def test_images_of_no_reference_are_a_mistake(root: Path, capsys: pytest.CaptureFixture[str]):
+def test_images_without_a_reference_are_a_mistake(root: Path, capsys: pytest.CaptureFixture[str]):
     references = str(root / "references")
     words = ["evaluate", "--predictions", references, "--references", references, "--out", str(root / "x")]
     strange = folder(root, "strange", {"z": box()})
@@ -286,9 +284,9 @@ def test_images_of_no_reference_are_a_mistake(root: Path, capsys: pytest.Capture
 def test_a_browser_shows_every_picture_and_loads_nothing_else(text: str, tmp_path: Path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
-        assert not os.environ.get("SAM2_3DMED_REQUIRE_BROWSER"), "there is no chromium on PATH"
-        pytest.skip("needs a browser: there is no chromium on PATH")
-    # The page's own policy forbids scripts: a copy without it tells by its title what was loaded.
+        assert not os.environ.get("SAM2_3DMED_REQUIRE_BROWSER"), "chromium is not on PATH"
+        pytest.skip("needs a browser: chromium is not on PATH")
+    # The policy of the page forbids scripts: a copy without it reports in its title what was loaded.
     probe = (
         "<script>onload = () => { document.title = 'shown ' + [...document.images].filter(i => i.naturalWidth).length"
         " + ' fetched ' + performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length }"
@@ -304,5 +302,5 @@ def test_a_browser_shows_every_picture_and_loads_nothing_else(text: str, tmp_pat
         shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
         title = re.search("<title>(.*?)</title>", shown, re.DOTALL)
         assert title
-        told = "Evaluation of &lt;/title&gt;" if name == "own" else f"shown {images} fetched 0"
-        assert title[1].startswith(told)
+        start = "Evaluation of &lt;/title&gt;" if name == "own" else f"shown {images} fetched 0"
+        assert title[1].startswith(start)

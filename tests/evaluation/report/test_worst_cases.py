@@ -1,4 +1,4 @@
-"""Pictures of the worst cases: which are kept while cases come in, and what they show."""
+"""Pictures of the worst cases: which rows keep one while cases are added, and what they show."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.round(imread(io.BytesIO(png))[..., :3] * 255).astype(int)
 
 
-def test_kept_pictures_are_those_of_the_worst_rows_whatever_the_order_of_cases():
+def test_the_worst_rows_have_pictures_in_any_order_of_cases():
     rng = np.random.default_rng(0)
     masks = block(1, 2, 2), block(2, 4, 4)
     for _ in range(6):
@@ -40,7 +40,7 @@ def test_kept_pictures_are_those_of_the_worst_rows_whatever_the_order_of_cases()
         assert sorted(map(id, kept)) == sorted(map(id, worst(rows, 4)))
 
 
-def test_without_a_wish_for_pictures_there_are_none_and_no_scan_is_read():
+def test_without_requested_pictures_none_is_drawn_and_no_scan_is_read():
     row = {"case": "a", "class": "x", "dice": 0.1, "volume_ml_reference": 1.0}
 
     def never(*_: Any) -> Any:
@@ -75,13 +75,13 @@ def test_a_coronal_plane_has_the_head_up_and_pixels_the_shape_of_their_spacing()
     assert rows.mean() < 120 - 10  # 5 mm of margin above it, 15 mm below
 
 
-def test_masks_that_are_empty_or_alike_are_drawn_too():
+def test_empty_and_equal_masks_are_drawn_too():
     nothing = np.zeros((4, 5, 6), bool)
     for prediction, reference in ((nothing, nothing), (~nothing, ~nothing)):
         assert pixels(draw(prediction, reference, (1.0, 2.0, 3.0))).shape == (240, 960, 3)
 
 
-def test_pictures_are_kept_as_text():
+def test_pictures_are_stored_as_text():
     row = {"case": "a", "class": "x", "dice": 0.1, "volume_ml_reference": 1.0}
     illustrate([], [row], 1, lambda place: (block(1, 2, 2), block(2, 2, 2)), (1.0, 1.0, 1.0))
     assert base64.b64decode(row[PICTURE]).startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Sweeps of two tiny checkpoints over phantoms: what is shared, what is written, and what a kill leaves."""
+"""Sweeps of two tiny checkpoints over phantoms: shared work, written files, and the state after a kill."""
 
 import csv
 import importlib
@@ -19,10 +19,10 @@ import pytest
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.config import DataConfig
-from sam2_3dmed_jax.data.datasets import fingerprint, read_dataset
-from sam2_3dmed_jax.data.split_choice import choose_split, how_made
-from sam2_3dmed_jax.data.split_files import keep_split
-from sam2_3dmed_jax.inference import compiled_steps, feature_store
+from sam2_3dmed_jax.data.datasets import dataset_fingerprint, read_dataset
+from sam2_3dmed_jax.data.split_choice import choose_split, split_description
+from sam2_3dmed_jax.data.split_files import write_run_split
+from sam2_3dmed_jax.inference import compiled_programs, feature_store
 from sam2_3dmed_jax.model.checkpoint import assemble
 from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.sam2.parameters import split
@@ -38,14 +38,14 @@ def get_spec():
     )
 """
 COMPILED = (
-    *(feature_store.encode_block, feature_store._embed_block, feature_store.slice_context),
-    *(compiled_steps.prompt_slices, compiled_steps.mask_slices, compiled_steps.walk_block),
+    *(feature_store.encode_block, feature_store.embed_block, feature_store.slice_context),
+    *(compiled_programs.segment_from_points, compiled_programs.segment_from_masks, compiled_programs.propagate_block),
 )
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset of five cases and two checkpoints, whose encoders are equal and whose heads are not."""
+    """Return a folder with a dataset of five cases and two checkpoints with equal encoders and different heads."""
     root = tmp_path_factory.mktemp("sweep")
     write_phantom_dataset(root / "data", 5, 0, "spleen", matrix=48)
     model = new_model("nano", 64, with_3dmed=True)
@@ -92,14 +92,16 @@ def texts(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def encoded() -> list[int]:
-    """How many slices each call of the encoder took, from when this is asked for."""
+    """Return the number of slices of each call of the encoder, counted from now on."""
     return []
 
 
 @pytest.fixture(scope="module")
 def swept(place: Path, encoded: list[int]) -> Path:
-    """The whole sweep, undisturbed."""
-    importlib.import_module("sam2_3dmed_jax.evaluation.sweep.run")  # or others would take the counting function for it
+    """Return the folder of the whole sweep, without interruption."""
+    importlib.import_module(
+        "sam2_3dmed_jax.evaluation.sweep.run"
+    )  # imported before the patch, so that the module does not keep the counting function
     encode = feature_store.encode_block
 
     def counted(graphdef, weights, block):
@@ -115,7 +117,7 @@ def swept(place: Path, encoded: list[int]) -> Path:
         patch.undo()
 
 
-def test_there_is_a_row_a_cell_with_every_factor_and_score(swept: Path):
+def test_each_cell_has_a_row_with_every_factor_and_score(swept: Path):
     rows = table(swept / "sweep.csv")
     assert len(rows) == 2 * 1 * 2 * 2 * 2  # checkpoints, cases, misplacements, BD, thresholds
     factors = [(r["seed"], r["misplacement_mm"], r["bd"], r["threshold"]) for r in rows]
@@ -127,7 +129,7 @@ def test_there_is_a_row_a_cell_with_every_factor_and_score(swept: Path):
     assert {r["moved_mm"] for r in rows} == {"0", "10"} and all(r["dice"] for r in rows)
     of = dict(zip(factors, rows, strict=True))
     assert of["0", "0", "on", "0"]["volume_ml_prediction"] != of["0", "0", "off", "0"]["volume_ml_prediction"]
-    # What is told reaches the model: without it, all curves of robustness would be flat.
+    # The displacement reaches the model: otherwise all robustness curves would be flat.
     assert of["0", "0", "on", "0"]["volume_ml_prediction"] != of["0", "10", "on", "0"]["volume_ml_prediction"]
     for seed, mm, bd, threshold in factors:  # a lower threshold only adds
         if threshold == "0":
@@ -141,7 +143,7 @@ def test_two_checkpoints_of_one_encoder_encode_a_case_once_for_all_cells(swept: 
     assert len(encoded) == -(-depth // feature_store.BLOCK)
 
 
-def test_the_base_cell_is_what_evaluate_says(swept: Path):
+def test_the_base_cell_equals_the_result_of_evaluate(swept: Path):
     words = ["evaluate", "seed1", "data", "--fold", "0", "--metrics", "overlap", "--out", "evaluated"]
     assert main(words) == 0
     (direct,) = table(Path("evaluated/cases.csv"))
@@ -164,7 +166,7 @@ def test_the_base_cell_is_what_evaluate_says(swept: Path):
     assert float(cell["volume_ml_prediction"]) > 0
 
 
-def test_the_summary_averages_seeds_and_says_that_it_is_exploratory(swept: Path):
+def test_the_summary_averages_seeds_and_is_marked_exploratory(swept: Path):
     rows, summary = table(swept / "sweep.csv"), table(swept / "summary.csv")
     assert len(summary) == 8 * 2 and {row["class"] for row in summary} == {"spleen", "macro"}
     for row in summary:
@@ -181,7 +183,7 @@ def test_the_summary_averages_seeds_and_says_that_it_is_exploratory(swept: Path)
     assert {row["dice_mean"] for row in summary} <= shown
 
 
-def test_a_killed_sweep_goes_on_to_the_same_tables_to_the_byte(swept: Path):
+def test_a_killed_sweep_resumes_to_byte_equal_tables(swept: Path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "sam2_3dmed_jax.commands.main", "sweep", "spec.py", "--out", "killed"]
     child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -191,7 +193,7 @@ def test_a_killed_sweep_goes_on_to_the_same_tables_to_the_byte(swept: Path):
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    (cells / ".torn.json").write_text("{")  # as a kill between writing and renaming leaves
+    (cells / ".torn.json.tmp").write_text("{")  # left by a kill between writing and renaming
     done = {file.name: file.stat().st_mtime_ns for file in cells.glob("[0-9a-f]*.json")}
     assert 2 <= len(done) < 8 and not Path("killed/sweep.csv").exists()
     sweep(out="killed")
@@ -200,7 +202,7 @@ def test_a_killed_sweep_goes_on_to_the_same_tables_to_the_byte(swept: Path):
     assert sorted(file.name for file in cells.iterdir()) == sorted(f.name for f in (swept / "cells").iterdir())
 
 
-def test_more_cells_and_other_depths_compile_and_encode_nothing_new(swept: Path, monkeypatch: pytest.MonkeyPatch):
+def test_more_cells_and_other_depths_compile_and_encode_nothing_again(swept: Path, monkeypatch: pytest.MonkeyPatch):
     sizes = [function._cache_size() for function in COMPILED]
     words = ["--folds", "1", "2", "--misplacement_mm", "0", "3", "--threshold", "0", "1", "2", "--noise_mm", "0", "4"]
     folder = sweep(*words, "--seeds", "0", out="more")
@@ -208,20 +210,20 @@ def test_more_cells_and_other_depths_compile_and_encode_nothing_new(swept: Path,
     assert len(rows) == 2 * 2 * 2 * 3 * 2  # cases, misplacements, BD, thresholds, noises
     assert len({row["case"] for row in rows}) == 2
     assert [function._cache_size() for function in COMPILED] == sizes
-    # With all cells there, nothing is encoded, and the tables are the same.
+    # With all cells finished, nothing is encoded, and the tables are the same.
     monkeypatch.setattr(feature_store, "encode_block", lambda *_: pytest.fail("a slice was encoded again"))
     before = texts(folder)
     sweep(*words, "--seeds", "0", out="more")
     assert texts(folder) == before
 
 
-def test_shards_finish_the_cells_of_their_cases_and_the_last_writes_the_tables(
+def test_shards_compute_the_cells_of_their_cases_and_the_last_writes_the_tables(
     swept: Path, capsys: pytest.CaptureFixture[str]
 ):
     words = ["--folds", "1", "2", "--seeds", "0", "--bd", "True", "--threshold", "0"]
     whole = sweep(*words, out="alone")
     sweep(*words, "--shard", "1/2", out="shared")
-    assert "2 of 4 walks are done" in capsys.readouterr().out and not Path("shared/sweep.csv").exists()
+    assert "2 of 4 propagations are done" in capsys.readouterr().out and not Path("shared/sweep.csv").exists()
     sweep(*words, "--shard", "2/2", out="shared")
     assert texts(Path("shared")) == texts(whole)
 
@@ -236,38 +238,42 @@ def test_a_folder_takes_more_cells_and_refuses_another_sweep(swept: Path, capsys
     before = texts(folder)
     less = mistake(capsys, *words, "--threshold", "0", out="grown")
     assert "grown holds another sweep, which differs in threshold; choose another --out" in less
-    told = mistake(capsys, *words, "--threshold", "0", "1", "--prompt_seed", "1", "--definition", "medpy", out="grown")
-    assert "differs in prompt_seed, definition;" in told
-    assert "is not empty and holds no sweep" in mistake(capsys, out="data")
+    message = mistake(
+        capsys, *words, "--threshold", "0", "1", "--prompt_seed", "1", "--definition", "medpy", out="grown"
+    )
+    assert "differs in prompt_seed, definition;" in message
+    assert "is not empty and contains no sweep" in mistake(capsys, out="data")
     assert texts(folder) == before
 
 
 def test_a_dry_run_counts_the_cells_and_writes_nothing(capsys: pytest.CaptureFixture[str]):
     assert main(["sweep", "spec.py", "--out", "new", "--dry-run"]) == 0
-    assert "16 cells: 8 settings, 2 checkpoints, 1 cases, 1 classes; 8 walks" in capsys.readouterr().out
+    assert "16 cells: 8 settings, 2 checkpoints, 1 cases, 1 classes; 8 propagations" in capsys.readouterr().out
     assert not Path("new").exists()
 
 
 def test_mistakes_are_one_line_and_leave_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    assert "absent.py: there is no such sweep; give a Python file with get_spec()" in mistake(capsys, spec="absent.py")
+    assert "absent.py: the sweep file does not exist; give a Python file with get_spec()" in mistake(
+        capsys, spec="absent.py"
+    )
     (tmp_path / "bare.py").write_text("")
     assert "bare.py: it has no get_spec(); define one that returns a SweepSpec" in mistake(
         capsys, spec=str(tmp_path / "bare.py")
     )
     (tmp_path / "other.py").write_text("def get_spec():\n    return 1\n")
-    assert "get_spec() returns int; let it return a SweepSpec" in mistake(capsys, spec=str(tmp_path / "other.py"))
+    assert "get_spec() returns int; return a SweepSpec" in mistake(capsys, spec=str(tmp_path / "other.py"))
     (tmp_path / "circle.py").write_text(SPEC.replace('"point"', '"circle"'))
-    assert "prompt: there is no 'circle'; choose from point, box, mask" in mistake(
+    assert "prompt: 'circle' does not exist; choose from point, box, mask" in mistake(
         capsys, spec=str(tmp_path / "circle.py")
     )
     (tmp_path / "none.py").write_text(SPEC.replace('prompt=("point",)', "prompt=()"))
     assert "prompt: it is empty, so the sweep has no cells" in mistake(capsys, spec=str(tmp_path / "none.py"))
     assert "a flag does not fit the sweep" in mistake(capsys, "--treshold", "1")
-    assert "checkpoints: absent: there is no such checkpoint" in mistake(capsys, "--checkpoints", "absent")
+    assert "checkpoints: absent: the checkpoint does not exist" in mistake(capsys, "--checkpoints", "absent")
     assert "only {fold} and {seed} are filled in" in mistake(capsys, "--checkpoints", "{name}/final")
-    assert "there are none; give some" in mistake(capsys, "--checkpoints", "run{fold}/final", "--folds")
+    assert "folds is empty; give some" in mistake(capsys, "--checkpoints", "run{fold}/final", "--folds")
     assert "fold" in mistake(capsys, "--folds", "7")
-    assert "--shard: '3/2' is no part" in mistake(capsys, "--shard", "3/2")
+    assert "--shard: '3/2' is not a part" in mistake(capsys, "--shard", "3/2")
 
 
 def test_a_case_that_a_run_was_trained_on_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -275,13 +281,13 @@ def test_a_case_that_a_run_was_trained_on_is_refused(capsys: pytest.CaptureFixtu
     shutil.copytree("seed0", tmp_path / "run" / "final")
     config = DataConfig(path="data", fold=1)
     split_ = choose_split([case.id for case in dataset.cases], config)
-    keep_split(tmp_path / "run" / "split.json", split_, how_made(config, fingerprint(dataset)))
+    write_run_split(tmp_path / "run" / "split.json", split_, split_description(config, dataset_fingerprint(dataset)))
     words = ["--checkpoints", str(tmp_path / "run" / "final")]
-    assert "was trained on 1 of the 1 cases to score" in mistake(capsys, *words)
+    assert "was trained on 1 of 1 cases to score" in mistake(capsys, *words)
     assert main(["sweep", "spec.py", "--out", "new", "--dry-run", *words, "--folds", "1"]) == 0
 
 
-def test_masks_and_several_prompted_slices_are_walked_and_the_prompted_mask_is_the_output_there(swept: Path):
+def test_masks_and_several_prompted_slices_are_propagated_and_a_mask_prompt_is_the_output(swept: Path):
     words = ["--prompt", "mask", "--prompted_slices", "1", "3", "--misplacement_mm", "0", "--threshold", "0"]
     rows = table(sweep(*words, "--seeds", "0", "--bd", "True", out="masks") / "sweep.csv")
     one, three = sorted(rows, key=lambda row: int(row["prompted_slices"]))

@@ -1,4 +1,4 @@
-"""The list of runs: what it holds, how runs are named, and what of a config their hash tells."""
+"""List of runs: its contents, the names of runs, and the config hash."""
 
 import os
 import subprocess
@@ -10,9 +10,9 @@ import pytest
 
 from experiments.paper import msd, phantom, runner, runs
 from experiments.paper.locks import owned, owner
-from experiments.paper.programme import Programme, cells, chosen
+from experiments.paper.programme import Programme, cells, select_part
 from experiments.paper.runs import structure
-from experiments.paper.variants import Others, changed
+from experiments.paper.variants import OtherMethod, changed
 from sam2_3dmed_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,15 +27,15 @@ def by_variant(programme: Programme) -> dict:
     return {cell.variant.name: cell.config for cell in cells(programme) if cell.task.name == "spleen"}
 
 
-def test_the_variants_are_those_that_the_issue_asks_for_and_differ_from_the_base_in_what_they_say(programme: Programme):
+def test_each_variant_of_the_paper_exists_and_differs_from_the_base_only_in_its_setting(programme: Programme):
     of = by_variant(programme)
     full = of["full"]
     assert (full.model.srpp, full.model.bd, full.model.slice_position.unit) == (True, True, "slice")
     two_by_two = [(of[name].model.srpp, of[name].model.bd) for name in ("neither", "srpp", "bd", "full")]
     assert two_by_two == [(False, False), (True, False), (False, True), (True, True)]
-    position = {name: config.model.slice_position for name, config in of.items()}
+    position = {name: config.model.slice_position for name, config in of.items() if config.model.kind == "sam2"}
     assert not position["srpp-literal"].to_mask and not position["srpp-memory"].to_mask
-    assert position["srpp-memory"].memory and position["learned-position"].told_order
+    assert position["srpp-memory"].memory and position["learned-position"].order_embedding
     assert (position["mm"].unit, position["mm"].scale) == ("mm", 3 * 4.0)
     loss = {name: config.training.loss for name, config in of.items()}
     assert loss["bd-unsupervised"].bd == loss["context-unsupervised"].srpp == loss["learned-position"].srpp == 0
@@ -45,7 +45,7 @@ def test_the_variants_are_those_that_the_issue_asks_for_and_differ_from_the_base
         *((0.001, 0.1), (0.1, 0.1), (0.01, 0.01), (0.01, 1.0))
     }
     assert of["unet"].model.kind == "unet" and {"zero-shot", "region-growing", "position-probe"} <= of.keys()
-    # Each differs in nothing else.
+    # Each variant differs in nothing else.
     blank = {"model": full.model, "data": full.data}
     for name in ("neither", "srpp", "bd", "srpp-literal", "srpp-memory", "bd-unsupervised", "mm"):
         same = replace(of[name].model, srpp=True, bd=True, slice_position=full.model.slice_position)
@@ -53,7 +53,7 @@ def test_the_variants_are_those_that_the_issue_asks_for_and_differ_from_the_base
         assert same == full.model and replace(loss[name], bd=full.training.loss.bd) == full.training.loss
 
 
-def test_there_are_eight_seeds_of_the_two_by_two_three_of_the_rest_and_forty_test_phantoms(programme: Programme):
+def test_the_two_by_two_has_eight_seeds_other_variants_three_and_tests_use_forty_phantoms(programme: Programme):
     seeds: dict[str, set[int]] = {}
     for cell in cells(programme):
         seeds.setdefault(cell.variant.name, set()).add(cell.seed)
@@ -64,18 +64,18 @@ def test_there_are_eight_seeds_of_the_two_by_two_three_of_the_rest_and_forty_tes
     assert phantom.Size().cases // phantom.Size().folds >= 40 and programme.folds == (0,)
 
 
-def test_every_run_has_a_name_of_its_own_and_its_hash_differs_where_its_config_does(programme: Programme):
+def test_every_run_has_its_own_name_and_a_hash_that_depends_on_its_config(programme: Programme):
     every = cells(programme)
     assert len({cell.name for cell in every}) == len(every)
     hashes: dict[str, set[str]] = {}
     for cell in every:
-        hashes.setdefault(cell.digest, set()).add(f"{cell.task.name} {cell.variant.name}")
-        assert cell.name == f"{cell.task.name}-{cell.variant.name}-fold0-seed{cell.seed}-{cell.digest}"
+        hashes.setdefault(cell.config_hash, set()).add(f"{cell.task.name} {cell.variant.name}")
+        assert cell.name == f"{cell.task.name}-{cell.variant.name}-fold0-seed{cell.seed}-{cell.config_hash}"
     assert all(len(names) == 1 for names in hashes.values())
     cell = next(cell for cell in every if cell.variant.name == "full")
     other = replace(cell, config=changed(cell.config, training__learning_rate=1e-5))
-    patient = replace(cell, config=changed(cell.config, training__checkpoint_every=7))
-    assert other.digest != cell.digest and patient.digest == cell.digest
+    saved_more_often = replace(cell, config=changed(cell.config, training__checkpoint_every=7))
+    assert other.config_hash != cell.config_hash and saved_more_often.config_hash == cell.config_hash
 
 
 def test_runs_share_a_step_only_if_it_is_the_same(programme: Programme):
@@ -88,7 +88,7 @@ def test_runs_share_a_step_only_if_it_is_the_same(programme: Programme):
     assert len(set(trained.values())) == len(trained)
 
 
-def test_a_process_holds_the_programs_of_a_few_structures_at_once(programme: Programme, tmp_path: Path, monkeypatch):
+def test_a_process_keeps_the_programs_of_a_few_structures(programme: Programme, tmp_path: Path, monkeypatch):
     @dataclass(frozen=True)
     class Prepared:
         step: object = None
@@ -98,19 +98,19 @@ def test_a_process_holds_the_programs_of_a_few_structures_at_once(programme: Pro
     monkeypatch.setattr(runs, "set_up", lambda config: Prepared())
     monkeypatch.setattr(runs, "compile_step", lambda setup: Prepared(object()))
     monkeypatch.setattr(runs.jax, "clear_caches", lambda: cleared.append(len(runs.STEPS)))
-    workshop, of = runs.Workshop(programme, tmp_path), by_variant(programme)
-    first = workshop._set_up(of["full"]).step
-    assert workshop._set_up(changed(of["full"], training__seed=3)).step is first
+    cell_runner, of = runs.CellRunner(programme, tmp_path), by_variant(programme)
+    first = cell_runner._set_up(of["full"]).step
+    assert cell_runner._set_up(changed(of["full"], training__seed=3)).step is first
     for name in ("neither", "srpp", "bd"):
-        workshop._set_up(of[name])
+        cell_runner._set_up(of[name])
     assert len(runs.STEPS) == runs.KEPT and not cleared
-    workshop._set_up(of["mm"])
+    cell_runner._set_up(of["mm"])
     assert len(runs.STEPS) == 1 and cleared == [0]
-    assert workshop._set_up(of["full"]).step is not first
+    assert cell_runner._set_up(of["full"]).step is not first
 
 
-def test_the_decathlon_programme_holds_the_experiments_with_positions_in_slices_and_the_methods_of_others():
-    words = msd.Words(others=("nnU-Net=preds/{task}/{fold}=no",))
+def test_the_decathlon_programme_has_positions_in_slices_and_rows_of_other_methods():
+    words = msd.MsdOptions(others=("nnU-Net=preds/{task}/{fold}=no",))
     programme = msd.programme(words)
     every = cells(programme)
     full = next(cell.config for cell in every if cell.name.startswith("lung-full-"))
@@ -119,23 +119,23 @@ def test_the_decathlon_programme_holds_the_experiments_with_positions_in_slices_
     others = [cell for cell in every if cell.variant.kind == "files"]
     assert len(others) == 3 * 5 and others[0].variant.name == "others-nnu-net"
     with pytest.raises(UserError, match="NAME=FOLDER=TRAINED"):
-        msd.programme(msd.Words(others=("nnU-Net=preds=perhaps",)))
+        msd.programme(msd.MsdOptions(others=("nnU-Net=preds=perhaps",)))
 
 
-def test_a_part_of_the_programme_is_chosen_by_name_and_a_wrong_name_is_refused(programme: Programme):
-    part = chosen(programme, ("lung",), ("full", "unet"), (), (1, 5))
+def test_a_part_of_the_programme_is_selected_by_name_and_an_unknown_name_is_refused(programme: Programme):
+    part = select_part(programme, ("lung",), ("full", "unet"), (), (1, 5))
     assert [(cell.variant.name, cell.seed) for cell in cells(part)] == [("full", 1), ("unet", 1), ("full", 5)]
-    with pytest.raises(UserError, match="--variants: there is no ful;"):
-        chosen(programme, variants=("ful",))
+    with pytest.raises(UserError, match="--variants: ful does not exist;"):
+        select_part(programme, variants=("ful",))
 
 
-def test_a_method_of_others_that_is_named_like_another_is_refused(programme: Programme):
-    twice = replace(programme, others=(Others("A b", "x", "no"), Others("a-b", "y", "no")))
+def test_two_other_methods_with_the_same_name_are_refused(programme: Programme):
+    twice = replace(programme, others=(OtherMethod("A b", "x", "no"), OtherMethod("a-b", "y", "no")))
     with pytest.raises(UserError, match="names a run twice"):
         cells(twice)
 
 
-def test_a_run_has_one_owner_and_a_killed_one_leaves_it_to_others(tmp_path: Path):
+def test_a_run_has_one_owner_and_is_free_again_when_its_owner_is_killed(tmp_path: Path):
     program = (
         "import sys, time; from pathlib import Path; from experiments.paper.locks import owned\n"
         "with owned(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(60)"
@@ -155,12 +155,16 @@ def test_a_run_has_one_owner_and_a_killed_one_leaves_it_to_others(tmp_path: Path
         assert mine
 
 
-def test_the_list_tells_state_expected_time_and_folder_of_each_run(programme: Programme, tmp_path: Path):
-    part = chosen(programme, ("spleen",), ("full", "neither"), (), (0, 1))
+def test_the_list_has_state_expected_time_and_folder_of_each_run(programme: Programme, tmp_path: Path):
+    part = select_part(programme, ("spleen",), ("full", "neither"), (), (0, 1))
     first, second, *_ = cells(part)
     first.folder(tmp_path).mkdir(parents=True)
-    runner._done(first, tmp_path, 50.0, 90.0)
-    lines = list(runner.listed(part, tmp_path))
-    assert lines[0].split() == ["begun", "0:01:30", f"runs/{first.name}"]  # its scores are not there
-    assert lines[1].split() == ["waiting", "0:01:30", f"runs/{second.name}"]  # of another variant of the same D
+    runner._record_done(first, tmp_path, 50.0, 90.0)
+    lines = list(runner.run_list(part, tmp_path))
+    assert lines[0].split() == ["begun", "0:01:30", f"runs/{first.name}"]  # it has no scores yet
+    assert lines[1].split() == [
+        "waiting",
+        "0:01:30",
+        f"runs/{second.name}",
+    ]  # estimated from another variant with the same D
     assert lines[4] == "4 runs: 1 begun, 3 waiting" and lines[5].startswith("CPU time: 0:06:00 in all, 0:06:00 left")

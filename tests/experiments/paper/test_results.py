@@ -1,4 +1,4 @@
-"""The committed report of the phantom programme: each of its numbers leads to a run's folder, a hash and a seed."""
+"""Committed report of the phantom programme: each of its numbers leads to a run's folder, a hash and a seed."""
 
 import csv
 import hashlib
@@ -28,20 +28,20 @@ def runs_of(row: dict[str, str]) -> list[dict[str, str]]:
     return [run for run in RUNS if all(run[name] == row[name] for name in same)]
 
 
-def test_each_hash_is_that_of_the_config_that_is_there():
+def test_each_hash_belongs_to_a_committed_config():
     assert {row["config_hash"] for row in (*TABLE, *RUNS)} == CONFIGS.keys()
-    for digest, config in CONFIGS.items():
-        assert hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest().startswith(digest)
+    for config_hash, config in CONFIGS.items():
+        assert hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest().startswith(config_hash)
 
 
 def test_each_run_is_named_by_its_task_variant_seed_and_hash():
     for run in RUNS:
-        told = f"{run['task']}-{run['variant']}-fold{run['fold']}-seed{run['seed']}-{run['config_hash']}"
-        assert run["run"] == f"runs/{told}"
+        name = f"{run['task']}-{run['variant']}-fold{run['fold']}-seed{run['seed']}-{run['config_hash']}"
+        assert run["run"] == f"runs/{name}"
         assert int(run["cases"]) >= 40
 
 
-def test_each_number_of_the_table_is_the_mean_of_the_runs_that_it_names():
+def test_each_number_of_the_table_is_the_mean_of_its_runs():
     checked = 0
     for row in (row for row in TABLE if row["class"] != "macro" and row["metric"] in ("dice", "iou", "nsd", "hd95_mm")):
         own = runs_of(row)
@@ -79,8 +79,8 @@ def test_every_run_of_the_programme_is_there():
     masks = {(cell.task.name, cell.variant.name, str(cell.seed)) for cell in every if cell.variant.kind != "probe"}
     assert {(run["task"], run["variant"], run["seed"]) for run in RUNS} == masks
     assert {row["runs"] == row["planned"] for row in TABLE} == {True}
-    (told,) = re.findall(r"\*\*All (\d+) runs are done", ABOUT)
-    assert len(every) == int(told)
+    (number,) = re.findall(r"\*\*All (\d+) runs are done", ABOUT)
+    assert len(every) == int(number)
 
 
 @pytest.mark.parametrize("task", ["spleen", "pancreas", "lung"])
@@ -112,8 +112,8 @@ def test_the_sweep_of_prompts_names_its_runs_and_begins_at_their_scores(task):
     assert {variant for variant, _ in checked} == {"full", "neither"}
 
 
-def test_what_the_text_says_of_the_tables_is_in_them():
-    said = " ".join(ABOUT.split())
+def test_the_numbers_in_the_text_are_in_the_tables():
+    text = " ".join(ABOUT.split())
 
     def difference(variant, other, metric):
         (row,) = [
@@ -123,13 +123,13 @@ def test_what_the_text_says_of_the_tables_is_in_them():
         ]
         return f"{float(row['difference']):+.4f}", f"{float(row['ci95_low']):.4f} to {float(row['ci95_high']):.4f}"
 
-    for told in (
+    for sentence in (
         "Dice {} (95 % interval {})".format(*difference("full", "neither", "dice")),
         "NSD {} ({})".format(*difference("full", "neither", "nsd")),
         "(alone: Dice {}, {})".format(*difference("srpp", "neither", "dice")),
         "({} against the whole, {})".format(*difference("bd-unsupervised", "full", "dice")),
     ):
-        assert told in said, told
+        assert sentence in text, sentence
     survive = {row["task"] for row in rows("comparison.csv") if row["p_holm"] and float(row["p_holm"]) < 0.05}
     assert survive == {"spleen"}
 
@@ -138,7 +138,7 @@ def test_what_the_text_says_of_the_tables_is_in_them():
         for row in TABLE
         if (row["task"], row["class"], row["metric"]) == ("spleen", "spleen", "dice")
     }
-    assert f"Dice {dice['unet', 'nearest-component']:.4f} for {dice['full', 'one-click']:.4f}" in said
+    assert f"Dice {dice['unet', 'nearest-component']:.4f} for {dice['full', 'one-click']:.4f}" in text
     elsewhere = [
         float(row["mean"])
         for row in TABLE
@@ -155,23 +155,23 @@ def test_what_the_text_says_of_the_tables_is_in_them():
         )
         for neighbour in ("yes", "no")
     )
-    told = (
+    sentence = (
         f"{float(off['moved_mm']):.0f} mm off, outside of the spleen, it gives Dice {float(off['dice_mean']):.4f} for"
     )
-    assert f"{told} {float(base['dice_mean']):.4f}" in said
+    assert f"{sentence} {float(base['dice_mean']):.4f}" in text
 
 
-def test_every_figure_is_there_and_the_page_too():
+def test_every_figure_and_the_page_exist():
     named = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", TEXT)
     assert len(named) > 15
     assert {path.relative_to(FOLDER).as_posix() for path in (FOLDER / "figures").iterdir()} == set(named)
     assert "cannot show that SRPP or BD helps on patients" in (FOLDER / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_text_says_by_what_command_on_what_and_when():
+def test_the_text_states_command_machine_and_date():
     (line,) = re.findall(r"```sh\n(python -m experiments.paper.phantom --out phantom_programme)\n", ABOUT)
     assert line in (ROOT / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
-    for told in (
+    for pattern in (
         r"\b2026-\d\d-\d\d\b",
         r"\bcommit [0-9a-f]{7}\b",
         r"\b2 cores\b",
@@ -179,4 +179,4 @@ def test_the_text_says_by_what_command_on_what_and_when():
         "cannot show",
         "research use only",
     ):
-        assert re.search(told, ABOUT), told
+        assert re.search(pattern, ABOUT), pattern

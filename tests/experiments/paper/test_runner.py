@@ -1,4 +1,4 @@
-"""The runner from runs to tables: killed in the middle, it ends with the tables of one that was not."""
+"""Runner from runs to tables: a programme that was killed ends with the tables of one that was not."""
 
 import base64
 import csv
@@ -20,8 +20,8 @@ from experiments.paper.programme import cells
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.report import plots
-from sam2_3dmed_jax.evaluation.results import read_results, table_text
-from sam2_3dmed_jax.evaluation.sweep.settings import FACTORS
+from sam2_3dmed_jax.evaluation.result_files import read_results, table_text
+from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS
 from tests.helpers.two_seeds import SIZE, programme
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,7 +48,7 @@ def start(data: Path, *folders: Path) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """Folders of a programme that was killed in its first run, and of one that was not; and what they said."""
+    """Folders of a programme that was killed in its first run and of one that was not, and their output."""
     killed, whole = (tmp_path_factory.mktemp(name) for name in ("killed", "whole"))
     first = next(cell for cell in cells(programme(data)) if cell.variant.kind == "trained").folder(killed)
     process = start(data, killed)
@@ -58,35 +58,35 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not (first / "scores").exists()
     process = start(data, killed, whole)
-    _, told = process.communicate(timeout=600)
-    assert process.returncode == 2, told  # for the run that fails
-    return killed, whole, told
+    _, output = process.communicate(timeout=600)
+    assert process.returncode == 2, output  # because one run fails
+    return killed, whole, output
 
 
-def test_a_killed_programme_ends_with_the_tables_of_one_that_was_not(runs):
+def test_a_killed_programme_ends_with_the_tables_of_an_undisturbed_one(runs):
     killed, whole, _ = runs
     for name in ("table.csv", "runs.csv", "comparison.csv"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert len((whole / "table.csv").read_text().splitlines()) > 20
 
 
-def test_a_run_that_fails_is_recorded_and_stops_no_other(runs, data: Path):
-    _, whole, told = runs
+def test_a_run_that_fails_is_recorded_and_does_not_stop_the_others(runs, data: Path):
+    _, whole, output = runs
     failed = [cell for cell in cells(programme(data)) if (cell.folder(whole) / "failed.json").exists()]
     assert [cell.variant.name for cell in failed] == ["others-lost"]
     assert "nowhere/spleen" in json.loads((failed[0].folder(whole) / "failed.json").read_text())["error"]
-    assert "1 runs have failed" in told.splitlines()[-1] and "others-lost" in told.splitlines()[-1]
+    assert "1 runs have failed" in output.splitlines()[-1] and "others-lost" in output.splitlines()[-1]
     done = [cell for cell in cells(programme(data)) if (cell.folder(whole) / "done.json").exists()]
     assert [cell.variant.name for cell in done] == ["neither", "region-growing", "neither"]
 
 
-def test_every_mean_of_the_table_is_that_of_the_cases_in_the_runs_that_it_names(runs):
+def test_every_mean_of_the_table_is_the_mean_of_the_cases_of_its_runs(runs):
     _, whole, _ = runs
     with (whole / "table.csv").open() as file, (whole / "runs.csv").open() as other:
-        table, listed = list(csv.DictReader(file)), list(csv.DictReader(other))
+        table, run_rows = list(csv.DictReader(file)), list(csv.DictReader(other))
     checked = 0
     for row in (row for row in table if row["mean"] and row["class"] != "macro"):
-        of = [r for r in listed if all(r[key] == row[key] for key in ("task", "variant", "scoring", "class"))]
+        of = [r for r in run_rows if all(r[key] == row[key] for key in ("task", "variant", "scoring", "class"))]
         assert {r["config_hash"] for r in of} == {row["config_hash"]} and len(of) == int(row["runs"])
         by_case: dict[str, list[float]] = {}
         for run in of:
@@ -101,29 +101,31 @@ def test_every_mean_of_the_table_is_that_of_the_cases_in_the_runs_that_it_names(
     assert checked >= 12 and {row["variant"] for row in table} == {"neither", "region-growing"}
 
 
-def test_the_page_and_the_text_say_what_they_cannot_tell_and_hold_the_tables(runs):
+def test_the_page_and_the_text_state_their_limits_and_contain_the_tables(runs):
     _, whole, _ = runs
-    text, page = ((whole / name).read_text() for name in ("tables.md", "report.html"))
-    for told in (text, page):
-        assert "cannot show that SRPP or BD helps on patients" in told
-        assert "Block: reference-prompted" in told and "Region growing" in told and "For research use only" in told
-    assert "![Training on Spleen (phantoms)](figures/training_spleen.svg)" in text
+    markdown, page = ((whole / name).read_text() for name in ("tables.md", "report.html"))
+    for report in (markdown, page):
+        assert "cannot show that SRPP or BD helps on patients" in report
+        assert (
+            "Block: reference-prompted" in report and "Region growing" in report and "For research use only" in report
+        )
+    assert "![Training on Spleen (phantoms)](figures/training_spleen.svg)" in markdown
     assert (whole / "figures" / "training_spleen.svg").read_text().startswith("<?xml")
-    assert "![Failure on Spleen (phantoms)](figures/failure_spleen_neither_1.png)" in text
+    assert "![Failure on Spleen (phantoms)](figures/failure_spleen_neither_1.png)" in markdown
     picture = (whole / "figures" / "failure_spleen_neither_1.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in page
 
 
-def test_each_hash_is_that_of_the_config_beside_the_tables(runs, data: Path):
+def test_each_hash_belongs_to_a_config_in_the_report(runs, data: Path):
     _, whole, _ = runs
-    told = json.loads((whole / "configs.json").read_text())
+    configs = json.loads((whole / "configs.json").read_text())
     with (whole / "runs.csv").open() as file:
-        assert {row["config_hash"] for row in csv.DictReader(file)} == told.keys()
-    for digest, config in told.items():
-        assert hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest().startswith(digest)
+        assert {row["config_hash"] for row in csv.DictReader(file)} == configs.keys()
+    for config_hash, config in configs.items():
+        assert hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest().startswith(config_hash)
 
 
-def test_curves_of_robustness_hold_what_differs_from_the_base_in_one_factor(data: Path, tmp_path: Path, monkeypatch):
+def test_robustness_curves_differ_from_the_base_in_one_factor(data: Path, tmp_path: Path, monkeypatch):
     base = {**dict.fromkeys(FACTORS, "0"), "placement": "centre", "class": "macro", "dice_mean": "0.5"}
     rows = [
         {**base, "model": f"runs/spleen-{variant}-fold0-seed0-abc", "prompt": prompt, **changed, "dice_mean": mean}

@@ -1,4 +1,4 @@
-"""Shards and the folder: what is written comes back to the bit, and what is damaged or of others is named."""
+"""Shards and folder of the feature cache: exact round trip, and errors for damaged or other features."""
 
 import pickle
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.config import ModelConfig
-from sam2_3dmed_jax.data.prepared import CaseEntry
+from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.training.features.cache import NEW, FeatureCache, FeatureKey
@@ -22,7 +22,9 @@ KEY = FeatureKey("ab" * 32, "nano", 64, "float32", "soft_tissue", "Spleen", {"sp
 
 def case(name="a", depth=DEPTH):
     affine = ((1.0, 0.0, 0.0, 0.0),) * 4
-    return CaseEntry(name, "x", 9, (depth, 8, 8), (1.0, 1.0, 1.0), affine, "LPS", "CT", 1.0, 0.0, {1: (1,) * depth}, {})
+    return PreparedCase(
+        name, "x", 9, (depth, 8, 8), (1.0, 1.0, 1.0), affine, "LPS", "CT", 1.0, 0.0, {1: (1,) * depth}, {}
+    )
 
 
 def features(seed=0):
@@ -33,30 +35,30 @@ def features(seed=0):
 @pytest.fixture
 def cache(tmp_path):
     """A folder with the features of one case, written in two blocks."""
-    made = FeatureCache(str(tmp_path / "features"), KEY, SHAPES)
-    made.check()
-    made.claim()
+    cache = FeatureCache(str(tmp_path / "features"), KEY, SHAPES)
+    cache.check()
+    cache.claim()
     whole = features()
     blocks = (SliceFeatures(*(field[part] for field in whole)) for part in (slice(0, 3), slice(3, None)))
-    made.finish(case(), write_features(made.shard(case()), blocks))
-    return made
+    cache.finish(case(), write_features(cache.shard(case()), blocks))
+    return cache
 
 
-def test_features_come_back_to_the_bit_in_any_order_and_zeros_follow(cache):
+def test_features_are_read_back_exactly_in_any_order_padded_with_zeros(cache):
     written = features()
-    for found, field in zip(cache.read(case(), [4, 0, 4], 5), written, strict=True):
-        assert found.dtype == ml_dtypes.bfloat16 and found.shape == (5, *field.shape[1:])
-        np.testing.assert_array_equal(found[:3].view(np.uint16), field[[4, 0, 4]].view(np.uint16))
-        assert not found[3:].astype(np.float32).any()
+    for values, field in zip(cache.read(case(), [4, 0, 4], 5), written, strict=True):
+        assert values.dtype == ml_dtypes.bfloat16 and values.shape == (5, *field.shape[1:])
+        np.testing.assert_array_equal(values[:3].view(np.uint16), field[[4, 0, 4]].view(np.uint16))
+        assert not values[3:].astype(np.float32).any()
 
 
-def test_a_slice_takes_on_disk_what_is_told_before(cache):
+def test_the_size_of_a_shard_is_the_predicted_one(cache):
     size = cache.shard(case()).stat().st_size
     assert slice_bytes(feature_shapes(ModelConfig("sam2.1_hiera_large"))) == 8 * 1024 * 1024  # 8.4 MB
     assert 0 <= size - DEPTH * slice_bytes(SHAPES) < 2 * 65536  # ArrayRecord's blocks
 
 
-def test_a_pickled_cache_reads_the_same_and_carries_no_open_file(cache):
+def test_a_pickled_cache_reads_the_same_features(cache):
     before = cache.read(case(), [2], 1)
     copy = pickle.loads(pickle.dumps(cache))
     assert copy == cache
@@ -64,37 +66,37 @@ def test_a_pickled_cache_reads_the_same_and_carries_no_open_file(cache):
         np.testing.assert_array_equal(one.view(np.uint16), two.view(np.uint16))
 
 
-def test_only_the_case_as_it_was_when_encoded_is_held(cache):
-    assert not cache.lacks(case())
-    assert cache.lacks(case("b")) == NEW
-    assert cache.lacks(replace(case(), source={"image": {"sha256": "other"}})) == NEW
+def test_the_features_of_a_changed_case_are_missing(cache):
+    assert not cache.missing_reason(case())
+    assert cache.missing_reason(case("b")) == NEW
+    assert cache.missing_reason(replace(case(), source={"image": {"sha256": "other"}})) == NEW
 
 
-@pytest.mark.parametrize("harm", ["truncated", "missing"])
-def test_a_shard_that_is_cut_or_gone_is_named_and_not_held(cache, harm):
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_truncated_or_missing_shard_is_reported(cache, damage):
     shard = cache.shard(case())
     content = shard.read_bytes()
-    shard.unlink() if harm == "missing" else shard.write_bytes(content[:1000])
-    size = 0 if harm == "missing" else 1000
-    assert cache.lacks(case()) == f"{shard} has {size} bytes of {len(content)}"
+    shard.unlink() if damage == "missing" else shard.write_bytes(content[:1000])
+    size = 0 if damage == "missing" else 1000
+    assert cache.missing_reason(case()) == f"{shard} has {size} bytes of {len(content)}"
 
 
-def test_a_flipped_bit_is_found_when_it_is_read_and_named_with_the_mend(cache):
+def test_a_flipped_bit_is_found_at_the_read_and_reported_with_a_fix(cache):
     shard = cache.shard(case())
     content = bytearray(shard.read_bytes())
     for at in range(1000, DEPTH * slice_bytes(SHAPES), slice_bytes(SHAPES) // 3):
         content[at] ^= 1
     shard.write_bytes(content)
-    assert not cache.lacks(case())  # its size is right
+    assert not cache.missing_reason(case())  # its size is unchanged
     with pytest.raises(UserError) as caught:
         for d in range(DEPTH):
             cache.read(case(), [d], 1)
     assert str(caught.value).startswith(f"{shard} is damaged (")
-    assert str(caught.value).endswith("delete it and run `sam2-3dmed train` again, which encodes its slices anew")
+    assert str(caught.value).endswith("delete it and run `sam2-3dmed train` again, which encodes its slices again")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"encoder": "cd" * 32}, "encoder is abababababab there and cdcdcdcdcdcd here"),
         ({"window": "lung"}, 'window is "soft_tissue" there and "lung" here'),
@@ -108,25 +110,25 @@ def test_a_flipped_bit_is_found_when_it_is_read_and_named_with_the_mend(cache):
     ],
     ids=str,
 )
-def test_features_of_other_settings_are_refused_with_what_differs(cache, change, told):
+def test_features_of_other_settings_are_refused_with_the_differences(cache, change, message):
     with pytest.raises(UserError) as caught:
         FeatureCache(cache.path, replace(KEY, **change), SHAPES).check()
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"data.features: {cache.path} holds features of other settings (")
     cache.check()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 2, "key": {}}', '{"format": 1, "key": 3}'])
-def test_a_record_that_cannot_be_read_is_refused(cache, tmp_path, text):
+def test_an_unreadable_record_is_refused(cache, tmp_path, text):
     (tmp_path / "features" / "features.json").write_text(text)
     with pytest.raises(UserError, match=r"features\.json (cannot be read|has format 2)"):
         cache.check()
 
 
-def test_a_case_whose_name_leads_elsewhere_and_a_folder_that_is_not_local_are_refused(cache):
-    with pytest.raises(UserError, match="is no file name"):
+def test_a_case_name_with_a_path_and_a_remote_folder_are_refused(cache):
+    with pytest.raises(UserError, match="is not a file name"):
         cache.finish(case("../../a"), 1)
-    with pytest.raises(UserError, match="gs://bucket/features is no local folder"):
+    with pytest.raises(UserError, match="gs://bucket/features is not a local folder"):
         FeatureCache("gs://bucket/features", KEY, SHAPES).check()
 
 
@@ -137,7 +139,7 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_what_a_dead_run_left_unfinished_is_removed_once_it_is_old(cache):
+def test_old_unfinished_files_of_killed_runs_are_removed(cache):
     import os
 
     old, young = (cache.shard(case(name)).with_name(f".{name}.arrayrecord.0.tmp") for name in "bc")

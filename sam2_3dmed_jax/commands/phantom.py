@@ -1,0 +1,45 @@
+"""`sam2-3dmed phantom`: a synthetic CT dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sam2_3dmed_jax.commands.command_line import Parser
+from sam2_3dmed_jax.errors import UserError
+
+HELP = "write a synthetic CT dataset in MSD layout"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `phantom`."""
+
+    out: str
+    cases: int
+    seed: int
+    task: str
+
+
+def add_arguments(parser: Parser) -> None:
+    """Define the arguments."""
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+    parser.add_argument("--cases", type=int, default=40, help="number of cases")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the anatomies")
+    parser.add_argument(
+        "--task",
+        choices=("spleen", "pancreas", "lung", "organs"),
+        default="spleen",
+        help="which organs are labelled",
+    )
+
+
+def run(options: Options) -> None:
+    """Write the dataset."""
+    from sam2_3dmed_jax.phantom import write_phantom_dataset
+    from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+
+    if options.cases < 1:
+        raise UserError(f"--cases: {options.cases} is not a number of cases; give 1 or more")
+    with ConsoleProgress() as progress:
+        write_phantom_dataset(options.out, options.cases, options.seed, options.task, progress)
+    print(f"{options.cases} phantoms in {options.out}")

@@ -1,0 +1,158 @@
+"""Report of a sweep: its spec, robustness curves, and the means of every setting, as in `summary.csv`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from sam2_3dmed_jax.config import SweepSpec
+from sam2_3dmed_jax.evaluation.report import plots
+from sam2_3dmed_jax.evaluation.report.frame import html_page
+from sam2_3dmed_jax.evaluation.report.markup import Cell, Number, Range, facts, figure, table
+from sam2_3dmed_jax.evaluation.report.wording import name_of, number
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, base_of, meaningful
+from sam2_3dmed_jax.evaluation.sweep.sweep_tables import MACRO, WHY, as_text
+from sam2_3dmed_jax.metrics import registry
+from sam2_3dmed_jax.metrics.statistics import DRAWS
+
+ROWS = 2000  # most rows of the table of settings; all of them are in summary.csv
+_CURVES = {
+    "misplacement_mm": "misplacement (mm)",
+    "noise_mm": "noise, SD (mm)",
+    "prompted_slices": "prompted slices",
+    "threshold": "logit threshold",
+}
+
+
+def sweep_page(spec: SweepSpec, summary: Sequence[ScoreRow], record: dict[str, Any]) -> str:
+    """Return the page of a sweep.
+
+    Args:
+        spec: of the sweep.
+        summary: `sweep_tables.summary_rows`.
+        record: `sweep_tables.record`.
+    """
+    cases = {case for entry in record["checkpoints"] for case in entry["cases"]}
+    sections = [
+        ("What was swept", _spec_table(spec, record, len(cases))),
+        ("Robustness", _robustness(spec, summary)),
+        ("Settings", _settings(summary)),
+        ("Definitions", facts("Definitions. As in sweep.json.", list(record["definitions"].items()))),
+    ]
+    return html_page(f"Sweep (exploratory): {record['settings']} settings on {len(cases)} cases", sections, WHY)
+
+
+def curve_points(
+    spec: SweepSpec, summary: Sequence[ScoreRow], factor: str, metric: str, class_: str
+) -> list[dict[str, Any]]:
+    """Return the points of a robustness curve: one factor varies, one line per model, prompt and BD, the rest at base.
+
+    Returns:
+        Points for `plots.curves`, with the means and intervals of the summary.
+    """
+    base = base_of(spec)
+    several = len({row["model"] for row in summary}) > 1
+    branches = {row["bd"] for row in summary}
+    points = []
+    for row in summary:
+        here = Setting(**{name: row[name] for name in FACTORS})
+        free = {"prompt": here.prompt, "bd": here.bd, factor: getattr(here, factor)}
+        if row["class"] != class_ or here != meaningful(dataclasses.replace(base, **free)):
+            continue
+        name = here.prompt + (f", BD {here.bd}" if len(branches) > 1 else "")
+        ends = row.get(f"{metric}_ci95_low", ""), row.get(f"{metric}_ci95_high", "")
+        mean = row.get(f"{metric}_mean", "")
+        points.append(
+            {
+                "x": getattr(here, factor),
+                "series": f"{name}, {row['model']}" if several else name,
+                "mean": None if mean == "" else mean,
+                "ci95": None if "" in ends else ends,
+            }
+        )
+    return points
+
+
+def _spec_table(spec: SweepSpec, record: dict[str, Any], cases: int) -> str:
+    trained = sorted({entry["trained_on_these_cases"] for entry in record["checkpoints"]})
+    pairs = [("kind", WHY), ("cells", str(record["cells"])), ("settings", str(record["settings"]))]
+    pairs += [("cases", str(cases)), ("checkpoints", ", ".join(e["checkpoint"] for e in record["checkpoints"]))]
+    pairs += [("trained on these cases", ", ".join(trained)), ("data", spec.data), ("design", spec.design)]
+    pairs += [("combined with all other factors", ", ".join(spec.crossed))] if spec.crossed else []
+    pairs += [(name, ", ".join(map(str, getattr(spec, name)))) for name in FACTORS]
+    pairs += [("seed of prompts", str(spec.prompt_seed)), ("definition of surfaces", spec.definition)]
+    pairs += [("where one mask is empty", f"Dice, IoU, NSD 0; distances by the policy '{spec.empty}'")]
+    return facts("What was swept. The first value of a factor is its base. For research use only.", pairs)
+
+
+def _robustness(spec: SweepSpec, summary: Sequence[ScoreRow]) -> str:
+    classes = list(dict.fromkeys(row["class"] for row in summary))
+    if len(classes) == 2:  # one class, and the mean over it
+        classes.remove(MACRO)
+    parts = []
+    for class_ in classes:
+        shown = ""
+        for factor, axis in _CURVES.items():
+            if len(getattr(spec, factor)) < 2:
+                continue
+            for metric in registry.names_with("primary"):
+                points = curve_points(spec, summary, factor, metric, class_)
+                if any(point["mean"] is not None for point in points):
+                    shown += _curve(points, axis, metric, class_, summary)
+        if shown:
+            parts.append(f'<h3>{escape(class_)}</h3><div class="plots">{shown}</div>')
+    return "".join(parts) or "<p>No numeric factor has several values.</p>"
+
+
+def _curve(points: list[dict[str, Any]], axis: str, metric: str, class_: str, summary: Sequence[ScoreRow]) -> str:
+    name = name_of(metric)
+    tolerance = sorted({row["tolerance_mm"] for row in summary if row["class"] == class_ and "tolerance_mm" in row})
+    registered = registry.metric(metric)
+    if registered and registered.tolerant and tolerance:
+        name += f" at {tolerance[0]:g} mm"
+    words = "; ".join(
+        f"{point['series']} at {point['x']:g}: {number(metric, point['mean'])}"
+        for point in sorted(points, key=lambda point: (str(point["series"]), point["x"]))
+    )
+    caption = (
+        f"{class_}: mean {name} against {axis}, all other factors at their base. Bands: 95 % intervals of {DRAWS} "
+        "bootstrap samples over cases."
+    )
+    return figure("svg+xml", plots.curves(points, axis, f"mean {name}"), f"Curves of {name}. {words}.", caption)
+
+
+def _settings(summary: Sequence[ScoreRow]) -> str:
+    shown = (*registry.names_with("headline"), "volume_error_ml")
+    metrics = [metric for metric in shown if any(row.get(f"{metric}_mean", "") != "" for row in summary)]
+    named = [name for name in ("model", *FACTORS) if name == "prompt" or len({row[name] for row in summary}) > 1]
+    header = ["class", *named, "n", *(part for m in metrics for part in (name_of(m), "95 % interval"))]
+    body: list[list[Cell]] = []
+    for row in map(as_text, summary[:ROWS]):
+        scored: list[Cell] = []
+        for metric in metrics:
+            mean, low, high = (row.get(f"{metric}_{what}", "") for what in ("mean", "ci95_low", "ci95_high"))
+            scored += ["undefined" if mean == "" else _exact(metric, mean), _range(metric, low, high)]
+        body.append([row["class"], *(_factor(row[name]) for name in named), row.get("n", ""), *scored])
+    left = "" if len(summary) <= ROWS else f" The first {ROWS} of {len(summary)} rows."
+    caption = (
+        "Settings. Mean over cases of each class (a case being the mean over its seeds), and over classes (macro). "
+        f"Factors with one value are listed above. Each row is one of summary.csv next to this page.{left}"
+    )
+    return f"<details open><summary>{len(summary)} rows</summary>{table(caption, header, body)}</details>"
+
+
+def _exact(metric: str, value: float) -> Number:
+    return number(metric, value, f"{value:.6g}")
+
+
+def _range(metric: str, low: float | str, high: float | str) -> Range | str:
+    if isinstance(low, str) or isinstance(high, str):
+        return ""
+    return Range(_exact(metric, low), _exact(metric, high))
+
+
+def _factor(value: float | int | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,168 @@
+"""Compiled programs of propagation: prompted slices, corrections, and blocks of slices in one `lax.scan`.
+
+A row is an object, or an object in one of the two directions. A block has a fixed number of steps and the memory bank
+has a fixed size, so volumes of any depth share one compilation. A step in which a row is not active leaves the memory
+of the row unchanged.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from sam2_3dmed_jax.model.slice_position import add_context
+from sam2_3dmed_jax.sam2.layers import repeat_per_object
+from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
+from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures, SliceOutput
+from sam2_3dmed_jax.sam2.parameters import Weights, merge
+from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
+
+
+class SliceResult(NamedTuple):
+    """Results of R rows on one slice each; `propagate_block` adds a leading axis of steps."""
+
+    mask_logits: jax.Array  # float32 [R, S/4, S/4]
+    object_score_logits: jax.Array  # float32 [R]
+    memory: jax.Array  # [R, N, mem_dim]
+    pointer: jax.Array  # [R, C]
+
+
+class PropagationSteps(NamedTuple):
+    """The steps of a block: T steps, G directions, R = G x K rows."""
+
+    features: SliceFeatures  # each [T, G, ...]
+    context: jax.Array  # [T, G, C]
+    slice_index: jax.Array  # int32 [T, R]
+    active: jax.Array  # bool [T, R]: False where a row is not propagated to its slice
+
+
+def decode_from_memory(
+    model: SAM2,
+    bank: MemoryBank,
+    features: SliceFeatures,
+    context: jax.Array,
+    index: jax.Array,
+    direction: jax.Array,
+    depth: jax.Array | int,
+    prompts: PromptTokens,
+    by_stability: bool = False,
+) -> SliceOutput:
+    """Decode R rows, on one slice each, conditioned on their memories.
+
+    Args:
+        model: the model.
+        bank: memories of the R rows.
+        features: of G slices, `[G, ...]`; each is shared by R / G consecutive rows.
+        context: `[G, C]`, slice context of the same slices.
+        index: int32 `[R]`, the slice of each row.
+        direction: int32 `[R]`, +1 or -1.
+        depth: slices of the volume.
+        prompts: of the R rows.
+        by_stability: choose among the multimask candidates by stability.
+    """
+    memory = model.memory_tokens(bank, index, direction, depth)
+    conditioned = model.condition_on_memory(add_context(features.embedding, context), memory)
+    features = jax.tree.map(lambda x: repeat_per_object(x, len(index)), features)
+    return model.decode(conditioned, features, prompts, by_stability=by_stability)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def propagate_block(
+    graphdef: nnx.GraphDef[Any],
+    weights: Weights,
+    bank: MemoryBank,
+    steps: PropagationSteps,
+    direction: jax.Array,
+    depth: jax.Array,
+) -> tuple[MemoryBank, SliceResult]:
+    """Propagate R rows through a block of slices without prompts.
+
+    Args:
+        graphdef: the structure of the model.
+        weights: its weights.
+        bank: memories of the R rows before the block.
+        steps: the slices of the block.
+        direction: int32 `[R]`, +1 or -1.
+        depth: int32, slices of the volume.
+
+    Returns:
+        The bank after the block, and results with leading axis T. Results of inactive rows are meaningless. A step
+        without active rows is not computed.
+    """
+    model = merge(graphdef, weights)
+    rows = direction.shape[0]
+
+    def propagate(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
+        out = decode_from_memory(
+            model, bank, step.features, step.context, step.slice_index, direction, depth, no_prompts(rows)
+        )
+        memory = model.encode_memory(step.features.embedding, out.mask_logits, out.object_score_logits)
+        bank = bank.write_recent(step.slice_index, step.active, memory, out.pointer)
+        return bank, SliceResult(out.mask_logits, out.object_score_logits, memory, out.pointer)
+
+    first_step = jax.tree.map(lambda x: x[0], steps)
+    _, result_shapes = jax.eval_shape(propagate, bank, first_step)
+    empty_result = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result_shapes)
+
+    def propagate_if_active(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
+        after: tuple[MemoryBank, SliceResult] = lax.cond(
+            step.active.any(), propagate, lambda bank, _: (bank, empty_result), bank, step
+        )
+        return after
+
+    return lax.scan(propagate_if_active, bank, steps)
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def segment_from_points(
+    graphdef: nnx.GraphDef[Any],
+    weights: Weights,
+    features: SliceFeatures,
+    context: jax.Array,
+    prompts: PromptTokens,
+    postprocessing: bool,
+) -> SliceResult:
+    """Segment R slices by points and boxes, without memory."""
+    model = merge(graphdef, weights)
+    conditioned = model.without_memory(add_context(features.embedding, context))
+    out = model.decode(conditioned, features, prompts, by_stability=postprocessing)
+    return _with_memory(model, features, out, postprocessing)
+
+
+@partial(jax.jit, static_argnums=(0, 8))
+def correct_from_points(
+    graphdef: nnx.GraphDef[Any],
+    weights: Weights,
+    bank: MemoryBank,
+    features: SliceFeatures,
+    context: jax.Array,
+    index: jax.Array,
+    direction: jax.Array,
+    depth: jax.Array,
+    postprocessing: bool,
+    prompts: PromptTokens,
+) -> SliceResult:
+    """Segment R slices again by points and boxes, conditioned on their memories and their earlier logits."""
+    model = merge(graphdef, weights)
+    out = decode_from_memory(model, bank, features, context, index, direction, depth, prompts, postprocessing)
+    return _with_memory(model, features, out, postprocessing)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def segment_from_masks(
+    graphdef: nnx.GraphDef[Any], weights: Weights, features: SliceFeatures, masks: jax.Array, postprocessing: bool
+) -> SliceResult:
+    """Return R mask prompts `[R, S, S]` in {0, 1} as the results of their slices."""
+    model = merge(graphdef, weights)
+    return _with_memory(model, features, model.use_mask_as_output(features, masks), postprocessing)
+
+
+def _with_memory(model: SAM2, features: SliceFeatures, out: SliceOutput, binarise: bool) -> SliceResult:
+    """Encode the memory of prompted slices."""
+    memory = model.encode_memory(features.embedding, out.mask_logits, out.object_score_logits, binarise=binarise)
+    return SliceResult(out.mask_logits, out.object_score_logits, memory, out.pointer)
