@@ -1,4 +1,4 @@
-"""Shared by all tests: the CPU unless told otherwise, and the real CT volumes outside of the repository."""
+"""Shared by all tests: the CPU by default, and the real CT volumes outside of the repository."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:
-    """The folder of real CT volumes: $SAM2_3DMED_REALDATA, or `../shared/realdata` beside the repository."""
+    """The folder of real CT volumes: $SAM2_3DMED_REALDATA, or `../shared/realdata` next to the repository."""
     folder = Path(os.environ.get("SAM2_3DMED_REALDATA", ROOT.parent / "shared" / "realdata")).resolve()
     if not folder.is_dir():
         pytest.skip(f"real CT volumes are absent: set SAM2_3DMED_REALDATA to their folder ({folder} does not exist)")

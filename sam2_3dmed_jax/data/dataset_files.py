@@ -87,7 +87,7 @@ class FolderFiles:
 
 
 class ArchiveFiles:
-    """A dataset in a tar archive. Its folder is the one with `dataset.json`, or with `imagesTr` if there is none.
+    """A dataset in a tar archive. Its folder is the one with `dataset.json`, otherwise the one with `imagesTr`.
 
     Raises:
         UserError: as `read_members`; or the archive does not contain exactly one dataset.

@@ -51,7 +51,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[bytes], option
 
 @contextlib.contextmanager
 def _writer_errors() -> Iterator[None]:
-    """Convert the RuntimeErrors of ArrayRecord to OSErrors, so that those of the iterator of records stay apart."""
+    """Convert the RuntimeErrors of ArrayRecord to OSErrors, and not the errors of the iterator of records."""
     try:
         yield
     except RuntimeError as error:

@@ -108,7 +108,7 @@ def split_to_score(ids: Sequence[str], fingerprint: str, checkpoint: str, settin
         ids: ids of all cases of the dataset.
         fingerprint: fingerprint of the dataset (`datasets.dataset_fingerprint`).
         checkpoint: folder of the checkpoint; the `split.json` of its training run is next to it, if available.
-        settings: settings that the user passes, under the names of `SPLIT_FIELDS`. The others are those of the run if
+        settings: settings that the user passes, under the names of `SPLIT_FIELDS`. The others come from the run if
             it trained on this dataset; otherwise, or if `split` or `splits` is passed, they have their defaults.
 
     Raises:

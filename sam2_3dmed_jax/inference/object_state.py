@@ -92,7 +92,7 @@ def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, i
     Args:
         objects: one per row.
         prompted: P, room for prompted slices.
-        past: (slice, direction) per row; the recent memories of the row are those of the slices that come before this
+        past: (slice, direction) per row; the recent memories of the row belong to the slices before this
             slice in this direction. None leaves the recent memories empty.
     """
     config = objects[0].config

@@ -96,7 +96,7 @@ PROPAGATION_ORDERS: dict[PropagationOrder, Callable[[PropagationContext, list[Ob
 class _DirectionMerger:
     """Merges the results of both directions: logits of slices that both visit are averaged.
 
-    Memories of such slices are those of the pass up.
+    Memories of such slices come from the pass up.
     """
 
     objects: list[ObjectState]

@@ -1,8 +1,8 @@
 """Sliding-window inference: a function of patches applied to a volume of any size, with Gaussian weights.
 
 As in nnU-Net, windows are spread evenly, overlap by at least half, and are weighted by a Gaussian with a standard
-deviation of an eighth of the patch. A volume smaller than a patch is centred in it and padded with zeros. There is no
-mirroring at test time.
+deviation of an eighth of the patch. A volume smaller than a patch is centred in it and padded with zeros.
+Test-time mirroring is left out.
 """
 
 from __future__ import annotations

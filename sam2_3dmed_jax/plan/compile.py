@@ -103,7 +103,7 @@ def _memory(analysis: Any, module: Module) -> dict[str, int]:
         memory[kind] = memory.get(kind, 0) + sum(array_bytes(parameter.shape))
     memory["padding of arguments"] = analysis.argument_size_in_bytes - sum(memory.values())
     memory["temporaries"] = analysis.temp_size_in_bytes
-    memory["outputs beside donated arguments"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    memory["outputs besides donated arguments"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     memory["generated code"] = analysis.generated_code_size_in_bytes
     return memory
 

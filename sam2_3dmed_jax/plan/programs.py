@@ -66,5 +66,5 @@ def _prediction_programs(config: ExperimentConfig, device: Any) -> list[Program]
     encode, propagate = partial(encode_block.trace, graphdef), partial(propagate_block.trace, graphdef)
     return [
         Program(f"encode {images.shape[0]} slices", encode, {"weights": weights, "images": images}, 1),
-        Program(f"walk {BLOCK} slices", propagate, {"weights": weights, **propagation}, 1),
+        Program(f"propagate {BLOCK} slices", propagate, {"weights": weights, **propagation}, 1),
     ]

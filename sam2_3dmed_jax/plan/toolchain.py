@@ -36,7 +36,7 @@ def check(topology: Topology) -> None:
         missing = "libdevice and ptxas (nvidia-cuda-nvcc)" if plugins else "JAX's CUDA plugin"
         raise UserError(
             f"--topology {topology}: the GPU compiler, {missing}, is not installed; pip install "
-            "'sam2-3dmed-jax[plan-gpu]', best in a separate environment, because the plugin warns if there is no GPU"
+            "'sam2-3dmed-jax[plan-gpu]', best in a separate environment, because the plugin warns without a GPU"
         )
     plugin, jaxlib = metadata.version(f"jax-cuda{plugins[0]}-plugin"), metadata.version("jaxlib")
     if plugin != jaxlib:

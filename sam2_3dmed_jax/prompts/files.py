@@ -12,7 +12,7 @@ stored, `mm` are RAS millimetres, and file names are relative to the JSON file:
     }]}
 
 A mask or a scribble is a label map on the grid of the volume. All values except 0 are inside; `{"file": ..., "value":
-4}` selects one value of a mask, and `inside` and `outside` select those of a scribble. Objects without an id are
+4}` selects one value of a mask, and `inside` and `outside` select the values of a scribble. Objects without an id are
 numbered by their position in the list, from 1.
 
 In markups, a node is an object, and nodes with the same name are one object: a point list and a ROI may describe it

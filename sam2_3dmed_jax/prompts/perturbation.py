@@ -172,7 +172,7 @@ class _ObjectSlice:
         return np.linalg.solve(np.linalg.qr(self.plane)[1], mm)
 
     def _nearest_label(self) -> int:
-        """Return the label nearest to the object on this slice, other than its own labels; 0 if there is none."""
+        """Return the label nearest to the object on this slice, other than its own labels; 0 without such a label."""
         distance = ndimage.distance_transform_edt(~self.mask, sampling=self.spacing)
         others = [int(v) for v in np.unique(self.labels) if v > 0 and v not in self.draw_key[2]]
         return min(others, key=lambda v: float(distance[self.labels == v].min()), default=0)

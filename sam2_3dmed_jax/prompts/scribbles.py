@@ -1,6 +1,6 @@
 """Scribbles: strokes drawn in a label map, from which clicks are sampled.
 
-The voxels of a stroke are inside the object, but its border is not that of the object, so it is not a mask prompt. On
+The voxels of a stroke are inside the object, but its border is not the object's border, so it is not a mask prompt. On
 each slice, a few voxels of the strokes become clicks. Farthest-point sampling (Gonzalez 1985) spreads them over all
 strokes, while the number of tokens stays small.
 """

@@ -79,7 +79,7 @@ def test_a_protocol_no_classes_and_data_at_another_spacing_are_refused(files: Pa
     data = str(files / "data")
     for words, sentence in (
         (["evaluate", str(files / "run" / "final"), data, "--protocol", "one-click"], "a U-Net takes no prompts"),
-        (["train", str(files / "unet.py"), "--data.path", data, "--data.classes"], "a U-Net has an output a class"),
+        (["train", str(files / "unet.py"), "--data.path", data, "--data.classes"], "a U-Net has one output per class"),
         (
             ["train", str(files / "unet.py"), "--data.path", str(files / "run" / "data"), "--model.spacing"]
             + ["8", "4", "4"],

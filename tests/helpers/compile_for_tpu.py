@@ -7,7 +7,7 @@ import re
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no metadata server is asked what machine this is
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # there is no chip that two processes could fight over
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two processes cannot compete for a chip, because none exists
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ CONFIG = Sam2Config(memory_attention_layers=1)
 
 
 def describe(devices: np.ndarray, training: bool) -> dict[str, float]:
-    """Compile two slices in a checkpointed scan, of one row a device, with gradients or without."""
+    """Compile two slices in a checkpointed scan, with one row per device, with gradients or without."""
     rows = devices.size
     mesh = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: MemoryAttention(CONFIG, dtype=jnp.bfloat16)))

@@ -51,7 +51,7 @@ def normal(orientation):
 
 
 def write_series(folder, positions=None, array=None, orientation=AXIAL, each=None, rle=False, **tags):
-    """One file a slice, named against their order in space.
+    """Write one file per slice, named against their order in space.
 
     Args:
         folder: where to write.

@@ -9,6 +9,6 @@ from tests.plan.test_tpu import experiment
 
 def test_the_programs_of_a_prediction_trace_with_abstract_arguments_and_have_flops():
     programs = programs_to_compile(experiment(2), "predict", jax.devices())
-    assert [program.name for program in programs] == ["encode 16 slices", "walk 16 slices"]
+    assert [program.name for program in programs] == ["encode 16 slices", "propagate 16 slices"]
     for program in programs:
         assert flops(program.trace(*program.arguments.values()).jaxpr) > 16 * 10**6

@@ -18,7 +18,7 @@ from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, box_prompts
 from sam2_3dmed_jax.runtime.json_fields import Field
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 
-GRID = Grid((12, 10, 6), np.diag([-2.0, -3.0, 4.0, 1.0]), "scan.nii.gz")  # Canonical (x, y) are those of the file.
+GRID = Grid((12, 10, 6), np.diag([-2.0, -3.0, 4.0, 1.0]), "scan.nii.gz")  # Canonical (x, y) are the axes of the file.
 
 
 # A new prompt type: a circle on an axial slice, given by its centre and radius in voxels, becomes the box around it.

@@ -95,7 +95,7 @@ def volume_of(array: np.ndarray, modality: str = "CT") -> Volume:
 
 def test_percentiles_are_taken_over_what_is_above_the_background():
     array = np.zeros((2, 10, 101))
-    array[:, :, 1:] = np.arange(1, 101)  # 1 to 100, each equally often, beside a background of 0
+    array[:, :, 1:] = np.arange(1, 101)  # 1 to 100, each equally often, next to a background of 0
     level, width = window_of(volume_of(array), "10%,90%")
     assert (level - width / 2, level + width / 2) == pytest.approx((10.9, 90.1), abs=1e-4)
 

@@ -57,7 +57,7 @@ def prepare_dataset(
         progress: called after each case.
 
     Returns:
-        The report. If no case could be prepared, there is no index.
+        The report. If no case could be prepared, the index is not written.
 
     Raises:
         UserError: `out` contains other files, has other settings, is in use by another process, or cannot be written;
