@@ -1,4 +1,4 @@
-"""Shared by all tests: the CPU by default, and the real CT volumes outside of the repository."""
+"""Settings of all tests: the CPU, no implicit rank promotion, one compilation cache, and the real CT volumes."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Arrays of different rank must be broadcast explicitly: a forgotten axis would otherwise broadcast to a wrong result.
+# An environment variable, so that it also holds in the processes that tests start.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,7 @@ from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
-from sam2_3dmed_jax.volume.intensity import apply_window, window_of
+from sam2_3dmed_jax.volume.intensity import apply_window, window_of_model
 from sam2_3dmed_jax.volume.resample import regrid, resample_values
 
 
@@ -43,14 +43,16 @@ class AutomaticPredictor:
             progress: called after each window.
 
         Raises:
-            UserError: the volume is too large at the spacing of the model.
+            UserError: the volume is too large at the spacing of the model, or of another modality.
         """
         config, info = self.model.config, self.model.info
         plan = regrid(volume.array.shape, volume.canonical_affine, config.spacing, volume.grid.source or "the volume")
         values = resample_values(volume.array, plan)
         # As in training, the intensity window is computed from the resampled values.
-        resampled = Volume(values, Grid(plan.shape, plan.affine), volume.modality)
-        unit = apply_window(values, *window_of(resampled, info.preprocessing.window))
+        resampled = Volume(
+            values, Grid(plan.shape, plan.affine, volume.grid.source, is_canonical=True), volume.modality
+        )
+        unit = apply_window(values, *window_of_model(resampled, info.preprocessing))
         logits = slide(
             lambda patch: np.asarray(patch_logits(self.graphdef, self.weights, patch)),
             unit,

@@ -30,7 +30,7 @@ from sam2_3dmed_jax.config import (
     UNetConfig,
     upgrade_record,
 )
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, counted
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder
 from sam2_3dmed_jax.sam2.model import SAM2
@@ -138,7 +138,8 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
         raise UserError(f"{path}: the checkpoint does not exist; give a folder that training or conversion wrote")
     if not file.exists():
         raise UserError(
-            f"{path}: config.json is missing, so this is not a native checkpoint; give one, such as RUN/final"
+            f"{path}: config.json is missing, so this is not a native checkpoint; give one, such as RUN/final, or "
+            "convert this one with 'sam2-3dmed convert'"
         )
     return parse_info(file.read_text(), str(file))
 
@@ -151,6 +152,8 @@ def parse_info(text: str, where: str) -> CheckpointInfo:
     """
     try:
         record = json.loads(text)
+        if "format" not in record and "model_type" in record:
+            raise UserError(f"{where}: this is a checkpoint of transformers; convert it with 'sam2-3dmed convert'")
         if record["format"] != FORMAT:
             raise UserError(
                 f"{where}: the format is {record['format']}, this version reads {FORMAT}; use another version"
@@ -218,8 +221,7 @@ def load_weights(path: str | os.PathLike[str], config: AnyModelConfig) -> Weight
         name for name in set(abstract) & set(stored) if tuple(abstract[name].shape) != tuple(stored[name].shape)
     )
     if missing or unexpected or misshaped:
-        discrepancies = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-        summary = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in discrepancies if names)
+        summary = counted({"missing": missing, "unexpected": unexpected, "of another shape": misshaped})
         structure = f"model.preset {config.preset}" if isinstance(config, ModelConfig) else "the U-Net"
         raise UserError(
             f"{path}: its weights do not fit {structure} ({summary}); give the preset and modules of the checkpoint"
@@ -232,13 +234,14 @@ def load_model(path: str | os.PathLike[str], image_size: int | None = None) -> A
 
     Args:
         path: the checkpoint's folder.
-        image_size: S in pixels, in place of the stored size; SAM 2 runs at any multiple of 32.
+        image_size: S in pixels, in place of the stored size; SAM 2 runs at any multiple of 32. A U-Net has none.
 
     Raises:
-        UserError: `path` is not a readable checkpoint.
+        UserError: `path` is not a readable checkpoint, or its model does not run at `image_size`.
     """
     info = read_info(path)
-    weights = load_weights(path, info.model)
-    if image_size is not None and isinstance(info.model, ModelConfig):
+    if image_size is not None:
+        if not isinstance(info.model, ModelConfig):
+            raise UserError(f"{path}: a U-Net has patches and no image size; leave image_size out")
         info = dataclasses.replace(info, model=dataclasses.replace(info.model, image_size=image_size))
-    return assemble(weights, info)
+    return assemble(load_weights(path, info.model), info)

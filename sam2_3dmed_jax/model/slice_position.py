@@ -109,7 +109,8 @@ class SlicePosition(nnx.Module):
         n, window = slices.shape[0], self.config.context_slices
         last_start = jnp.maximum(depth - window, 0)
         offsets = jnp.arange(window)
-        index = jnp.minimum(jnp.arange(n)[:, None], last_start) + offsets  # [n, window]: window i starts at slice i
+        # [n, window]: window i starts at slice i
+        index = jnp.minimum(jnp.arange(n)[:, None], last_start) + offsets[None, :]
         windows = self.context(slices[jnp.minimum(index, n - 1)], index < depth, index)
         positions = jnp.arange(n)
         low = jnp.clip(positions - window // 2, 0, last_start)  # for odd D, `low` and `high` are the same window

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from sam2_3dmed_jax.errors import Stopped, UserError
+from sam2_3dmed_jax.errors import Stopped, UserError, message_line
 
 # JAX declares a process dead after this time without a heartbeat, so that the others end within 30 s. A launcher that
 # detects deaths itself sets a larger value, because a busy machine may delay heartbeats.
@@ -267,7 +267,7 @@ def _cluster_of_environment() -> dict[str, Any]:
 def _exit_code_and_message(error: BaseException, group: _Group) -> tuple[int, str]:
     process = f"process {group.index} of {group.count}"
     if isinstance(error, UserError):
-        return 2, " ".join(str(error).split())
+        return 2, message_line(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, f"{process} was interrupted; {RUN_AGAIN}"
     return 1, f"{process} failed ({type(error).__name__}: {_first_line(error)}); read its output"

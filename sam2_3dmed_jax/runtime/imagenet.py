@@ -25,4 +25,7 @@ def normalise(unit: ArrayT) -> ArrayT:
         `[..., S, S, 3]` float32, an array of the same kind.
     """
     grey = unit.astype(np.float32, copy=False)[..., None]
-    return (grey - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+    # Both have as many axes as `grey`, because JAX can be configured to reject operands of different rank.
+    leading = tuple(range(unit.ndim))
+    mean, std = (np.expand_dims(np.array(x, np.float32), leading) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (grey - mean) / std

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +32,8 @@ class Progress(Protocol):
 class ConsoleProgress:
     """A `Progress` on stderr: a bar on a terminal, at most one line every `LINE_EVERY` seconds elsewhere.
 
+    Both show the time left, which therefore does not belong in a note.
+
     Use it as a context manager.
     """
 
@@ -39,6 +42,7 @@ class ConsoleProgress:
         self._bar: Bar | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # time of the first call, and the units finished by then
         if sys.stderr.isatty():
             self._bar = _bar()
 
@@ -63,9 +67,19 @@ class ConsoleProgress:
             self._bar.update(self._tasks[what], completed=done, total=total, note=note)
             return
         now = time.monotonic()
+        if what not in self._first or done <= self._first[what][1]:  # the first call, or the same work starts again
+            self._first[what] = (now, done)
         if done == total or now - self._last.get(what, -LINE_EVERY) >= LINE_EVERY:
             self._last[what] = now
-            print(f"{what}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+            line = f"{what}: {done}/{total} {note}".rstrip()
+            print(line + self._time_left(what, done, total, now), file=sys.stderr, flush=True)
+
+    def _time_left(self, what: str, done: int, total: int, now: float) -> str:
+        """Return the time left at the mean speed since the first call; empty if it is not known yet."""
+        started, before = self._first[what]
+        if not before < done < total:
+            return ""
+        return f"  {timedelta(seconds=round((now - started) / (done - before) * (total - done)))} left"
 
 
 def _bar() -> Bar:

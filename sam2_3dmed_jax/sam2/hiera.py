@@ -101,7 +101,7 @@ class Hiera(nnx.Module):
         `remat_policy` applies to each block.
         """
         x = self.patch_embed["proj"](images)
-        x = x + self.position_embedding(*x.shape[1:3]).astype(self.dtype)
+        x = x + self.position_embedding(*x.shape[1:3]).astype(self.dtype)[None]
         features = []
         for i, block in enumerate(self.blocks):
             x = remat(block, remat_policy)(x)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.image import ResizeMethod
@@ -44,6 +45,19 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     return y.astype(dtype).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def with_leading_axes(x: jax.Array | np.ndarray, ndim: int) -> jax.Array:
+    """Return `x` with `ndim` axes: new axes of length 1 in front, so that it broadcasts over leading axes.
+
+    JAX does the same implicitly, unless `jax_numpy_rank_promotion` forbids it, as in the tests.
+    """
+    return lax.expand_dims(x, range(ndim - x.ndim))
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Add `bias [C]` to `y [..., C]`, in the dtype of `y`."""
+    return y + with_leading_axes(bias.astype(y.dtype), y.ndim)
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias` over the last axis; also SAM 2's 1x1 convolutions."""
 
@@ -54,14 +68,14 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., in_features]` to `[..., out_features]` in the compute dtype."""
-        return product(x, self.kernel[...], self.dtype) + self.bias[...].astype(self.dtype)
+        return add_bias(product(x, self.kernel[...], self.dtype), self.bias[...])
 
     def with_channel_order(self, x: jax.Array, reorder: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Return `reorder(self(x))` for a permutation `reorder` of the last axis.
 
         The permutation is applied to the kernel and the bias, which are smaller than the result.
         """
-        return product(x, reorder(self.kernel[...]), self.dtype) + reorder(self.bias[...]).astype(self.dtype)
+        return add_bias(product(x, reorder(self.kernel[...]), self.dtype), reorder(self.bias[...]))
 
 
 def apply_in_sequence(x: jax.Array, first: Linear, second: Linear | None) -> jax.Array:
@@ -75,7 +89,7 @@ def apply_in_sequence(x: jax.Array, first: Linear, second: Linear | None) -> jax
     precision = lax.Precision.HIGHEST
     kernel = jnp.matmul(first.kernel[...], second.kernel[...], precision=precision)
     bias = jnp.matmul(first.bias[...], second.kernel[...], precision=precision) + second.bias[...]
-    return product(x, kernel, first.dtype) + bias.astype(first.dtype)
+    return add_bias(product(x, kernel, first.dtype), bias)
 
 
 def window_partition(x: jax.Array, side: int) -> jax.Array:
@@ -105,7 +119,7 @@ def project_windows(layer: Linear, x: jax.Array, side: int) -> jax.Array:
     y = product(x, layer.kernel[...], layer.dtype)
     if side:
         y = window_partition(y, side)
-    return y + layer.bias[...].astype(layer.dtype)
+    return add_bias(y, layer.bias[...])
 
 
 class ConvTranspose2x2(nnx.Module):
@@ -122,7 +136,7 @@ class ConvTranspose2x2(nnx.Module):
         kernel = self.kernel[...]
         y = product(x, kernel.reshape(kernel.shape[0], -1), self.dtype)
         y = y.reshape(b, h, w, 2, 2, -1).swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
-        return y + self.bias[...].astype(self.dtype)
+        return add_bias(y, self.bias[...])
 
 
 def layer_norm(features: int, *, eps: float, dtype: DTypeLike) -> nnx.LayerNorm:
@@ -168,7 +182,7 @@ class Conv(nnx.Module):
         rows = [x[:, i // stride : i // stride + h, i % stride] for i in range(size)]
         taps = jnp.pad(kernel, ((0, 0), (lead, blocks * stride - size - lead), (0, 0), (0, 0)))
         y = product(jnp.concatenate(rows, axis=-1), taps.reshape(-1, taps.shape[-1]), self.dtype)
-        return y + self.bias[...].astype(self.dtype)
+        return add_bias(y, self.bias[...])
 
 
 @jax.custom_vjp
@@ -183,7 +197,7 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     total = jnp.zeros(x.shape, jnp.float32)
     for i in range(size):
         for j in range(size):
-            total = total + (padded[:, i : i + h, j : j + w] * kernel[i, j]).astype(jnp.float32)
+            total = total + (padded[:, i : i + h, j : j + w] * with_leading_axes(kernel[i, j], 4)).astype(jnp.float32)
     return total
 
 
@@ -225,7 +239,7 @@ class DepthwiseConv7x7(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[K, h, w, C]` to `[K, h, w, C]`, zero-padded by 3."""
         y = depthwise_convolution(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y.astype(self.dtype) + self.bias[...].astype(self.dtype)
+        return add_bias(y.astype(self.dtype), self.bias[...])
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import Sam2Config
 from sam2_3dmed_jax.sam2.attention import RoPEAttention
-from sam2_3dmed_jax.sam2.layers import Linear, layer_norm, repeat_per_object
+from sam2_3dmed_jax.sam2.layers import Linear, layer_norm, repeat_per_object, with_leading_axes
 from sam2_3dmed_jax.sam2.position_encoding import sine_position
 
 
@@ -66,7 +66,8 @@ class MemoryAttention(nnx.Module):
         The K / B objects of one slice are consecutive rows of the memory.
         """
         b, h, w, c = embedding.shape
-        x = (embedding + 0.1 * sine_position(h, w, c)).astype(self.dtype).reshape(b, h * w, c)
+        position = with_leading_axes(0.1 * sine_position(h, w, c), embedding.ndim)
+        x = (embedding + position).astype(self.dtype).reshape(b, h * w, c)
         for layer in self.layers:
             x = layer(x, memory, h)
         conditioned: jax.Array = self.norm(x)

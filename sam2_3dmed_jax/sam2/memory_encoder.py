@@ -55,7 +55,7 @@ class CXBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[K, h, w, C]` to `[K, h, w, C]`."""
         y = self.pwconv2(gelu(self.pwconv1(self.norm(self.dwconv(x)))))
-        return x + self.gamma[...].astype(x.dtype) * y
+        return x + self.gamma[...].astype(x.dtype)[None, None, None, :] * y
 
 
 class MemoryEncoder(nnx.Module):

@@ -77,7 +77,7 @@ class SAM2(nnx.Module):
 
     def without_memory(self, embedding: jax.Array) -> jax.Array:
         """Return the features `[K, h, w, C]` that a first prompted slice is decoded from: plus `no_mem_embed`."""
-        return embedding + self.no_mem_embed[...].astype(embedding.dtype)
+        return embedding + self.no_mem_embed[...].astype(embedding.dtype)[None, None, None, :]
 
     def memory_tokens(
         self, bank: MemoryBank, index: jax.Array, direction: jax.Array, depth: jax.Array | int

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from sam2_3dmed_jax.sam2.layers import parameter
+from sam2_3dmed_jax.sam2.layers import parameter, with_leading_axes
 
 TEMPERATURE = 10_000.0
 
@@ -39,7 +39,8 @@ def sine_position_1d(positions: jax.Array, channels: int) -> jax.Array:
     """Return sines, then cosines, of `positions [...]` (`get_1d_sine_pe`), float32 `[..., channels]`."""
     half = channels // 2
     index = jnp.arange(half, dtype=jnp.float32)
-    angle = positions[..., None] / TEMPERATURE ** (2 * jnp.floor(index / 2) / half)
+    period = TEMPERATURE ** (2 * jnp.floor(index / 2) / half)
+    angle = positions[..., None] / with_leading_axes(period, positions.ndim + 1)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -79,7 +80,8 @@ def apply_rope(x: jax.Array, cos: np.ndarray, sin: np.ndarray) -> jax.Array:
     members of all pairs, then the second ones. A CPU's vectors and a TPU's lanes read them without a stride.
     """
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+    c, s = with_leading_axes(cos, x.ndim), with_leading_axes(sin, x.ndim)
+    return jnp.concatenate([a * c - b * s, a * s + b * c], axis=-1).astype(x.dtype)
 
 
 def half_split_order(x: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import Remat, UNetConfig
 from sam2_3dmed_jax.sam2.initializers import transposed_glorot_uniform
-from sam2_3dmed_jax.sam2.layers import parameter, product
+from sam2_3dmed_jax.sam2.layers import add_bias, parameter, product, with_leading_axes
 from sam2_3dmed_jax.sam2.remat import remat
 from sam2_3dmed_jax.unet.convolution import convolve
 from sam2_3dmed_jax.unet.topology import Triple, unet_stages
@@ -47,7 +47,8 @@ class InstanceNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         mean = wide.mean((1, 2, 3), keepdims=True)
         variance = jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
-        return ((wide - mean) * lax.rsqrt(variance + EPSILON) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        unit = (wide - mean) * lax.rsqrt(variance + EPSILON)
+        return add_bias(unit * with_leading_axes(self.scale[...], x.ndim), self.bias[...]).astype(x.dtype)
 
 
 class ConvNorm(nnx.Module):
@@ -97,7 +98,7 @@ class Upsample(nnx.Module):
         z, v, u = self.stride
         y = product(x, self.kernel[...].reshape(c, -1), self.dtype).reshape(b, d, h, w, z, v, u, -1)
         y = y.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, d * z, h * v, w * u, -1)
-        return y + self.bias[...].astype(self.dtype)
+        return add_bias(y, self.bias[...])
 
 
 class Head(nnx.Module):
@@ -110,7 +111,7 @@ class Head(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[B, d, h, w, C]` to `[B, d, h, w, outputs]`."""
-        return product(x, self.kernel[...], self.dtype).astype(jnp.float32) + self.bias[...]
+        return add_bias(product(x, self.kernel[...], self.dtype).astype(jnp.float32), self.bias[...])
 
 
 class DecoderStage(nnx.Module):

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import load_model, new_model
+from sam2_3dmed_jax.config import UNetConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.model.build import random_weights
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.sam2.parameters import split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,3 +55,21 @@ def test_damaged_weights_are_reported_in_one_sentence(elsewhere: Path, tmp_path:
     (tmp_path / "cut" / "config.json").write_bytes((elsewhere / "config.json").read_bytes())
     with pytest.raises(UserError, match="its weights cannot be read"):
         load_model(tmp_path / "cut")
+
+
+def test_a_model_is_loaded_at_another_image_size(elsewhere: Path):
+    model = load_model(elsewhere, image_size=96)
+    assert model.config.image_size == model.info.model.image_size == 96
+
+
+def test_a_unet_is_not_loaded_at_an_image_size(tmp_path: Path):
+    config = UNetConfig(patch=(8, 8, 8), features=2, blocks=(1, 1), classes=(1,))
+    save_weights(random_weights(config, 0), tmp_path / "unet", CheckpointInfo(config))
+    with pytest.raises(UserError, match="no image size; leave image_size out"):
+        load_model(tmp_path / "unet", image_size=64)
+
+
+def test_the_message_about_a_checkpoint_of_transformers_names_the_command_that_converts_it(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "sam2_video", "image_size": 1024}')
+    with pytest.raises(UserError, match="checkpoint of transformers; convert it with 'sam2-3dmed convert'"):
+        load_model(tmp_path)

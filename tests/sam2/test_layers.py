@@ -9,6 +9,7 @@ from jax import lax
 from sam2_3dmed_jax.sam2.layers import (
     Conv,
     Linear,
+    add_bias,
     apply_in_sequence,
     depthwise_convolution,
     max_pool_2x2,
@@ -113,3 +114,15 @@ def test_projecting_before_the_window_partition_equals_projecting_the_windows():
 
 def gradients(function, x, weight):
     return jax.grad(lambda x, weight: jnp.square(function(x, weight)).sum(), (0, 1))(x, weight)
+
+
+def test_the_tests_reject_implicit_rank_promotion():
+    with pytest.raises(ValueError, match="jax_numpy_rank_promotion"):
+        jnp.ones((2, 3)) + jnp.ones(3)
+
+
+def test_a_bias_is_added_over_the_last_axis_in_the_dtype_of_the_result():
+    y = jnp.zeros((2, 3, 4), jnp.bfloat16)
+    biased = add_bias(y, jnp.arange(4.0))
+    assert biased.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(biased, np.broadcast_to(np.arange(4.0), (2, 3, 4)))

@@ -27,7 +27,7 @@ def with_weights(module):
 
 def attend(embedding):
     k, m = SLICES * OBJECTS, 3 * SIDE**2
-    valid = jnp.arange(m) < jnp.arange(1, k + 1)[:, None] * SIDE  # each row has different memories
+    valid = jnp.arange(m)[None, :] < jnp.arange(1, k + 1)[:, None] * SIDE  # each row has different memories
     memory = MemoryTokens(rows(k, m, CONFIG.mem_dim), rows(k, m, CONFIG.mem_dim) / 2, valid, 0)
     return with_weights(MemoryAttention(CONFIG, dtype=jnp.float32))(embedding, memory)
 
