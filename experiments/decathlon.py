@@ -11,11 +11,13 @@ from dataclasses import replace
 from sam2_3dmed_jax.config import (
     AugmentationConfig,
     BdConfig,
+    ClipConfig,
     DataConfig,
     ExperimentConfig,
     LossConfig,
     ModelConfig,
     PreprocessingConfig,
+    PromptConfig,
     SplitConfig,
     SrppConfig,
     TrainingConfig,
@@ -26,7 +28,14 @@ PRESET = "sam2.1_hiera_large"
 SLICES = 12
 
 
-def ours(data: str, window: str, slice_mm: float, steps: int = 4000) -> ExperimentConfig:
+def ours(
+    data: str,
+    window: str,
+    slice_mm: float,
+    classes: tuple[int | str, ...] = (),
+    objects: int = 1,
+    steps: int = 4000,
+) -> ExperimentConfig:
     """Return our variant of SAM2-3dMed: SRPP is shared with the mask path, and positions are in mm.
 
     Args:
@@ -34,6 +43,8 @@ def ours(data: str, window: str, slice_mm: float, steps: int = 4000) -> Experime
         window: CT window, as `data.preprocessing.window`.
         slice_mm: the task's typical slice spacing, in mm. Positions are divided by it, so that lambda_srpp has the same
             weight on a typical scan as in the paper.
+        classes: objects to segment, as `data.classes`; the ones that `evaluate` prompts.
+        objects: K, objects of one clip, whose clicks compete.
         steps: training steps.
     """
     return ExperimentConfig(
@@ -46,7 +57,12 @@ def ours(data: str, window: str, slice_mm: float, steps: int = 4000) -> Experime
         ),
         data=DataConfig(
             path=data,
+            classes=classes,
             slices=SLICES,
+            # Half of the clips have their prompted slice inside the window of the slice context, as at inference.
+            clips=ClipConfig(objects=objects, context_before_probability=0.5),
+            # So that the model cannot ignore where its prompt is.
+            prompts=PromptConfig(negative_point_probability=0.2, absent_object_probability=0.1),
             split=SplitConfig(inner_fraction=0.1),  # for the choice of best/
             preprocessing=PreprocessingConfig(window),
         ),
@@ -91,7 +107,18 @@ def unet(
 
 
 def paper(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the paper's variant: SRPP without a path to the mask, positions in slices, BD divided by all pixels."""
+    """Return the paper's variant; docs/explanation/method.md has a table of the differences that remain.
+
+    SRPP has no path to the mask, positions are in slices, and BD is divided by all pixels. L_seg is BCE + Dice, without
+    SAM 2's losses of the predicted IoU and the object score. Clips are contiguous slices, prompted by the centre point.
+    """
     assert isinstance(config.model, ModelConfig)
     srpp = replace(config.model.slice_position, to_mask=False, unit="slice", scale=1.0)
-    return config.replace(model=replace(config.model, slice_position=srpp, boundary=BdConfig(normaliser="paper")))
+    clips = ClipConfig(max_stride=1, past_end_probability=0.0, absent_probability=0.0, context_before_probability=0.0)
+    return config.replace(
+        model=replace(config.model, slice_position=srpp, boundary=BdConfig(normaliser="paper")),
+        data=replace(
+            config.data, clips=clips, prompts=PromptConfig(box_prompt_probability=0.0, random_point_probability=0.0)
+        ),
+        training=replace(config.training, loss=replace(config.training.loss, iou=0.0, object_score=0.0)),
+    )

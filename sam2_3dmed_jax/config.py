@@ -84,9 +84,12 @@ class BdConfig:
 
 @dataclass(frozen=True)
 class PreprocessingConfig:
-    """From HU to the encoder's input. Every checkpoint stores it; prediction with another one is an error."""
+    """From a scan to the encoder's input. Every checkpoint stores it; prediction with another one is an error."""
 
-    window: str = DEFAULT_CT_WINDOW  # a name of `volume.intensity.WINDOWS`, "LEVEL,WIDTH" in HU, or "LOW%,HIGH%"
+    # A name of `volume.intensity.WINDOWS`, "LEVEL,WIDTH" in HU, or "LOW%,HIGH%", percentiles of each scan. Windows in
+    # HU are for CT: other modalities use the percentiles 0.5% and 99.5% instead.
+    window: str = DEFAULT_CT_WINDOW
+    modality: str = ""  # ct, mr or pet; "": as the dataset declares, and otherwise CT
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class PrepareConfig:
 
     # (dz, dy, dx) that volumes are resampled to, in mm; None keeps the spacing of each case.
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
+    modality: str = ""  # DICOM's code of the scans; "": as the dataset declares, and otherwise CT
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,9 @@ class ClipConfig:
     reverse_probability: float = 0.5  # clips that run from superior to inferior
     past_end_probability: float = 0.3  # clips that start inside the object and continue past its end
     absent_probability: float = 0.1  # clips whose prompted slice is followed only by slices without the object
+    # Other clips that also contain up to D / 2 slices before the prompted slice. These have no loss; with them the
+    # prompted slice is inside the window of the slice context, as at inference.
+    context_before_probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,10 @@ class PromptConfig:
 
     box_prompt_probability: float = 0.2  # prompts that are boxes; the others are points
     random_point_probability: float = 0.5  # points drawn anywhere in the mask; the others are at its centre
+    # Points with a second, negative point: in another object of the slice, or else anywhere outside of the object.
+    negative_point_probability: float = 0.0
+    # Objects that are replaced by an absent one: a point outside of all objects, whose mask is empty on every slice.
+    absent_object_probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -188,7 +199,9 @@ class DataConfig:
     """Which cases a run trains on, and how clips or patches are cut from them."""
 
     path: str = ""  # a prepared folder; any other dataset is first prepared into the run's folder
-    classes: tuple[int, ...] = ()  # label values to segment; (): all that the dataset declares
+    # Objects to segment: label values or unions, such as (2, "1+2"), which the flag takes as `1+2,2` too. (): as
+    # `evaluate` prompts them, each label alone, and an organ together with the tumours inside it.
+    classes: tuple[int | str, ...] = ()
     slices: int = DEFAULT_SLICES  # D: slices of a clip
     _: dataclasses.KW_ONLY
     fold: int = 0  # held-out fold, of k-fold or of `split.file`
@@ -288,6 +301,7 @@ class SweepSpec:
     )  # SD of the noise: along both axes of a point or mask, or of each side of a box
     misplacement_mm: tuple[float, ...] = (0.0, 2.0, 5.0, 10.0)  # displacement in a random in-plane direction
     neighbour: tuple[bool, ...] = (False,)  # True: prompt the neighbouring organ, or just outside the object
+    prompt_of: tuple[Literal["own", "other"], ...] = ("own",)  # other: the prompt of another object of the case
     prompted_slices: tuple[int, ...] = (1,)  # the largest slice, then others evenly over the extent
     order: tuple[Literal["sequential", "independent"], ...] = ("sequential",)  # of the two propagation directions
     bd: tuple[bool, ...] = (True,)  # use boundary detection at inference, if the checkpoint has it
@@ -301,6 +315,7 @@ class SweepSpec:
     definition: str = "surface-distance"  # of the surface metrics: surface-distance, monai or medpy
     empty: str = "diagonal"  # distances if one mask is empty: diagonal or nan
     metrics: Literal["all", "overlap"] = "all"  # overlap: without surface metrics
+    modality: str = ""  # ct, mr or pet; "": as the dataset declares, and otherwise as each checkpoint was trained
 
 
 # The field names of version 0.1, accepted with a warning until version 0.3. To drop them, delete the rest of this file

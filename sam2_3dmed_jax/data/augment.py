@@ -38,7 +38,7 @@ class SpatialTransform(NamedTuple):
         return self.warp.linear(flipped) if self.warp else np.ascontiguousarray(flipped)
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """Transform labels, uint8 `[n, S, S]`, by nearest neighbour."""
+        """Transform labels, unsigned integers `[n, S, S]`, by nearest neighbour."""
         flipped = self._flip(labels)
         return self.warp.nearest(flipped) if self.warp else np.ascontiguousarray(flipped)
 

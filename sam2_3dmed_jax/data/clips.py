@@ -1,7 +1,8 @@
-"""Training clips: D slices of a case, starting at a prompted slice, with K objects and their prompts.
+"""Training clips: D slices of a case, with K objects and their prompts.
 
-Slices are in the order of propagation, in either z direction. A clip may extend beyond the end of the object, or beyond
-the volume, where slices are padding. Anatomy is never mirrored along z: each slice keeps its position.
+Slices are in the order of propagation, in either z direction, and start at the prompted slice or at most D / 2 steps
+before it. A clip may extend beyond the end of the object, or beyond the volume, where slices are padding. Anatomy is
+never mirrored along z: each slice keeps its position.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts import simulation
+from sam2_3dmed_jax.volume.label_classes import Target
 
 PROMPT_TOKENS = 4  # T: two box corners or a point, "not a point", and padding to a power of two
 
@@ -106,22 +108,25 @@ def cut_clip(
     areas = reader.areas(case)
     if not areas:
         raise UserError(f"{case.id} contains none of the classes to segment; leave it out")
-    main = int(rng.choice(sorted(areas)))
-    steps = _choose_slices(_visible_areas(areas[main], case, reader.image_size), config, rng)
+    targets = sorted(areas)
+    main = targets[int(rng.integers(len(targets)))]
+    steps, prompted = _choose_slices(_visible_areas(areas[main], case, reader.image_size), config, rng)
     slice_valid = (steps >= 0) & (steps < case.shape[0])
     chosen = steps[: int(slice_valid.sum())].tolist()  # a clip that leaves the volume does not return to it
-    values, labels = _read_augmented(reader, case, chosen, main, config, rng, with_values=features is None)
-    objects = [main, *(value for value in sorted(areas) if value != main)][: config.clips.objects]
+    values, labels = _read_augmented(reader, case, chosen, main, prompted, config, rng, with_values=features is None)
+    objects = [main, *(target for target in targets if target != main)][: config.clips.objects]
     masks = np.zeros((len(steps), config.clips.objects, *labels.shape[1:]), np.uint8)
-    for k, value in enumerate(objects):
-        np.equal(labels, value, out=masks[: len(chosen), k].view(bool))
+    for k, target in enumerate(objects):
+        masks[: len(chosen), k] = reader.mask(labels, target)
+    foreground = labels != 0
     clip = Clip(
         masks=masks,
         slice_valid=slice_valid,
         slice_index=steps.astype(np.float32),
         position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
-        **_draw_prompts(masks, reader.pixel_mm(case), config.prompts, rng),
+        **_draw_prompts(masks, foreground, prompted, reader.pixel_mm(case), config.prompts, rng),
     )
+    _replace_by_absent_objects(clip, foreground, config.prompts.absent_object_probability, rng)
     if features is None:
         padding = np.zeros((len(steps) - len(chosen), *values.shape[1:]), np.float32)
         clip["slices"] = np.concatenate([values, padding]) if len(padding) else values
@@ -134,15 +139,16 @@ def _read_augmented(
     reader: CaseReader,
     case: PreparedCase,
     slices: Sequence[int],
-    main: int,
+    main: Target,
+    prompted: int,
     config: DataConfig,
     rng: np.random.Generator,
     with_values: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read and augment values float32 `[n, S, S]` and labels uint8 `[n, S, S]`; without values, n is 0 for these.
+    """Read and augment values float32 `[n, S, S]` and labels `[n, S, S]`; without values, n is 0 for these.
 
-    The spatial transform is left out if it moves the label `main` out of the first slice, which is prompted. The number
-    of random draws is the same with and without values.
+    The spatial transform is left out if it moves the target `main` out of the slice of step `prompted`. The number of
+    random draws is the same with and without values.
     """
     size = reader.image_size
     if with_values:
@@ -151,25 +157,33 @@ def _read_augmented(
         values, labels = np.zeros((0, size, size), np.float32), reader.labels(case, slices)
     transform = draw_spatial_transform(size, reader.pixel_mm(case), config.augmentation, rng)
     moved = transform.labels(labels)
-    if (moved[0] == main).any() or not (labels[0] == main).any():
+    if reader.mask(moved[prompted], main).any() or not reader.mask(labels[prompted], main).any():
         values, labels = transform.slices(values), moved
     augment_intensity(values, config.augmentation, rng)
     return values, labels
 
 
 def _draw_prompts(
-    masks: np.ndarray, pixel_mm: tuple[float, float], config: PromptConfig, rng: np.random.Generator
+    masks: np.ndarray,
+    foreground: np.ndarray,
+    prompted: int,
+    pixel_mm: tuple[float, float],
+    config: PromptConfig,
+    rng: np.random.Generator,
 ) -> ClipPrompts:
-    """Prompt each object by a box or a point on the first slice that shows it.
+    """Prompt each object by a box or a point on the first slice that shows it, from step `prompted` on.
 
     Args:
         masks: `[D, K, S, S]` uint8.
+        foreground: bool `[n, S, S]` of the n slices inside the volume: any object, also those beyond the K.
+        prompted: the step of the prompted slice; earlier slices only give context.
         pixel_mm: (dy, dx).
         config: probabilities of the kinds of prompts.
         rng: source of everything random.
     """
     objects = masks.shape[1]
     present = masks.reshape(*masks.shape[:2], -1).max(-1) > 0  # [D, K]
+    present[:prompted] = False
     object_valid = np.asarray(present.any(0))
     prompt_step = np.where(object_valid, present.argmax(0), 0).astype(np.int32)
     coords = np.zeros((objects, PROMPT_TOKENS, 2), np.float32)
@@ -187,6 +201,11 @@ def _draw_prompts(
             coords[k, 0], point_labels[k, 0] = simulation.random_point(mask, rng), 1
         else:
             coords[k, 0], point_labels[k, 0] = simulation.centre_point(mask, pixel_mm), 1
+        is_point = point_labels[k, 0] == 1
+        if is_point and config.negative_point_probability and rng.random() < config.negative_point_probability:
+            others = foreground[prompt_step[k]] & ~mask
+            coords[k, 1], point_labels[k, 1] = simulation.random_point(others if others.any() else ~mask, rng), 0
+            token_valid[k, 2], multimask[k] = True, False  # as two clicks at inference
     return ClipPrompts(
         object_valid=object_valid,
         prompt_step=prompt_step,
@@ -197,6 +216,25 @@ def _draw_prompts(
     )
 
 
+def _replace_by_absent_objects(
+    clip: Clip, foreground: np.ndarray, probability: float, rng: np.random.Generator
+) -> None:
+    """Replace objects of a clip, in place, by absent ones: a point outside of all objects, and empty masks.
+
+    Without such clips a model can learn to ignore its prompt, because the prompt is always on the same kind of object.
+    """
+    if not probability:
+        return
+    for k in np.flatnonzero(clip["object_valid"]).tolist():
+        outside = ~foreground[clip["prompt_step"][k]]
+        if rng.random() >= probability or not outside.any():
+            continue
+        clip["masks"][:, k] = 0
+        clip["coords"][k], clip["point_labels"][k], clip["token_valid"][k] = 0, -1, False
+        clip["coords"][k, 0], clip["point_labels"][k, 0] = simulation.random_point(outside, rng), 1
+        clip["token_valid"][k, :2], clip["multimask"][k] = True, True
+
+
 def _visible_areas(areas: np.ndarray, case: PreparedCase, size: int) -> np.ndarray:
     """Return the areas `[D]`, with 0 where an object covers less than a pixel at S, unless it does so on all slices."""
     _, height, width = case.shape
@@ -204,12 +242,13 @@ def _visible_areas(areas: np.ndarray, case: PreparedCase, size: int) -> np.ndarr
     return visible if visible.any() else areas
 
 
-def _choose_slices(areas: np.ndarray, config: DataConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return the slice index of each step; the first slice shows the object, later ones may be outside of the volume.
+def _choose_slices(areas: np.ndarray, config: DataConfig, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """Return the slice index of each step, and the step of the prompted slice.
 
-    The first slice is drawn in proportion to the area of the object, because users prompt where an object is large;
-    clips that continue past the end of the object start near this end. In clips of an absent object the other slices
-    are anywhere beyond its end, because most slices of a volume are far from the object.
+    The prompted slice shows the object; later slices may be outside of the volume. The prompted slice is drawn in
+    proportion to the area of the object, because users prompt where an object is large; clips that continue past the
+    end of the object start near this end. In clips of an absent object the other slices are anywhere beyond its end,
+    because most slices of a volume are far from the object.
     """
     present = np.flatnonzero(areas)
     direction = -1 if rng.random() < config.clips.reverse_probability else 1
@@ -227,4 +266,10 @@ def _choose_slices(areas: np.ndarray, config: DataConfig, rng: np.random.Generat
             direction = -direction
         gap = int(rng.integers(0, max(beyond[direction] - stride * (config.slices - 1), 0) + 1))
         last = ends[direction] + direction * gap
-    return np.concatenate([[start], last + direction * stride * np.arange(1, config.slices)])
+    steps = np.concatenate([[start], last + direction * stride * np.arange(1, config.slices)])
+    before = config.clips.context_before_probability
+    if draw < absent or not before or rng.random() >= before:
+        return steps, 0
+    inside = start if direction > 0 else len(areas) - 1 - start  # number of slices before the prompted one
+    prompted = int(rng.integers(min(1, inside // stride), min(config.slices // 2, inside // stride) + 1))
+    return steps - direction * stride * prompted, prompted

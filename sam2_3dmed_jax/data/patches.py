@@ -24,7 +24,7 @@ class Patch(TypedDict):
     """One patch; batches add a leading axis B."""
 
     image: np.ndarray  # float32 [D, H, W] in [0, 1]
-    labels: np.ndarray  # uint8 [D, H, W]: 0, or 1 + the index of a class in `reader.classes`
+    labels: np.ndarray  # uint8 [D, H, W]: 0, or 1 + the index of a class in `reader.targets`
 
 
 def patch_shapes(patch: Shape3D) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -60,7 +60,7 @@ def cut_patch(
     values = np.ascontiguousarray(values[:, rows, columns])
     augment_intensity(values, augmentation, rng)
     class_index = np.zeros(256, np.uint8)
-    class_index[list(reader.classes)] = 1 + np.arange(len(reader.classes))
+    class_index[[target[0] for target in reader.targets]] = 1 + np.arange(len(reader.targets))
     return Patch(image=values, labels=class_index[labels[:, rows, columns]])
 
 
@@ -70,9 +70,9 @@ def _centre(
     """Draw the centre voxel, of a class or anywhere, and move it so that the patch is inside the volume if it fits."""
     if foreground:
         areas = reader.areas(case)
-        value = int(rng.choice(sorted(areas)))
-        z = int(rng.choice(case.shape[0], p=areas[value] / areas[value].sum()))
-        ys, xs = np.nonzero(reader.labels(case, [z])[0] == value)
+        target = sorted(areas)[int(rng.integers(len(areas)))]
+        z = int(rng.choice(case.shape[0], p=areas[target] / areas[target].sum()))
+        ys, xs = np.nonzero(reader.mask(reader.labels(case, [z])[0], target))
         chosen = int(rng.integers(len(ys)))
         voxel = [z, int(ys[chosen]), int(xs[chosen])]
     else:

@@ -1,6 +1,7 @@
 """Input pipeline: batches of clips or patches with Grain.
 
-Randomness and batching are part of the `MapDataset`, so that batch i of a host is a function of the seed and i only.
+Randomness and batching are part of the `MapDataset`: item i of a run is a function of the seed and i only, whatever the
+number of hosts, and each host takes every `hosts`-th item.
 The number of consumed batches is all that a resumed run needs, for any number and kind of workers. Workers are threads:
 NumPy and ArrayRecord release the interpreter lock, and processes are not faster (`experiments/benchmarks/data.py`).
 """
@@ -20,19 +21,12 @@ from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.clips import CachedFeatures, cut_clip
 from sam2_3dmed_jax.data.patches import Shape3D, cut_patch
 from sam2_3dmed_jax.data.prepared import PreparedCase
-from sam2_3dmed_jax.errors import UserError
 
 
-def host_cases(cases: Sequence[PreparedCase], seed: int, host: int, hosts: int) -> list[PreparedCase]:
-    """Return the cases of one host: every `hosts`-th case of a permutation drawn from the seed.
-
-    Raises:
-        UserError: there are fewer cases than hosts.
-    """
-    if len(cases) < hosts:
-        raise UserError(f"data.path: {len(cases)} training cases are fewer than the {hosts} hosts; use fewer hosts")
+def ordered_cases(cases: Sequence[PreparedCase], seed: int) -> list[PreparedCase]:
+    """Return the cases in a permutation drawn from the seed, from which each epoch draws an order of its own."""
     order = np.random.default_rng(seed).permutation(len(cases))
-    return [cases[i] for i in order[host::hosts]]
+    return [cases[i] for i in order]
 
 
 def clip_batches(
@@ -47,7 +41,8 @@ def clip_batches(
 ) -> grain.MapDataset:
     """Return an endless random-access dataset of batches: `Clip` with a leading axis of `batch_size`.
 
-    An epoch has one clip of each case of the host, in an order of its own; a batch can contain clips of two epochs.
+    An epoch has one clip of each case, in an order of its own; a batch can contain clips of two epochs. The order of
+    clips is drawn for all hosts together, so that each case is drawn equally often for any number of hosts.
 
     Args:
         reader: reads the cases.
@@ -55,12 +50,12 @@ def clip_batches(
         config: how clips are cut and augmented.
         batch_size: clips per batch on this host.
         seed: random seed.
-        host: number of this host, from 0; hosts draw independently.
+        host: number of this host, from 0; it takes every `hosts`-th clip.
         hosts: number of hosts.
         features: cached features to use instead of slices, with the same random draws; augmentation must be off.
 
     Raises:
-        UserError: there are fewer cases than hosts.
+        ValueError: cached features with augmentation.
     """
     if features is not None and active_augmentations(config.augmentation):
         raise ValueError(f"features cannot be augmented: {active_augmentations(config.augmentation)}")
@@ -78,11 +73,7 @@ def patch_batches(
     host: int = 0,
     hosts: int = 1,
 ) -> grain.MapDataset:
-    """Return batches of `Patch`es of `size` (D, H, W) voxels, as `clip_batches`; `reader` has the image size 0.
-
-    Raises:
-        UserError: there are fewer cases than hosts.
-    """
+    """Return batches of `Patch`es of `size` (D, H, W) voxels, as `clip_batches`; `reader` has the image size 0."""
     return _batches(functools.partial(_patch, reader, config, size), cases, batch_size, seed, host, hosts)
 
 
@@ -94,15 +85,14 @@ def _batches(
     host: int,
     hosts: int,
 ) -> grain.MapDataset:
-    own_cases = host_cases(cases, seed, host, hosts)
-    return (
-        grain.MapDataset.range(len(own_cases))
-        .seed(int(np.random.SeedSequence([seed, host]).generate_state(1)[0]))
+    drawn = (
+        grain.MapDataset.range(len(cases))
+        .seed(int(np.random.SeedSequence([seed, 0]).generate_state(1)[0]))
         .shuffle()
         .repeat()
-        .random_map(functools.partial(_cut, cut, own_cases))
-        .batch(batch_size, drop_remainder=True)
+        .random_map(functools.partial(_cut, cut, ordered_cases(cases, seed)))
     )
+    return drawn[host::hosts].batch(batch_size, drop_remainder=True)
 
 
 def iterate(dataset: grain.MapDataset, start: int, workers: int) -> Generator[dict[str, Any]]:

@@ -38,6 +38,8 @@ class ObjectState:
         prompts: the prompt of each prompted slice.
         pending: slices whose latest prompts have not been segmented yet.
         segmented: prompted slices that have a result.
+        new_results: results of slices prompted since the last propagation. All prompts of a round are segmented from
+            the same memories, as in the reference, so these results become memories only by `commit`.
         mask_logits: float32 `[D, S/4, S/4]`.
         object_score_logits: float32 `[D]`.
         memory: `[D, N, mem_dim]`.
@@ -51,6 +53,7 @@ class ObjectState:
     prompts: dict[int, Prompt] = field(default_factory=dict)
     pending: list[int] = field(default_factory=list)
     segmented: set[int] = field(default_factory=set)
+    new_results: dict[int, SliceResult] = field(default_factory=dict)
 
     def __post_init__(self, arrays: HostArrays) -> None:
         """Allocate the arrays of the volume."""
@@ -72,6 +75,22 @@ class ObjectState:
     def last_prompted(self) -> int:
         """The highest prompted slice."""
         return max(self.prompts)
+
+    def has_prompted_result(self, index: int) -> bool:
+        """Return whether slice `index` is prompted and has a result."""
+        return index in self.segmented or index in self.new_results
+
+    def logits(self, index: int) -> np.ndarray:
+        """Return the latest logits of slice `index`, float32 `[S/4, S/4]`."""
+        new = self.new_results.get(index)
+        return np.asarray(new.mask_logits) if new else self.mask_logits[index]
+
+    def commit(self) -> None:
+        """Store the results of newly prompted slices, so that propagation and later prompts see their memories."""
+        for index, result in self.new_results.items():
+            self.store(index, SliceResult(*(x[None] for x in result)), 0)
+            self.segmented.add(index)
+        self.new_results.clear()
 
     def store(self, index: int, result: SliceResult, row: int) -> None:
         """Store row `row` of host results `[R, ...]` as the result of slice `index`."""

@@ -139,9 +139,9 @@ class Session:
         """
         self._segment_prompted(list(self._objects.values()))
         return {
-            (object_id, index): np.array(state.mask_logits[index])
+            (object_id, index): np.array(state.logits(index))
             for object_id, state in self._objects.items()
-            for index in sorted(state.segmented)
+            for index in sorted(state.segmented | state.new_results.keys())
         }
 
     def result(self) -> Result:
@@ -156,6 +156,8 @@ class Session:
         objects = [self._objects[object_id] for object_id in ids]
         if self._has_new_prompts:
             self._segment_prompted(objects)
+            for state in objects:
+                state.commit()
             predictor = self._predictor
             context = PropagationContext(predictor.graphdef, predictor.weights, self._store, self._progress)
             PROPAGATION_ORDERS[predictor.order](context, objects)
@@ -167,7 +169,7 @@ class Session:
         )
 
     def _segment_prompted(self, objects: list[ObjectState]) -> None:
-        """Segment the slices with new prompts.
+        """Segment the slices with new prompts, each from the memories of the last propagation.
 
         Masks and slices that have not been propagated are batched; other slices are corrected one by one from memory.
         """
@@ -181,7 +183,7 @@ class Session:
                     masks.append((state, index))
                 elif state.direction[index]:
                     corrections.append((state, index))
-                elif index in state.segmented:
+                elif state.has_prompted_result(index):
                     further_prompts.append((state, index))
                 else:
                     first_prompts.append((state, index))
@@ -246,12 +248,11 @@ def _padded_slices(batch: list[PromptedSlice], rows: int) -> list[int]:
 
 def _earlier_logits(batch: list[PromptedSlice], rows: int) -> np.ndarray:
     """Return the logits of these slices as dense prompts, float32 `[rows, S/4, S/4]`."""
-    logits = np.stack([state.mask_logits[index] for state, index in batch])
+    logits = np.stack([state.logits(index) for state, index in batch])
     return pad_rows(logits, rows).clip(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
 
 
 def _store_prompted(batch: list[PromptedSlice], result: SliceResult) -> None:
-    """Store the rows of host results as the results of prompted slices."""
+    """Keep the rows of host results as the new results of prompted slices."""
     for row, (state, index) in enumerate(batch):
-        state.store(index, result, row)
-        state.segmented.add(index)
+        state.new_results[index] = SliceResult(*(x[row] for x in result))

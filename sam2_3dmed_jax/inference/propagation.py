@@ -21,6 +21,7 @@ from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
+from sam2_3dmed_jax.sam2.model import NO_OBJECT_LOGIT
 from sam2_3dmed_jax.sam2.parameters import Weights
 
 PropagationOrder = Literal["sequential", "independent"]
@@ -118,8 +119,31 @@ class _DirectionMerger:
             self.first_visits[number, index] = logits, score
             return
         other_logits, other_score = self.first_visits.pop((number, index))
-        state.mask_logits[index] = (logits + other_logits) / 2
-        state.object_score_logits[index] = (score + other_score) / 2
+        state.mask_logits[index], state.object_score_logits[index] = merge_directions(
+            (logits, other_logits), (score, other_score)
+        )
+
+
+def merge_directions(logits: tuple[np.ndarray, np.ndarray], scores: tuple[float, float]) -> tuple[np.ndarray, float]:
+    """Merge the results of both directions on a slice by one rule for its mask and its score.
+
+    The score is the mean of both scores. If it is positive, the mask is the mean over the directions that contain the
+    object: the mask of the other direction is gated, and would otherwise pull the mean far below zero. If it is not
+    positive, the mask is gated too.
+
+    Args:
+        logits: float32 `[S/4, S/4]` of each direction, gated by its score.
+        scores: object score logit of each direction.
+
+    Returns:
+        Logits float32 `[S/4, S/4]`, and the object score logit. Logits are `NO_OBJECT_LOGIT` where the score is not
+        positive.
+    """
+    score = (scores[0] + scores[1]) / 2
+    if score <= 0:
+        return np.full_like(logits[0], NO_OBJECT_LOGIT), score
+    present = [mask for mask, own in zip(logits, scores, strict=True) if own > 0]
+    return sum(present[1:], present[0]) / np.float32(len(present)), score
 
 
 def _path_in_one_direction(direction: int, slices: range, starts: np.ndarray, label: str) -> PropagationPath:

@@ -23,7 +23,7 @@ from jax import lax
 
 from sam2_3dmed_jax.config import AnyModelConfig, BdConfig, ModelConfig
 from sam2_3dmed_jax.model.targets import boundary_target, positions_of, srpp_targets
-from sam2_3dmed_jax.sam2.layers import resize_masks
+from sam2_3dmed_jax.sam2.layers import resize_masks, with_leading_axes
 from sam2_3dmed_jax.training.unroll import Batch, UnrolledClips, propagated_slices
 
 SMOOTH = 1e-5  # of the soft Dice of patches, as nnU-Net's
@@ -65,7 +65,7 @@ def best_candidate(logits: jax.Array, target: jax.Array, multimask: jax.Array) -
 
 def _eligible(candidates: int, multimask: jax.Array) -> jax.Array:
     """Return which candidates may become the mask, bool `[..., n]`."""
-    return multimask[..., None] ^ (jnp.arange(candidates) == 0)
+    return multimask[..., None] ^ with_leading_axes(jnp.arange(candidates) == 0, multimask.ndim + 1)
 
 
 def mask_bce(logits: jax.Array, target: jax.Array, present: jax.Array) -> Term:
@@ -138,16 +138,24 @@ def hard_dice(logits: jax.Array, target: jax.Array, propagated: jax.Array) -> Te
     return Term(dice.sum(), present.sum(dtype=jnp.float32))
 
 
-def srpp_loss(predicted: jax.Array, positions: jax.Array, valid: jax.Array, scale: float) -> Term:
-    """Return the squared error per ordered pair i != j of valid slices (paper, L_srpp).
+def srpp_loss(
+    predicted: jax.Array, positions: jax.Array, slice_index: jax.Array, valid: jax.Array, scale: float
+) -> Term:
+    """Return the squared error per ordered pair i != j of valid slices less than D apart (paper, L_srpp).
+
+    The paper's clips are contiguous, so that no pair is further apart. Clips that jump from the prompted slice to slices
+    far away have such pairs, whose squared targets would exceed all others (docs/explanation/method.md).
 
     Args:
         predicted: `P_pos` `[B, D, D]`, in units of `scale`.
-        positions: `[B, D]`.
+        positions: `[B, D]`, in the unit of the targets.
+        slice_index: `[B, D]`, indices in the volume.
         valid: bool `[B, D]`.
         scale: divisor of the targets.
     """
-    pairs = valid[:, :, None] & valid[:, None, :] & ~jnp.eye(valid.shape[1], dtype=bool)
+    d = valid.shape[1]
+    near = jnp.abs(slice_index[:, None, :] - slice_index[:, :, None]) < d
+    pairs = valid[:, :, None] & valid[:, None, :] & near & ~jnp.eye(d, dtype=bool)[None]
     error = jnp.square(predicted - srpp_targets(positions, scale))
     return Term((error * pairs).sum(), pairs.sum(dtype=jnp.float32))
 
@@ -232,7 +240,8 @@ def _hard_dice(x: ClipInputs, model: ModelConfig) -> Term:
 def _srpp(x: ClipInputs, model: ModelConfig) -> Term:
     assert x.out.positions is not None
     srpp = model.slice_position
-    return srpp_loss(x.out.positions, positions_of(x.batch, srpp), x.batch["slice_valid"], srpp.scale)
+    positions, index = positions_of(x.batch, srpp), x.batch["slice_index"]
+    return srpp_loss(x.out.positions, positions, index, x.batch["slice_valid"], srpp.scale)
 
 
 def _boundary(x: ClipInputs, model: ModelConfig) -> Term:
@@ -294,7 +303,7 @@ def patch_dice(x: PatchInputs, model: AnyModelConfig) -> Term:
 
 def patch_hard_dice(x: PatchInputs, model: AnyModelConfig) -> Term:
     """Return the Dice per class and patch that contains the class."""
-    classes = jnp.arange(1, x.logits.shape[-1])
+    classes = with_leading_axes(jnp.arange(1, x.logits.shape[-1]), x.logits.ndim)
     predicted = x.logits.argmax(-1)[..., None] == classes
     reference = x.labels[..., None] == classes
     sizes = reference.sum((1, 2, 3))

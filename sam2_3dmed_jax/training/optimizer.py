@@ -7,6 +7,7 @@ packed, so that they can be sharded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ class Optimizer:
         self._update = optax.chain(
             optax.clip_by_global_norm(config.gradient_clip),
             optax.scale_by_adam(*config.adam_betas, eps=EPSILON),
-            optax.add_decayed_weights(config.weight_decay, mask={n: g.decays for n, g in self.groups.items()}),
+            optax.stateless(functools.partial(self._add_decay, config.weight_decay)),
             optax.stateless(lambda updates, _: {n: u * self.groups[n].factor for n, u in updates.items()}),
             optax.scale_by_learning_rate(learning_rate(config)),
         )
@@ -108,6 +109,18 @@ class Optimizer:
             like,
             transform_non_params=lambda _: replicated,
         )
+
+    def _add_decay(self, rate: float, updates: Weights, weights: Weights | None) -> Weights:
+        """Add the weight decay of AdamW, only to numbers that have ever had a gradient.
+
+        Without a gradient, Adam's update is exactly zero. Decay alone would shrink such parameters towards zero: the
+        head of a loss whose weight is 0, or the embedding of a kind of prompt that never occurs.
+        """
+        assert weights is not None
+        return {
+            name: update + rate * jnp.where(update != 0, weights[name], 0) if self.groups[name].decays else update
+            for name, update in updates.items()
+        }
 
     def _pack(self, weights: Weights) -> Weights:
         return {

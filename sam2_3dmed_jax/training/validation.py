@@ -52,11 +52,7 @@ def fixed_batches(
     hosts: int,
     features: CachedFeatures | None = None,
 ) -> grain.MapDataset:
-    """Return the validation batches, `[B / hosts, ...]` each.
-
-    Raises:
-        UserError: fewer cases than hosts.
-    """
+    """Return the validation batches, `[B / hosts, ...]` each."""
     batches = method.batches(
         reader, cases, validation_data(data), training.batch_size // hosts, SEED, host, hosts, features
     )
@@ -69,11 +65,7 @@ class Validation:
     def __init__(
         self, setup: Setup, reader: CaseReader, cases: Sequence[PreparedCase], features: CachedFeatures | None = None
     ):
-        """Cut the batches from `cases`; `features` are the cached features of a run that trains from them.
-
-        Raises:
-            UserError: fewer cases than processes.
-        """
+        """Cut the batches from `cases`; `features` are the cached features of a run that trains from them."""
         config = setup.config
         self._setup, self._method = setup, method_of(config.model)
         arguments = (

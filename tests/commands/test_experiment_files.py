@@ -10,6 +10,7 @@ from sam2_3dmed_jax.config import ExperimentConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.volume.intensity import WINDOWS
+from sam2_3dmed_jax.volume.label_classes import declared_classes, parse_targets, prompted_targets
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 WINDOW = {"spleen": "soft_tissue", "lung": "lung_medsam", "pancreas": "soft_tissue"}
@@ -27,15 +28,39 @@ def test_an_experiment_has_the_papers_settings_and_a_flag_sets_its_initial_weigh
 
 
 @pytest.mark.parametrize("task", WINDOW)
-def test_the_papers_variant_differs_from_ours_only_in_srpp_and_bd(task: str):
+def test_the_papers_variant_differs_from_ours_only_where_the_docs_say_so(task: str):
     ours, paper = (read_experiment(str(EXPERIMENTS / f"{task}{which}.py")) for which in ("", "_paper"))
     names, others = (
         set(abstract_model(replace(config.model, preset="nano", image_size=64))[1]) for config in (ours, paper)
     )
     assert {name.rsplit(".", 1)[0] for name in names ^ others} == {"slice_position.to_features"}
     assert (paper.model.slice_position.unit, paper.model.slice_position.scale) == ("slice", 1.0)
-    same = replace(paper.model, slice_position=ours.model.slice_position, boundary=ours.model.boundary)
-    assert paper.replace(model=same) == ours
+    same_model = replace(paper.model, slice_position=ours.model.slice_position, boundary=ours.model.boundary)
+    same_data = replace(paper.data, clips=ours.data.clips, prompts=ours.data.prompts)
+    same_loss = replace(paper.training.loss, iou=1.0, object_score=1.0)
+    same = paper.replace(model=same_model, data=same_data, training=replace(paper.training, loss=same_loss))
+    assert same == ours
+
+
+@pytest.mark.parametrize("task", WINDOW)
+def test_the_papers_variant_trains_on_contiguous_clips_with_centre_points_and_bce_plus_dice(task: str):
+    paper = read_experiment(str(EXPERIMENTS / f"{task}_paper.py"))
+    clips, prompts, loss = paper.data.clips, paper.data.prompts, paper.training.loss
+    assert (clips.max_stride, clips.absent_probability, clips.past_end_probability) == (1, 0.0, 0.0)
+    assert (prompts.box_prompt_probability, prompts.random_point_probability) == (0.0, 0.0)
+    assert (loss.bce, loss.dice, loss.iou, loss.object_score) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_the_pancreas_is_trained_as_it_is_prompted():
+    config = read_experiment(str(EXPERIMENTS / "pancreas.py"))
+    assert config.data.classes == ("1+2", 2)
+    prompted = prompted_targets(declared_classes({1: "pancreas", 2: "cancer"}))
+    assert [parse_targets(str(entry))[0] for entry in config.data.classes] == prompted
+
+
+def test_classes_as_flags_take_values_and_unions():
+    config = read_experiment(str(EXPERIMENTS / "spleen.py"), ["--data.classes", "1+2", "2"])
+    assert config.data.classes == ("1+2", 2)
 
 
 def test_an_experiment_imports_files_from_its_own_folder_only(tmp_path: Path):

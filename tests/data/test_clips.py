@@ -13,6 +13,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import intensity
 from tests.helpers.prepared_files import write_prepared
 
+PERCENTILES_OF_MR = PreprocessingConfig("0.5%,99.5%", "MR")
 STILL = DataConfig(
     slices=5,
     clips=ClipConfig(objects=2),
@@ -89,6 +90,47 @@ def test_small_objects_are_prompted_as_often_as_large_ones(clips):
     assert np.mean(small) == pytest.approx(0.5, abs=0.1)
 
 
+def tumour_in_an_organ():
+    """A tumour, label 2, inside of an organ, label 1, on all its slices."""
+    values, labels = make_case(first=4, last=9, second=False)
+    labels[4:10, 11:16, 14:20] = 2
+    return values, labels
+
+
+@pytest.mark.parametrize("size", [32, 24])
+@pytest.mark.parametrize("rotation", [0.0, 20.0])
+def test_a_union_is_one_object_without_a_hole_and_its_tumour_another(clips, size, rotation):
+    config = replace(with_clips(objects=2), classes=("1+2", 2))
+    config = replace(config, augmentation=replace(NO_AUGMENTATION, rotation=rotation))
+    larger = 0
+    for clip in clips(tumour_in_an_organ(), config, count=40, image_size=size):
+        organ_first = clip["masks"][:, 0].sum() > clip["masks"][:, 1].sum()
+        larger += organ_first
+        organ, tumour = clip["masks"][:, :: 1 if organ_first else -1].astype(bool).swapaxes(0, 1)
+        assert (organ & tumour == tumour).all() and tumour[clip["prompt_step"][0]].any()
+        if not rotation and size == 32:
+            shown = organ[clip["slice_valid"]]
+            assert set(shown.sum((1, 2))) <= {0, 12 * 16}  # the whole organ, without a hole
+    assert 5 < larger < 35  # each of both is the prompted object of some clips
+
+
+def test_the_default_objects_are_those_that_evaluate_prompts(tmp_path):
+    case = {"x": tumour_in_an_organ()}
+    readers = [
+        CaseReader(write_prepared(tmp_path / organ, case, {1: organ, 2: "cancer"}), STILL, 32)
+        for organ in ("pancreas", "lung")
+    ]
+    assert [reader.targets for reader in readers] == [((1, 2), (2,)), ((1,), (2,))]
+
+
+def test_classes_have_the_vocabulary_of_evaluate_targets(tmp_path):
+    dataset = write_prepared(tmp_path / "d", {"x": tumour_in_an_organ()}, LABELS)
+    for classes in (("1+2,2",), ("1+2", 2), ("1+2", "2")):
+        assert CaseReader(dataset, replace(STILL, classes=classes), 32).targets == ((1, 2), (2,))
+    with pytest.raises(UserError, match=r"data\.classes: '1-2' is not a list of label values"):
+        CaseReader(dataset, replace(STILL, classes=("1-2",)), 32)
+
+
 def test_some_clips_extend_beyond_the_object_and_some_beyond_the_volume(clips):
     ends = [clip["masks"][clip["slice_valid"]][-1, 0].any() for clip in clips(make_case(1, 12, second=False))]
     assert 0.2 < np.mean(ends) < 0.9
@@ -106,6 +148,63 @@ def test_clips_of_an_absent_object_show_it_once_then_slices_anywhere_beyond_its_
         index = clip["slice_index"].astype(int)
         gaps.add(int(index[1] - 10 if index[1] > 9 else 3 - index[1]))
     assert min(gaps) == 0 and 20 < max(gaps) <= 26  # from the next slice to the last position where the clip fits
+
+
+def test_some_clips_have_slices_before_the_prompted_slice_for_context(clips):
+    found = clips(config=with_clips(context_before_probability=1.0, absent_probability=0.0, objects=1), count=100)
+    steps = {int(clip["prompt_step"][0]) for clip in found}
+    assert steps == {1, 2}  # up to D / 2; the object starts on slice 4 of 14, so that no clip is at the volume's edge
+    for clip in found:
+        step = clip["prompt_step"][0]
+        assert clip["object_valid"][0] and clip["masks"][step, 0].any()
+        assert set(np.diff(clip["slice_index"])) <= {direction(clip)}
+
+
+def test_a_clip_at_the_edge_of_the_volume_has_only_the_slices_before_the_prompt_that_exist(clips):
+    config = with_clips(context_before_probability=1.0, absent_probability=0.0, past_end_probability=0.0, objects=1)
+    for clip in clips(make_case(first=0, last=1, second=False), config, count=60):
+        index, step = clip["slice_index"], clip["prompt_step"][0]
+        before = index[step] if direction(clip) > 0 else 13 - index[step]
+        assert step <= before and clip["slice_valid"][: step + 1].all()
+        assert clip["masks"][step, 0].any()
+
+
+def with_prompts(**changes):
+    return replace(STILL, prompts=replace(STILL.prompts, **changes))
+
+
+def test_a_negative_point_is_in_another_object_of_the_slice_or_outside_of_the_object(clips):
+    config = with_prompts(negative_point_probability=1.0, box_prompt_probability=0.0)
+    in_other = 0
+    for clip in clips(config=config):
+        for k in np.flatnonzero(clip["object_valid"]):
+            step, (x, y) = clip["prompt_step"][k], clip["coords"][k, 1].astype(int)
+            assert clip["point_labels"][k].tolist() == [1, 0, -1, -1] and clip["token_valid"][k].tolist() == [
+                1,
+                1,
+                1,
+                0,
+            ]
+            assert not clip["masks"][step, k, y, x] and not clip["multimask"][k]
+            others = np.delete(clip["masks"][step], k, axis=0).any(0)
+            assert not others.any() or others[y, x]
+            in_other += others.any()
+    assert in_other > 20
+
+
+def test_absent_objects_are_clicked_outside_of_all_objects_and_have_empty_masks(clips):
+    found = clips(config=with_prompts(absent_object_probability=0.5), count=100)
+    _, labels = make_case()
+    absent = 0
+    for clip in found:
+        for k in np.flatnonzero(clip["object_valid"]):
+            if clip["masks"][:, k].any():
+                continue
+            absent += 1
+            x, y = clip["coords"][k, 0].astype(int)
+            assert clip["point_labels"][k, 0] == 1 and clip["multimask"][k]
+            assert labels[int(clip["slice_index"][clip["prompt_step"][k]]), y, x] == 0
+    assert 50 < absent < 120
 
 
 def test_the_stride_is_drawn_once_per_clip(clips):
@@ -172,8 +271,9 @@ def test_a_case_without_the_classes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"classes": (1, 7)}, r"data\.classes: .* has no label 7; choose from \[1, 2\]"),
+        ({"classes": (1, 7)}, r"data\.classes: .* has no label 7; choose from 1, 2"),
         ({"preprocessing": PreprocessingConfig(window="90%,10%")}, r"data\.preprocessing\.window is '90%,10%'"),
+        ({"preprocessing": PreprocessingConfig(modality="x")}, r"data\.preprocessing\.modality is 'x', expected"),
         ({"preprocessing": PreprocessingConfig(window="40,-4")}, r"data\.preprocessing\.window is '40,-4'"),
     ],
 )
@@ -181,3 +281,18 @@ def test_settings_that_do_not_fit_are_refused_before_a_slice_is_read(tmp_path, c
     dataset = write_prepared(tmp_path / "d", {"x": make_case()}, LABELS)
     with pytest.raises(UserError, match=sentence):
         CaseReader(dataset, replace(STILL, **changes), 32)
+
+
+def test_the_preprocessing_of_a_run_has_the_window_and_modality_of_the_dataset(tmp_path):
+    values, labels = make_case()
+    for modality, stored in (("CT", PreprocessingConfig("50,100", "CT")), ("T2", PERCENTILES_OF_MR)):
+        dataset = write_prepared(tmp_path / modality, {"x": (values, labels)}, LABELS, modality=modality)
+        assert CaseReader(dataset, STILL, 32).preprocessing == stored
+
+
+def test_a_modality_that_is_not_the_one_of_the_prepared_dataset_is_refused_with_both(tmp_path):
+    dataset = write_prepared(tmp_path / "d", {"x": make_case()}, LABELS, modality="MR")
+    config = replace(STILL, preprocessing=PreprocessingConfig(modality="pet"))
+    with pytest.raises(UserError, match=r"data\.preprocessing\.modality is pet, but .* was prepared as mr; leave"):
+        CaseReader(dataset, config, 32)
+    assert CaseReader(dataset, replace(STILL, preprocessing=PreprocessingConfig(modality="mr")), 32)

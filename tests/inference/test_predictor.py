@@ -9,12 +9,14 @@ from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import compiled_programs, feature_store
+from sam2_3dmed_jax.inference.propagation import merge_directions
 from sam2_3dmed_jax.model.build import random_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
 
 SIZE = 64
 # The order of float32 sums depends on the batch size; logits are of order 5.
 TOLERANCE = 2e-4
+COME_AND_GO = 0.58  # added to the object scores of `busy_model`: its object is on some slices only
 
 
 def volume(depth, seed=0):
@@ -27,8 +29,8 @@ def click(slice, x=30.0, y=26.0, object_id=1, label=1):
     return Prompt(object_id, slice, [(x, y)], [label])
 
 
-def busy_model(**modules):
-    """Return a nano model with random instead of zero projections, which finds objects on most slices."""
+def busy_model(presence=1.0, **modules):
+    """Return a nano model with random instead of zero projections; `presence` is added to its object scores."""
     config = ModelConfig("nano", SIZE, **modules)
     config = replace(config, slice_position=replace(config.slice_position, dim=32, window=4))
     weights = random_weights(config, 3)
@@ -37,7 +39,7 @@ def busy_model(**modules):
         if path.endswith(("to_features.kernel", "to_mask.kernel")):
             weights[path] = 0.3 * rng.normal(size=value.shape).astype(np.float32)
         if path == "sam_mask_decoder.pred_obj_score_head.layers.2.bias":
-            weights[path] = value + 1.0
+            weights[path] = value + presence
         if path.endswith("gamma"):
             weights[path] = value + 0.5
     return assemble(weights, CheckpointInfo(config))
@@ -113,6 +115,62 @@ def test_a_correction_encodes_no_slice_again_and_changes_the_masks(model, monkey
     after = session.result().mask_logits
     assert np.abs(after[0, 9] - before[0, 9]).max() > 1e-3
     assert np.abs(after[0, 11] - before[0, 11]).max() > 1e-5  # and slices that follow it
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_corrections_of_one_round_do_not_depend_on_their_order(model, preview):
+    slices = volume(12)
+    corrections = [click(9, 12, 50, label=0), click(2, 40, 12)]
+    masks = []
+    for order in (corrections, corrections[::-1]):
+        session = VolumePredictor(model).start(slices)
+        session.add([click(5)])
+        session.result()
+        for prompt in order:
+            session.add([prompt])
+            if preview:
+                session.preview()
+        masks.append(session.result().mask_logits)
+    np.testing.assert_array_equal(masks[0], masks[1])
+
+
+def test_a_preview_of_corrections_does_not_change_the_result(model):
+    slices = volume(12)
+    corrections = [click(9, 12, 50, label=0), click(2, 40, 12)]
+    session = VolumePredictor(model).start(slices)
+    masks = []
+    for with_preview in (False, True):
+        session.reset()
+        session.add([click(5)])
+        session.result()
+        session.add(corrections)
+        if with_preview:
+            preview = session.preview()
+        masks.append(session.result().mask_logits)
+    np.testing.assert_array_equal(masks[0], masks[1])
+    np.testing.assert_array_equal(preview[1, 9], masks[1][0, 9])
+
+
+def test_directions_that_disagree_never_give_a_present_object_with_a_gated_mask():
+    logits = np.arange(-7, 9, dtype=np.float32).reshape(4, 4)
+    absent = np.full((4, 4), -1024, np.float32)
+    mask, score = merge_directions((absent, logits), (-1.0, 2.0))
+    assert score == 0.5
+    np.testing.assert_array_equal(mask, logits)
+    mask, score = merge_directions((absent, logits), (-2.0, 1.0))
+    assert score == -0.5
+    np.testing.assert_array_equal(mask, absent)
+    mask, score = merge_directions((logits + 2, logits), (1.0, 2.0))
+    assert score == 1.5
+    np.testing.assert_array_equal(mask, logits + 1)
+
+
+def test_independent_propagation_gates_a_mask_exactly_where_its_score_is_not_positive():
+    predictor = VolumePredictor(busy_model(presence=COME_AND_GO), "independent")
+    result = predictor.predict(volume(21), [click(2), click(18, 40, 40)])
+    between = result.object_score_logits[0, 3:18]
+    assert (between > 0).any() and (between < 0).any()
+    np.testing.assert_array_equal((result.mask_logits < -100).any((-1, -2)), result.object_score_logits <= 0)
 
 
 def test_a_preview_segments_the_prompted_slices_and_the_result_reuses_them(model):

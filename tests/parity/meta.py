@@ -101,6 +101,7 @@ class Video:
                     points=coords or None,
                     labels=ask.labels() or None,
                     box=ask.corners(self.model.image_size),
+                    clear_old_points=ask.box is not None,  # points are added to earlier ones of the slice, as ours are
                 )
             for reverse in (False, True):
                 with contextlib.redirect_stderr(io.StringIO()):  # tqdm's bars

@@ -77,6 +77,33 @@ def correction_behind(depth: int) -> Scenario:
     return ((Ask(1, middle, ((0.4, 0.5, 1),)),), (Ask(1, middle - depth // 4, ((0.6, 0.6, 1),)),))
 
 
+def two_corrections_in_one_round(depth: int) -> Scenario:
+    """Corrections above and below the prompted slice, before the next propagation: both see the same memories."""
+    middle = depth // 2
+    return (
+        (Ask(1, middle, ((0.4, 0.5, 1),)),),
+        (Ask(1, middle + depth // 4, ((0.6, 0.6, 0),)), Ask(1, middle - depth // 4, ((0.5, 0.45, 1),))),
+    )
+
+
+def three_corrections_of_two_objects(depth: int) -> Scenario:
+    """Two objects, three corrections in one round, and one more click on a corrected slice in the next round.
+
+    Both objects have the same earliest prompt, because the reference starts all objects at the earliest prompt of any.
+    """
+    middle = depth // 2
+    above, below = middle + depth // 4, middle - depth // 4
+    return (
+        (Ask(1, middle, ((0.4, 0.5, 1),)), Ask(2, middle, box=(0.2, 0.2, 0.6, 0.7))),
+        (
+            Ask(1, above, ((0.6, 0.6, 0),)),
+            Ask(2, below, ((0.3, 0.6, 1), (0.8, 0.2, 0))),
+            Ask(1, below, ((0.5, 0.45, 1),)),
+        ),
+        (Ask(1, above, ((0.45, 0.4, 1),)),),
+    )
+
+
 def mask_prompt(depth: int) -> Scenario:
     """A mask on the middle slice, and an empty mask: an object that is absent."""
     middle = depth // 2
@@ -90,5 +117,13 @@ def two_prompted_slices(depth: int) -> Scenario:
 
 SCENARIOS = {
     f.__name__: f
-    for f in (one_object, three_objects_and_a_correction, correction_behind, mask_prompt, two_prompted_slices)
+    for f in (
+        one_object,
+        three_objects_and_a_correction,
+        correction_behind,
+        two_corrections_in_one_round,
+        three_corrections_of_two_objects,
+        mask_prompt,
+        two_prompted_slices,
+    )
 }

@@ -75,6 +75,13 @@ class TestTinyAt512:
         compare.assert_same_propagation(*pairs(preset, 512, 12).track(SCENARIOS["three_objects_and_a_correction"](12)))
 
 
+@pytest.mark.parametrize("preset", FAST, scope="class")
+class TestCorrectionsAt256:
+    @pytest.mark.parametrize("name", ["two_corrections_in_one_round", "three_corrections_of_two_objects"])
+    def test_several_corrections_in_one_round_agree(self, pairs: Pairs, preset: str, name: str) -> None:
+        compare.assert_same_propagation(*pairs(preset, 256, 24).track(SCENARIOS[name](24)))
+
+
 @pytest.mark.parametrize("preset", OTHERS)
 def test_the_converter_and_a_short_clip_agree_for_every_other_preset(pairs: Pairs, preset: str) -> None:
     compare.assert_same_propagation(*pairs(preset, 256, 4).track(SCENARIOS["one_object"](4)))

@@ -32,15 +32,26 @@ def test_the_srpp_target_of_a_pair_of_slices_ignores_direction_and_stride(unit):
 def test_the_srpp_loss_is_the_papers_mean_over_ordered_pairs():
     predicted, positions = random(1, 4, 4), np.array([[3.0, 4.0, 5.0, 6.0]], np.float32)
     expected = np.mean([(predicted[0, i, j] - (j - i)) ** 2 for i in range(4) for j in range(4) if i != j])
-    loss = losses.srpp_loss(jnp.asarray(predicted), jnp.asarray(positions), jnp.ones((1, 4), bool), 1.0)
+    loss = losses.srpp_loss(jnp.asarray(predicted), positions, positions, jnp.ones((1, 4), bool), 1.0)
     assert float(loss.mean()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_srpp_loss_leaves_out_pairs_of_slices_further_apart_than_a_contiguous_clip():
+    """A clip jumps from slice 3 to slices 60 to 62; positions are in mm, and the limit is in slices."""
+    index = np.array([[3.0, 60.0, 61.0, 62.0]], np.float32)
+    predicted, valid = jnp.asarray(random(1, 4, 4)), jnp.ones((1, 4), bool)
+    jump = losses.srpp_loss(predicted, index * 2.5, index, valid, 6.0)
+    without = losses.srpp_loss(predicted[:, 1:, 1:], index[:, 1:] * 2.5, index[:, 1:], valid[:, 1:], 6.0)
+    assert float(jump.divisor) == 6
+    assert float(jump.mean()) == pytest.approx(float(without.mean()), rel=1e-6)
 
 
 def test_the_srpp_loss_ignores_padding_slices():
     predicted, positions = random(1, 4, 4), np.array([[3.0, 4.0, 99.0, 99.0]], np.float32)
     valid = jnp.array([[True, True, False, False]])
-    short = losses.srpp_loss(predicted[:, :2, :2], positions[:, :2], valid[:, :2], 6.0)
-    assert float(losses.srpp_loss(predicted, positions, valid, 6.0).mean()) == pytest.approx(float(short.mean()))
+    short = losses.srpp_loss(predicted[:, :2, :2], positions[:, :2], positions[:, :2], valid[:, :2], 6.0)
+    loss = losses.srpp_loss(predicted, positions, positions, valid, 6.0)
+    assert float(loss.mean()) == pytest.approx(float(short.mean()))
 
 
 @pytest.mark.parametrize("normaliser", ["balanced", "paper"])

@@ -73,6 +73,22 @@ def test_the_packed_optimizer_equals_adamw_on_each_parameter(monkeypatch, small,
         np.testing.assert_allclose(weights[path], expected[path], rtol=1e-5)
 
 
+@pytest.mark.parametrize("small", [0, 1 << 16])
+def test_parameters_without_a_gradient_do_not_decay(monkeypatch, small):
+    """One kernel never has a gradient; of the other, one column has one on the first step alone and then decays."""
+    monkeypatch.setattr(packed, "SMALL", small)
+    unused, used = "sam_mask_decoder.conv_s0.kernel", "memory_attention.layers.0.linear1.kernel"
+    ours = packed.Optimizer(TrainingConfig(steps=10, warmup_steps=0, learning_rate=0.01, weight_decay=0.5), WEIGHTS)
+    zero = jax.tree.map(jnp.zeros_like, WEIGHTS)
+    gradients = {**zero, used: zero[used].at[:, 0].set(1.0)}
+    weights, state = ours.apply(gradients, ours.init(WEIGHTS), WEIGHTS)
+    after_one = weights[used]
+    weights, state = ours.apply(zero, state, weights)
+    np.testing.assert_array_equal(weights[unused], WEIGHTS[unused])
+    np.testing.assert_array_equal(weights[used][:, 1:], WEIGHTS[used][:, 1:])
+    assert (weights[used][:, 0] < after_one[:, 0]).all()
+
+
 def test_a_mesh_that_does_not_cover_the_devices_is_refused():
     with pytest.raises(UserError, match=f"mesh: 3 x 5 does not cover {jax.device_count()} devices"):
         make_mesh(MeshConfig(data=3, fsdp=5))

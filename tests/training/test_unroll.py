@@ -156,6 +156,46 @@ def test_training_propagates_a_clip_as_inference_propagates_a_volume(unrolled, w
     np.testing.assert_allclose(result.mask_logits[0, :D], masks, atol=5e-4)
 
 
+@pytest.mark.parametrize("prompted", [0, 7])
+def test_training_and_inference_agree_with_a_slice_context_that_changes_the_masks(prompted):
+    """A clip that is a whole volume of D = 16 slices has the context window of inference, wherever the prompt is."""
+    from sam2_3dmed_jax import Prompt, VolumePredictor
+    from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
+    from sam2_3dmed_jax.runtime.imagenet import normalise
+
+    depth = 16
+    model = replace(MODEL, slice_position=replace(MODEL.slice_position, window=depth))
+    drawn = random_weights(model, 1)
+    rng = np.random.default_rng(2)
+    for path in ("slice_position.to_features.kernel", "boundary.to_mask.kernel"):
+        drawn[path] = jnp.asarray(0.2 * rng.normal(size=drawn[path].shape), jnp.float32)
+    drawn["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += 2.0
+    slices = rng.random((depth, SIZE, SIZE), dtype=np.float32)
+    two = clips()
+    batch = {
+        name: value[1:, :1] if name in ("coords", "point_labels", "token_valid") else value[1:]
+        for name, value in two.items()
+    }
+    batch |= {
+        "slices": slices[None],
+        "masks": np.zeros((1, depth, 1, SIZE, SIZE), np.uint8),
+        "slice_valid": np.ones((1, depth), bool),
+        "slice_index": np.arange(depth, dtype=np.float32)[None],
+        "position_mm": np.arange(depth, dtype=np.float32)[None],
+        "object_valid": np.ones((1, 1), bool),
+        "prompt_step": np.array([[prompted]], np.int32),
+        "multimask": np.ones((1, 1), bool),
+    }
+    graphdef = abstract_model(model)[0]
+    run = jax.jit(lambda weights: unroll_clips(merge(graphdef, weights), batch).mask_logits, compiler_options=QUICK)
+    trained = np.asarray(run(drawn))[:, 0]
+    without_context = drawn | {"slice_position.to_features.kernel": drawn["slice_position.to_features.kernel"] * 0}
+    assert np.abs(np.asarray(run(without_context))[prompted:, 0] - trained[prompted:]).max() > 0.05
+    predictor = VolumePredictor(assemble(drawn, CheckpointInfo(model)), postprocessing=False)
+    result = predictor.predict(normalise(slices), [Prompt(1, prompted, [(30, 20)], [1])])
+    np.testing.assert_allclose(result.mask_logits[0, prompted:], trained[prompted:], atol=5e-4)
+
+
 def readers(model, outputs):
     """Paths of all weights, and of those that each output depends on."""
     graphdef, shapes = abstract_model(model)

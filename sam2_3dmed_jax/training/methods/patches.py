@@ -54,9 +54,11 @@ class PatchMethod:
         """Give the network one output for each of `data.classes`.
 
         Raises:
-            UserError: no classes, or features of an encoder.
+            UserError: no classes, a union of classes, or features of an encoder.
         """
-        classes = config.data.classes
+        classes = tuple(int(entry) for entry in config.data.classes if str(entry).isdecimal())
+        if len(classes) < len(config.data.classes):
+            raise UserError("data.classes: a U-Net has no unions; name label values, such as --data.classes 1 2")
         if not classes or len({0, *classes}) <= len(classes):
             raise UserError(
                 "data.classes: a U-Net has one output per class, so name each class once, such as --data.classes 1 2"
