@@ -1,16 +1,31 @@
-"""Exceptions of mistakes in user input and of requested stops.
+"""Exceptions of mistakes in user input and of requested stops, and the length of messages.
 
-The command line prints a `UserError` as one line and exits with 2.
+The command line prints a `UserError` as one line and exits with 2. `listed` and `counted` shorten lists of names where
+a message is written; `message_line` shortens whatever is too long in spite of that.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
+
+LINE = 300  # characters of a message of the command line
+NAME = 80  # characters of one name in a list
+CHOICES = 10  # number of valid values in "choose from ..."
 
 
 class UserError(Exception):
     """A mistake in the user's files, flags or data.
 
-    The message is one sentence that names the file or field and how to fix it.
+    The message is one sentence that names the file or field and how to fix it. Notes (`add_note`) hold what is too long
+    for it; `--debug` prints them.
+    """
+
+
+class FileWarning(UserWarning):
+    """A sign that the user's files are not what they should be, such as a series with missing slices.
+
+    The command line prints it as one line on stderr.
     """
 
 
@@ -29,3 +44,74 @@ def naming(field: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{field}: {error}") from None
+
+
+def listed(names: Collection[object], most: int = 3, separator: str = ", ") -> str:
+    """Return the first names of a list, and the number of the others, for messages.
+
+    Args:
+        names: the list.
+        most: number of names to return.
+        separator: text between them.
+    """
+    first = separator.join(cut(str(name), NAME) for name in islice(names, most))
+    return f"{first} and {len(names) - most} more" if len(names) > most else first
+
+
+def counted(groups: Mapping[str, Collection[str]], most: int = 3, characters: int = 100) -> str:
+    """Return the number of names in each group, with a few of them as examples, for messages.
+
+    Args:
+        groups: lists of names by what is wrong with them; empty lists are left out.
+        most: number of examples per group.
+        characters: length of all examples together; the first example is returned even if it is longer.
+    """
+    examples: dict[str, list[str]] = {what: [] for what, names in groups.items() if names}
+    left = characters
+    for at in range(most):
+        for what, shown in examples.items():
+            name = next(islice(groups[what], at, None), None)
+            if name is None or (len(name) > left and left < characters):
+                continue
+            shown.append(cut(name, 2 * NAME))
+            left -= len(name)
+    parts = []
+    for what, shown in examples.items():
+        dots = ", ..." if len(groups[what]) > len(shown) else ""
+        parts.append(f"{len(groups[what])} {what}" + (f": {', '.join(shown)}{dots}" if shown else ""))
+    return "; ".join(parts)
+
+
+def plain_number(number: object) -> str:
+    """Return a number with all its digits, for messages; whole numbers have no decimal point."""
+    return f"{number:.0f}" if isinstance(number, float) and number.is_integer() and abs(number) < 1e15 else str(number)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text with its middle replaced by dots if it has more than `most` characters."""
+    half = (most - 5) // 2
+    return text if len(text) <= most else f"{text[: most - 5 - half]} ... {text[-half:]}"
+
+
+def message_line(message: object, most: int = LINE, hint: str = "") -> str:
+    """Return a message on one line of at most `most` characters.
+
+    Long paths lose their first folders. Then the middle of the message is left out, since a message starts with the
+    file and ends with the fix.
+
+    Args:
+        message: a text or an exception.
+        most: number of characters.
+        hint: added to a message of which the middle is left out.
+    """
+    text = " ".join(str(message).split())
+    if len(text) > most:
+        text = re.sub(r"\S*/\S*", lambda path: _end_of_path(path[0]), text)
+    return text if len(text) <= most else cut(text, most - len(hint)) + hint
+
+
+def _end_of_path(path: str) -> str:
+    """Return a path of more than 60 characters without its first folders, and a shorter one as it is."""
+    *_, folder, name = path.split("/")
+    end = f"{folder}/{name}"
+    return path if len(path) <= 60 else f".../{end if len(end) <= 60 else name}"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.config import AnyModelConfig, ModelConfig, UNetConfig
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, counted
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, atomic_path
 from sam2_3dmed_jax.runtime.hashing import BLOCK, sha256_of_file
@@ -28,7 +28,8 @@ from weights_conversion.names import EXTRA
 from weights_conversion.native import PROVENANCE_KEY, write_native_folder, write_native_safetensors
 from weights_conversion.opening import WEIGHTS, open_source
 from weights_conversion.outputs import Target, choose_target
-from weights_conversion.presets import Fit, best_fit, native_shapes, recognise
+from weights_conversion.presets import Fit, native_shapes, recognise
+from weights_conversion.refusal import require_fit
 from weights_conversion.safetensors_files import write_safetensors
 from weights_conversion.source import Source
 from weights_conversion.transformers_config import transformers_config
@@ -44,6 +45,7 @@ class Conversion:
     source_layout: Layout
     target: Target
     tensors: int
+    reading: dict[str, str]  # how the model was found in the source and read, as in the provenance
 
 
 def convert_checkpoint(
@@ -102,35 +104,7 @@ def convert_checkpoint(
         count = _write(target, shapes, read, info, progress)
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror or error}; nothing was written") from error
-    return Conversion(fit.preset, fit.mapping.layout, target, count)
-
-
-def require_fit(source: Source, config: AnyModelConfig, fit: Fit, preset: str | None) -> None:
-    """Check that a checkpoint fits its model exactly.
-
-    Args:
-        source: the checkpoint.
-        config: its model.
-        fit: how it differs from the model.
-        preset: the preset that the user requires; None: any.
-
-    Raises:
-        UserError: it does not fit; the message lists all discrepancies.
-    """
-    if not fit.discrepancies:
-        return
-    if preset is None and source.info is None:
-        raise UserError(
-            f"{source.path}: it fits no preset; {fit.preset} in {fit.mapping.layout} layout fits best, except for "
-            f"{fit.text}; download the checkpoint again, or give a checkpoint of SAM 2"
-        )
-    best = recognise(source)[1] if source.info else best_fit(source.tensors)
-    if best.preset != fit.preset:
-        quality = "exactly" if not best.discrepancies else f"best, with {best.discrepancies} discrepancies"
-        fix = f"{best.preset} fits {quality}: give --model {best.preset}"
-    else:
-        fix = f"no other preset fits better than {fit.preset}: download the checkpoint again"
-    raise UserError(f"{source.path}: it does not fit {fit.preset}: {fit.text}; {fix}")
+    return Conversion(fit.preset, fit.mapping.layout, target, count, {**opened.reading, **_rounding(opened)})
 
 
 def _without_extra(source: Source, config: AnyModelConfig, target: Target, drop: bool) -> AnyModelConfig:
@@ -149,9 +123,10 @@ def _without_extra(source: Source, config: AnyModelConfig, target: Target, drop:
     if drop:
         return replace(config, srpp=False, bd=False)
     if target.layout != "native":
+        modules = {f"in {module[:-1]}": [name for name in extra if name.startswith(module)] for module in EXTRA}
         raise UserError(
-            f"{source.path}: {target.layout} layout cannot store the {len(extra)} parameters of SRPP and BD: "
-            f"{', '.join(extra)}; give --drop-extra to leave them out, or --to native"
+            f"{source.path}: {target.layout} layout cannot store SRPP and BD ({counted(modules)}); give --drop-extra "
+            "to leave them out, or --to native"
         )
     return config
 
@@ -163,10 +138,17 @@ def _provenance(source: Source, config: AnyModelConfig, fit: Fit, progress: Prog
         "sha256": sha256(source, progress),
         "layout": fit.mapping.layout,
         "preset": fit.preset,
+        **source.reading,
+        **_rounding(source),
         "tool_version": metadata.version("sam2-3dmed-jax"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     return {**record, "previous": source.provenance} if source.provenance else record
+
+
+def _rounding(source: Source) -> dict[str, str]:
+    rounded = any(tensor.dtype == "float64" for tensor in source.tensors.values())
+    return {"rounded": "float64 to float32"} if rounded else {}
 
 
 def sha256(source: Source, progress: Progress | None) -> dict[str, str]:

@@ -26,13 +26,15 @@ class Description:
     image_size: int  # pixels
     srpp: bool
     bd: bool
-    window: str | None  # CT window of the preprocessing, of a native checkpoint
+    window: str | None  # window of the preprocessing, of a native checkpoint
+    modality: str | None  # of the training data, of a native checkpoint; "": not known
     tensors: int
     dtypes: list[str]
     bytes: int
     parameters: int
     parts: dict[str, ParameterCount]  # numbers of tensors and parameters
     provenance: dict[str, object]
+    reading: dict[str, str]  # how the model was found in the file; empty if its names are exactly the layout's
 
 
 def describe_checkpoint(path: Path) -> Description:
@@ -60,12 +62,14 @@ def describe_checkpoint(path: Path) -> Description:
         srpp=isinstance(config, ModelConfig) and config.srpp,
         bd=isinstance(config, ModelConfig) and config.bd,
         window=source.info.preprocessing.window if source.info else None,
+        modality=source.info.preprocessing.modality if source.info else None,
         tensors=len(source.tensors),
         dtypes=sorted({tensor.dtype for tensor in source.tensors.values()}),
         bytes=sum(file.stat().st_size for file in source.files),
         parameters=sum(entry["parameters"] for entry in parts.values()),
         parts=parts,
         provenance=source.provenance,
+        reading=source.reading,
     )
 
 
@@ -86,7 +90,8 @@ def as_text(description: Description) -> str:
         for part, entry in description.parts.items()
     ]
     if description.window:
-        lines.append(f"preprocessing window {description.window}")
+        lines.append(f"preprocessing window {description.window}, modality {description.modality or 'not known'}")
+    lines += [f"{what.replace('_', ' '):13} {text}" for what, text in description.reading.items()]
     lines += [f"{what}: {', '.join(names)}" for what, names in description.discrepancies.items() if names]
     lines += _provenance(description.provenance, "")
     return "\n".join(lines)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -61,6 +61,20 @@ class LayoutMap:
             first, *rest = links[0].transform.foreign_shape(native[links[0].native])
             shapes[name] = (first * len(links), *rest)
         return shapes
+
+    def without_absent_copies(self, stored: Collection[str]) -> LayoutMap:
+        """Return the map without those copies of a tensor that a file does not store, if it stores another copy.
+
+        Args:
+            stored: names of the tensors in the file.
+        """
+        links = tuple(
+            replace(link, foreign=present)
+            if 0 < len(present := tuple(name for name in link.foreign if name in stored)) < len(link.foreign)
+            else link
+            for link in self.links
+        )
+        return replace(self, links=links)
 
     def to_native(self, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
         """Return a native parameter.

@@ -6,25 +6,38 @@ Only headers are read here. `weights_conversion.presets` recognises the layout f
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import NAME, UserError, cut, listed
 from weights_conversion.native import CONFIG_KEY, PROVENANCE_KEY, open_native_folder, open_native_safetensors
 from weights_conversion.safetensors_files import SafetensorsFile
-from weights_conversion.source import Source
+from weights_conversion.source import Source, Tensor
+from weights_conversion.wrappers import Contents, choose_model
 
-PICKLES = (".pt", ".pth", ".bin")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".pt.tar", ".pth.tar")
+WEIGHTS = "model.safetensors"
+FOLDER_WEIGHTS = (WEIGHTS, "pytorch_model.bin")  # in a transformers folder; the first one that exists is read
+
+
+class TensorFile(Protocol):
+    """An open file of weights."""
+
+    tensors: dict[str, Tensor]
+    contents: Contents
+
+    def read(self, name: str) -> np.ndarray:
+        """Return a tensor as float32."""
 
 
 def open_source(path: Path) -> Source:
-    """Open a checkpoint and read its headers.
+    """Open a checkpoint, read its headers, and find the model in it.
 
     Raises:
-        UserError: it does not exist, or cannot be read without running code.
+        UserError: it does not exist, cannot be read without running code, or contains several models.
     """
     if path.is_dir():
         return _open_folder(path)
@@ -32,76 +45,99 @@ def open_source(path: Path) -> Source:
         raise UserError(
             f"{path}: the file or folder does not exist; give a .pt, a .safetensors or the folder of a checkpoint"
         )
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path)
-    if path.suffix in PICKLES:
-        from weights_conversion.torch_files import TorchFile
-
-        file = TorchFile(path)
-        return Source(path, "PyTorch file", file.tensors, file.read, (path,))
+    ending = path.name.lower()
+    if ending.endswith(".safetensors"):
+        file = SafetensorsFile(path)
+        if CONFIG_KEY in file.metadata:
+            return open_native_safetensors(file)
+        return _source(path, ".safetensors", [path], [file])
+    if ending.endswith(TORCH_ENDINGS):
+        return _source(path, "PyTorch file", [path], [_torch_file(path)])
     raise UserError(
         f"{path}: '{path.suffix}' is not the ending of a checkpoint; give a .pt, a .safetensors or a folder"
     )
 
 
-def _open_safetensors(path: Path) -> Source:
-    file = SafetensorsFile(path)
-    if CONFIG_KEY in file.metadata:
-        return open_native_safetensors(file)
-    provenance = _provenance(file)
-    return Source(path, ".safetensors", file.tensors, file.read, (path,), provenance=provenance)
+def _torch_file(path: Path) -> TensorFile:
+    from weights_conversion.torch_files import TorchFile
+
+    return TorchFile(path)
+
+
+def _source(
+    path: Path, kind: str, files: Sequence[Path], opened: Sequence[TensorFile], image_size: int | None = None
+) -> Source:
+    """Return the model in one or several files, which together contain each tensor once."""
+    holders = {name: file for file in opened for name in file.tensors}
+    contents = Contents(
+        {name: inside for file in opened for name, inside in file.contents.tensors.items()},
+        {name: inside for file in opened for name, inside in file.contents.objects.items()},
+    )
+    choice = choose_model(path, contents)
+    return Source(
+        path,
+        kind,
+        {name: holders[stored].tensors[stored] for name, stored in choice.paths.items()},
+        lambda name: holders[choice.paths[name]].read(choice.paths[name]),
+        tuple(files),
+        image_size=image_size,
+        provenance=_provenance(opened[0]),
+        reading=choice.reading,
+    )
 
 
 def _open_folder(path: Path) -> Source:
     config = path / "config.json"
     if (path / "weights").is_dir():
         return open_native_folder(path)
-    if (path / WEIGHTS).is_file():
-        shards: dict[Path, set[str] | None] = {path / WEIGHTS: None}
-    elif (path / INDEX).is_file():
-        shards = _shards(path)
+    for weights in FOLDER_WEIGHTS:
+        if (path / weights).is_file():
+            shards: dict[Path, set[str] | None] = {path / weights: None}
+            break
+        if _index(path / weights).is_file():
+            shards = _shards(path / weights)
+            break
     else:
         raise UserError(
-            f"{path}: it is not a checkpoint: expected weights/ and config.json (native), or config.json and {WEIGHTS} "
-            f"or {INDEX} (transformers)"
+            f"{path}: it is not a checkpoint: expected weights/ and config.json (native), or config.json and "
+            f"{' or '.join(FOLDER_WEIGHTS)} or its index (transformers)"
         )
     if not config.is_file():
         raise UserError(f"{config}: it is missing; a transformers folder contains one next to its weights")
-    record = _json(config)
-    return _joined(path, shards, _image_size(record))
+    image_size = _image_size(_json(config))
+    files = {file: SafetensorsFile(file) if weights == WEIGHTS else _torch_file(file) for file in shards}
+    _check_index(_index(path / weights), shards, files)
+    return _source(path, "transformers folder", list(files), list(files.values()), image_size)
 
 
-def _joined(path: Path, shards: dict[Path, set[str] | None], image_size: int | None) -> Source:
-    """Return several files as one source.
+def _index(weights: Path) -> Path:
+    """Return the file that lists the shards of a file of weights."""
+    return weights.with_name(f"{weights.name}.index.json")
+
+
+def _check_index(index: Path, shards: Mapping[Path, set[str] | None], files: Mapping[Path, TensorFile]) -> None:
+    """Check that each file contains exactly its tensors of the index, and no two contain the same tensor.
 
     Raises:
-        UserError: a file does not contain exactly the tensors of the index, or two files contain the same tensor.
+        UserError: they do not.
     """
-    holders: dict[str, SafetensorsFile] = {}
+    found: set[str] = set()
     wrong = []
-    files = {shard: SafetensorsFile(shard) for shard in shards}
     for shard, expected in shards.items():
         held = set(files[shard].tensors)
         wrong += [f"{name} (not in {shard.name})" for name in sorted((expected or held) - held)]
         wrong += [f"{name} (in {shard.name}, not in the index)" for name in sorted(held - (expected or held))]
-        wrong += [f"{name} (twice)" for name in sorted(held & set(holders))]
-        holders.update(dict.fromkeys(held, files[shard]))
+        wrong += [f"{name} (twice)" for name in sorted(held & found)]
+        found |= held
     if wrong:
-        raise UserError(f"{path / INDEX}: it does not match the files in its folder: {'; '.join(wrong)}")
-    tensors = {name: file.tensors[name] for name, file in holders.items()}
-
-    def read(name: str) -> np.ndarray:
-        return holders[name].read(name)
-
-    provenance = _provenance(next(iter(files.values())))
-    return Source(
-        path, "transformers folder", tensors, read, tuple(shards), image_size=image_size, provenance=provenance
-    )
+        raise UserError(
+            f"{index}: it does not match the files in its folder: {listed(wrong, separator='; ')}; download it again"
+        )
 
 
-def _shards(path: Path) -> dict[Path, set[str] | None]:
+def _shards(weights: Path) -> dict[Path, set[str] | None]:
     """Return the files of a sharded checkpoint and the names of the tensors in each."""
-    index = path / INDEX
+    index, suffix = _index(weights), weights.suffix
     try:
         entries = [(str(name), str(file)) for name, file in _json(index)["weight_map"].items()]
     except (AttributeError, KeyError, TypeError) as error:
@@ -111,13 +147,13 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
     shards: dict[Path, set[str] | None] = {}
     for name, file in entries:
         # A name with a folder in it could point to any file of the machine.
-        if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
+        if Path(file).name != file or "\\" in file or not file.endswith(suffix):
             raise UserError(
-                f"{index}: '{file}' is not a .safetensors file in its folder; download the checkpoint again"
+                f"{index}: '{cut(file, NAME)}' is not a {suffix} file in its folder; download the checkpoint again"
             )
-        if not (path / file).is_file():
-            raise UserError(f"{path / file}: it is missing, but {INDEX} names it; download it too")
-        held = shards.setdefault(path / file, set())
+        if not index.with_name(file).is_file():
+            raise UserError(f"{index.with_name(file)}: it is missing, but {index.name} names it; download it too")
+        held = shards.setdefault(index.with_name(file), set())
         assert held is not None
         held.add(name)
     return shards
@@ -135,14 +171,16 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _image_size(config: dict[str, Any]) -> int | None:
     """Return the side of the square image in a transformers configuration, in pixels, if it states one."""
-    sizes = (config.get("prompt_encoder_config") or {}).get("image_size", config.get("image_size"))
+    prompts = config.get("prompt_encoder_config")
+    sizes = prompts.get("image_size") if isinstance(prompts, dict) else None
+    sizes = config.get("image_size") if sizes is None else sizes
     size = sizes[0] if isinstance(sizes, list) and sizes else sizes
     return size if isinstance(size, int) else None
 
 
-def _provenance(file: SafetensorsFile) -> dict[str, object]:
+def _provenance(file: TensorFile) -> dict[str, object]:
     try:
-        record = json.loads(file.metadata.get(PROVENANCE_KEY, "{}"))
+        record = json.loads(file.metadata.get(PROVENANCE_KEY, "{}")) if isinstance(file, SafetensorsFile) else {}
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}

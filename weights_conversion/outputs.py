@@ -26,7 +26,7 @@ def choose_target(path: Path, to: str | None) -> Target:
     """
     if to is not None and to not in LAYOUTS:
         raise UserError(f"--to: the layout '{to}' does not exist; choose one of {', '.join(LAYOUTS)}")
-    form = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}.get(path.suffix, "folder")
+    form = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}.get(path.suffix.lower(), "folder")
     layout: Layout = next(name for name in LAYOUTS if name == (to or ("meta" if form == "torch" else "native")))
     if form == "torch" and layout != "meta":
         raise UserError(f"{path}: a .pt file has Meta's layout, not {layout}; give a .safetensors file or a folder")

@@ -34,15 +34,14 @@ class Fit:
         return len(self.missing) + len(self.unexpected) + len(self.misshaped) + len(self.mistyped)
 
     @property
-    def text(self) -> str:
-        """All discrepancies, by name of the tensor."""
-        parts = {
+    def by_kind(self) -> dict[str, tuple[str, ...]]:
+        """The names of the tensors that do not fit, by what is wrong with them."""
+        return {
             "missing": self.missing,
             "unexpected": self.unexpected,
             "of another shape": self.misshaped,
             "of another type": self.mistyped,
         }
-        return "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
 @cache
@@ -61,6 +60,8 @@ def _expected(config: AnyModelConfig, layout: Layout) -> tuple[LayoutMap, Shapes
 def fit(tensors: Mapping[str, Tensor], config: AnyModelConfig, layout: Layout) -> Fit:
     """Compare the tensors of a checkpoint with a model in a layout, without reading values."""
     mapping, expected = _expected(config, layout)
+    mapping = mapping.without_absent_copies(tensors)
+    expected = {name: expected[name] for name in mapping.by_foreign}
     both = [name for name in expected if name in tensors]
     return Fit(
         config.preset if isinstance(config, ModelConfig) else "unet",
@@ -73,7 +74,7 @@ def fit(tensors: Mapping[str, Tensor], config: AnyModelConfig, layout: Layout) -
             if tensors[name].shape != expected[name]
         ),
         tuple(
-            f"{name} (expected float32, float16 or bfloat16, found {tensors[name].dtype})"
+            f"{name} (expected floating point, found {tensors[name].dtype})"
             for name in both
             if tensors[name].dtype not in FLOATS
         ),

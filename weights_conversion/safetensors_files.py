@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, cut
 from weights_conversion.source import Tensor
+from weights_conversion.wrappers import Contents
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # The pages of a memory-mapped file count as memory of the process until the map is closed.
@@ -34,13 +35,15 @@ class SafetensorsFile:
             part = self._file.get_slice(name)
             dtype = part.get_dtype()
             self.tensors[name] = Tensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype))
+        self.contents = Contents(dict.fromkeys(self.tensors, ""))
 
     def _open(self) -> None:
         try:
             self._file = safe_open(self.path, "numpy")
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{self.path}: it is not a complete .safetensors file ({error}); it may be truncated, download it again"
+                f"{self.path}: it is not a complete .safetensors file ({cut(str(error), 100)}); it may be truncated, "
+                "download it again"
             ) from error
 
     def read(self, name: str) -> np.ndarray:
@@ -50,7 +53,8 @@ class SafetensorsFile:
             self._read = 0
         value = self._file.get_tensor(name)
         self._read += value.nbytes
-        return value.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # a float64 that is too large becomes infinity, which the conversion refuses
+            return value.astype(np.float32, copy=False)
 
 
 def write_safetensors(

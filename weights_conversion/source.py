@@ -10,7 +10,7 @@ import numpy as np
 
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo
 
-FLOATS = ("bfloat16", "float16", "float32")  # read as float32, exactly
+FLOATS = ("bfloat16", "float16", "float32", "float64")  # read as float32; only float64 is rounded
 
 
 @dataclass(frozen=True)
@@ -33,3 +33,6 @@ class Source:
     info: CheckpointInfo | None = None  # for a native checkpoint
     image_size: int | None = None  # in pixels, if the source states one
     provenance: dict[str, object] = field(default_factory=dict)  # record that is stored in the source
+    reading: dict[str, str] = field(
+        default_factory=dict
+    )  # how the model was found in the file (`wrappers.choose_model`)

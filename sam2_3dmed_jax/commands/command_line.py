@@ -14,10 +14,11 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from sam2_3dmed_jax.errors import Stopped, UserError
+from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line
 
 FIELD_FLAGS = "field_flags"  # the field of a verb's options that takes all unknown flags, such as --model.preset
 READER = "reader"  # key in the metadata of a field: the function that returns its value from the parsed arguments
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        print(f"error: {message} (see '{self.prog} --help')", file=sys.stderr)
+        _print_error("error: ", message, f" (see '{self.prog} --help')")
         raise SystemExit(2)
 
     def print_help(self, file: Any = None) -> None:
@@ -120,6 +121,11 @@ def read_options(kind: type[Record], namespace: argparse.Namespace, unknown: Seq
     return kind(**values)
 
 
+def add_modality_argument(parser: Parser, help: str) -> None:
+    """Define `--modality`, for scans whose files do not store theirs."""
+    parser.add_argument("--modality", choices=("ct", "mr", "pet"), help=help)
+
+
 def every_field(record: str, defaults: Any) -> str:
     """Return the help of an experiment's or a sweep's fields as flags, with units and defaults."""
     from sam2_3dmed_jax.commands.experiment_files import fields_help
@@ -164,11 +170,12 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
         after_interrupt: what an interruption leaves, for its message.
     """
     try:
-        work()
+        with _file_warnings_on_stderr():
+            work()
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _print_error("error: ", error, hint="" if debug else " (complete with --debug)")
         return 2
     except Stopped as stop:
         print(f"{stop}; {after_interrupt}", file=sys.stderr)
@@ -179,9 +186,33 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"a bug: {type(error).__name__}: {error} (run again with --debug and report it)", file=sys.stderr)
+        _print_error(f"a bug: {type(error).__name__}: ", error, " (run again with --debug and report it)")
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _file_warnings_on_stderr() -> Iterator[None]:
+    """Print each `FileWarning` once, in one line on stderr; other warnings are shown as usual."""
+    printed: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FileWarning)
+        show = warnings.showwarning
+
+        def show_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, FileWarning):
+                show(message, category, *place, **more)
+            elif str(message) not in printed:
+                printed.add(str(message))
+                _print_error("warning: ", message)
+
+        warnings.showwarning = show_line
+        yield
+
+
+def _print_error(start: str, message: object, end: str = "", hint: str = "") -> None:
+    """Print a message in one line of at most `LINE` characters; `hint` is added if it was cut."""
+    print(start + message_line(message, LINE - len(start) - len(end), hint) + end, file=sys.stderr)
 
 
 def start() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sam2_3dmed_jax.commands.command_line import Parser, start
+from sam2_3dmed_jax.commands.command_line import Parser, add_modality_argument, start
 from sam2_3dmed_jax.errors import UserError
 
 HELP = "score a checkpoint on held-out cases, or any method's NIfTI files"
@@ -42,6 +42,7 @@ class Options:
     without_bd: bool
     band_mm: float | None
     save: str | None
+    modality: str | None
     # Files of any method:
     nearest_component: bool
     images: str | None
@@ -121,6 +122,9 @@ def _add_sources(parser: Parser) -> None:
     )
     parser.add_argument(
         "--save", metavar="DIR", help="folder for the label maps of the checkpoint, CASE.nii.gz (default: not kept)"
+    )
+    add_modality_argument(
+        parser, "modality of the scans (default: as DATA declares it, otherwise as the checkpoint was trained, or ct)"
     )
     parser.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     parser.add_argument(
@@ -250,6 +254,8 @@ def _check(options: Options) -> None:
     for name in FILES_ONLY:
         if getattr(options, name) and not options.predictions:
             raise UserError(f"{_flag(name)} is for --predictions; leave it out")
+    if options.modality and not (options.checkpoint or options.images):
+        raise UserError("--modality is for a checkpoint, or for --images; leave it out")
     for name in CHECKPOINT_ONLY:
         if getattr(options, name) and not options.checkpoint:
             raise UserError(f"{_flag(name)} is for a checkpoint; leave it out")

@@ -1,4 +1,4 @@
-"""`sam2-3dmed phantom`: a synthetic CT dataset."""
+"""`sam2-3dmed phantom`: a synthetic CT or MR dataset."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sam2_3dmed_jax.commands.command_line import Parser
 from sam2_3dmed_jax.errors import UserError
 
-HELP = "write a synthetic CT dataset in MSD layout"
+HELP = "write a synthetic CT or MR dataset in MSD layout"
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Options:
     cases: int
     seed: int
     task: str
+    modality: str
 
 
 def add_arguments(parser: Parser) -> None:
@@ -31,6 +32,9 @@ def add_arguments(parser: Parser) -> None:
         default="spleen",
         help="which organs are labelled",
     )
+    parser.add_argument(
+        "--modality", choices=("ct", "mr"), default="ct", help="mr: T1-weighted, with an arbitrary scale per case"
+    )
 
 
 def run(options: Options) -> None:
@@ -41,5 +45,7 @@ def run(options: Options) -> None:
     if options.cases < 1:
         raise UserError(f"--cases: {options.cases} is not a number of cases; give 1 or more")
     with ConsoleProgress() as progress:
-        write_phantom_dataset(options.out, options.cases, options.seed, options.task, progress)
+        write_phantom_dataset(
+            options.out, options.cases, options.seed, options.task, progress, modality=options.modality.upper()
+        )
     print(f"{options.cases} phantoms in {options.out}")

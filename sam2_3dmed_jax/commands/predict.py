@@ -10,24 +10,26 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sam2_3dmed_jax.commands.command_line import READER, Parser, start
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.commands.command_line import READER, Parser, add_modality_argument, start
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.prompts.flags import PromptFlags, add_prompt_arguments
-from sam2_3dmed_jax.volume.formats import segmentation_suffixes
+from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.inference.segment import Segmentation
     from sam2_3dmed_jax.prompts.case_table import PredictionCase
     from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
     from sam2_3dmed_jax.runtime.progress import Progress
-    from sam2_3dmed_jax.volume.dicom_frame import Frame
+    from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource
     from sam2_3dmed_jax.volume.geometry import Volume
+    from sam2_3dmed_jax.volume.modality import ModalitySources
 
 HELP = "segment a volume, or many, from prompts; x,y,z are 0-based voxel indices of IMAGE as stored"
 
@@ -43,6 +45,8 @@ class Options:
     out: str
     volume: int | None
     resample: bool
+    skip_unreadable: bool
+    modality: str | None
     prompt_flags: PromptFlags = field(metadata={READER: PromptFlags.from_options})
     separate: bool
     overlay: str | None
@@ -70,6 +74,14 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--volume", type=int, metavar="N", help="0-based index of the volume of a 4D NIfTI file")
     parser.add_argument("--resample", action="store_true", help="put DICOM slices with gaps or tilt on a regular grid")
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out files of a DICOM folder that may be damaged slices, and list them, instead of an error",
+    )
+    add_modality_argument(
+        parser, "modality of IMAGE (default: as its file or the task says, otherwise as CKPT was trained, or ct)"
+    )
     add_prompt_arguments(parser)
     parser.add_argument(
         "--separate",
@@ -125,7 +137,7 @@ def _segment_one(options: Options) -> None:
     """Segment IMAGE."""
     if not options.image:
         raise UserError("IMAGE is missing; give IMAGE, or --cases CSV|FOLDER for many volumes")
-    if not options.out.endswith(segmentation_suffixes()):
+    if not suffix_of(options.out, segmentation_suffixes()):
         raise UserError(
             f"--out: {options.out} is not the name of a segmentation; let it end in .nii.gz, or in .dcm for DICOM-SEG"
         )
@@ -141,11 +153,14 @@ def _segment_one(options: Options) -> None:
 
     case = PredictionCase(options.out, options.image, options.prompt_flags, options.reference, options.volume)
     outputs = OutputFiles(options.out, options.separate, options.overlay, options.planes)
-    job = read_job(case, outputs, options.resample)
+    sources = _modality_sources(options)
+    job = read_job(case, outputs, options.resample, options.skip_unreadable, sources)
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
         lines = segment_case(job, predictor, progress)
     print("\n".join(lines))
+    if note := _assumption_note([case], sources):
+        print(note)
     print(f"segmentation in {options.out} (for research use only)")
     for path in job.object_files.values():
         print(f"one object in {path}")
@@ -156,7 +171,7 @@ def _segment_one(options: Options) -> None:
 
 def _segment_test_set(options: Options, task: str) -> None:
     """Segment the test images of a Decathlon task, in the format of the challenge."""
-    if flag := _first_given(options, "separate", *PICTURES, "resample"):
+    if flag := _first_given(options, "separate", *PICTURES, "resample", "skip_unreadable"):
         raise UserError(f"{flag} is for other volumes; leave it out with --msd-test")
     if bool(options.cases) == bool(options.prompts_from):
         raise UserError("--msd-test: give either --cases CSV|FOLDER, with prompts, or --prompts-from DIR")
@@ -166,8 +181,9 @@ def _segment_test_set(options: Options, task: str) -> None:
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
     prompting = options.cases, options.prompts_from, options.protocol, options.order
+    given = _modality_sources(options).given
     with ConsoleProgress() as progress:
-        lines = export_submission(options.checkpoint, task, options.out, *prompting, progress)
+        lines = export_submission(options.checkpoint, task, options.out, *prompting, progress, given)
     print("\n".join(lines))
 
 
@@ -189,13 +205,17 @@ def _segment_table(options: Options, table: str) -> None:
         planes = f"{options.planes}/{name}_planes.png" if options.planes else None
         return OutputFiles(f"{options.out}/{name}.nii.gz", options.separate, overlay, planes)
 
+    sources = _modality_sources(options)
     predictor = VolumePredictor(load_model(options.checkpoint), options.order)
     with ConsoleProgress() as progress:
-        lines, failures = segment_cases(cases, outputs, predictor, progress, options.resample, options.debug)
+        reading = options.resample, options.skip_unreadable
+        lines, failures = segment_cases(cases, outputs, predictor, progress, *reading, options.debug, sources)
     for line in lines:
         print(line)
+    if note := _assumption_note(cases, sources):
+        print(note)
     if Path(table).is_dir() and (left_out := images_without_prompts(table)):
-        print(f"left out, because they have no prompt files: {', '.join(left_out)}")
+        print(f"left out, because they have no prompt files: {listed(left_out)}")
     print(f"{len(cases) - len(failures)} of {len(cases)} segmentations in {options.out} (for research use only)")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}")
@@ -204,6 +224,27 @@ def _segment_table(options: Options, table: str) -> None:
             f"--cases: {len(failures)} of {len(cases)} failed, for the reasons above; fix them and run the same "
             "command again, which skips finished cases"
         )
+
+
+def _modality_sources(options: Options) -> ModalitySources:
+    """Return what is known about the modality of the images; a missing checkpoint is reported when it is loaded."""
+    from sam2_3dmed_jax.model.checkpoint import read_info
+    from sam2_3dmed_jax.volume.modality import ModalitySources, parse_modality
+
+    sources = ModalitySources(parse_modality(options.modality, "--modality"), checkpoint=options.checkpoint)
+    if not Path(options.checkpoint, "config.json").exists():
+        return sources
+    return replace(sources, preprocessing=read_info(options.checkpoint).preprocessing)
+
+
+def _assumption_note(cases: Sequence[PredictionCase], sources: ModalitySources) -> str:
+    """Return a note if nothing says the modality of some images, or ""."""
+    from sam2_3dmed_jax.data.split_files import first_ids
+    from sam2_3dmed_jax.volume.dicom import is_dicom
+    from sam2_3dmed_jax.volume.modality import assumption_note
+
+    images = [case.image for case in cases if sources.is_assumed(None) and not is_dicom(case.image)]
+    return assumption_note(first_ids(images)) if images else ""
 
 
 def _first_given(options: Options, *others: str) -> str | None:
@@ -222,7 +263,7 @@ def _check_folder(options: Options, flag: str) -> None:
     Raises:
         UserError: it is a file, or has the name of one.
     """
-    if Path(options.out).is_file() or options.out.endswith(segmentation_suffixes()):
+    if Path(options.out).is_file() or suffix_of(options.out, segmentation_suffixes()):
         raise UserError(f"--out: {options.out} is not a folder; with {flag}, give a folder")
 
 
@@ -246,73 +287,135 @@ class Job:
     reference: np.ndarray | None
     outputs: OutputFiles
     object_files: dict[int, Path]  # files of single objects, by id
-    frames: Sequence[Frame] | None  # slices of the series that a DICOM-SEG refers to
+    dicom_source: SegmentationSource | None  # the series that a DICOM-SEG refers to; None for NIfTI
 
 
-def read_job(case: PredictionCase, outputs: OutputFiles, resample: bool = False) -> Job:
+def read_job(
+    case: PredictionCase,
+    outputs: OutputFiles,
+    resample: bool = False,
+    skip_unreadable: bool = False,
+    modality: ModalitySources | None = None,
+) -> Job:
     """Read a case and check that its files and prompts fit.
 
     Args:
         case: the image, its prompts and the reference.
         outputs: the files to write.
         resample: put irregular DICOM slices on a regular grid.
+        skip_unreadable: leave out damaged files of a DICOM folder.
+        modality: what is known about the modality of the image; None: nothing but its file.
 
     Raises:
         UserError: a file or prompt does not fit, or an output would replace the image.
     """
     from sam2_3dmed_jax.prompts.flags import gather_prompts
     from sam2_3dmed_jax.prompts.voxel_prompts import merge_prompts
-    from sam2_3dmed_jax.volume.dicom_seg import source_frames
+    from sam2_3dmed_jax.volume.dicom_seg import prepare_dicom_seg
     from sam2_3dmed_jax.volume.io import read_labels, read_volume
+    from sam2_3dmed_jax.volume.modality import ModalitySources
 
-    volume = read_volume(case.image, index=case.index, resample=resample)
+    volume = read_volume(
+        case.image,
+        index=case.index,
+        resample=resample,
+        skip_unreadable=skip_unreadable,
+        modality=modality or ModalitySources(),
+    )
     for path in (outputs.labels, outputs.overlay, outputs.planes):
         if path and os.path.exists(path) and os.path.samefile(path, case.image):
             raise UserError(f"--out: {path} is the image itself; give another file")
-    frames = source_frames(outputs.labels, volume) if outputs.labels.endswith(".dcm") else None
     prompt_set = gather_prompts(case.prompts, volume)
     prompts = merge_prompts(prompt_set.prompts)
     reference = read_labels(case.reference, volume) if case.reference else None
     ids = sorted({prompt.object_id for prompt in prompts})
     separate = object_files(outputs.labels, ids, prompt_set.names) if outputs.separate else {}
-    return Job(volume, prompts, prompt_set.names, reference, outputs, separate, frames)
+    source = None
+    if outputs.labels.lower().endswith(".dcm"):
+        source = prepare_dicom_seg(outputs.labels, volume, _object_names(ids, prompt_set.names))
+    return Job(volume, prompts, prompt_set.names, reference, outputs, separate, source)
 
 
 def segment_case(job: Job, predictor: VolumePredictor, progress: Progress | None = None) -> list[str]:
     """Segment a case, write its files and return one line per object with its size.
 
     Raises:
-        UserError: a file cannot be written; then none is.
+        UserError: a file cannot be written; then none is. If the segmentation was made and DICOM-SEG cannot hold it,
+            all files are written with NIfTI instead of DICOM-SEG, and the message names them.
     """
     from sam2_3dmed_jax.inference.segment import segment_volume
-    from sam2_3dmed_jax.pictures.overlay import overlay
-    from sam2_3dmed_jax.pictures.planes import three_planes
     from sam2_3dmed_jax.runtime.atomic_files import atomic_paths
 
-    volume, outputs = job.volume, job.outputs
-    with atomic_paths() as temporary_path:
-        pictures = [
-            (draw, temporary_path(path, ".png"))
-            for draw, path in ((overlay, outputs.overlay), (three_planes, outputs.planes))
-            if path
-        ]
-        files = {object_id: temporary_path(path, _suffix(path.name)) for object_id, path in job.object_files.items()}
-        labels_file = temporary_path(outputs.labels, _suffix(outputs.labels))
-        segmentation = segment_volume(predictor, volume, job.prompts, progress)
-        ids = segmentation.result.object_ids
-        names = {object_id: job.names.get(object_id, f"object {object_id}") for object_id in ids}
-        window = predictor.model.info.preprocessing.window
-        for draw, path in pictures:
-            draw(path, volume, segmentation.labels, job.reference, job.prompts, window)
-        for object_id, mask in segmentation.object_masks() if files else ():
-            _write_labels(files[object_id], mask, job, {1: names[object_id]})
-        _write_labels(labels_file, segmentation.labels, job, names)
+    segmentation = None
+    try:
+        with atomic_paths() as temporary_path:
+            temporaries = _temporary_files(job, temporary_path)
+            segmentation = segment_volume(predictor, job.volume, job.prompts, progress)
+            _write_files(temporaries, job, segmentation, predictor)
+    except UserError as error:
+        if segmentation is None or job.dicom_source is None:
+            raise
+        job = _nifti_instead(job)
+        with atomic_paths() as temporary_path:
+            _write_files(_temporary_files(job, temporary_path), job, segmentation, predictor)
+        more = f" and {len(job.object_files)} files of single objects" if job.object_files else ""
+        raise UserError(f"the masks are saved as NIfTI, {job.outputs.labels}{more}, because {error}") from error
     lines = []
-    for object_id in ids:
-        millilitres = float((segmentation.labels == object_id).sum()) * volume.voxel_volume_ml
+    for object_id in segmentation.result.object_ids:
+        millilitres = float((segmentation.labels == object_id).sum()) * job.volume.voxel_volume_ml
         name = f" ({job.names[object_id]})" if object_id in job.names else ""
         lines.append(f"object {object_id}{name}: {millilitres:.1f} mL")
     return lines
+
+
+@dataclass(frozen=True)
+class _TemporaryFiles:
+    """The files of a case under their temporary names."""
+
+    overlay: Path | None
+    planes: Path | None
+    objects: dict[int, Path]
+    labels: Path
+
+
+def _temporary_files(job: Job, temporary_path: Callable[..., Path]) -> _TemporaryFiles:
+    """Create the temporary files of a case; the label map is renamed last."""
+    overlay = temporary_path(job.outputs.overlay, ".png") if job.outputs.overlay else None
+    planes = temporary_path(job.outputs.planes, ".png") if job.outputs.planes else None
+    objects = {object_id: temporary_path(path, _suffix(path.name)) for object_id, path in job.object_files.items()}
+    return _TemporaryFiles(overlay, planes, objects, temporary_path(job.outputs.labels, _suffix(job.outputs.labels)))
+
+
+def _write_files(files: _TemporaryFiles, job: Job, segmentation: Segmentation, predictor: VolumePredictor) -> None:
+    """Write all files of a case."""
+    from sam2_3dmed_jax.pictures.overlay import overlay
+    from sam2_3dmed_jax.pictures.planes import three_planes
+
+    names = _object_names(segmentation.result.object_ids, job.names)
+    window = predictor.model.info.preprocessing.window
+    for draw, path in ((overlay, files.overlay), (three_planes, files.planes)):
+        if path:
+            draw(path, job.volume, segmentation.labels, job.reference, job.prompts, window)
+    for object_id, mask in segmentation.object_masks() if files.objects else ():
+        _write_labels(files.objects[object_id], mask, job, {1: names[object_id]})
+    _write_labels(files.labels, segmentation.labels, job, names)
+
+
+def _nifti_instead(job: Job) -> Job:
+    """Return the job with NIfTI files in place of the DICOM-SEG files, under names that are not in use."""
+
+    def free(path: Path) -> Path:
+        numbers = ("", *(f"_{number}" for number in range(2, 1000)))
+        names = (path.with_name(f"{path.stem}{number}.nii.gz") for number in numbers)
+        return next(name for name in names if not name.exists())
+
+    labels = str(free(Path(job.outputs.labels)))
+    objects = {object_id: free(path) for object_id, path in job.object_files.items()}
+    return replace(job, outputs=replace(job.outputs, labels=labels), object_files=objects, dicom_source=None)
+
+
+def _object_names(object_ids: Sequence[int], names: Mapping[int, str]) -> dict[int, str]:
+    return {object_id: names.get(object_id, f"object {object_id}") for object_id in object_ids}
 
 
 def segment_cases(
@@ -321,7 +424,9 @@ def segment_cases(
     predictor: VolumePredictor,
     progress: Progress | None = None,
     resample: bool = False,
+    skip_unreadable: bool = False,
     debug: bool = False,
+    modality: ModalitySources | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Segment many cases with one predictor, so that volumes of the same size share a compilation.
 
@@ -331,7 +436,9 @@ def segment_cases(
         predictor: the predictor of all cases.
         progress: called before each case and at the end.
         resample: as in `read_job`.
+        skip_unreadable: as in `read_job`.
         debug: print the traceback of each failure.
+        modality: as in `read_job`.
 
     Returns:
         One line per finished case, and the reason of each failure by name. A failure does not stop the other cases.
@@ -346,7 +453,7 @@ def segment_cases(
             if os.path.exists(files.labels) and not _same_file(files.labels, case.image):
                 lines.append(f"{case.name}: skipped, {files.labels} exists")
                 continue
-            sizes = segment_case(read_job(case, files, resample), predictor, progress)
+            sizes = segment_case(read_job(case, files, resample, skip_unreadable, modality), predictor, progress)
             lines.append(f"{case.name}: {', '.join(sizes)}")
         except Exception as error:  # a bug on one case must not cost the others
             if debug:
@@ -378,14 +485,15 @@ def object_files(out: str | os.PathLike[str], object_ids: Sequence[int], names: 
 
 
 def _suffix(name: str) -> str:
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+    suffix = suffix_of(name, segmentation_suffixes())
+    return name[-len(suffix) :] if suffix else Path(name).suffix
 
 
 def _write_labels(path: Path, labels: np.ndarray, job: Job, names: dict[int, str]) -> None:
     """Write a label map in the format of the file's name."""
     from sam2_3dmed_jax.volume.io import write_segmentation
 
-    write_segmentation(path, labels, job.volume, names, job.frames)
+    write_segmentation(path, labels, job.volume, names, job.dicom_source)
 
 
 def _same_file(path: str, other: str) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sam2_3dmed_jax.commands.command_line import Parser, terminated_as_interrupted
+from sam2_3dmed_jax.commands.command_line import Parser, add_modality_argument, terminated_as_interrupted
 from sam2_3dmed_jax.errors import UserError, naming
 
 HELP = "write a dataset as shards for training; resumes an interrupted run, and repeats the cases that changed"
@@ -18,6 +18,7 @@ class Options:
     dataset: str
     out: str
     spacing: str | None
+    modality: str | None
     workers: int | None
     preview: str | None
     experiment: str | None
@@ -35,6 +36,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="dz,dy,dx",
         help="resample to this spacing, in mm; 0 or - keeps an axis as it is (default: no resampling)",
     )
+    add_modality_argument(parser, "modality of the scans (default: as dataset.json declares it, or ct)")
     parser.add_argument(
         "--workers",
         type=int,
@@ -58,6 +60,7 @@ def run(options: Options) -> None:
     from sam2_3dmed_jax.data.datasets import read_dataset
     from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+    from sam2_3dmed_jax.volume.modality import parse_modality
     from sam2_3dmed_jax.volume.resample import parse_spacing
 
     if options.experiment and not options.preview:
@@ -65,6 +68,7 @@ def run(options: Options) -> None:
     experiment = read_experiment(options.experiment) if options.experiment else None
     with naming("--spacing"):
         settings = PrepareConfig(parse_spacing(options.spacing)) if options.spacing is not None else PrepareConfig()
+    settings = replace(settings, modality=parse_modality(options.modality, "--modality"))
     dataset = read_dataset(options.dataset)
     with terminated_as_interrupted(), ConsoleProgress() as progress:
         report = prepare_dataset(dataset, options.out, settings, workers=options.workers, progress=progress)

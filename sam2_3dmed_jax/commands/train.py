@@ -19,6 +19,7 @@ class Options:
     experiment: str
     out: str
     profile: int
+    accept_changed_data: bool
     field_flags: tuple[str, ...]
 
 
@@ -30,6 +31,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--profile", type=int, default=0, metavar="STEPS", help="number of steps to record in an xprof trace"
+    )
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="resume although cases of the dataset were changed, added or removed; the run's data.json records it",
     )
     parser.fields_help = experiment_fields
 
@@ -57,6 +63,12 @@ def run(options: Options) -> None:
         # With several processes, JAX catches SIGTERM for all of them, so that they stop at the same step.
         interruption = nullcontext() if distributed.is_distributed() else terminated_as_interrupted()
         with interruption, ConsoleProgress() as progress:
-            final = loop.train(config, options.out, progress, profile=options.profile)
+            final = loop.train(
+                config,
+                options.out,
+                progress,
+                profile=options.profile,
+                accept_changed_data=options.accept_changed_data,
+            )
     if distributed.is_first_process():
         print(f"trained model in {final}")

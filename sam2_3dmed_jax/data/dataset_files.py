@@ -6,6 +6,7 @@ Symbolic links on disk are followed; archives with links are refused (`tar_membe
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from etils import epath
 
 from sam2_3dmed_jax.data.tar_members import TarMember, read_members
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.case_files import list_names
 
 DATASET_JSON = "dataset.json"
 IMAGES, LABELS = "imagesTr", "labelsTr"
@@ -35,7 +37,7 @@ class DatasetFiles(Protocol):
         """Return whether a file exists."""
 
     def list_files(self, folder: str) -> list[str]:
-        """Return the sorted file names of a folder without hidden files; [] if the folder does not exist."""
+        """Return the sorted names in a folder, subfolders with a slash at the end; [] if it does not exist."""
 
     def read_bytes(self, name: str, limit: int) -> bytes:
         """Read a small file.
@@ -50,6 +52,7 @@ class FolderFiles:
 
     def __init__(self, path: str | os.PathLike[str]):
         self._root = epath.Path(path)
+        self._names: dict[str, list[str]] = {}  # by folder
 
     @property
     def name(self) -> str:
@@ -70,12 +73,11 @@ class FolderFiles:
         return file.exists() and not file.is_dir()
 
     def list_files(self, folder: str) -> list[str]:
-        """Return the sorted names in a folder, without hidden files."""
+        """Return the sorted names in a folder."""
         path = self._root / folder
-        try:
-            return sorted(file.name for file in path.iterdir() if file.name[0] != ".") if path.is_dir() else []
-        except OSError as error:
-            raise UserError(_unreadable(self.display_path(folder), error)) from error
+        if folder not in self._names:
+            self._names[folder] = list_names(path) if path.is_dir() else []
+        return self._names[folder]
 
     def read_bytes(self, name: str, limit: int) -> bytes:
         """Read a small file."""
@@ -100,7 +102,9 @@ class ArchiveFiles:
     @property
     def name(self) -> str:
         """Return the name of the folder in the archive, or the name of the archive if files are at its top."""
-        return printable(self._root.rstrip("/").rpartition("/")[2]) or Path(self._archive).name.removesuffix(".tar")
+        return printable(self._root.rstrip("/").rpartition("/")[2]) or re.sub(
+            r"\.tar$", "", Path(self._archive).name, flags=re.IGNORECASE
+        )
 
     def path(self, name: str) -> str:
         """Return the name of the member."""
@@ -115,10 +119,10 @@ class ArchiveFiles:
         return self.path(name) in self._members
 
     def list_files(self, folder: str) -> list[str]:
-        """Return the sorted names of the files in a folder, without hidden files and subfolders."""
+        """Return the sorted names in a folder."""
         parent = f"{self.path(folder)}/"
-        below = (name.removeprefix(parent) for name in self._members if name.startswith(parent))
-        return sorted(name for name in below if "/" not in name and name[0] != ".")
+        below = (name.removeprefix(parent).partition("/") for name in self._members if name.startswith(parent))
+        return sorted({name + slash for name, slash, _ in below})
 
     def read_bytes(self, name: str, limit: int) -> bytes:
         """Read a small member."""

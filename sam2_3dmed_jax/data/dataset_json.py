@@ -104,7 +104,7 @@ def declared_name(record: dict[str, Any], folder: str) -> str:
 
 
 def declared_suffixes(record: dict[str, Any], where: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Return nnU-Net's `file_ending`, or all known suffixes.
+    """Return nnU-Net's `file_ending` in lower case, or all known suffixes.
 
     Raises:
         UserError: the suffix is not known.
@@ -112,11 +112,12 @@ def declared_suffixes(record: dict[str, Any], where: str, known: tuple[str, ...]
     ending = record.get("file_ending")
     if ending is None:
         return known
-    if ending not in known:
+    lower = ending.lower() if isinstance(ending, str) else ""
+    if lower not in known:
         raise UserError(
             f"{where}: 'file_ending' is {shortened(ending)}, expected one of {', '.join(known)}; convert the images"
         )
-    return (ending,)
+    return (lower,)
 
 
 def shortened(value: Any) -> str:

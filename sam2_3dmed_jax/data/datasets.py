@@ -17,6 +17,7 @@ from sam2_3dmed_jax.data.prepared import INDEX
 from sam2_3dmed_jax.data.tar_members import TarMember
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
+from sam2_3dmed_jax.volume.modality import CT, dicom_modality
 
 _DATASET_JSON_LIMIT = 16 * 2**20  # bytes; the largest of MSD is below 100 kB
 
@@ -94,6 +95,11 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
+def scan_modality(dataset: Dataset, given: str = "") -> str:
+    """Return DICOM's code for the scans of a dataset: the given one, the declared one, or CT."""
+    return given or dicom_modality(dataset.modality) or CT
+
+
 @dataclass(frozen=True)
 class UnlabelledDataset:
     """The test images of a task, whose labels are not published."""
@@ -101,6 +107,7 @@ class UnlabelledDataset:
     task: str  # the folder's name, such as Task09_Spleen
     labels: dict[int, str]
     images: dict[str, str]  # id to path, sorted
+    modality: str | None = None  # as declared, such as "CT" or "MRI"
 
 
 def read_test_set(path: str | os.PathLike[str]) -> UnlabelledDataset:
@@ -116,7 +123,8 @@ def read_test_set(path: str | os.PathLike[str]) -> UnlabelledDataset:
     record = dataset_json.parse_description(files.read_bytes(DATASET_JSON, _DATASET_JSON_LIMIT), where)
     images = layouts.find_test_images(files, record)
     labels = dataset_json.declared_labels(record, where)
-    return UnlabelledDataset(files.name, labels, {case: files.path(images[case]) for case in sorted(images)})
+    paths = {case: files.path(images[case]) for case in sorted(images)}
+    return UnlabelledDataset(files.name, labels, paths, dataset_json.declared_channel(record, where))
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 from sam2_3dmed_jax.data.dataset_files import DATASET_JSON, IMAGES, LABELS, DatasetFiles
 from sam2_3dmed_jax.data.dataset_json import declared_suffixes, shortened
 from sam2_3dmed_jax.data.tar_members import leaves_folder, normalized
-from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.formats import dataset_suffixes, suffix_of
+from sam2_3dmed_jax.errors import UserError, listed
+from sam2_3dmed_jax.volume.case_files import case_files, warn_left_out
+from sam2_3dmed_jax.volume.formats import case_id, dataset_suffixes, suffix_of
 
 TEST_IMAGES = "imagesTs"
 _CHANNEL = re.compile(r"(.+)_(\d{4})", re.ASCII)
@@ -90,15 +91,19 @@ def find_test_images(files: DatasetFiles, record: dict[str, Any]) -> dict[str, s
         UserError: there are none, a listed image does not exist, or a path leaves the dataset.
     """
     where = files.display_path(DATASET_JSON)
-    listed = record.get("test") or [f"{TEST_IMAGES}/{name}" for name in files.list_files(TEST_IMAGES)]
-    if not isinstance(listed, list):
+    entries = record.get("test")
+    if not entries:
+        found = case_files(files.list_files(TEST_IMAGES), dataset_suffixes(), files.display_path(TEST_IMAGES))
+        entries = [f"{TEST_IMAGES}/{name}" for name in found.values()]
+    if not isinstance(entries, list):
         raise UserError(f"{where}: 'test' is not a list; expected the paths of the images in {TEST_IMAGES}")
     images: dict[str, str] = {}
-    for number, entry in enumerate(listed):
+    for number, entry in enumerate(entries):
         image = _inside(entry.get("image") if isinstance(entry, dict) else entry, where, f"test[{number}]")
         if image.rpartition("/")[2].startswith("."):
             continue
         stem, _ = _split_suffix(image, where)
+        image = _existing(files, image)
         if not files.contains(image):
             raise UserError(f"{files.display_path(image)} does not exist, but is listed; unpack the whole dataset")
         if not _SAFE_ID.fullmatch(stem) or stem in images:
@@ -127,20 +132,24 @@ def _listed(files: DatasetFiles, training: Any, where: str) -> CasePairs:
             continue
         stem, suffix = _split_suffix(image, where)
         label_stem, _ = _split_suffix(label, where)
+        image, label = _existing(files, image), _existing(files, label)
         first_channel = _sibling(image, f"{stem}_0000{suffix}")
+        if not files.contains(image):
+            first_channel = _existing(files, first_channel)
         if stem == f"{label_stem}_0000":
             stem, first_channel = label_stem, image
         if first_channel == image or (not files.contains(image) and files.contains(first_channel)):
             image = first_channel
             _refuse_second_channel(files, image)
         pairs.add(files, stem, image, label)
+    _warn_unlisted(files, pairs)
     return pairs
 
 
-def _listed_by_nnunet(files: DatasetFiles, listed: dict[str, Any], where: str) -> CasePairs:
+def _listed_by_nnunet(files: DatasetFiles, entries: dict[str, Any], where: str) -> CasePairs:
     """Pair the cases of nnU-Net v2's optional `dataset`: `{"CASE": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}`."""
     pairs = CasePairs()
-    for id, entry in listed.items():
+    for id, entry in entries.items():
         images = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(images, list) or not images or "label" not in entry:
             raise UserError(f"{where}: dataset[{id!r}] is {shortened(entry)}, expected 'images' and 'label'; fix it")
@@ -150,7 +159,8 @@ def _listed_by_nnunet(files: DatasetFiles, listed: dict[str, Any], where: str) -
         label = _inside(entry["label"], where, f"dataset[{id!r}].label")
         for part in (image, label):
             _split_suffix(part, where)
-        pairs.add(files, id, image, label)
+        pairs.add(files, id, _existing(files, image), _existing(files, label))
+    _warn_unlisted(files, pairs)
     return pairs
 
 
@@ -181,7 +191,7 @@ def _by_name(files: DatasetFiles, suffixes: Sequence[str]) -> CasePairs:
         if unpaired:
             pairs.warnings.append(
                 f"{files.display_path(folder)}: {len(unpaired)} files without {other} are not used, first "
-                f"{unpaired[0]!r}; add the {other}, or give both files the same name"
+                f"{listed([repr(name) for name in unpaired])}; add the {other}, or give both files the same name"
             )
     return pairs
 
@@ -192,15 +202,7 @@ def _stems(files: DatasetFiles, folder: str, suffixes: Sequence[str]) -> dict[st
     Raises:
         UserError: two files have the same stem, or there are no files with these suffixes.
     """
-    names: dict[str, str] = {}
-    for name in files.list_files(folder):
-        suffix = suffix_of(name, suffixes)
-        if suffix is None:
-            continue
-        stem = name.removesuffix(suffix)
-        if stem in names:
-            raise UserError(f"{files.display_path(folder)} contains both {names[stem]!r} and {name!r}; remove one")
-        names[stem] = name
+    names = case_files(files.list_files(folder), suffixes, files.display_path(folder))
     if not names:
         raise UserError(
             f"{files.display_path('')}: {folder} is missing or has no {' or '.join(suffixes)} file; give a dataset "
@@ -228,10 +230,30 @@ def _split_suffix(path: str, where: str) -> tuple[str, str]:
     """Return stem and suffix of a file name."""
     name = path.rpartition("/")[2]
     if suffix := suffix_of(name, dataset_suffixes()):
-        return name.removesuffix(suffix), suffix
+        return name[: -len(suffix)], suffix
     raise UserError(
         f"{where} lists {path!r}, expected a file ending in {', '.join(dataset_suffixes())}; convert the image"
     )
+
+
+def _existing(files: DatasetFiles, path: str) -> str:
+    """Return the path of a file that differs from a listed one only by the case of its suffix, if only that exists."""
+    if files.contains(path):
+        return path
+    folder, _, name = path.rpartition("/")
+    suffix, stem = suffix_of(name, dataset_suffixes()), case_id(name, dataset_suffixes())
+    for other in files.list_files(folder):
+        if case_id(other, dataset_suffixes()) == stem and suffix_of(other, dataset_suffixes()) == suffix:
+            return _sibling(path, other)
+    return path
+
+
+def _warn_unlisted(files: DatasetFiles, pairs: CasePairs) -> None:
+    """Warn about files of `imagesTr` and `labelsTr` that `dataset.json` does not list."""
+    used = {name for pair in pairs.cases.values() for name in pair}
+    for folder in (IMAGES, LABELS) if used else ():
+        unlisted = [name for name in files.list_files(folder) if f"{folder}/{name}" not in used]
+        warn_left_out(unlisted, files.display_path(folder), f"not listed in {DATASET_JSON}")
 
 
 def _sibling(path: str, name: str) -> str:
@@ -243,7 +265,7 @@ def _sibling(path: str, name: str) -> str:
 def _refuse_second_channel(files: DatasetFiles, image: str) -> None:
     """Refuse a case that has `_0000` and `_0001`."""
     stem, suffix = _split_suffix(image, files.display_path(""))
-    second = _sibling(image, f"{stem.removesuffix('_0000')}_0001{suffix}")
+    second = _existing(files, _sibling(image, f"{stem.removesuffix('_0000')}_0001{suffix}"))
     if stem.endswith("_0000") and files.contains(second):
         raise UserError(_several_channels(files.display_path(second), 2))
 

@@ -16,6 +16,7 @@ from typing import Any, Required, TypedDict
 import numpy as np
 from etils import epath
 
+from sam2_3dmed_jax.data.case_content import CaseContent, RecordedCase, content_from_json
 from sam2_3dmed_jax.data.record_files import OpenFileCache, damaged_file_message
 from sam2_3dmed_jax.data.shards import REPAIR_HINT, Shard
 from sam2_3dmed_jax.errors import UserError
@@ -59,6 +60,7 @@ class PrepareSettings(TypedDict, total=False):
     """`PrepareConfig` as JSON."""
 
     spacing: list[float | None]
+    modality: str  # if it was given
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ class PreparedCase:
     intercept: float
     areas: dict[int, tuple[int, ...]]  # voxels of each label value on each slice [D]
     source: CaseSource
+    content: CaseContent | None = None  # None: prepared by a version before 0.2
+
+    @property
+    def recorded(self) -> RecordedCase:
+        """Content and files of the case, for comparison with the record of a run."""
+        image, label = (self.source[part]["sha256"] if part in self.source else "" for part in ("image", "label"))
+        return RecordedCase(self.content, image, label)
 
     def positions_mm(self) -> np.ndarray:
         """Return the distance of each slice from the first in mm, `[D]` float32, ascending towards superior."""
@@ -184,6 +193,7 @@ def case_from_json(record: dict[str, Any]) -> PreparedCase:
             "shape": (d, h, w),
             "spacing": (dz, dy, dx),
             "affine": tuple(tuple(row) for row in record["affine"]),
+            "content": content_from_json(record.get("content")),
             "areas": {int(value): tuple(pixels) for value, pixels in record["areas"].items()},
         }
     )

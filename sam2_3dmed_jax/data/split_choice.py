@@ -1,23 +1,18 @@
 """Choice of the data split from the settings, for training, the demo and `evaluate`.
 
-A run stores its split in `split.json`. Evaluation of its checkpoint on the same data uses the settings of the run by
-default, and refuses cases that the checkpoint was trained on.
+A run stores its split in `split.json`. `held_out` chooses the cases that its checkpoint is scored on.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
-
-from etils import epath
 
 from sam2_3dmed_jax.config import DataConfig, SplitConfig
 from sam2_3dmed_jax.data.split_files import (
     first_ids,
     read_patients,
-    read_split_description,
     read_splits,
     small_file_sha256,
 )
@@ -101,49 +96,6 @@ def split_description(data: DataConfig, fingerprint: str) -> dict[str, Any]:
     return {**description, "random_state": RANDOM_STATE}
 
 
-def split_to_score(ids: Sequence[str], fingerprint: str, checkpoint: str, settings: Mapping[str, Any]) -> Split:
-    """Return the split whose held-out cases a checkpoint is scored on.
-
-    Args:
-        ids: ids of all cases of the dataset.
-        fingerprint: fingerprint of the dataset (`datasets.dataset_fingerprint`).
-        checkpoint: folder of the checkpoint; the `split.json` of its training run is next to it, if available.
-        settings: settings that the user passes, under the names of `SPLIT_FIELDS`. The others come from the run if
-            it trained on this dataset; otherwise, or if `split` or `splits` is passed, they have their defaults.
-
-    Raises:
-        UserError: as `choose_split`; or a case to score was used for training or inner validation.
-    """
-    file = epath.Path(absolute_path(checkpoint)).parent / SPLIT_FILE
-    description = read_split_description(file) if file.exists() else {}
-    if description.get("fingerprint") != fingerprint:  # other datasets may have the same ids
-        return choose_split(ids, with_split(settings))
-    run_settings = {} if {"split", "splits"} & settings.keys() else _checked_settings(description, file)
-    split = choose_split(ids, with_split({**run_settings, **settings}))
-    (run,) = read_splits(file)
-    if trained := sorted({*run.train, *run.val} & {*split.test}):
-        raise UserError(
-            f"{checkpoint} was trained on {len(trained)} of {len(split.test)} cases to score ({first_ids(trained)}), "
-            f"according to {file}; leave out the flags of the split, or give --splits {file}"
-        )
-    return split
-
-
-def run_description(checkpoint: str, fingerprint: str) -> dict[str, Any]:
-    """Return the split description of the run that trained a checkpoint, and its `seed`.
-
-    {} if the run is not available, or used a dataset with another fingerprint.
-    """
-    folder = epath.Path(absolute_path(checkpoint)).parent
-    description = read_split_description(folder / SPLIT_FILE) if (folder / SPLIT_FILE).exists() else {}
-    if description.get("fingerprint") != fingerprint:
-        return {}
-    try:
-        return {**description, "seed": int(json.loads((folder / "config.json").read_text())["training"]["seed"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return description
-
-
 def _split_from_file(ids: Sequence[str], data: DataConfig, patients: Mapping[str, str] | None) -> Split:
     if data.split.method != "kfold":
         raise UserError(
@@ -170,8 +122,12 @@ def _split_from_file(ids: Sequence[str], data: DataConfig, patients: Mapping[str
     return split
 
 
-def _checked_settings(description: Mapping[str, Any], file: os.PathLike[str]) -> dict[str, Any]:
-    """Return the settings of a run after a check of their types, because the file may have been edited."""
+def checked_settings(description: Mapping[str, Any], file: os.PathLike[str]) -> dict[str, Any]:
+    """Return the settings of a run after a check of their types, because the file may have been edited.
+
+    Raises:
+        UserError: a setting has another type.
+    """
     settings = {name: description[name] for name in SPLIT_FIELDS if name in description}
     defaults = split_settings(DataConfig())
     for name, value in settings.items():

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from sam2_3dmed_jax.data.splits import Split
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_chunks
 
@@ -66,6 +66,15 @@ def write_run_split(path: Path, split: Split, description: dict[str, Any]) -> No
                 f"{path} has another split than the data and settings give now; restore them, or choose another --out"
             )
         return
+    replace_run_split(path, split, description)
+
+
+def replace_run_split(path: Path, split: Split, description: dict[str, Any]) -> None:
+    """Write the split of a run, in place of an existing one.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     cases = {"train": list(split.train), "val": list(split.val), "test": list(split.test)}
     write_text(path, json.dumps({"how": description, **cases}, indent=2))
 
@@ -123,9 +132,8 @@ def small_file_sha256(path: Path) -> str:
 
 
 def first_ids(ids: Sequence[str]) -> str:
-    """Return up to three ids, and the number of the others, for messages."""
-    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-    return ", ".join(map(_short, ids[:3])) + more
+    """Return up to three quoted ids, and the number of the others, for messages."""
+    return listed([_short(id) for id in ids])
 
 
 def _split(record: Any, where: str, members: Sequence[str]) -> Split:

@@ -1,4 +1,4 @@
-"""Synthetic CT of the torso: random anatomy, a simulated scanner, and datasets in MSD layout."""
+"""Synthetic CT and MR of the torso: random anatomy, a simulated scanner, and datasets in MSD layout."""
 
 from sam2_3dmed_jax.phantom.dataset import make_case, write_phantom_dataset
 

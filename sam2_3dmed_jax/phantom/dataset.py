@@ -20,10 +20,11 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.phantom.person import draw_anatomy
-from sam2_3dmed_jax.phantom.scanner import TASKS, draw_acquisition, scan
+from sam2_3dmed_jax.phantom.scanner import TASKS, as_mr, draw_acquisition, scan
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, write_errors
 from sam2_3dmed_jax.runtime.progress import Progress
 
+MODALITIES = ("CT", "MR")
 _LABELS = {
     "spleen": {"0": "background", "1": "spleen"},
     "pancreas": {"0": "background", "1": "pancreas", "2": "cancer"},
@@ -35,7 +36,9 @@ _LABELS = {
 }
 
 
-def make_case(seed: int, task: str, matrix: int = 128) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+def make_case(
+    seed: int, task: str, matrix: int = 128, modality: str = "CT"
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
     """Return one phantom scan with a reader's labels.
 
     Args:
@@ -43,16 +46,21 @@ def make_case(seed: int, task: str, matrix: int = 128) -> tuple[np.ndarray, np.n
         task: "spleen" (1 spleen), "pancreas" (1 pancreas, 2 cancer), "lung" (1 cancer: the nodules) or "organs" (all
             of these, liver, kidneys and heart, on scans of any of the three).
         matrix: Pixels along each side of a slice; the field of view stays 358-410 mm.
+        modality: "CT" or "MR": a T1-weighted scan of the same person, with an arbitrary scale per case.
 
     Returns:
-        HU int16 [D, H, W], labels uint8 [D, H, W] and the spacing (dz, dy, dx) in mm, in canonical orientation:
-        slices inferior to superior, rows anterior to posterior, columns the person's right to left.
+        HU, or MR signals, int16 [D, H, W], labels uint8 [D, H, W] and the spacing (dz, dy, dx) in mm, in canonical
+        orientation: slices inferior to superior, rows anterior to posterior, columns the person's right to left.
 
     Raises:
-        UserError: If the task is unknown.
+        UserError: If the task or modality is unknown.
     """
+    if modality not in MODALITIES:
+        raise UserError(f"The phantom has no modality {modality!r}: choose one of {', '.join(MODALITIES)}.")
     anatomy = draw_anatomy(seed)
     acquisition = draw_acquisition(anatomy, task, matrix)
+    if modality == "MR":
+        acquisition = as_mr(anatomy, acquisition)
     hu, label = scan(anatomy, acquisition, task, matrix)
     return hu, label, (acquisition.slice_spacing, acquisition.pixel, acquisition.pixel)
 
@@ -66,6 +74,7 @@ def write_phantom_dataset(
     *,
     matrix: int = 128,
     workers: int = 1,
+    modality: str = "CT",
 ) -> Path:
     """Write `imagesTr/`, `labelsTr/`, an empty `imagesTs/` and `dataset.json` into `out`, all at once at the end.
 
@@ -77,16 +86,19 @@ def write_phantom_dataset(
         progress: Called after each case.
         matrix: Pixels along each side of a slice.
         workers: Processes; with more than one, the caller's main module must be importable.
+        modality: "CT" or "MR"; see `make_case`.
 
     Returns:
         `out` as a path.
 
     Raises:
-        UserError: If the task is unknown, a number is out of range, or `out` contains files already.
+        UserError: If the task or modality is unknown, a number is out of range, or `out` contains files already.
     """
     out = Path(out)
     if task not in TASKS:
         raise UserError(f"The phantom has no task {task!r}: choose one of {', '.join(TASKS)}.")
+    if modality not in MODALITIES:
+        raise UserError(f"The phantom has no modality {modality!r}: choose one of {', '.join(MODALITIES)}.")
     if cases < 1 or matrix < 32 or workers < 1 or seed < 0:
         raise UserError(
             f"A phantom dataset needs cases >= 1, matrix >= 32, workers >= 1 and seed >= 0, but got cases {cases}, "
@@ -99,11 +111,11 @@ def write_phantom_dataset(
     with write_errors(out), atomic_folder(out) as unfinished:
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
             (unfinished / folder).mkdir(parents=True)
-        write = partial(_write_case, folder=unfinished, task=task, matrix=matrix)
+        write = partial(_write_case, folder=unfinished, task=task, matrix=matrix, modality=modality)
         for done, _ in enumerate(_map(write, list(zip(names, seeds, strict=True)), workers), start=1):
             if progress is not None:
                 progress("phantoms", done, cases)
-        description = _description(task, names, seeds, seed, matrix)
+        description = _description(task, names, seeds, seed, matrix, modality)
         (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return out
 
@@ -119,9 +131,9 @@ def _map(function: Callable[[tuple[str, int]], None], items: list[tuple[str, int
         yield from pool.map(function, items)
 
 
-def _write_case(item: tuple[str, int], folder: Path, task: str, matrix: int) -> None:
+def _write_case(item: tuple[str, int], folder: Path, task: str, matrix: int, modality: str) -> None:
     name, seed = item
-    hu, label, spacing = make_case(seed, task, matrix)
+    hu, label, spacing = make_case(seed, task, matrix, modality)
     table = float(np.random.default_rng([seed, 3]).uniform(-900, 300))  # the z origin is the table's position
     _save(hu, spacing, table, folder / "imagesTr" / name)
     _save(label, spacing, table, folder / "labelsTr" / name)
@@ -139,15 +151,17 @@ def _save(volume: np.ndarray, spacing: tuple[float, float, float], z_origin: flo
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
 
 
-def _description(task: str, names: list[str], seeds: list[int], seed: int, matrix: int) -> dict[str, object]:
+def _description(
+    task: str, names: list[str], seeds: list[int], seed: int, matrix: int, modality: str
+) -> dict[str, object]:
     return {
         "name": f"Phantom_{task.capitalize()}",
-        "description": f"Synthetic torso CT, {task}: no patient data. For tests and demonstrations only.",
+        "description": f"Synthetic torso {modality}, {task}: no patient data. For tests and demonstrations only.",
         "reference": "sam2_3dmed_jax.phantom",
         "licence": "CC0",
         "release": "1.0",
         "tensorImageSize": "3D",
-        "modality": {"0": "CT"},
+        "modality": {"0": {"CT": "CT", "MR": "MRI"}[modality]},
         "labels": _LABELS[task],
         "numTraining": len(names),
         "numTest": 0,

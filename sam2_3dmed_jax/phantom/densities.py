@@ -1,10 +1,12 @@
-"""Mean HU of every tissue of one case, between no contrast medium and a portal-venous phase.
+"""Mean HU of every tissue of one case, between no contrast medium and a portal-venous phase, and MR signals.
 
 Touching organs differ by 5 to 80 HU, and one neighbour of the spleen has almost its density, so that density alone
 cannot segment it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -64,3 +66,26 @@ def draw_densities(rng: np.random.Generator) -> dict[str, float]:
     }
     bone = {"cortical": rng.uniform(380, 620), "cancellous": rng.uniform(140, 230), "disc": 85, "canal": 22}
     return hu | fixed | bone
+
+
+# Signal of tissues on a T1-weighted MR, as a share of fat's. The signal of all others follows from their HU.
+_MR_SIGNALS = {
+    **{"outside": 0.0, "air": 0.0, "lung": 0.06, "fat": 1.0, "skin": 0.5},
+    **{"cortical": 0.05, "cancellous": 0.55, "disc": 0.3, "canal": 0.2},
+}
+_MR_SIGNAL_PER_HU = 0.004  # soft tissues touch with the same ratio of contrast and noise as on CT
+
+
+@dataclass(frozen=True)
+class MrSignals:
+    """Mean signal of every tissue of one case, in the arbitrary unit of its scan."""
+
+    means: dict[str, float]
+    per_hu: float  # signal that corresponds to 1 HU of noise or contrast
+
+
+def draw_mr_signals(hu: dict[str, float], rng: np.random.Generator) -> MrSignals:
+    """Return the MR signal of tissues with these HU. Fat has 300 to 8000, because MR has no unit."""
+    scale = float(np.exp(rng.uniform(np.log(300), np.log(8000))))
+    shares = {tissue: _MR_SIGNALS.get(tissue, 0.2 + _MR_SIGNAL_PER_HU * value) for tissue, value in hu.items()}
+    return MrSignals({tissue: scale * share for tissue, share in shares.items()}, scale * _MR_SIGNAL_PER_HU)

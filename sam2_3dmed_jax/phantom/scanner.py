@@ -1,4 +1,4 @@
-"""Simulated CT scanner: range, pose, grid, slice profile and noise.
+"""Simulated CT or MR scanner: range, pose, grid, slice profile and noise.
 
 `densities` gives the HU of tissues, and `reader` draws the labels.
 
@@ -7,14 +7,14 @@ Densities do not depend on z: every tissue has one mean per case, so that no gra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.phantom.anatomy import Anatomy
-from sam2_3dmed_jax.phantom.densities import draw_densities
+from sam2_3dmed_jax.phantom.densities import draw_densities, draw_mr_signals
 from sam2_3dmed_jax.phantom.organs import layers
 from sam2_3dmed_jax.phantom.reader import contour
 from sam2_3dmed_jax.phantom.shapes import rotation
@@ -56,6 +56,8 @@ class Acquisition:
     noise_grain: float  # SD of the noise's correlation kernel in pixels
     sharpness: float  # SD of the in-plane point spread in pixels
     jitter: float  # SD of the reader's contour, in pixels
+    per_hu: float = 1.0  # MR: signal that corresponds to 1 HU; `hu` and `noise_sd` then are signals
+    modality: str = "CT"  # or "MR"
 
 
 def draw_acquisition(anatomy: Anatomy, task: str, matrix: int = 128) -> Acquisition:
@@ -102,6 +104,13 @@ def draw_acquisition(anatomy: Anatomy, task: str, matrix: int = 128) -> Acquisit
     )
 
 
+def as_mr(anatomy: Anatomy, acquisition: Acquisition) -> Acquisition:
+    """Return the same scan by a T1-weighted MR sequence, in an arbitrary unit that differs between cases."""
+    signals = draw_mr_signals(acquisition.hu, np.random.default_rng(np.random.SeedSequence([anatomy.seed, 4])))
+    noise_sd = acquisition.noise_sd * signals.per_hu
+    return replace(acquisition, hu=signals.means, noise_sd=noise_sd, per_hu=signals.per_hu, modality="MR")
+
+
 def _target_range(anatomy: Anatomy, task: str) -> tuple[float, float]:
     if task == "lung":
         main = max(anatomy.nodules, key=lambda n: float(np.prod(n.radii)))
@@ -119,8 +128,8 @@ def scan(anatomy: Anatomy, acquisition: Acquisition, task: str, matrix: int = 12
         matrix: Pixels along each side of a slice.
 
     Returns:
-        HU int16 [D, H, W] and labels uint8 [D, H, W], slices inferior to superior, rows anterior to posterior,
-        columns the person's right to left.
+        HU, or MR signals, int16 [D, H, W] and labels uint8 [D, H, W], slices inferior to superior, rows anterior to
+        posterior, columns the person's right to left.
     """
     a = acquisition
     rng = np.random.default_rng(np.random.SeedSequence([anatomy.seed, 2, list(TASKS).index(task)]))
@@ -130,7 +139,9 @@ def scan(anatomy: Anatomy, acquisition: Acquisition, task: str, matrix: int = 12
     image = np.full(p.shape[1:], a.hu["outside"], np.float32)
     covered = {tissue: np.zeros(p.shape[1:], np.float32) for tissue in TASKS[task]}
     for tissue, box, coverage in layers(anatomy, p, a.pixel):
-        value = a.hu[tissue] + _TEXTURE[tissue] * texture[box] if tissue in _TEXTURE else np.float32(a.hu[tissue])
+        value: np.ndarray | np.float32 = np.float32(a.hu[tissue])
+        if tissue in _TEXTURE:
+            value = a.hu[tissue] + _TEXTURE[tissue] * a.per_hu * texture[box]
         image[box] += coverage * (value - image[box])
         for name, mask in covered.items():
             mask[box] += coverage * (float(name == tissue) - mask[box])
@@ -142,7 +153,10 @@ def scan(anatomy: Anatomy, acquisition: Acquisition, task: str, matrix: int = 12
     for outline in _outlines(TASKS[task]):
         drawn = contour({tissue: _profile(covered[tissue]) for tissue in outline}, outline, a.jitter, rng)
         label = np.where(drawn, drawn, label)
-    return np.clip(np.rint(image), -1024, 3071).astype(np.int16), label
+    if a.modality == "MR":  # the magnitude of a complex signal, whose imaginary part is noise
+        image = np.hypot(image, rng.normal(0, a.noise_sd, image.shape))
+    limits = (-1024, 3071) if a.modality == "CT" else (0, np.iinfo(np.int16).max)
+    return np.clip(np.rint(image), *limits).astype(np.int16), label
 
 
 def _outlines(values: dict[str, int]) -> list[dict[str, int]]:

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.prompts.flags import PromptFlags
 from sam2_3dmed_jax.prompts.prompt_types import PromptFlag, prompt_flags
-from sam2_3dmed_jax.volume.formats import case_suffixes
+from sam2_3dmed_jax.volume.case_files import case_files, list_names
+from sam2_3dmed_jax.volume.formats import case_id, case_suffixes
 
 PROMPT_SUFFIXES = (".prompts.json", ".mrk.json")
 MAX_BYTES = 64 << 20  # A larger file is not a table.
@@ -56,36 +57,42 @@ def read_cases(path: str | os.PathLike[str]) -> list[PredictionCase]:
         )
     name, count = Counter(case.name for case in cases).most_common(1)[0]
     if count > 1:
-        raise UserError(f"--cases: {path} has {count} cases named '{name}'; give each its own name in the column name")
+        images = listed([case.image for case in cases if case.name == name])
+        raise UserError(
+            f"--cases: {path} has {count} cases named '{name}'; give each its own name in the column name: {images}"
+        )
     return cases
 
 
 def images_without_prompts(folder: str | os.PathLike[str]) -> list[str]:
     """Return the images of a folder of cases that have no prompt file."""
-    paths = list(Path(folder).iterdir())
-    prompted = {_stem(path, PROMPT_SUFFIXES) for path in paths}
-    return sorted(path.name for path in paths if _image_stem(path) and _image_stem(path) not in prompted)
+    names = list_names(folder)
+    prompted = {case_id(name, PROMPT_SUFFIXES) for name in names}
+    ids = {name.removesuffix("/"): _image_id(name) for name in names if not name.startswith(".")}
+    return [name for name, id in ids.items() if id and id not in prompted]
 
 
 def _cases_of_folder(folder: Path) -> list[PredictionCase]:
     prompts: dict[str, list[str]] = {}
-    images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if stem := _stem(path, PROMPT_SUFFIXES):
-            prompts.setdefault(stem, []).append(str(path))
-        elif stem := _image_stem(path):
-            images.setdefault(stem, path)
+    others: list[str] = []
+    for name in list_names(folder):
+        id = None if name.startswith(".") else case_id(name, PROMPT_SUFFIXES)
+        if id:
+            prompts.setdefault(id, []).append(str(folder / name))
+        else:
+            others.append(name)
+    images = case_files(others, case_suffixes(), folder, subfolders=True)
     cases = []
-    for stem, files in prompts.items():
+    for id, files in prompts.items():
         # A missing image is a failure of its case, reported when it is read.
-        image = images.get(stem, folder / f"{stem}{case_suffixes()[0]}")
-        cases.append(PredictionCase(stem, str(image), PromptFlags(prompts=files)))
+        image = folder / images.get(id, f"{id}{case_suffixes()[0]}")
+        cases.append(PredictionCase(id, str(image), PromptFlags(prompts=files)))
     return cases
 
 
 def _cases_of_table(path: Path) -> Iterator[PredictionCase]:
     for line, row in _rows(path):
-        name = row.get("name") or _stem(Path(row["image"]), case_suffixes()) or Path(row["image"]).name
+        name = row.get("name") or case_id(Path(row["image"]).name, case_suffixes()) or Path(row["image"]).name
         if Path(name).name != name or name.startswith("."):
             raise UserError(f"{path}, line {line}: '{name}' is not a file name; change the column name")
         index = row.get("volume") or None
@@ -145,10 +152,6 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise UserError(f"--cases: {path} is not a CSV table in UTF-8 ({error}); save it as one") from None
 
 
-def _image_stem(path: Path) -> str:
-    return path.name if path.is_dir() else _stem(path, case_suffixes())
-
-
-def _stem(path: Path, suffixes: tuple[str, ...]) -> str:
-    """Return the file name without the first suffix that it ends with, or an empty text if it ends with none."""
-    return next((path.name.removesuffix(suffix) for suffix in suffixes if path.name.endswith(suffix)), "")
+def _image_id(name: str) -> str | None:
+    """Return the case id of an image or, with a slash at the end, of the folder of a series."""
+    return name[:-1] if name.endswith("/") else case_id(name, case_suffixes())

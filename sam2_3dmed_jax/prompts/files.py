@@ -26,14 +26,14 @@ import os
 import re
 from collections.abc import Sequence
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID
 from sam2_3dmed_jax.prompts.prompt_types import PROMPT_TYPES, JsonObject
 from sam2_3dmed_jax.prompts.slicer_markups import check_units, node_name
 from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
 from sam2_3dmed_jax.runtime.json_fields import Field, read_json
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
-from sam2_3dmed_jax.volume.io import read_labels
+from sam2_3dmed_jax.volume.io import read_label_layers
 
 
 def read_prompt_files(paths: Sequence[str | os.PathLike[str]], volume: Volume) -> VolumePrompts:
@@ -54,7 +54,7 @@ def read_prompt_files(paths: Sequence[str | os.PathLike[str]], volume: Volume) -
                 raise UserError(f"{path}: object {object_id} is '{name}', but '{other}' before; give it another id")
         merged.prompts.extend(of_file.prompts)
     if len(set(merged.names.values())) < len(merged.names):
-        raise UserError(f"{', '.join(map(str, paths))}: two objects have the same name; give each its own name")
+        raise UserError(f"{listed(paths)}: two objects have the same name; give each its own name")
     return merged
 
 
@@ -64,7 +64,7 @@ def _read_objects(root: Field, volume: Volume) -> VolumePrompts:
     by_key = {prompt_type.json_key: prompt_type for prompt_type in PROMPT_TYPES.values()}
     ids = set()
     # Many objects may be values of one label map, which is then read once.
-    read_once = functools.lru_cache(maxsize=1)(lambda path: read_labels(path, volume))
+    read_once = functools.lru_cache(maxsize=1)(lambda path: read_label_layers(path, volume))
     for position, item in enumerate(root.fields(("objects",), ("objects",))["objects"].items(), 1):
         fields = item.fields(("id", "name", *by_key))
         object_id = fields["id"].whole(1, MAX_OBJECT_ID) if "id" in fields else position

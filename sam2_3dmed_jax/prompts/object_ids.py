@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, plain_number
 
 MAX_OBJECT_ID = 65535  # Label maps are uint16.
 
@@ -14,5 +14,5 @@ def check_object_id(number: float) -> int:
         UserError: it is not a whole number from 1 to `MAX_OBJECT_ID`.
     """
     if not 1 <= number <= MAX_OBJECT_ID or number != int(number):
-        raise UserError(f"{number:g} is not an object id; use a whole number from 1 to {MAX_OBJECT_ID}")
+        raise UserError(f"{plain_number(number)} is not an object id; use a whole number from 1 to {MAX_OBJECT_ID}")
     return int(number)

@@ -8,7 +8,7 @@ same draws.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.label_classes import Target, written_values
 
+OWN, OTHER = "own", "other"  # values of `PromptVariation.prompt_of`
 OBJECT, OUTSIDE = "object", "outside"  # values of `prompted_onto` besides label values of neighbours
 
 
@@ -38,15 +39,29 @@ class PromptVariation:
     noise_mm: float = 0.0
     misplacement_mm: float = 0.0
     neighbour: bool = False  # whether the prompt is put on the nearest other label
+    prompt_of: str = OWN  # OTHER: each object gets the prompts of another one, see `swap_partners`
     prompted_slices: int = 1
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """How far the perturbed prompts of an object are from the exact ones."""
+    """How far the actual prompts of an object are from its exact ones."""
 
-    moved_mm: float  # mean over slices of the distance between the middles of the exact and the perturbed prompt
-    prompted_onto: str  # OBJECT, OUTSIDE, or label values of neighbours, joined by "+"
+    # Distance between the middles of the exact and the actual prompt: the mean over slices, or, with prompts of another
+    # object, between the means over slices.
+    moved_mm: float
+    prompted_onto: str  # OBJECT, OUTSIDE, or label values of neighbours or of the other object, joined by "+"
+    prompt_of: Target  # the object whose prompts they are
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The prompts of one object, with their middles in mm, `[P, 3]`."""
+
+    prompts: list[VoxelPrompt]
+    exact_mm: np.ndarray
+    actual_mm: np.ndarray
+    prompted_onto: str
 
 
 def place_prompts(
@@ -63,25 +78,82 @@ def place_prompts(
         seed: seed of the random draws.
 
     Returns:
-        The prompts and their displacements, by object.
+        The prompts and their displacements, by object. With prompts of other objects, an object without a partner has
+        none.
     """
-    prompts: ObjectPrompts = {}
-    displacements = {}
-    for target, value in zip(objects, written_values(objects), strict=True):
+    values = dict(zip(objects, written_values(objects), strict=True))
+    placed: dict[Target, _Placed] = {}
+    for target, value in values.items():
         mask = np.isin(reference, target)
-        if not mask.any():
-            continue
-        perturbed_prompts, distances, prompted_onto = [], [], []
-        for index in prompted_slices_of(mask, variation.prompted_slices):
-            slice_ = _ObjectSlice(variation, reference[index], mask[index], grid, (seed, case, target, index))
-            exact = slice_.simulate(mask[index], value)
-            perturbed, onto = slice_.perturb(exact, value)
-            perturbed_prompts.append(perturbed)
-            distances.append(float(np.linalg.norm(slice_.plane @ (_middle(perturbed) - _middle(exact)))))
-            prompted_onto.append(onto)
-        prompts[target] = perturbed_prompts
-        displacements[target] = Displacement(float(np.mean(distances)), "+".join(dict.fromkeys(prompted_onto)))
-    return prompts, displacements
+        if mask.any():
+            placed[target] = _place_object(variation, case, reference, mask, grid, target, value, seed)
+    if variation.prompt_of == OWN:
+        prompts = {target: own.prompts for target, own in placed.items()}
+        return prompts, {target: _displacement(own, target) for target, own in placed.items()}
+    partners = swap_partners({target: values[target] for target in placed})
+    swapped = {
+        target: [replace(prompt, object_id=values[target]) for prompt in placed[partners[target]].prompts]
+        for target in placed
+        if target in partners
+    }
+    return swapped, {target: _swap(placed[target], placed[partners[target]], partners[target]) for target in swapped}
+
+
+def swap_partners(values: Mapping[Target, int]) -> dict[Target, Target]:
+    """Return the object whose prompts each object of a case gets in a swap.
+
+    It is the next one in the order of label values, after the last one the first. Objects that share a label are left
+    out, since one is inside the other: a prompt of the one may be a correct prompt of the other.
+
+    Args:
+        values: the label value that each object of the case writes.
+
+    Returns:
+        The partner of each object that has one.
+    """
+    order = sorted(values, key=values.__getitem__)
+    partners = {}
+    for at, target in enumerate(order):
+        following = [*order[at + 1 :], *order[:at]]
+        disjoint = [other for other in following if set(other).isdisjoint(target)]
+        if disjoint:
+            partners[target] = disjoint[0]
+    return partners
+
+
+def _place_object(
+    variation: PromptVariation,
+    case: str,
+    reference: np.ndarray,
+    mask: np.ndarray,
+    grid: Grid,
+    target: Target,
+    value: int,
+    seed: int,
+) -> _Placed:
+    """Simulate and perturb the prompts of one object, bool `[D, H, W]`, which is not empty."""
+    prompts, exact_mm, actual_mm, prompted_onto = [], [], [], []
+    for index in prompted_slices_of(mask, variation.prompted_slices):
+        slice_ = _ObjectSlice(variation, reference[index], mask[index], grid, (seed, case, target, index))
+        exact = slice_.simulate(mask[index], value)
+        perturbed, onto = slice_.perturb(exact, value)
+        prompts.append(perturbed)
+        exact_mm.append(_middle_mm(exact, grid))
+        actual_mm.append(_middle_mm(perturbed, grid))
+        prompted_onto.append(onto)
+    return _Placed(prompts, np.array(exact_mm), np.array(actual_mm), "+".join(dict.fromkeys(prompted_onto)))
+
+
+def _displacement(own: _Placed, target: Target) -> Displacement:
+    """Return the displacement of an object with its own prompts."""
+    distances = np.linalg.norm(own.actual_mm - own.exact_mm, axis=1)
+    return Displacement(float(np.mean(distances)), own.prompted_onto, target)
+
+
+def _swap(own: _Placed, other: _Placed, partner: Target) -> Displacement:
+    """Return the displacement of an object with the prompts of its partner."""
+    distance = np.linalg.norm(other.actual_mm.mean(0) - own.exact_mm.mean(0))
+    return Displacement(float(distance), "+".join(map(str, partner)), partner)
 
 
 def prompted_slices_of(mask: np.ndarray, count: int) -> list[int]:
@@ -204,6 +276,12 @@ def _sides(prompt: VoxelPrompt) -> tuple[float, float, float, float]:
         return prompt.box
     (x, y) = prompt.points[0]
     return x, y, x, y
+
+
+def _middle_mm(prompt: VoxelPrompt, grid: Grid) -> np.ndarray:
+    """Return the middle of a prompt in mm, `[3]`."""
+    x, y = _middle(prompt)
+    return np.asarray(grid.canonical_affine[:3] @ (prompt.slice, y, x, 1))
 
 
 def _middle(prompt: VoxelPrompt) -> np.ndarray:

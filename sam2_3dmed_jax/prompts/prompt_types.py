@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.errors import UserError, naming, plain_number
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID, check_object_id
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sam2_3dmed_jax.prompts.voxel_prompts import Triple, VoxelPrompt
     from sam2_3dmed_jax.runtime.json_fields import Field
     from sam2_3dmed_jax.volume.geometry import Grid, Volume
+    from sam2_3dmed_jax.volume.label_layers import LabelLayers
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class JsonObject:
 
     volume: Volume
     object_id: int
-    read_labels: Callable[[Path], np.ndarray]  # label map on the canonical grid of the volume
+    read_labels: Callable[[Path], LabelLayers]  # labels on the canonical grid of the volume
 
 
 FlagTexts = Mapping[str, Sequence[str]]  # texts by the name of the flag
@@ -162,7 +163,9 @@ def _points_from_flags(texts: FlagTexts, volume: Volume) -> list[VoxelPrompt]:
             x, y, z, *rest = flag.numbers(text, (3, 4, 5))
             label, object_id = [*rest, 1, 1][:2] if len(rest) < 2 else rest
             if label not in (0, 1):
-                raise UserError(f"{flag.option}: '{text}' has label {label:g}; use 1 for inside and 0 for outside")
+                raise UserError(
+                    f"{flag.option}: '{text}' has label {plain_number(label)}; use 1 for inside and 0 for outside"
+                )
             with naming(flag.option):
                 voxel = voxel_of_mm(volume.grid, (x, y, z)) if flag is POINT_MM else (x, y, z)
                 prompts += point_prompts(volume.grid, [(voxel, int(label), check_object_id(object_id))])
@@ -216,13 +219,15 @@ def _boxes_from_flags(texts: FlagTexts, volume: Volume) -> list[VoxelPrompt]:
 
 
 def _boxes_from_json(value: Field, owner: JsonObject) -> list[VoxelPrompt]:
-    from sam2_3dmed_jax.prompts.voxel_prompts import box_prompts
+    from sam2_3dmed_jax.prompts.voxel_prompts import box_prompts, clipped_box
 
     prompts = []
     for box in value.items():
-        box.fields(("voxel", "mm"))
+        fields = box.fields(("voxel", "mm"))
         first, second = _voxels_from_json(box, owner.volume.grid, 2)
         with naming(f"{box.file}: {box.path}"):
+            if "mm" in fields:
+                first, second = clipped_box(owner.volume.grid, first, second)
             prompts += box_prompts(owner.volume.grid, [(first, second, owner.object_id)])
     return prompts
 
@@ -244,15 +249,20 @@ def _simulate_box(
 
 # Masks
 
-MASK = PromptFlag("mask", "MASK.nii.gz", "label map on the grid of IMAGE; its slices are prompts", is_file=True)
+MASK = PromptFlag(
+    "mask",
+    "MASK.nii.gz",
+    "label map on the grid of IMAGE, DICOM-SEG, RTSTRUCT or .seg.nrrd; its slices are prompts",
+    is_file=True,
+)
 
 
 def _mask_from_flags(texts: FlagTexts, volume: Volume) -> list[VoxelPrompt]:
     from sam2_3dmed_jax.prompts.voxel_prompts import mask_prompts
-    from sam2_3dmed_jax.volume.io import read_labels
+    from sam2_3dmed_jax.volume.io import read_label_layers
 
     (path,) = texts[MASK.name]
-    return mask_prompts(read_labels(path, volume), path)
+    return [prompt for layer in read_label_layers(path, volume).layers for prompt in mask_prompts(layer, path)]
 
 
 def _mask_from_json(value: Field, owner: JsonObject) -> list[VoxelPrompt]:
@@ -262,7 +272,7 @@ def _mask_from_json(value: Field, owner: JsonObject) -> list[VoxelPrompt]:
 
     path, fields = _file_from_json(value, ("file", "value"))
     labels = owner.read_labels(path)
-    inside = labels == fields["value"].whole(1, MAX_OBJECT_ID) if "value" in fields else labels != 0
+    inside = labels.mask([fields["value"].whole(1, MAX_OBJECT_ID)]) if "value" in fields else labels.inside()
     return mask_prompts(np.where(inside, owner.object_id, 0), f"{value.file}: {value.path}")
 
 
@@ -312,7 +322,7 @@ def _scribble_from_json(value: Field, owner: JsonObject) -> list[VoxelPrompt]:
     from sam2_3dmed_jax.prompts.scribbles import scribble_prompts
 
     path, fields = _file_from_json(value, ("file", "inside", "outside"))
-    labels = owner.read_labels(path)
+    labels = owner.read_labels(path).flat()
     outside = fields["outside"].whole(1, MAX_OBJECT_ID) if "outside" in fields else 0
     inside = labels == fields["inside"].whole(1, MAX_OBJECT_ID) if "inside" in fields else labels != 0
     strokes = np.where(inside, owner.object_id, 0)

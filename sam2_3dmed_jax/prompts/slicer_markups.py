@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError, naming
-from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, box_prompts, point_prompts, voxel_of_mm
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, box_prompts, clipped_box, point_prompts, voxel_of_mm
 from sam2_3dmed_jax.runtime.json_fields import Field
 from sam2_3dmed_jax.volume.geometry import Grid
 
@@ -57,11 +57,11 @@ def point_list_prompts(node: Field, grid: Grid, object_id: int) -> list[VoxelPro
 
 
 def roi_prompts(node: Field, grid: Grid, object_id: int) -> list[VoxelPrompt]:
-    """Return the box prompts of a ROI.
+    """Return the box prompts of the part of a ROI that is inside the volume.
 
     Raises:
         UserError: the ROI is not a box, is inside out, is rotated against the axes of the volume, has an unknown
-            coordinate system, or leaves the volume.
+            coordinate system, or is outside the volume.
     """
     fields = node.fields()
     if "roiType" in fields and fields["roiType"].value not in ("Box", "BoundingBox"):
@@ -90,7 +90,7 @@ def roi_prompts(node: Field, grid: Grid, object_id: int) -> list[VoxelPrompt]:
     ]
     with naming(f"{node.file}: {node.path}"):
         low, high = np.min(corners, axis=0).tolist(), np.max(corners, axis=0).tolist()
-        return box_prompts(grid, [(tuple(low), tuple(high), object_id)])
+        return box_prompts(grid, [(*clipped_box(grid, tuple(low), tuple(high)), object_id)])
 
 
 def _position_ras(point: Field, node: Field) -> np.ndarray:

@@ -75,6 +75,28 @@ def box_prompts(grid: Grid, boxes: Iterable[tuple[Triple, Triple, int]]) -> list
     return prompts
 
 
+def clipped_box(grid: Grid, first: Triple, second: Triple) -> tuple[Triple, Triple]:
+    """Return the part of a box that is inside the volume, for boxes that were drawn in millimetres.
+
+    Args:
+        grid: the grid of the file.
+        first: a corner, in fractional voxels of the file.
+        second: the opposite corner.
+
+    Raises:
+        UserError: the whole box is outside the volume.
+    """
+    low, high = np.sort([first, second], axis=0)
+    border = np.array(grid.shape) - 0.5
+    if (high <= -0.5).any() or (low >= border).any():
+        raise UserError(
+            f"voxel box {np.round(low, 1).tolist()} to {np.round(high, 1).tolist()} is outside "
+            f"{grid.source or 'the image'}, whose shape is {list(grid.shape)}; draw it on the image"
+        )
+    (x0, y0, z0), (x1, y1, z1) = (np.clip(corner, -0.5, border).tolist() for corner in (low, high))
+    return (x0, y0, z0), (x1, y1, z1)
+
+
 def mask_prompts(labels: np.ndarray, source: str = "the mask") -> list[VoxelPrompt]:
     """Return the mask prompts of a label map `[D, H, W]`: each value except 0 is an object, prompted where it is drawn.
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
@@ -129,7 +129,7 @@ def restore(folder: str | os.PathLike[str], state: TrainState) -> Restored:
                 reason = f"it cannot be read ({type(error).__name__})"
         damaged[step] = reason
     if damaged:
-        reasons = ", ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        reasons = listed([f"{step}: {reason}" for step, reason in damaged.items()])
         raise UserError(f"{folder}: every checkpoint is damaged ({reasons}); restore a copy, or choose another --out")
     return Restored(state, 0, {})
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sam2_3dmed_jax.config import ExperimentConfig, PrepareConfig
-from sam2_3dmed_jax.data.case_reader import CaseReader, classes_to_segment
+from sam2_3dmed_jax.data.case_reader import CaseReader, targets_to_segment
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
 from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, is_prepared, read_prepared
-from sam2_3dmed_jax.data.split_choice import choose_split
+from sam2_3dmed_jax.data.split_choice import SPLIT_FILE, choose_split
+from sam2_3dmed_jax.data.split_files import read_splits
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.training.data_changes import PREPARED, prepare_settings, record_data
 from sam2_3dmed_jax.training.methods import method_of
 
 log = logging.getLogger(__name__)
@@ -49,21 +51,25 @@ def check_data(config: ExperimentConfig) -> tuple[CaseReader, list[PreparedCase]
         reader = open_case_reader(read_prepared(path), config)
         return reader, split_cases(reader, config).all
     raw = read_dataset(path)
-    classes_to_segment(config.data, raw.labels, path)
+    targets_to_segment(config.data, raw.labels, path)
     choose_split([case.id for case in raw.cases], config.data)
     return None
 
 
 def open_training_cases(
-    config: ExperimentConfig, run: Path, progress: Progress | None = None
+    config: ExperimentConfig, run: Path, progress: Progress | None = None, accept_changed_data: bool = False
 ) -> tuple[CaseReader, TrainingCases]:
-    """Return the reader and the cases of a run; the dataset is prepared first if necessary.
+    """Return the reader and the cases of a run; the dataset is prepared first if necessary, and its contents recorded.
 
     Raises:
-        UserError: as `check_data`; or no case can be prepared.
+        UserError: as `check_data`; no case can be prepared; or the run had other data or another split.
     """
-    reader = open_case_reader(prepared_dataset(config, run, progress), config)
-    return reader, split_cases(reader, config)
+    dataset = prepared_dataset(config, run, progress)
+    reader = open_case_reader(dataset, config)
+    split_cases(reader, config)
+    distributed.run_on_first_process(lambda: record_data(config, run, dataset, accept_changed_data))
+    (split,) = read_splits(run / SPLIT_FILE)
+    return reader, split_cases(reader, config, split)
 
 
 def prepared_dataset(config: ExperimentConfig, run: Path, progress: Progress | None = None) -> PreparedDataset:
@@ -75,18 +81,20 @@ def prepared_dataset(config: ExperimentConfig, run: Path, progress: Progress | N
     path = config.data.path
     if is_prepared(path):
         return read_prepared(path)
-    settings = PrepareConfig(method_of(config.model).spacing)
+    settings = prepare_settings(config)
     distributed.run_on_first_process(lambda: _prepare(path, settings, run, progress))
-    return read_prepared(str(run / "data"))
+    return read_prepared(str(run / PREPARED))
 
 
 def _prepare(path: str, settings: PrepareConfig, run: Path, progress: Progress | None) -> None:
     # In this process, because worker processes import the main module, which a script that calls `train` may lack.
-    report = prepare_dataset(read_dataset(path), run / "data", settings, workers=1, progress=progress)
+    report = prepare_dataset(read_dataset(path), run / PREPARED, settings, workers=1, progress=progress)
+    for warning in report.warnings:
+        log.warning("%s", warning)
     for case_id, reason in report.refused.items():
         log.warning("%s is left out: %s", case_id, reason)
     if not report.dataset.cases:
-        raise UserError(f"data.path: no case of {path} can be prepared; see {run / 'data' / 'refused.csv'}")
+        raise UserError(f"data.path: no case of {path} can be prepared; see {run / PREPARED / 'refused.csv'}")
 
 
 def open_case_reader(dataset: PreparedDataset, config: ExperimentConfig) -> CaseReader:
@@ -108,15 +116,20 @@ def open_case_reader(dataset: PreparedDataset, config: ExperimentConfig) -> Case
     return CaseReader(dataset, config.data, method.image_size)
 
 
-def split_cases(reader: CaseReader, config: ExperimentConfig) -> TrainingCases:
+def split_cases(reader: CaseReader, config: ExperimentConfig, split: Split | None = None) -> TrainingCases:
     """Return the training and inner cases of the split that contain a class to segment.
 
     The split is over all cases of the source, refused ones too, so that other tools and `evaluate` have the same one.
 
+    Args:
+        reader: of the dataset.
+        config: the experiment.
+        split: of the run; None: the one that the settings give.
+
     Raises:
         UserError: no case to train on, or a split that does not exist.
     """
-    split = choose_split(reader.dataset.ids, config.data)
+    split = split or choose_split(reader.dataset.ids, config.data)
     usable = {case.id: case for case in reader.dataset.cases if reader.areas(case)}
     train, inner = ([usable[name] for name in part if name in usable] for part in (split.train, split.val))
     if not train:

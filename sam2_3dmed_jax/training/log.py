@@ -12,7 +12,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,13 +27,12 @@ from sam2_3dmed_jax.training.run_folder import RESUME, run_write_errors
 COLUMNS = ("dice_inner", "gradient_norm", "learning_rate")  # after the losses and metrics of `losses.LOSSES`
 
 
-def training_note(metrics: Mapping[str, float], batch_size: int, steps_left: int) -> str:
-    """Return the note of the progress of training: loss, Dice, speed and the time left.
+def training_note(metrics: Mapping[str, float], batch_size: int) -> str:
+    """Return the note of the progress of training: loss, Dice and speed.
 
     Args:
         metrics: `loss`, `dice` and `seconds` per step; `mfu` and `dice_inner` where they are known.
         batch_size: clips per step, of all processes.
-        steps_left: steps until the end of the run.
     """
     seconds = metrics["seconds"]
     note = f"loss {metrics['loss']:.3f}  Dice {metrics['dice']:.2f}  {seconds:.2f} s/step"
@@ -44,7 +42,7 @@ def training_note(metrics: Mapping[str, float], batch_size: int, steps_left: int
         note += f"  MFU {metrics['mfu']:.0%}"
     if "dice_inner" in metrics:
         note += f"  inner Dice {metrics['dice_inner']:.3f}"
-    return f"{note}  {timedelta(seconds=round(seconds * steps_left))} left"
+    return note
 
 
 class Log:

@@ -18,19 +18,18 @@ from typing import Any, NamedTuple
 import grain
 import jax
 
-from sam2_3dmed_jax.config import ExperimentConfig, TrainingConfig
+from sam2_3dmed_jax.config import ExperimentConfig, PreprocessingConfig, TrainingConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.pipeline import iterate
 from sam2_3dmed_jax.data.prepared import PreparedCase
-from sam2_3dmed_jax.data.split_choice import SPLIT_FILE, split_description
-from sam2_3dmed_jax.data.split_files import write_run_split
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
+from sam2_3dmed_jax.training.data_changes import finished_with_changed_data
 from sam2_3dmed_jax.training.dataset import check_data, open_training_cases
 from sam2_3dmed_jax.training.features.build import check_features, open_features
 from sam2_3dmed_jax.training.feed import to_devices
@@ -55,35 +54,38 @@ def train(
     progress: Progress | None = None,
     setup: Setup | None = None,
     profile: int = 0,
+    accept_changed_data: bool = False,
 ) -> Path:
     """Run or resume an experiment.
 
     Args:
         config: the experiment.
-        out: the run's folder: `config.json`, `split.json`, `log.csv`, TensorBoard events, `checkpoints/`, and `final/`
-            at the end; with inner cases also `best/`, the weights of the highest `dice_inner` so far.
+        out: the run's folder: `config.json`, `split.json`, `data.json`, `log.csv`, TensorBoard events, `checkpoints/`,
+            and `final/` at the end; with inner cases also `best/`, the weights of the highest `dice_inner` so far.
         progress: called at each logged step, and while a dataset is prepared or its slices are encoded first.
         setup: the experiment's setup (`set_up`, `compile_step`), if it exists already; it cannot be used again.
         profile: number of steps in an xprof trace.
+        accept_changed_data: resume although cases of the dataset have changed, and record that in `data.json`.
 
     Returns:
-        `out/final`, a native checkpoint.
+        `out/final`, a native checkpoint. A finished run whose data has changed is left as it is, with a warning.
 
     Raises:
-        UserError: settings or data that do not fit, another experiment's folder, a loss that is not finite or explodes,
-            only damaged checkpoints, or a disk that is full.
+        UserError: settings or data that do not fit, another experiment's folder, data that has changed since the run
+            began, a loss that is not finite or explodes, only damaged checkpoints, or a disk that is full.
         Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     run = Path(out)
+    if finished_with_changed_data(config, run, accept_changed_data, progress):
+        return run / "final"
     setup = setup or set_up(config)
     config = setup.config
     training, total, method = config.training, config.training.steps, method_of(config.model)
     check_features(config, setup.encoder, check_data(config))
     distributed.run_on_first_process(lambda: claim_folder(run, config))
 
-    reader, cases = open_training_cases(config, run, progress)
-    description = split_description(config.data, reader.dataset.fingerprint)
-    distributed.run_on_first_process(lambda: write_run_split(run / SPLIT_FILE, cases.split, description))
+    reader, cases = open_training_cases(config, run, progress, accept_changed_data)
+    preprocessing = reader.preprocessing
     features = open_features(config, setup.encoder, setup.devices, reader, cases.all, progress)
     batches = _batches(config, reader, cases.train, features)
     validation = Validation(setup, reader, cases.inner or cases.train, features)
@@ -118,7 +120,7 @@ def train(
                 values = reporter.report(done, metrics, log)
             if due.validate and values["dice_inner"] > best:
                 best = values["dice_inner"]
-                write_native(run / "best", setup, state, {"steps": done, "dice_inner": best})
+                write_native(run / "best", setup, state, preprocessing, {"steps": done, "dice_inner": best})
             if due.images:
                 images = validation.images(state)
                 if log:
@@ -129,19 +131,28 @@ def train(
                 checkpoints.wait()
                 raise Stopped(f"stopped; {run} holds step {done} of {total}", stop.signal or signal.SIGTERM)
 
-    write_native(run / "final", setup, state, {"steps": total})
+    write_native(run / "final", setup, state, preprocessing, {"steps": total})
     return run / "final"
 
 
-def write_native(path: Path, setup: Setup, state: TrainState, provenance: dict[str, Any]) -> None:
+def write_native(
+    path: Path, setup: Setup, state: TrainState, preprocessing: PreprocessingConfig, provenance: dict[str, Any]
+) -> None:
     """Write the weights of a state as a native checkpoint, averaged ones with `training.ema`.
+
+    Args:
+        path: the checkpoint's folder.
+        setup: of the run.
+        state: of the run.
+        preprocessing: of the training data, with their modality.
+        provenance: further entries of the checkpoint's provenance.
 
     Raises:
         UserError: it cannot be written.
     """
     config = setup.config
     provenance = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
-    info = CheckpointInfo(replace(config.model, init=""), config.data.preprocessing, provenance)
+    info = CheckpointInfo(replace(config.model, init=""), preprocessing, provenance)
     with run_write_errors(path):
         save_weights(on_host(setup.weights(state)), path, info)
 
@@ -214,6 +225,6 @@ class _Reporter:
         if log:
             log.write(done, {**values, "clips_per_second": batch_size / values["seconds"]})
             if self._progress:
-                self._progress("training", done, total, training_note(values, batch_size, total - done))
+                self._progress("training", done, total, training_note(values, batch_size))
         self._clock, self._logged = time.monotonic(), done
         return values

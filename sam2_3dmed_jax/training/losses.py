@@ -143,8 +143,8 @@ def srpp_loss(
 ) -> Term:
     """Return the squared error per ordered pair i != j of valid slices less than D apart (paper, L_srpp).
 
-    The paper's clips are contiguous, so that no pair is further apart. Clips that jump from the prompted slice to slices
-    far away have such pairs, whose squared targets would exceed all others (docs/explanation/method.md).
+    The paper's clips are contiguous, so that no pair is further apart. Clips that jump from the prompted slice to
+    slices far away have such pairs, whose squared targets would exceed all others (docs/explanation/method.md).
 
     Args:
         predicted: `P_pos` `[B, D, D]`, in units of `scale`.

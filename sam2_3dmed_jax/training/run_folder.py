@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig, UNetConfig, upgrade_record
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import write_errors, write_text
 
 CONFIG = "config.json"
@@ -59,7 +59,7 @@ def claim_folder(run: Path, config: ExperimentConfig) -> None:
             ) from error
         if different:
             raise UserError(
-                f"{run}: it holds a run with other settings ({', '.join(different)}); choose another --out or set "
+                f"{run}: it holds a run with other settings ({listed(different)}); choose another --out or set "
                 "them back"
             )
         if stored != new:

@@ -6,6 +6,7 @@ slope and intercept. Colour images and several phases in one series are not supp
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import os
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.dicom_bits import signed_stream_precision, stored_values
+from sam2_3dmed_jax.volume.dicom_file import has_preamble, is_dicom_file
 from sam2_3dmed_jax.volume.dicom_frame import Frame, read_header, reading
-from sam2_3dmed_jax.volume.dicom_series import find_series, has_dicom_magic
+from sam2_3dmed_jax.volume.dicom_series import find_series
 from sam2_3dmed_jax.volume.dicom_stack import Stack, resample_slices, stack_frames
-from sam2_3dmed_jax.volume.formats import dicom_suffixes
+from sam2_3dmed_jax.volume.formats import all_suffixes, dicom_suffixes
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile, check_size, one_line, optional
 
 # Tags that describe the stored pixels. ITK decodes a copy with these tags alone without rescaling the values.
@@ -31,11 +34,19 @@ _MULTI_FRAME_GREY = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word 
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Return whether this is DICOM: a folder, a file with DICOM's magic bytes, or a file with a DICOM suffix."""
-    return os.path.isdir(path) or Path(path).suffix.lower() in dicom_suffixes() or has_dicom_magic(path)
+    """Return whether this is DICOM: a folder, or a file with DICOM's magic bytes, a DICOM suffix, or no preamble.
+
+    A file without preamble is recognized by its first element, unless it has the suffix of another image format.
+    """
+    name = os.path.basename(path).lower()
+    if os.path.isdir(path) or name.endswith(dicom_suffixes()) or has_preamble(path):
+        return True
+    return not name.endswith(all_suffixes()) and is_dicom_file(path)
 
 
-def open_image(path: str | os.PathLike[str], index: int | None = None, resample: bool = False) -> ImageFile:
+def open_image(
+    path: str | os.PathLike[str], index: int | None = None, resample: bool = False, skip_unreadable: bool = False
+) -> ImageFile:
     """Read the headers of a series and check them before voxels are allocated.
 
     Args:
@@ -43,16 +54,18 @@ def open_image(path: str | os.PathLike[str], index: int | None = None, resample:
         index: unused; a series has one volume.
         resample: put irregular or tilted slices on a regular grid, by linear interpolation; uncovered voxels
             are air (-1024 HU) in CT and the smallest value in other modalities.
+        skip_unreadable: leave out files that cannot be read, instead of an error.
 
     Raises:
         UserError: as `find_series` and `stack_frames`; or the volume is too large.
     """
-    series = find_series(path)
+    series = find_series(path, skip_unreadable)
     stack = stack_frames(series.frames, str(path), resample)
     check_size(path, stack.grid.shape)
     check_size(path, (len(stack.frames), *stack.frames[0].shape))
     fill = AIR_HU if series.modality == "CT" else None
-    return ImageFile(stack.grid, functools.partial(_read, stack, fill), series.modality)
+    notes = (*series.notes, *((stack.gaps,) if stack.gaps else ()))
+    return ImageFile(stack.grid, functools.partial(_read, stack, fill), series.modality, notes)
 
 
 def _read(stack: Stack, fill: float | None, dtype: type | None) -> np.ndarray:
@@ -78,18 +91,36 @@ def _intensities(stored: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def _decode(path: Path) -> np.ndarray:
-    """Return the stored pixels `[frames, rows, columns]`."""
+    """Return the stored values `[frames, rows, columns]`."""
     header = read_header(path, pixels=True)
     try:
         with reading(path):
-            pixels = np.asarray(header.pixel_array)
+            pixels = _decode_by_pydicom(header)
     except UserError:
-        syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
-        if "PixelData" not in header or syntax is None or not syntax.is_encapsulated:
+        syntax = header.file_meta.TransferSyntaxUID
+        if "PixelData" not in header or not syntax.is_encapsulated or _is_complete(path, syntax):
             raise
         with reading(path):
             pixels = _decode_by_itk(path, header)
-    return pixels if pixels.ndim == 3 else pixels[None]
+    with reading(path):
+        values = stored_values(pixels, header, path)
+    return values if values.ndim == 3 else values[None]
+
+
+def _is_complete(path: Path, syntax: Any) -> bool:
+    """Return whether a decoder is installed that knows all of a codec; ITK may read what it refuses as damaged."""
+    decoder = optional("pydicom.pixels", path).get_decoder(syntax)
+    return bool(set(decoder.available_plugins) - {"pillow"})  # Pillow reads JPEG of 8 bits and JPEG 2000 of 16 bits
+
+
+def _decode_by_pydicom(header: Any) -> np.ndarray:
+    options: dict[str, Any] = {"correct_unused_bits": False}  # `stored_values` does it, for all decoders
+    precision = signed_stream_precision(header) if header.get("PixelRepresentation") == 0 else None
+    if precision:
+        options["pixel_representation"] = 1  # pydicom shifts the values by half of the range otherwise
+    header.pixel_array_options(**options)
+    pixels = np.asarray(header.pixel_array)
+    return pixels.view(f"u{pixels.dtype.itemsize}") & ((1 << precision) - 1) if precision else pixels
 
 
 def _decode_by_itk(path: Path, header: Any) -> np.ndarray:
@@ -97,7 +128,10 @@ def _decode_by_itk(path: Path, header: Any) -> np.ndarray:
     bare = pydicom.Dataset()
     for keyword in _PIXEL_TAGS:
         if keyword in header:
-            bare[keyword] = header[keyword]
+            bare[keyword] = copy.copy(header[keyword])
+    if bare.get("HighBit", 0) + 1 != bare.get("BitsStored", 1):
+        # ITK would shift the values itself, and drop the bits that show whether HighBit is right.
+        bare.BitsStored, bare.HighBit = bare.BitsAllocated, bare.BitsAllocated - 1
     bare.SOPClassUID = _MULTI_FRAME_GREY
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID

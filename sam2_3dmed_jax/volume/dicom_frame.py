@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.dicom_deflate import check_deflated, is_deflated
+from sam2_3dmed_jax.volume.dicom_file import has_preamble, is_dicom_file, measure_pixels
 from sam2_3dmed_jax.volume.image_file import check_promise, one_line, optional
 
 _PACKBITS_LIMIT = 64  # largest ratio that DICOM's RLE can reach
@@ -83,12 +85,54 @@ def reading(path: Path) -> Iterator[None]:
 def read_header(path: Path, pixels: bool = False) -> Any:
     """Read a file as a pydicom data set, by default without its pixels.
 
+    A file without preamble is read too; its transfer syntax is the one that its first elements show. Without pixels,
+    the attribute `pixel_extent` is the `PixelExtent`, or None if the whole data set is deflated.
+
     Raises:
-        UserError: pydicom is missing, or cannot parse the file.
+        UserError: pydicom is missing, the file is not DICOM, or pydicom cannot parse it.
     """
     pydicom = optional("pydicom", path)
-    with reading(path):
-        return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    if not is_dicom_file(path):
+        raise UserError(f"{path} is not a DICOM file ({_reason(path)}): copy it again, or remove it")
+    with reading(path), open(path, "rb") as file:
+        header = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
+        if not has_preamble(path) and not (_declared_class(header) or header.get("SOPClassUID")):
+            raise UserError(
+                f"{path} has no preamble and no SOPClassUID, expected a slice: it may be truncated, copy it again"
+            )
+        syntax = header.file_meta.get("TransferSyntaxUID")
+        extent = None
+        if pixels and is_deflated(header):
+            check_deflated(path, file, header)
+        if not pixels and not is_deflated(header):
+            extent = measure_pixels(file, *header.original_encoding)
+        if not syntax:
+            if extent and extent.encapsulated:
+                raise UserError(f"{path} has compressed pixels and no TransferSyntaxUID, expected one: export it again")
+            header.file_meta.TransferSyntaxUID = _syntax_of(pydicom, *header.original_encoding)
+        header.pixel_extent = extent
+        return header
+
+
+def _reason(path: Path) -> str:
+    """Return why a file is not DICOM."""
+    try:
+        with open(path, "rb") as file:
+            return "no DICM after 128 bytes" if file.read(1) else "it is empty"
+    except OSError as error:
+        return str(error.strerror)
+
+
+def _declared_class(header: Any) -> Any:
+    """Return the SOP class in the file's meta information, or None."""
+    return header.file_meta.get("MediaStorageSOPClassUID")
+
+
+def _syntax_of(pydicom: Any, implicit: bool, little: bool) -> Any:
+    """Return the uncompressed transfer syntax with an encoding."""
+    if implicit:
+        return pydicom.uid.ImplicitVRLittleEndian
+    return pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
 
 
 def frame_count(header: Any) -> int:
@@ -191,15 +235,20 @@ def _rescale(places: Sequence[Any], header: Any, path: Path) -> tuple[float, flo
 
 
 def _check_length(path: Path, header: Any, shape: tuple[int, int], count: int) -> None:
-    """Compare the pixels that the header promises with the file's length; a decoder checks the size of a JPEG."""
-    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    """Compare the pixels that the header promises with those in the file; a decoder checks the size of a JPEG."""
     bits = int(_numbers([header], "BitsAllocated", 1, path)[0])
+    syntax, extent = header.file_meta.TransferSyntaxUID, header.pixel_extent
+    if not syntax.is_transfer_syntax:
+        raise UserError(f"{path} has the TransferSyntaxUID {str(syntax)[:64]!r}, which is unknown: export it again")
+    if extent is None:
+        return  # a deflated file that is cut cannot be inflated
     promised = shape[0] * shape[1] * count * bits // 8
-    name = syntax.name if syntax else ""
-    if "RLE" in name:
-        check_promise(path, promised, path.stat().st_size * _PACKBITS_LIMIT)
-    elif "Deflated" not in name and not (syntax and syntax.is_compressed):
-        check_promise(path, promised, path.stat().st_size)
+    if not extent.encapsulated:
+        check_promise(path, promised, extent.size)
+    elif not extent.whole:
+        raise UserError(f"{path} is truncated: it ends within its compressed pixels: copy or download it again")
+    elif "RLE" in syntax.name:
+        check_promise(path, promised, extent.size * _PACKBITS_LIMIT)
 
 
 def _numbers(places: Sequence[Any], keyword: str, count: int, path: Path) -> np.ndarray:

@@ -1,25 +1,29 @@
 """DICOM segmentation writer (highdicom): one BINARY segment per label, on the slices of the series.
 
-Only the patient and study tags that the standard requires (types 1 and 2 of their modules) are copied from the source.
+Only the patient and study tags that the standard requires are copied from the source (see `dicom_seg_source`).
 Labels on a resampled grid have no slices to refer to; they are written as NIfTI instead.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 from sam2_3dmed_jax.volume.dicom import is_dicom
-from sam2_3dmed_jax.volume.dicom_frame import Frame, quiet, read_header
+from sam2_3dmed_jax.volume.dicom_frame import quiet
+from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource, build_source
 from sam2_3dmed_jax.volume.dicom_series import find_series
-from sam2_3dmed_jax.volume.dicom_stack import stack_frames
+from sam2_3dmed_jax.volume.dicom_stack import Stack, stack_frames
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical
 from sam2_3dmed_jax.volume.image_file import one_line, optional
 
@@ -49,13 +53,7 @@ _FINDINGS: dict[str, tuple[str, str]] = {
 _TISSUE = ("85756007", "Tissue")
 _ABNORMAL = ("49755003", "Morphologically Abnormal Structure")
 _ANATOMICAL = ("123037004", "Anatomical Structure")
-# Tags of patient, study and series that highdicom reads and a segmentation must repeat.
-_DEMANDED = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime"),
-    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
-)
-_KEPT = ("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType")
-_ABOUT_PEOPLE = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)  # of these groups only the tags above are kept
+_NIFTI_INSTEAD = "write NIfTI (.nii.gz) instead"
 
 
 def write_dicom_seg(
@@ -63,7 +61,7 @@ def write_dicom_seg(
     labels: np.ndarray,
     like: Volume,
     names: Mapping[int, str],
-    frames: Sequence[Frame] | None = None,
+    source: SegmentationSource | None = None,
 ) -> None:
     """Write a label map as a DICOM segmentation of the series that a volume was read from.
 
@@ -75,7 +73,7 @@ def write_dicom_seg(
         labels: `[D, H, W]` integers or bools, 0 is background.
         like: the labelled volume, read from DICOM without resampling.
         names: name of each label, from which the segment's name and SNOMED code follow. An unnamed label is a tissue.
-        frames: from `source_frames`; by default the series' headers are read again.
+        source: from `prepare_dicom_seg`; by default the series' headers are read again.
 
     Raises:
         UserError: another suffix, an empty label map, a volume that is not from DICOM or was resampled, a series that
@@ -83,10 +81,8 @@ def write_dicom_seg(
     """
     if labels.dtype.kind not in "biu" or labels.shape != like.grid.canonical_shape:
         raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected integers {like.grid.canonical_shape}")
-    if Path(path).suffix.lower() != ".dcm":
-        raise UserError(f"{path} has the suffix {Path(path).suffix!r}, expected .dcm: rename the output")
-    hd = optional("highdicom", path)
-    frames = frames or source_frames(path, like)
+    hd = _library(path)
+    source = source or build_source(_stack_of(path, like))
     values = sorted({int(value) for each in labels for value in np.unique(each)} - {0})
     if not values or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
         raise UserError(
@@ -96,19 +92,66 @@ def write_dicom_seg(
     numbers = np.zeros(values[-1] + 1, np.uint16)
     numbers[values] = np.arange(1, len(values) + 1)
     slices = from_canonical(numbers[labels.astype(np.uint16, copy=False)], like.grid).transpose(2, 1, 0)
-    sources = [_reduced(read_header(file)) for file in dict.fromkeys(frame.path for frame in frames)]
-    if len(sources) == 1:
-        slices = slices[np.argsort([frame.index for frame in frames])]  # a multi-frame object has its own order
+    with _library_errors(path, like), atomic_path(path, ".dcm") as part:
+        _segmentation(hd, source, slices, _segment_names(values, names)).save_as(part)
+
+
+def prepare_dicom_seg(
+    path: str | os.PathLike[str], like: Volume, names: Mapping[int, str] | None = None
+) -> SegmentationSource:
+    """Find out before the work whether a volume's segmentation can be written as DICOM, by writing one in memory.
+
+    A `FileWarning` lists what is derived or left empty.
+
+    Args:
+        path: the file to write later.
+        like: the volume to segment.
+        names: name of each label that may be written.
+
+    Returns:
+        The source for `write_dicom_seg`, so that nothing that is read from the series can fail later.
+
+    Raises:
+        UserError: as `write_dicom_seg`.
+    """
+    hd = _library(path)
+    source = build_source(_stack_of(path, like))
+    columns, rows, depth = like.grid.shape
+    slices = np.zeros((depth, rows, columns), np.uint16)
+    labels = _segment_names(sorted(names or {1: "object"}), names or {})[: slices.size]
+    slices.ravel()[: len(labels)] = np.arange(1, len(labels) + 1)
+    with _library_errors(path, like):
+        buffer = io.BytesIO()
+        _segmentation(hd, source, slices, labels).save_as(buffer)
+        buffer.seek(0)
+        hd.seg.segread(buffer)
+    for note in source.notes:
+        warnings.warn(f"{path}: {note}", FileWarning, stacklevel=2)
+    return source
+
+
+def _library(path: str | os.PathLike[str]) -> Any:
+    if Path(path).suffix.lower() != ".dcm":
+        raise UserError(f"{path} has the suffix {Path(path).suffix!r}, expected .dcm: rename the output")
+    return optional("highdicom", path)
+
+
+@contextlib.contextmanager
+def _library_errors(path: str | os.PathLike[str], like: Volume) -> Iterator[None]:
+    """Silence highdicom and turn its errors, which are of many kinds, into one sentence."""
     try:
-        with quiet(), atomic_path(path, ".dcm") as part:  # unusual values of the source are copied unchanged
-            _segmentation(hd, sources, slices, [names.get(value, f"label {value}") for value in values]).save_as(part)
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
-            f"{path} cannot be made from {like.grid.source} ({type(error).__name__}: {one_line(error)}): write NIfTI"
-        ) from None
+            f"{path} cannot be made from {like.grid.source} ({type(error).__name__}: {one_line(error)[:120]}): "
+            f"{_NIFTI_INSTEAD}"
+        ) from error
 
 
-def source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]:
+def _stack_of(path: str | os.PathLike[str], like: Volume) -> Stack:
     """Return the slices that a segmentation would refer to, in the order of the grid's third axis.
 
     Raises:
@@ -116,45 +159,35 @@ def source_frames(path: str | os.PathLike[str], like: Volume) -> Sequence[Frame]
     """
     source = like.grid.source
     if not source or not is_dicom(source):
-        raise UserError(
-            f"{path} needs a DICOM series as its source, found {source or 'an array'}: write NIfTI (.nii.gz)"
-        )
-    stack = stack_frames(find_series(source).frames, source, resample=True)
+        raise UserError(f"{path} needs a DICOM series as its source, found {source or 'an array'}: {_NIFTI_INSTEAD}")
+    # The volume was read with or without unreadable files; its grid is compared below.
+    stack = stack_frames(find_series(source, skip_unreadable=True).frames, source, resample=True)
     if stack.resampling:
         raise UserError(
             f"{path} would segment {source}, whose slices were resampled to a regular grid: DICOM-SEG refers to the "
-            "slices as they are, write NIfTI (.nii.gz)"
+            f"slices as they are, {_NIFTI_INSTEAD}"
         )
     if stack.grid.shape != like.grid.shape or not np.allclose(stack.grid.affine, like.grid.affine, rtol=0, atol=1e-6):
-        raise UserError(f"{source} has changed since it was read, or the volume was resampled: write NIfTI (.nii.gz)")
+        raise UserError(f"{source} has changed since it was read, or the volume was resampled: {_NIFTI_INSTEAD}")
     if any(os.path.exists(path) and os.path.samefile(path, frame.path) for frame in stack.frames):
         raise UserError(f"{path} is a slice of the source series: give another output file")
-    return stack.frames
+    return stack
 
 
-def _reduced(header: Any) -> Any:
-    """Drop tags that a segmentation need not repeat, and add the empty tags that highdicom requires."""
-    for element in list(header):
-        if element.tag.group in _ABOUT_PEOPLE and element.keyword not in (*_DEMANDED, *_KEPT):
-            del header[element.tag]
-    for keyword in _DEMANDED:
-        if not header.get(keyword):
-            setattr(header, keyword, None)
-    if not header.get("SpecificCharacterSet"):
-        header.pop("SpecificCharacterSet", None)
-    return header
+def _segment_names(values: Sequence[int], names: Mapping[int, str]) -> list[str]:
+    return [names.get(value, f"label {value}") for value in values]
 
 
-def _segmentation(hd: Any, sources: Sequence[Any], slices: np.ndarray, names: Sequence[str]) -> Any:
+def _segmentation(hd: Any, source: SegmentationSource, slices: np.ndarray, names: Sequence[str]) -> Any:
+    """Return the segmentation of the slices of the grid, `[K, rows, columns]` segment numbers."""
     version = metadata.version("sam2-3dmed-jax")
-    first = sources[0]
     dataset = hd.seg.Segmentation(
-        source_images=sources,
-        pixel_array=slices,
+        source_images=source.headers,
+        pixel_array=slices[source.order],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_segment(hd, number, name, version) for number, name in enumerate(names, 1)],
         series_instance_uid=hd.UID(),
-        series_number=1000 + int(first.get("SeriesNumber") or 0),  # unlikely to be in use next to the source's number
+        series_number=1000 + source.series_number,  # unlikely to be in use next to the source's number
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="sam2-3dmed-jax",

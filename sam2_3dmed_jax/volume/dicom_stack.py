@@ -6,15 +6,16 @@ the grid is the true displacement between slices, so that a small tilt is preser
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.volume.dicom_frame import Frame
 from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Grid
 
@@ -22,7 +23,7 @@ _TOLERANCE = 0.01  # relative to the spacing, for each step between slices
 _ROUNDING_MM = 0.01  # positions are often written with two decimals
 _DRIFT = 0.1  # relative to the spacing: limit of the sum of small deviations
 _SAME = 1e-3  # of direction cosines, and relative to the pixel spacing
-_LISTED = 10
+_LISTED = 3  # examples in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +49,13 @@ class Stack:
         frames: ascending along the slice normal.
         grid: (i, j, k) are (column, row, slice), as in ITK.
         resampling: the mapping of the frames to the grid; None if they are on it already.
+        gaps: where slices are missing and are interpolated; None if nowhere.
     """
 
     frames: tuple[Frame, ...]
     grid: Grid
     resampling: Resampling | None
+    gaps: str | None = None
 
 
 def stack_frames(frames: Sequence[Frame], source: str, resample: bool = False) -> Stack:
@@ -71,7 +74,7 @@ def stack_frames(frames: Sequence[Frame], source: str, resample: bool = False) -
             a slice is missing, or spacing or tilt deviates by more than 1 %.
     """
     if resample:
-        frames = list({(frame.uid, frame.index): frame for frame in frames}.values())  # copies of a file count once
+        frames = _without_copies(frames)
     _check_alike(frames, source)
     normal = np.cross(*frames[0].axes)
     frames = sorted(frames, key=lambda frame: float(frame.position @ normal))
@@ -84,13 +87,25 @@ def stack_frames(frames: Sequence[Frame], source: str, resample: bool = False) -
     _check_duplicates(frames, heights, source)
     spacing = _finest(heights)
     tilt = _tilt(offsets - heights[:, None] * normal, heights, frames, spacing)
-    problem = tilt or _unevenness(heights, float(first.position @ normal))
+    uneven = _unevenness(heights, float(first.position @ normal))
+    problem = tilt or uneven
     if problem is None:
         step = offsets[-1] / (len(frames) - 1)
         return Stack(tuple(frames), _grid(first, (columns, rows, len(frames)), step, first.position, source), None)
     if not resample:
         raise UserError(f"{source} {problem}: find the missing files, or put the slices on a regular grid (--resample)")
-    return _onto_regular_grid(frames, offsets, spacing, bool(tilt), source)
+    stack = _onto_regular_grid(frames, offsets, spacing, bool(tilt), source)
+    return replace(stack, gaps=f"{source} {uneven}: slices between them are interpolated") if uneven else stack
+
+
+def _without_copies(frames: Sequence[Frame]) -> list[Frame]:
+    """Drop frames of files that are equal, byte for byte; anonymizers may give all files of a series one UID."""
+    first: dict[tuple[str, int, tuple[float, ...]], list[Frame]] = {}
+    for frame in frames:
+        alike = first.setdefault((frame.uid, frame.index, tuple(frame.position.tolist())), [])
+        if not any(filecmp.cmp(frame.path, other.path, shallow=False) for other in alike):
+            alike.append(frame)
+    return [frame for alike in first.values() for frame in alike]
 
 
 def resample_slices(slices: np.ndarray, plan: Resampling, grid: Grid, fill: float) -> np.ndarray:
@@ -159,10 +174,10 @@ def _check_alike(frames: Sequence[Frame], source: str) -> None:
     ):
         others = [k for k, value in enumerate(values) if np.abs(value - values[0]).max() > tolerance]
         if others:
-            listed = ", ".join(f"{np.round(values[k], 4).tolist()} at {_at(frames[k])}" for k in others[:_LISTED])
+            places = ", ".join(f"{np.round(values[k], 4).tolist()} at {_at(frames[k])}" for k in others[:_LISTED])
             raise UserError(
                 f"{source} mixes {name} in one series: {np.round(values[0], 4).tolist()} at {_at(frames[0])}, but "
-                f"{listed}, {len(others)} of {len(frames)} slices in all: give each kind a folder of its own "
+                f"{places}, {len(others)} of {len(frames)} slices in all: give each kind a folder of its own "
                 "(--resample cannot join them)"
             )
 
@@ -221,10 +236,9 @@ def _unevenness(heights: np.ndarray, start: float) -> str | None:
     if not len(wrong):
         drift = float(np.abs(heights - np.linspace(0.0, heights[-1], len(heights))).max())
         return None if drift <= _DRIFT * usual else f"has slices up to {drift:.4g} mm off a regular spacing"
-    places = ", ".join(f"{start + heights[k]:.6g} to {start + heights[k + 1]:.6g}" for k in wrong[:_LISTED])
-    more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+    places = listed([f"{start + heights[k]:.6g} to {start + heights[k + 1]:.6g}" for k in wrong])
     kind = "gaps between slices" if steps[wrong].max() > 1.5 * usual else "uneven spacing between slices"
-    return f"has {kind}, expected {usual:.4g} mm as in most places, at positions along the normal {places}{more} mm"
+    return f"has {kind}, expected {usual:.4g} mm as in most places, at positions along the normal {places} mm"
 
 
 def _positions(frames: Sequence[Frame]) -> str:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from sam2_3dmed_jax.volume.dicom_frame import Frame
+    from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource
     from sam2_3dmed_jax.volume.geometry import Volume
     from sam2_3dmed_jax.volume.image_file import ImageFile
+    from sam2_3dmed_jax.volume.label_layers import LabelFile
 
 FilePath = str | os.PathLike[str]
 
@@ -25,8 +26,16 @@ FilePath = str | os.PathLike[str]
 class Reader(Protocol):
     """Reads and checks a header; `io.read_volume` documents the arguments and errors."""
 
-    def __call__(self, path: FilePath, index: int | None, resample: bool) -> ImageFile:
+    def __call__(self, path: FilePath, index: int | None, resample: bool, skip_unreadable: bool) -> ImageFile:
         """Return the checked header, with the voxels still on disk."""
+        ...
+
+
+class LabelReader(Protocol):
+    """Reads the header of a file of labels; `io.open_labels` documents the errors."""
+
+    def __call__(self, path: FilePath) -> LabelFile:
+        """Return the file, with the labels still on disk."""
         ...
 
 
@@ -39,7 +48,7 @@ class Writer(Protocol):
         labels: np.ndarray,
         like: Volume,
         names: Mapping[int, str],
-        frames: Sequence[Frame] | None,
+        source: SegmentationSource | None,
     ) -> None:
         """Write the file."""
         ...
@@ -51,26 +60,31 @@ class FileFormat:
 
     Attributes:
         name: the name of the format.
-        suffixes: suffixes of its files, lower case, with the dot. Images are read whatever the case of the suffix.
+        suffixes: suffixes of its files, lower case, with the dot. Files may have them in upper case.
         reader: `module:function` of a `Reader`; a module that starts with a dot is in this package.
         detector: `module:function` of a path, which recognizes folders or files of this format whatever their suffix;
             detectors are asked before suffixes are compared.
+        label_reader: `module:function` of a `LabelReader`, for formats of labels that may overlap or leave out a part
+            of the image's grid; empty if labels are stored as an image.
         writer: `module:function` of a `Writer`; empty if segmentations cannot be written in this format.
         several_volumes: a file can contain several volumes, from which the reader's `index` chooses.
         datasets: one file per volume, used for images and label maps of dataset folders and archives.
         cases: images of this format are listed in a folder of `predict --cases`.
         label_folders: label maps of this format are listed in the folders of `evaluate`.
+        voxel_suffixes: suffixes of the files with the voxels, if a file of this format is only the header.
     """
 
     name: str
     suffixes: tuple[str, ...]
     reader: str
     detector: str = ""
+    label_reader: str = ""
     writer: str = ""
     several_volumes: bool = False
     datasets: bool = False
     cases: bool = False
     label_folders: bool = False
+    voxel_suffixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the entry.
@@ -80,7 +94,7 @@ class FileFormat:
         """
         if not self.reader:
             raise ValueError(f"the format {self.name} has no reader; add the `module:function` that reads it")
-        for function in filter(None, (self.reader, self.detector, self.writer)):
+        for function in filter(None, (self.reader, self.detector, self.label_reader, self.writer)):
             module, _, name = function.partition(":")
             if not module or not name.isidentifier():
                 raise ValueError(f"the format {self.name} has the function {function!r}; give `module:function`")
@@ -88,10 +102,15 @@ class FileFormat:
             if not suffix.startswith(".") or suffix != suffix.lower():
                 raise ValueError(f"the format {self.name} has the suffix {suffix!r}; use lower case with the dot")
 
-    def open_image(self, path: FilePath, index: int | None, resample: bool) -> ImageFile:
+    def open_image(self, path: FilePath, index: int | None, resample: bool, skip_unreadable: bool = False) -> ImageFile:
         """Read and check the header of an image."""
         reader: Reader = _imported(self.reader)
-        return reader(path, index, resample)
+        return reader(path, index, resample, skip_unreadable)
+
+    def open_labels(self, path: FilePath) -> LabelFile:
+        """Read the header of a file of labels; only for formats with a reader of labels."""
+        reader: LabelReader = _imported(self.label_reader)
+        return reader(path)
 
     def detects(self, path: FilePath) -> bool:
         """Return whether the detector recognizes an existing folder or file."""
@@ -103,14 +122,15 @@ class FileFormat:
         labels: np.ndarray,
         like: Volume,
         names: Mapping[int, str],
-        frames: Sequence[Frame] | None,
+        source: SegmentationSource | None,
     ) -> None:
         """Write a label map; only for formats with a writer."""
         writer: Writer = _imported(self.writer)
-        writer(path, labels, like, names, frames)
+        writer(path, labels, like, names, source)
 
 
 _NIFTI, _ITK, _DICOM = ".nifti:open_image", ".itk:open_image", ".dicom:open_image"
+_SLICER, _DICOM_LABELS = ".slicer_segmentation:open_labels", ".dicom_labels:open_labels"
 # Lists of suffixes, in messages and in searches, have the order of this table.
 FORMATS: tuple[FileFormat, ...] = (
     FileFormat(
@@ -123,13 +143,37 @@ FORMATS: tuple[FileFormat, ...] = (
         cases=True,
         label_folders=True,
     ),
-    FileFormat("NIfTI header with separate voxels", (".hdr",), _NIFTI, several_volumes=True, cases=True),
+    FileFormat(
+        "NIfTI header with separate voxels",
+        (".hdr",),
+        _NIFTI,
+        several_volumes=True,
+        cases=True,
+        voxel_suffixes=(".img", ".img.gz"),
+    ),
     FileFormat("NIfTI, read but not listed", (".img", ".nii.bz2"), _NIFTI, several_volumes=True),
-    FileFormat("NRRD", (".nrrd",), _ITK, datasets=True, cases=True),
-    FileFormat("NRRD header with separate voxels", (".nhdr",), _ITK, cases=True),
-    FileFormat("MetaImage", (".mha",), _ITK, datasets=True, cases=True),
-    FileFormat("MetaImage header with separate voxels", (".mhd",), _ITK, cases=True),
-    FileFormat("DICOM", (".dcm",), _DICOM, detector=".dicom:is_dicom", writer=".dicom_seg:write_dicom_seg", cases=True),
+    FileFormat("segmentation of 3D Slicer", (".seg.nrrd",), _ITK, label_reader=_SLICER, label_folders=True),
+    FileFormat("NRRD", (".nrrd",), _ITK, label_reader=_SLICER, datasets=True, cases=True, label_folders=True),
+    FileFormat(
+        "NRRD header with separate voxels",
+        (".nhdr",),
+        _ITK,
+        label_reader=_SLICER,
+        cases=True,
+        voxel_suffixes=(".raw", ".raw.gz"),
+    ),
+    FileFormat("MetaImage", (".mha",), _ITK, datasets=True, cases=True, label_folders=True),
+    FileFormat("MetaImage header with separate voxels", (".mhd",), _ITK, cases=True, voxel_suffixes=(".raw", ".zraw")),
+    FileFormat("DICOM-SEG or RTSTRUCT", (), _DICOM, ".dicom_labels:holds_labels", label_reader=_DICOM_LABELS),
+    FileFormat(
+        "DICOM",
+        (".dcm",),
+        _DICOM,
+        detector=".dicom:is_dicom",
+        writer=".dicom_seg:write_dicom_seg",
+        cases=True,
+        label_folders=True,
+    ),
     FileFormat("DICOM, read but not listed", (".dicom", ".ima"), _DICOM),
 )
 
@@ -170,8 +214,14 @@ def compressed_suffixes() -> tuple[str, ...]:
 
 
 def suffix_of(name: str, suffixes: Sequence[str]) -> str | None:
-    """Return the first of the suffixes that a file name ends with, or None; upper and lower case differ."""
-    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+    """Return the first of the suffixes (lower case) that a file name ends with, whatever its case, or None."""
+    return next((suffix for suffix in suffixes if name[-len(suffix) :].lower() == suffix), None)
+
+
+def case_id(name: str, suffixes: Sequence[str]) -> str | None:
+    """Return the id of the case that a file belongs to: its name without its suffix; None if it has none of them."""
+    suffix = suffix_of(name, suffixes)
+    return name[: -len(suffix)] if suffix else None
 
 
 def format_of(path: FilePath) -> FileFormat:

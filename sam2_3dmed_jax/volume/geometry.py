@@ -2,10 +2,14 @@
 
 Canonical order: axis 0 inferior to superior, axis 1 (rows) anterior to posterior, axis 2 (columns) patient right
 to left. Oblique and sheared axes are assigned to the nearest anatomical axis; voxels are reordered, never interpolated.
+
+The canonical order of a file is its own. A second file on the same grid is brought into the frame of the first one
+(`to_frame_of`): at 45 degrees rounding decides the nearest axis, so that the canonical orders of the two may differ.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +22,12 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK count to the left 
 _CANONICAL = orientations.axcodes2ornt(("S", "P", "L"))
 # Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges are coplanar.
 _SINGULAR = 1e-6
+
+# Two grids are the same if no corner of a voxel moves by more than this, in mm: a hundredth of a fine voxel. It is ten
+# times the rounding of an origin to three decimals, and more than that of float32 affines and of directions with six.
+GRID_TOLERANCE_MM = 0.01
+_DIRECTION_DECIMALS = 4  # of the cosines that choose the canonical order, so that rounding in files does not choose it
+_IDENTITY = np.array([[0, 1], [1, 1], [2, 1]])
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), bool)  # voxels that share a corner belong to one connected component
 
@@ -32,6 +42,8 @@ class Grid:
         source: the file, for error messages.
         nifti_fields: geometry fields of the NIfTI header as stored, written back bit for bit; empty if not from NIfTI.
         nifti_version: 1 or 2; version 2 stores the affine in float64.
+        is_canonical: the axes of the file are (d, h, w) already, as for a grid that was made from another one; without
+            it, they could be assigned again in another way where two directions are equally near.
 
     Raises:
         UserError: the affine is singular or not finite, or an axis is empty.
@@ -42,6 +54,7 @@ class Grid:
     source: str = ""
     nifti_fields: Mapping[str, np.ndarray] = field(default_factory=dict)
     nifti_version: int = 1
+    is_canonical: bool = False
 
     def __post_init__(self) -> None:
         """Copy the affine, so that it cannot be changed from outside, and check it."""
@@ -67,7 +80,12 @@ class Grid:
     @property
     def transform(self) -> np.ndarray:
         """`[3, 2]` int: for each file axis its canonical axis (0 D, 1 H, 2 W) and direction (1, or -1 if flipped)."""
-        transform = orientations.ornt_transform(orientations.io_orientation(self.affine), _CANONICAL)
+        if self.is_canonical:
+            return _IDENTITY.copy()
+        left, _, right = np.linalg.svd(self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0))
+        rotation = np.eye(4)
+        rotation[:3, :3] = np.round(left @ right, _DIRECTION_DECIMALS) + 0.0  # the sum turns -0.0 into 0.0
+        transform = orientations.ornt_transform(orientations.io_orientation(rotation), _CANONICAL)
         return np.asarray(transform).astype(int)
 
     @property
@@ -145,6 +163,32 @@ def from_canonical(array_dhw: np.ndarray, grid: Grid) -> np.ndarray:
     return np.asarray(orientations.apply_orientation(array_dhw, back))
 
 
+def to_frame_of(image: Grid, array_dhw: np.ndarray, grid: Grid) -> np.ndarray:
+    """Bring an array on the same grid as an image into the canonical order of the image.
+
+    Args:
+        image: the grid of the image.
+        array_dhw: `[D, H, W]` in the canonical order of `grid`, any dtype.
+        grid: the same grid, with its axes stored in any order and direction.
+
+    Returns:
+        `[D, H, W]` in the canonical order of the image; a view of the input if both orders are the same.
+
+    Raises:
+        UserError: as `check_same_grid`.
+    """
+    axes = _matching_axes(grid, image)
+    stored = orientations.apply_orientation(from_canonical(array_dhw, grid), axes)
+    return np.asarray(orientations.apply_orientation(stored, image.transform))
+
+
+def largest_displacement_mm(shape: tuple[int, int, int], affine: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest distance in mm between a corner of a voxel at one affine and at another one."""
+    corners = np.array(list(itertools.product(*((-0.5, length - 0.5) for length in shape)))).T
+    change = affine - other
+    return float(np.linalg.norm(change[:3, :3] @ corners + change[:3, 3:], axis=0).max())
+
+
 def voxel_to_canonical(grid: Grid, voxel: Sequence[float]) -> tuple[float, float, float]:
     """Convert a voxel index of the file to a canonical index.
 
@@ -169,22 +213,46 @@ def check_same_grid(labels: Grid, image: Grid) -> None:
     """Check that two files have the same voxel grid; their axes may be stored in another order or direction.
 
     Raises:
-        UserError: the canonical shapes differ, or the canonical affines differ by more than 0.001 of the spacing.
+        UserError: the shapes differ, or a corner of a voxel is displaced by more than `GRID_TOLERANCE_MM`.
     """
+    _matching_axes(labels, image)
+
+
+def _matching_axes(labels: Grid, image: Grid) -> np.ndarray:
+    """Return the order and directions of axes in which one file has the voxels of another one.
+
+    All 48 ways to reorder and flip three axes are compared, because the directions of both files are rounded.
+
+    Returns:
+        `[3, 2]` int: for each axis of the labels' file the axis of the image's file, and 1, or -1 if it is flipped.
+
+    Raises:
+        UserError: as `check_same_grid`.
+    """
+    best, axes = np.inf, _IDENTITY
+    for order in itertools.permutations(range(3)):
+        if any(image.shape[target] != length for target, length in zip(order, labels.shape, strict=True)):
+            continue
+        for signs in itertools.product((1, -1), repeat=3):
+            candidate = np.array([order, signs]).T
+            reordered = labels.affine @ orientations.inv_ornt_aff(candidate, labels.shape)
+            displacement = largest_displacement_mm(image.shape, reordered, image.affine)
+            if displacement < best:
+                best, axes = displacement, candidate
+    if best <= GRID_TOLERANCE_MM:
+        return axes
     names = f"{labels.source or 'the label map'} is not on the grid of {image.source or 'the image'}"
     fix = "resample the labels onto the image's grid"
-    if labels.canonical_shape != image.canonical_shape:
-        raise UserError(
-            f"{names}: their shapes (D, H, W) are {labels.canonical_shape} and {image.canonical_shape}: {fix}"
-        )
-    theirs, ours = labels.canonical_affine, image.canonical_affine
-    difference = np.abs(theirs - ours)[:3]
-    if (difference > 1e-3 * np.array([*image.spacing, min(image.spacing)])).any():
-        raise UserError(
-            f"{names}: their affines differ by up to {difference.max():.4g} mm, the spacings (dz, dy, dx) being "
-            f"{np.round(labels.spacing, 4).tolist()} and {np.round(image.spacing, 4).tolist()} mm and the first voxels "
-            f"lying at {np.round(theirs[:3, 3], 3).tolist()} and {np.round(ours[:3, 3], 3).tolist()}: {fix}"
-        )
+    # At 45 degrees canonical shapes may differ by rounding, so they are not the reason for less than a voxel.
+    if not np.isfinite(best) or (
+        labels.canonical_shape != image.canonical_shape and best > np.linalg.norm(image.spacing)
+    ):
+        shapes = f"{labels.canonical_shape} and {image.canonical_shape}"
+        raise UserError(f"{names}: their shapes (D, H, W) are {shapes}: {fix}")
+    raise UserError(
+        f"{names}: their affines differ by up to {best:.3g} mm at the corners, expected at most {GRID_TOLERANCE_MM:g} "
+        f"mm: {fix}"
+    )
 
 
 def _check_inside(index: Sequence[float], shape: tuple[int, int, int], names: str, source: str) -> None:

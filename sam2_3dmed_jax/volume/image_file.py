@@ -27,11 +27,13 @@ class ImageFile:
         grid: the voxel grid in file order.
         read: takes a dtype, or None for the dtype of the file's scaling; returns `[i, j, k]`, raises UserError.
         modality: DICOM's Modality; None if the format does not store it.
+        notes: what a user should know about the files, such as signs of missing slices.
     """
 
     grid: Grid
     read: Callable[[type | None], np.ndarray]
     modality: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def check_size(path: str | os.PathLike[str], shape: Sequence[int]) -> None:

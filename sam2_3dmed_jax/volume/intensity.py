@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +18,9 @@ from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.imagenet import normalise
 from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.modality import CT, check_modality
 
+Window = tuple[float, float]  # (level, width) in the values of a volume
 # (level, width) in HU: the usual settings of radiology, and two that published methods use.
 WINDOWS: dict[str, tuple[float, float]] = {
     "soft_tissue": (40.0, 400.0),
@@ -28,6 +32,7 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "universal_model": (37.5, 425.0),
 }
 PERCENTILES = "0.5%,99.5%"  # the window of modalities other than CT
+HU_RANGE = (-1024, 3071)  # range of a scanner with 12 bits, air to dense bone; prepared CT is clipped to it
 _SAMPLE = 1 << 22  # percentiles are computed over at most this many voxels, evenly spread
 
 
@@ -70,7 +75,7 @@ def window_of(volume: Volume, window: str) -> tuple[float, float]:
     """
     if "%" not in window:
         in_hu = parse_window(window)
-        if volume.modality == "CT":
+        if volume.modality == CT:
             return in_hu
         window = PERCENTILES
     low, high = _two_numbers(window.replace("%", ""))
@@ -80,9 +85,40 @@ def window_of(volume: Volume, window: str) -> tuple[float, float]:
             f"{PERCENTILES}"
         )
     values = volume.array.reshape(-1)[:: -(-volume.array.size // _SAMPLE)]
+    if volume.modality == CT:
+        values = np.clip(values, *HU_RANGE)
     foreground = values[values > values.min()]
     bottom, top = np.percentile(foreground if foreground.size else values, (low, high)).tolist()
     return (bottom + top) / 2, max(top - bottom, 1e-6)  # a constant volume becomes constant slices
+
+
+def window_of_model(volume: Volume, preprocessing: PreprocessingConfig, checkpoint: str = "the checkpoint") -> Window:
+    """Return the window of one volume for a model, the same in training, evaluation and prediction.
+
+    Args:
+        volume: as `window_of`.
+        preprocessing: of the model.
+        checkpoint: the name of the model in messages.
+
+    Raises:
+        UserError: the model was trained on another modality, or the window has another form.
+    """
+    check_modality(volume.modality, preprocessing, volume.grid.source or "the volume", checkpoint)
+    return window_of(volume, preprocessing.window)
+
+
+def preprocessing_of(preprocessing: PreprocessingConfig, modalities: Collection[str]) -> PreprocessingConfig:
+    """Return the preprocessing of a model that is trained on scans, as its checkpoint stores it.
+
+    Args:
+        preprocessing: the settings of the run.
+        modalities: of the scans. With several, the checkpoint stores none, and each scan has the window of its own.
+    """
+    if len(modality := {*modalities}) != 1:
+        return replace(preprocessing, modality="")
+    (only,) = modality
+    window = preprocessing.window if only == CT or "%" in preprocessing.window else PERCENTILES
+    return PreprocessingConfig(window, only)
 
 
 def _two_numbers(text: str) -> tuple[float, float]:
@@ -174,9 +210,13 @@ class PreparedSlices:
     """Slices of a volume as the model takes them, `[D, S, S, 3]` float32, computed on indexing and not kept."""
 
     def __init__(self, volume: Volume, preprocessing: PreprocessingConfig, image_size: int):
-        """Compute the window of the whole volume; `image_size` is S."""
+        """Compute the window of the whole volume; `image_size` is S.
+
+        Raises:
+            UserError: as `window_of_model`.
+        """
         self._volume = volume
-        self._window = window_of(volume, preprocessing.window)
+        self._window = window_of_model(volume, preprocessing)
         self.shape = (len(volume.array), image_size, image_size, 3)
 
     def __len__(self) -> int:

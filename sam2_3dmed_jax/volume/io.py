@@ -7,25 +7,35 @@ suffixes are read as NIfTI.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.volume import formats
-from sam2_3dmed_jax.volume.geometry import Grid, Volume, check_same_grid, to_canonical
+from sam2_3dmed_jax.volume.geometry import Grid, Volume, to_canonical
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile
+from sam2_3dmed_jax.volume.label_layers import LabelFile, LabelLayers, whole_label_map
+from sam2_3dmed_jax.volume.modality import ModalitySources
 from sam2_3dmed_jax.volume.nifti import write_labels, write_nifti
 
 if TYPE_CHECKING:
-    from sam2_3dmed_jax.volume.dicom_frame import Frame
+    from sam2_3dmed_jax.runtime.progress import Progress
+    from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource
+
+_READERS = 2  # cases that `check_readable` reads at once; one of 512 x 512 x 300 voxels may take 1 GiB
 
 __all__ = [
+    "check_readable",
+    "open_labels",
     "read_grid",
-    "read_label_map",
+    "read_label_layers",
     "read_labels",
     "read_volume",
+    "stored_modality",
     "write_labels",
     "write_nifti",
     "write_segmentation",
@@ -33,7 +43,12 @@ __all__ = [
 
 
 def read_volume(
-    path: str | os.PathLike[str], *, index: int | None = None, resample: bool = False, modality: str = "CT"
+    path: str | os.PathLike[str],
+    *,
+    index: int | None = None,
+    resample: bool = False,
+    skip_unreadable: bool = False,
+    modality: str | ModalitySources = "CT",
 ) -> Volume:
     """Read a CT, or another modality if the file or the caller declares one.
 
@@ -42,7 +57,9 @@ def read_volume(
             DICOM series; or one DICOM file, which selects its series in its folder, or its own frames.
         index: volume of a 4D NIfTI, 0-based; other formats accept only 0.
         resample: put DICOM slices with gaps, uneven spacing or tilt on a regular grid, instead of an error.
-        modality: DICOM's Modality, for files whose format does not store it.
+        skip_unreadable: leave out files of a DICOM folder that may be damaged slices, with a warning instead of an
+            error.
+        modality: DICOM's Modality, for files whose format does not store it; or all that is known about it.
 
     Returns:
         The volume as float32 in canonical order; header scaling is applied. CT is in HU; values that are not finite or
@@ -50,11 +67,15 @@ def read_volume(
 
     Raises:
         UserError: the file is missing, of an unknown format, damaged, not scalar, irregular, not in millimetres or too
-            large, `index` is out of range, or a library of the extra `[dicom]` is missing.
+            large, `index` is out of range, or a library of the extra `[dicom]` is missing; the checkpoint of `modality`
+            was trained on another one.
     """
-    image = _open(path, index, resample)
+    image = _open(path, index, resample, skip_unreadable)
+    for note in image.notes:
+        warnings.warn(note, FileWarning, stacklevel=2)
+    sources = modality if isinstance(modality, ModalitySources) else ModalitySources(declared=modality)
+    modality = sources.modality(image.modality, str(path))
     array = np.ascontiguousarray(to_canonical(image.read(np.float32), image.grid))
-    modality = image.modality or modality
     floor = AIR_HU if modality == "CT" else float(np.min(array, where=np.isfinite(array), initial=0.0))
     np.nan_to_num(array, copy=False, nan=floor, posinf=floor, neginf=floor)
     np.maximum(array, np.float32(floor), out=array)
@@ -64,22 +85,45 @@ def read_volume(
 def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
     """Read a label map on the grid of a volume.
 
-    The axes may be stored in another order or direction than in the volume's file if the voxels are the same.
+    The axes may be stored in another order or direction than in the volume's file if the voxels are the same. The
+    labels are brought into the frame of the volume, whatever the canonical order of their own file.
 
     Args:
-        path: a NIfTI, NRRD or MHA file.
+        path: a NIfTI, NRRD or MHA file, a DICOM-SEG or RTSTRUCT.
         like: the labelled volume.
 
     Returns:
-        `[D, H, W]` int32 in canonical order.
+        `[D, H, W]` int32 in the canonical order of the volume.
 
     Raises:
-        UserError: as `read_volume`; or the grids differ (in shape, or in the affine by more than a thousandth of
-            the spacing); or a value is not an integer.
+        UserError: as `read_label_layers`; or segments overlap.
     """
-    image = _open(path, None, False)
-    check_same_grid(image.grid, like.grid)
-    return _integers(path, image)
+    return read_label_layers(path, like).flat()
+
+
+def read_label_layers(path: str | os.PathLike[str], like: Volume) -> LabelLayers:
+    """Read labels, which may overlap, on the grid of a volume.
+
+    Args:
+        path: as `read_labels`.
+        like: the labelled volume.
+
+    Raises:
+        UserError: as `open_labels`; or the grids differ (`geometry.check_same_grid`); or a value is not an integer.
+    """
+    return open_labels(path).read(like.grid)
+
+
+def open_labels(path: str | os.PathLike[str]) -> LabelFile:
+    """Read the header of a file of labels.
+
+    Raises:
+        UserError: as `read_volume`; or the file stores something else than labels.
+    """
+    file_format = _format_of(path)
+    if file_format.label_reader:
+        return file_format.open_labels(path)
+    return whole_label_map(path, file_format.open_image(path, None, False))
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
@@ -91,20 +135,40 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
     return _open(path, None, False).grid
 
 
-def read_label_map(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid]:
-    """Read a label map without comparing its grid with an image.
+def check_readable(cases: Sequence[Sequence[str | os.PathLike[str]]], progress: Progress | None = None) -> None:
+    """Read the files of all cases to their end, so that a damaged one is found before the work on the others starts.
 
     Args:
-        path: a NIfTI, NRRD or MHA file.
-
-    Returns:
-        `[D, H, W]` int32 in canonical order, and its grid.
+        cases: for each case an image, and files of labels on its grid.
+        progress: called after each case.
 
     Raises:
-        UserError: as `read_labels`, without the comparison of grids.
+        UserError: as `read_volume` and `read_labels`.
     """
-    image = _open(path, None, False)
-    return _integers(path, image), image.grid
+    with ThreadPoolExecutor(_READERS) as pool:
+        try:
+            for done, _ in enumerate(pool.map(_check_case, cases), 1):
+                if progress:
+                    progress("checking files of cases", done, len(cases))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _check_case(files: Sequence[str | os.PathLike[str]]) -> None:
+    image = _open(files[0], None, False)
+    image.read(None)
+    for file in files[1:]:
+        open_labels(file).read(image.grid)
+
+
+def stored_modality(path: str | os.PathLike[str]) -> str | None:
+    """Return the modality that the header of a volume stores, DICOM's Modality, or None.
+
+    Raises:
+        UserError: as `read_volume`.
+    """
+    return _open(path, None, False, skip_unreadable=True).modality  # reading decides whether slices may be left out
 
 
 def write_segmentation(
@@ -112,7 +176,7 @@ def write_segmentation(
     labels: np.ndarray,
     like: Volume,
     names: Mapping[int, str],
-    frames: Sequence[Frame] | None = None,
+    source: SegmentationSource | None = None,
 ) -> None:
     """Write a label map in the format of the file's suffix; the file is complete, or it does not exist.
 
@@ -121,39 +185,25 @@ def write_segmentation(
         labels: `[D, H, W]` integers or bools.
         like: the labelled volume.
         names: name of each label, for formats that store names.
-        frames: headers of the DICOM series that the volume was read from, for DICOM; None: they are read again.
+        source: headers of the DICOM series that the volume was read from (`dicom_seg.prepare_dicom_seg`), for DICOM;
+            None: they are read again.
 
     Raises:
         UserError: another suffix, labels that the format cannot store, or the file cannot be written.
     """
     name = os.path.basename(path)
     writable = (entry for entry in formats.FORMATS if entry.writer and formats.suffix_of(name, entry.suffixes))
-    next(writable, formats.FORMATS[0]).write_segmentation(path, labels, like, names, frames)
+    next(writable, formats.FORMATS[0]).write_segmentation(path, labels, like, names, source)
 
 
-def _integers(path: str | os.PathLike[str], image: ImageFile) -> np.ndarray:
-    data = image.read(None)
-    if data.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):
-            rounded = np.rint(data)
-            wrong = ~(np.abs(data - rounded) <= 1e-4)  # scaled integers have rounding errors; NaN is wrong
-        if wrong.any():
-            raise UserError(
-                f"{path} holds the value {data[wrong][0]:g}, expected integer labels: give a label map, or round it"
-            )
-        data = rounded
-    limits = np.iinfo(np.int32)
-    if data.min() < limits.min or data.max() > limits.max:
-        raise UserError(
-            f"{path} holds labels from {data.min():g} to {data.max():g}, expected 32-bit integers: renumber them"
-        )
-    return np.ascontiguousarray(to_canonical(data, image.grid)).astype(np.int32, copy=False)
-
-
-def _open(path: str | os.PathLike[str], index: int | None, resample: bool) -> ImageFile:
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist: give the path of a NIfTI file (.nii, .nii.gz, .hdr)")
-    file_format = formats.format_of(path)
+def _open(path: str | os.PathLike[str], index: int | None, resample: bool, skip_unreadable: bool = False) -> ImageFile:
+    file_format = _format_of(path)
     if index not in (None, 0) and not file_format.several_volumes:
         raise UserError(f"{path} has no volume {index}, expected index 0: only a NIfTI file may hold several")
-    return file_format.open_image(path, index, resample)
+    return file_format.open_image(path, index, resample, skip_unreadable)
+
+
+def _format_of(path: str | os.PathLike[str]) -> formats.FileFormat:
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist: give the path of a NIfTI file (.nii, .nii.gz, .hdr)")
+    return formats.format_of(path)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import CHOICES, UserError, listed
+from sam2_3dmed_jax.volume.label_layers import LabelLayers
 
 # mm, by the task's name; two public presets attribute them to Antonelli et al. 2022 (docs/explanation/method.md).
 TASK_TOLERANCES = {"lung": 2.0, "pancreas": 5.0, "spleen": 3.0}
@@ -32,8 +33,10 @@ class LabelClass:
     tolerance_mm: float = TOLERANCE  # of NSD
     tumour: bool = False  # lesions are counted too
 
-    def mask(self, labels: np.ndarray) -> np.ndarray:
-        """Return a bool mask with the shape of the label map."""
+    def mask(self, labels: np.ndarray | LabelLayers) -> np.ndarray:
+        """Return a bool mask with the shape of the label map, or of labels that may overlap."""
+        if isinstance(labels, LabelLayers):
+            return labels.mask(self.values)
         if len(self.values) == 1:
             return np.asarray(labels == self.values[0])
         return np.isin(labels, self.values)
@@ -69,12 +72,13 @@ def parse_classes(text: str, declared: Mapping[int, str]) -> list[LabelClass]:
         for word in [key] if key in values_of else key.split("+"):
             value = values_of.get(word.strip(), word.strip())
             if not re.fullmatch("[0-9]{1,9}", str(value)) or int(value) == 0:
-                known = f"one of {', '.join(values_of)}" if values_of else "VALUE=NAME"
+                known = f"one of {listed(values_of, CHOICES)}" if values_of else "VALUE=NAME"
                 raise UserError(
                     f"--classes: '{part}' is neither a label value nor {known}; give some, such as 1=spleen"
                 )
             if declared and int(value) not in declared:
-                raise UserError(f"--classes: the dataset has no label {value}; choose from {sorted(declared)}")
+                known = listed(sorted(declared), CHOICES)
+                raise UserError(f"--classes: the dataset has no label {value}; choose from {known}")
             values.append(int(value))
         name = name or "+".join(declared.get(value, str(value)) for value in values)
         if len(set(values)) < len(values) or name in {entry.name for entry in classes}:
@@ -83,16 +87,20 @@ def parse_classes(text: str, declared: Mapping[int, str]) -> list[LabelClass]:
     return classes
 
 
-def parse_targets(text: str) -> list[Target]:
+def parse_targets(text: str, option: str = "--targets") -> list[Target]:
     """Read `1+2,2`: the label values of each object to prompt.
+
+    Args:
+        text: as above.
+        option: the flag or field, for messages.
 
     Raises:
         UserError: not a label value, or an object whose labels all belong to later objects.
     """
     if not re.fullmatch(r"\s*\d{1,9}(\s*[+,]\s*\d{1,9})*\s*", text):
-        raise UserError(f"--targets: '{text}' is not a list of label values; give some, such as 1+2,2")
+        raise UserError(f"{option}: '{text}' is not a list of label values; give some, such as 1+2,2")
     targets = [tuple(int(value) for value in part.split("+")) for part in text.split(",")]
-    written_values(targets)
+    written_values(targets, option)
     return targets
 
 
@@ -113,8 +121,12 @@ def prompted_targets(classes: Sequence[LabelClass]) -> list[Target]:
     return [*sorted(unions.values(), key=len, reverse=True), *singles]
 
 
-def written_values(targets: Sequence[Target]) -> list[int]:
+def written_values(targets: Sequence[Target], option: str = "--targets") -> list[int]:
     """Return the label value that each object writes: its first value that no later object has.
+
+    Args:
+        targets: in the order in which they are written.
+        option: the flag or field, for messages.
 
     Raises:
         UserError: an object has no such value.
@@ -124,7 +136,7 @@ def written_values(targets: Sequence[Target]) -> list[int]:
         own = [value for value in target if value > 0 and not any(value in later for later in targets[at + 1 :])]
         if not own:
             words = "+".join(map(str, target))
-            raise UserError(f"--targets: all labels of {words} belong to later objects; name larger ones first")
+            raise UserError(f"{option}: all labels of {words} belong to later objects; name larger ones first")
         painted.append(own[0])
     return painted
 
@@ -190,4 +202,4 @@ def is_tumour(name: str) -> bool:
 
 
 def _names(classes: Iterable[LabelClass]) -> str:
-    return ", ".join(entry.name for entry in classes)
+    return listed([entry.name for entry in classes], CHOICES)

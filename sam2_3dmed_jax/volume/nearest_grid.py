@@ -60,7 +60,7 @@ def orthogonal_grid(grid: Grid) -> Grid:
     matrix = np.eye(4)
     matrix[:3, :3] = axes * spacing
     matrix[:3, 3] = axes @ (low * spacing)
-    return Grid((i, j, k), matrix, grid.source)
+    return Grid((i, j, k), matrix, grid.source, is_canonical=True)
 
 
 def onto_grid(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:

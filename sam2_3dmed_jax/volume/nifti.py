@@ -19,12 +19,13 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 from sam2_3dmed_jax.volume.formats import FORMATS, suffix_of
-from sam2_3dmed_jax.volume.geometry import Grid, Volume, from_canonical
+from sam2_3dmed_jax.volume.geometry import GRID_TOLERANCE_MM, Grid, Volume, from_canonical, largest_displacement_mm
 from sam2_3dmed_jax.volume.image_file import (
     DEFLATE_LIMIT,
     ImageFile,
@@ -32,6 +33,7 @@ from sam2_3dmed_jax.volume.image_file import (
     check_size,
     one_line,
 )
+from sam2_3dmed_jax.volume.voxel_stream import RAW, StoredVoxels, encoding_of, read_voxels, verify
 
 _METRE, _MICRON = 1, 3  # codes of xyzt_units
 _GEOMETRY_FIELDS = (
@@ -45,20 +47,23 @@ _DAMAGED = (
 _WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")
 
 
-def open_image(path: str | os.PathLike[str], index: int | None = None, resample: bool = False) -> ImageFile:
+def open_image(
+    path: str | os.PathLike[str], index: int | None = None, resample: bool = False, skip_unreadable: bool = False
+) -> ImageFile:
     """Read a header and check it before voxels are allocated.
 
     Args:
         path: a .nii, .nii.gz, .hdr or .img file.
         index: volume of a file with more than three axes, 0-based, in the order of the file.
         resample: unused; the grid is regular.
+        skip_unreadable: unused; an image is one file.
 
     Raises:
         UserError: the file is not NIfTI, 4D without `index`, has no volume `index`, is complex or RGB, has a singular
             affine, is not in millimetres, too large, or truncated.
     """
     try:
-        image: Any = nib.load(path, mmap=False)
+        image = _load(path)
     except _DAMAGED as error:
         raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
     if not isinstance(image, nib.Nifti1Pair):
@@ -118,9 +123,9 @@ def write_segmentation(
     labels: np.ndarray,
     like: Volume,
     names: Mapping[int, str],
-    frames: object = None,
+    source: object = None,
 ) -> None:
-    """Write a label map as `write_labels` does; NIfTI stores neither `names` nor DICOM `frames`."""
+    """Write a label map as `write_labels` does; NIfTI stores neither `names` nor a DICOM `source`."""
     write_labels(path, labels, like)
 
 
@@ -144,8 +149,22 @@ def write_nifti(
     _save(path, array_ijk, Grid((i, j, k), affine), descrip)
 
 
-def _volume_index(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | None) -> tuple[int, ...]:
-    """Return the indices along the axes after the third, in Fortran order as in the file."""
+def _load(path: str | os.PathLike[str]) -> Any:
+    """Load an image with nibabel, which knows suffixes in lower and in upper case, but not .Nii.gz."""
+    name = os.path.basename(path)
+    suffix = suffix_of(name, FORMATS[0].suffixes)
+    extension = name[-len(suffix) :].split(".")[1] if suffix else ""
+    if extension in (extension.lower(), extension.upper()):
+        return nib.load(path, mmap=False)
+    file_map = {"image": nib.FileHolder(filename=os.fspath(path))}
+    try:
+        return nib.Nifti1Image.from_file_map(file_map, mmap=False)
+    except _DAMAGED:
+        return nib.Nifti2Image.from_file_map(file_map, mmap=False)
+
+
+def _volume_index(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | None) -> int:
+    """Return the volume to read, counted along the axes after the third in the order of the file."""
     count = math.prod(shape[3:])
     if count < 1:
         raise UserError(f"{path} has no voxels: its shape is {shape}, expected at least 1 along each axis")
@@ -156,7 +175,7 @@ def _volume_index(path: str | os.PathLike[str], shape: tuple[int, ...], index: i
         )
     if index is not None and not 0 <= index < count:
         raise UserError(f"{path} has no volume {index}, expected an index from 0 to {count - 1}: it holds {count}")
-    return tuple(int(n) for n in np.unravel_index(index or 0, shape[3:], order="F")) if shape[3:] else ()
+    return index or 0
 
 
 def _check_data_file(path: str | os.PathLike[str], image: Any) -> None:
@@ -164,23 +183,32 @@ def _check_data_file(path: str | os.PathLike[str], image: Any) -> None:
     data_path = Path(image.file_map["image"].filename)
     if not data_path.exists():
         raise UserError(f"{path} is a header without data, expected {data_path} next to it: copy that file there too")
-    voxels = math.prod(int(n) for n in image.shape)
-    promised = int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
-    size, suffix = data_path.stat().st_size, data_path.suffix.lower()
-    if suffix in (".nii", ".img", ".gz"):
-        check_promise(data_path, promised, size * DEFLATE_LIMIT if suffix == ".gz" else size)
+    if data_path.suffix.lower() == ".zst":
+        raise UserError(f"{path} is compressed with zstd, expected gzip or no compression: run `unzstd` first")
+    voxels, offset = math.prod(int(n) for n in image.shape), int(image.dataobj.offset)
+    if offset < 0:
+        raise UserError(f"{path} has the vox_offset {offset}, expected 0 or more: export it again")
+    promised = offset + voxels * image.get_data_dtype().itemsize
+    size, encoding = data_path.stat().st_size, encoding_of(data_path)
+    if encoding in (RAW, "gzip"):
+        check_promise(data_path, promised, size if encoding == RAW else size * DEFLATE_LIMIT)
 
 
-def _read(image: Any, volume: tuple[int, ...], grid: Grid, dtype: type | None) -> np.ndarray:
-    """Return `[i, j, k]`, scaled; indexing the proxy reads one volume of a 4D file into memory."""
+def _read(image: Any, index: int, grid: Grid, dtype: type | None) -> np.ndarray:
+    """Return `[i, j, k]`, scaled; one volume of a 4D file is in memory, and the whole file is verified."""
+    proxy = image.dataobj
+    if "header" in image.file_map:  # a file of its own
+        header_path = Path(image.file_map["header"].filename)
+        verify(StoredVoxels(header_path, encoding_of(header_path)))
+    data_path = Path(image.file_map["image"].filename)
+    stored = StoredVoxels(data_path, encoding_of(data_path), skip=int(proxy.offset))
+    count = math.prod(image.shape[3:])
+    voxels = read_voxels(stored, grid.shape, image.get_data_dtype(), index, count)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            data = image.dataobj[(..., *volume)] if volume else image.dataobj
-            return np.asarray(data, dtype=dtype).reshape(grid.shape, order="F")
-    except _DAMAGED as error:
-        raise UserError(
-            f"{grid.source} is truncated or damaged ({one_line(error)}): copy or download it again"
-        ) from None
+            return np.asarray(apply_read_scaling(voxels, proxy.slope, proxy.inter), dtype=dtype)
+    except (ValueError, MemoryError) as error:
+        raise UserError(f"{grid.source} has an invalid scaling ({one_line(error)}): export it again") from None
 
 
 def _save(path: str | os.PathLike[str], array_ijk: np.ndarray, grid: Grid, descrip: str) -> None:
@@ -212,5 +240,5 @@ def _set_geometry(header: Any, grid: Grid) -> None:
     header.set_xyzt_units("mm")
     header.set_sform(grid.affine, code="scanner")
     header.set_qform(grid.affine, code="scanner")
-    if not np.allclose(header.get_qform(), grid.affine, atol=1e-3 * min(grid.spacing)):
+    if largest_displacement_mm(grid.shape, header.get_qform(), grid.affine) > GRID_TOLERANCE_MM:
         header["qform_code"] = 0  # a quaternion cannot hold shear

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.data.held_out import held_out_cases
 from sam2_3dmed_jax.data.split_files import write_run_split
 from sam2_3dmed_jax.data.splits import Split
-from sam2_3dmed_jax.evaluation import evaluate as evaluation
 from sam2_3dmed_jax.evaluation import score_cases
 from sam2_3dmed_jax.evaluation.journal import Journal
+from sam2_3dmed_jax.evaluation.report import worst_cases
 from sam2_3dmed_jax.volume.io import write_nifti
+from tests.helpers.recorded_cases import RecordedCases
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 SHAPE = (10, 12, 6)
@@ -243,7 +245,8 @@ def test_a_run_is_compared_with_finished_results(tmp_path: Path, capsys: pytest.
         "method",
     )
     assert dice["difference"] == pytest.approx(1 - (2 / 3 + 1 / 3 + 0) / 3, rel=1e-5)
-    assert dice["p_holm"] >= dice["p_wilcoxon"] > 0
+    assert dice["p_holm"] >= dice["p_wilcoxon"] > 0 and dice["p_crossed_holm"] >= dice["p_crossed"] > 0
+    assert {"comparison.csv", "comparison_cases.csv.gz"} < {file.name for file in (tmp_path / "out").iterdir()}
     assert "1: dice +0.667" in capsys.readouterr().out
     evaluate(tmp_path, references, references)  # again, without --compare
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -319,11 +322,13 @@ def test_fold_and_seed_of_a_run_are_used_only_for_the_dataset_of_the_run(tmp_pat
     split = Split(("a", "b"), (), ("c",))
     write_run_split(tmp_path / "split.json", split, {"fingerprint": "f", "split": "kfold", "fold": 3})
     (tmp_path / "config.json").write_text(json.dumps({"training": {"seed": 5}}))
-    record = evaluation.run_description(str(tmp_path / "final"), "f")
-    assert (record["fold"], record["seed"]) == (3, 5)
-    assert evaluation.run_description(str(tmp_path / "final"), "another") == {}
+    cases = RecordedCases(["a", "b", "c"], "f")
+    _, record, trained, _ = held_out_cases(cases, str(tmp_path / "final"), {})
+    assert (record["fold"], record["seed"], trained) == (3, 5, "no")
+    other = RecordedCases([f"other_{n}" for n in range(5)], "another")
+    assert held_out_cases(other, str(tmp_path / "final"), {}).run == {}
     (tmp_path / "config.json").write_text("{")
-    assert "seed" not in evaluation.run_description(str(tmp_path / "final"), "f")
+    assert "seed" not in held_out_cases(cases, str(tmp_path / "final"), {}).run
 
 
 def test_an_automatic_method_reduced_to_the_clicked_component_counts_as_prompted(
@@ -390,3 +395,21 @@ def test_files_whose_axes_are_stored_in_another_order_have_the_same_scores(tmp_p
     (one,) = evaluate(tmp_path, predictions, references, "--method", "m")
     (other,) = evaluate(tmp_path, *words, "--method", "m", out="turned")
     assert one == other and float(one["nsd"]) > 0
+
+
+def test_a_modality_is_refused_where_no_scan_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    references = folder(tmp_path, "references", {"a": ball()})
+    words = ["--predictions", references, "--references", references, "--out", str(tmp_path / "out")]
+    for source in (words, ["--results", str(tmp_path), "--out", str(tmp_path / "out")]):
+        line = mistake(capsys, *source, "--modality", "mr")
+        assert "--modality is for a checkpoint, or for --images; leave it out" in line
+
+
+def test_scans_for_pictures_have_the_given_modality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    references = folder(tmp_path, "references", {"a": ball()})
+    images = folder(tmp_path, "images", {"a": ball(200)})
+    seen = []
+    original = worst_cases.window_of
+    monkeypatch.setattr(worst_cases, "window_of", lambda volume, w: seen.append(volume.modality) or original(volume, w))
+    evaluate(tmp_path, references, references, "--images", images, "--modality", "mr")
+    assert seen == ["MR"]

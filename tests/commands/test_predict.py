@@ -12,7 +12,18 @@ from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.commands.predict import object_files
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import compiled_programs
-from sam2_3dmed_jax.volume.io import write_nifti
+from sam2_3dmed_jax.prompts.case_table import read_cases
+from sam2_3dmed_jax.prompts.flags import PromptFlags, gather_prompts
+from sam2_3dmed_jax.volume import dicom_seg
+from sam2_3dmed_jax.volume.geometry import to_canonical
+from sam2_3dmed_jax.volume.io import read_volume, write_nifti
+from tests.helpers.dicom_files import write_series
+from tests.helpers.segment_files import (
+    rectangle,
+    write_segments_by_highdicom,
+    write_slicer_segments,
+    write_structures,
+)
 
 AFFINE = np.diag([-0.8, -0.8, 3.0, 1.0])
 SHAPE = (24, 20, 5)
@@ -209,6 +220,77 @@ def test_a_dicom_segmentation_of_an_image_that_is_not_dicom_is_refused(checkpoin
     error = mistake(capsys, checkpoint, image, "--point", "5,5,1", "--out", tmp_path / "seg.dcm")
     assert "needs a DICOM series as its source" in error
     assert names(tmp_path) == ["ct.nii.gz"]
+
+
+def test_a_series_that_dicom_seg_cannot_refer_to_is_refused_before_the_model_is_loaded(tmp_path: Path, capsys):
+    series = write_series(tmp_path / "a", each={1: {"FrameOfReferenceUID": "1.2.3"}})
+    words = ["no checkpoint", series, "--point", "3,3,1", "--out", tmp_path / "seg.dcm"]
+    assert "different values of FrameOfReferenceUID" in mistake(capsys, *words)
+    assert names(tmp_path) == ["a"]
+
+
+def test_masks_that_fail_as_dicom_seg_after_the_model_are_saved_as_nifti(
+    checkpoint: str, tmp_path: Path, capsys, monkeypatch
+):
+    series = write_series(tmp_path / "a")
+    words = [checkpoint, series, "--box", "1,1,0,5,4,3", "--separate", "--planes", tmp_path / "planes.png", "--out"]
+    assert predict(*words, tmp_path / "right.nii.gz") == 0
+    (tmp_path / "seg.nii.gz").write_bytes(b"another result")
+    (tmp_path / "planes.png").unlink()
+    write = dicom_seg._segmentation
+    calls: list[object] = []
+
+    def fail_after_preparation(*arguments: object) -> object:
+        calls.append(arguments)
+        return write(*arguments) if len(calls) == 1 else {}["a new demand"]
+
+    monkeypatch.setattr(dicom_seg, "_segmentation", fail_after_preparation)
+    error = mistake(capsys, *words, tmp_path / "seg.dcm")
+    assert "the masks are saved as NIfTI" in error and "seg_2.nii.gz and 1 files of single objects" in error
+    assert "because" in error and "a new demand" in error
+    for kept, right in (("seg_2", "right"), ("seg_object1", "right_object1")):
+        np.testing.assert_array_equal(stored(tmp_path / f"{kept}.nii.gz"), stored(tmp_path / f"{right}.nii.gz"))
+    assert (tmp_path / "seg.nii.gz").read_bytes() == b"another result"
+    others = ["a", "planes.png", "right.nii.gz", "right_object1.nii.gz", "seg.nii.gz"]
+    assert names(tmp_path) == [*others, "seg_2.nii.gz", "seg_object1.nii.gz"]
+
+
+def mask_of_object(volume, layers, object_id: int) -> np.ndarray:
+    drawn = [prompt for prompt in layers if prompt.object_id == object_id]
+    mask = np.zeros(volume.array.shape, bool)
+    for prompt in drawn:
+        mask[prompt.slice] = prompt.mask
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "structures", "slicer"])
+def test_overlapping_segments_are_mask_prompts_by_flag_table_and_value(tmp_path: Path, kind: str):
+    series = write_series(tmp_path / "ct", array=np.zeros((6, 10, 12), np.int16))
+    volume = read_volume(series)
+    organ, lesion = np.zeros((2, 12, 10, 6), bool)
+    organ[1:9, 2:8, 1:4], lesion[3:5, 3:6, 2:4] = True, True
+    if kind == "segmentation":
+        path = write_segments_by_highdicom(tmp_path / "drawn.dcm", series, [organ, lesion])
+    elif kind == "structures":
+        corners = {1: ((0.5, 1.5), (8.5, 7.5), range(1, 4)), 2: ((2.5, 2.5), (4.5, 5.5), range(2, 4))}
+        drawn = {n: [rectangle(volume.grid.affine, low, high, k) for k in ks] for n, (low, high, ks) in corners.items()}
+        path = write_structures(tmp_path / "drawn.dcm", drawn)
+    else:
+        layers = np.stack([organ, lesion]).astype(np.uint8)
+        path = write_slicer_segments(
+            tmp_path / "drawn.seg.nrrd", layers, volume.grid.affine, [(0, 1, "organ"), (1, 1, "lesion")]
+        )
+    expected = [to_canonical(mask, volume.grid) for mask in (organ, lesion)]
+    prompts = gather_prompts(PromptFlags(mask=str(path)), volume).prompts
+    for object_id, mask in enumerate(expected, 1):
+        np.testing.assert_array_equal(mask_of_object(volume, prompts, object_id), mask)
+    (tmp_path / "p.json").write_text(json.dumps({"objects": [{"id": 5, "mask": {"file": path.name, "value": 1}}]}))
+    prompts = gather_prompts(PromptFlags(prompts=str(tmp_path / "p.json")), volume).prompts
+    np.testing.assert_array_equal(mask_of_object(volume, prompts, 5), expected[0])
+    (tmp_path / "cases.csv").write_text(f"image,mask\nct,{path.name}\n")
+    (case,) = read_cases(tmp_path / "cases.csv")
+    prompts = gather_prompts(case.prompts, volume).prompts
+    np.testing.assert_array_equal(mask_of_object(volume, prompts, 2), expected[1])
 
 
 def test_six_axis_orders_of_one_brain_get_the_same_segmentation_each_on_its_own_grid(

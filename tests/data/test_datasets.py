@@ -111,7 +111,7 @@ def test_a_folder_without_dataset_json_is_read_from_an_archive(tmp_path: Path):
         ((), (), "has no dataset.json, and no images in imagesTr; give the folder"),
         (("a.nii",), (), "labelsTr is missing or has no .nii.gz or .nii or .nrrd or .mha file"),
         (("a.nii",), ("b.nii",), r"no image in imagesTr \(1, first 'a.nii'\) has a label of the same name"),
-        (("a.nii", "a.nii.gz"), ("a.nii",), "contains both 'a.nii' and 'a.nii.gz'; remove one"),
+        (("a.nii", "a.nii.gz"), ("a.nii",), "a.nii and a.nii.gz are both of case a; keep one"),
         (("a.nii", "a_0000.nii"), ("a.nii",), "two cases are named 'a'"),
         (("a_0000.nii", "a_0001.nii"), ("a.nii",), "a_0001.nii: a case has 2 channels or more, expected one"),
         (("a_0003.nii",), ("a.nii",), "a_0003.nii: a case has 4 channels or more, expected one"),

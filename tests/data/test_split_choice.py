@@ -1,4 +1,4 @@
-"""Choice of the split from the settings, and refusal to score cases that were used for training."""
+"""Choice of the split from the settings."""
 
 import hashlib
 import json
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed_jax.config import DataConfig, SplitConfig
-from sam2_3dmed_jax.data.split_choice import SPLIT_FILE, choose_split, split_description, split_to_score
-from sam2_3dmed_jax.data.split_files import read_split_description, write_run_split
+from sam2_3dmed_jax.data.split_choice import choose_split, split_description
 from sam2_3dmed_jax.data.splits import eighty_twenty, fold_cases
 from sam2_3dmed_jax.errors import UserError
 
@@ -102,61 +101,3 @@ def test_the_description_of_a_split_contains_its_files_and_their_sha256(splits, 
     )
     assert how["patients_sha256"] == hashlib.sha256(Path(patients).read_bytes()).hexdigest()
     assert how["random_state"] == 12345
-
-
-def write_run(tmp_path: Path, data: DataConfig) -> str:
-    """Write the split of a run, and return the folder of its checkpoint."""
-    write_run_split(tmp_path / "run" / SPLIT_FILE, choose_split(IDS, data), split_description(data, DATA))
-    return str(tmp_path / "run" / "final")
-
-
-def test_a_checkpoint_is_scored_on_the_held_out_cases_of_its_run_by_default(tmp_path, patients, splits):
-    for number, data in enumerate(
-        [
-            DataConfig(fold=2, split=SplitConfig(folds=3)),
-            DataConfig(split=SplitConfig(method="80/20", seed=4)),
-            DataConfig(fold=1, split=SplitConfig(patients=patients, inner_fraction=0.2)),
-            DataConfig(fold=1, split=SplitConfig(file=splits)),
-        ]
-    ):
-        data = replace(data, path=str(tmp_path / "data"))
-        checkpoint = write_run(tmp_path / str(number), data)
-        assert split_to_score(IDS, DATA, checkpoint, {}) == choose_split(IDS, data)
-        record = str(tmp_path / str(number) / "run" / SPLIT_FILE)
-        assert split_to_score(IDS, DATA, checkpoint, {"splits": record}) == choose_split(IDS, data)
-
-
-def test_cases_that_a_checkpoint_was_trained_on_are_refused(tmp_path):
-    data = DataConfig(path=str(tmp_path / "data"), fold=1)
-    checkpoint = write_run(tmp_path, data)
-    with pytest.raises(UserError, match=r"trained on 3 of 3 cases to score \('case_00', 'case_03', 'case_08'\)"):
-        split_to_score(IDS, DATA, checkpoint, {"fold": 0})
-    with pytest.raises(UserError, match="was trained on"):
-        split_to_score(IDS, DATA, checkpoint, {"split": "kfold"})  # ignores the settings of the run: fold 0
-    # Another dataset may have the same ids.
-    elsewhere = split_to_score(IDS, "of another dataset", checkpoint, {})
-    assert elsewhere == choose_split(IDS, DataConfig())
-
-
-def test_inner_validation_cases_are_refused_as_held_out_cases(tmp_path):
-    data = DataConfig(path=str(tmp_path / "data"), split=SplitConfig(inner_fraction=0.5))
-    checkpoint = write_run(tmp_path, data)
-    inner = choose_split(IDS, data).val
-    file = tmp_path / "inner.json"
-    file.write_text(json.dumps([{"train": list(choose_split(IDS, data).test), "val": list(inner)}]))
-    with pytest.raises(UserError, match=f"trained on {len(inner)} of {len(inner)} cases"):
-        split_to_score(IDS, DATA, checkpoint, {"splits": str(file)})
-
-
-def test_a_checkpoint_without_its_run_is_scored_by_the_flags(tmp_path):
-    assert split_to_score(IDS, DATA, str(tmp_path / "alone"), {"fold": 3}) == choose_split(IDS, DataConfig(fold=3))
-
-
-def test_an_edited_split_json_is_refused_with_the_name_of_the_field(tmp_path):
-    data = DataConfig(path=str(tmp_path / "data"))
-    checkpoint = write_run(tmp_path, data)
-    file = tmp_path / "run" / SPLIT_FILE
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps({**record, "how": {**read_split_description(file), "folds": "five"}}))
-    with pytest.raises(UserError, match=r"how\.folds is 'five'"):
-        split_to_score(IDS, DATA, checkpoint, {})

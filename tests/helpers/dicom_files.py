@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 AXIAL = (1, 0, 0, 0, 1, 0)
@@ -109,3 +111,12 @@ def edit(path, **tags):
         else:
             setattr(ds, keyword, value)
     ds.save_as(path)
+
+
+def strip_preamble(path, implicit=True):
+    """Rewrite an uncompressed file as its data set alone, without preamble and file meta information."""
+    ds = pydicom.dcmread(path)
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, implicit
+    write_dataset(buffer, ds)
+    Path(path).write_bytes(buffer.getvalue())

@@ -151,6 +151,27 @@ def test_a_slicer_roi_may_cover_the_whole_volume(volume: Volume, tmp_path: Path)
     assert [p.slice for p in result] == list(range(SHAPE[0]))
 
 
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("end", [-1, 1])
+def test_a_box_in_mm_that_reaches_beyond_the_volume_is_cut_at_its_border(
+    volume: Volume, tmp_path: Path, axis: int, end: int
+):
+    low, high = np.full(3, 0.75), np.array(SHAPE) - 1.75
+    inside = low.copy(), high.copy()
+    (low if end < 0 else high)[axis] += 4 * end  # 3 voxels and more beyond the outermost one
+    inside[0 if end < 0 else 1][axis] = -0.5 if end < 0 else SHAPE[axis] - 0.5
+    (d0, h0, w0), (d1, h1, w1) = np.sort([voxel_to_canonical(volume.grid, v) for v in inside], axis=0)
+    corners = [(volume.grid.affine @ [*corner, 1])[:3] for corner in (low, high)]
+    drawn = roi((corners[0] + corners[1]) / 2, np.abs(corners[1] - corners[0]))
+    entry = {"boxes": [{"mm": np.concatenate(corners).tolist()}]}
+    for content in ({"markups": [drawn]}, objects(entry)):
+        result = read(volume, tmp_path, content).prompts
+        slices = range(max(int(np.floor(d0 + 0.5)), 0), min(int(np.floor(d1 + 0.5)), SHAPE[0] - 1) + 1)
+        assert [p.slice for p in result] == list(slices)
+        for prompt in result:
+            np.testing.assert_allclose(prompt.box, (w0, h0, w1, h1), atol=1e-3)
+
+
 TILTED = [0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1]
 
 
@@ -186,7 +207,7 @@ TILTED = [0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1]
         ({"markups": [points(controlPoints=[{"position": [0, 0]}])]}, r"controlPoints\[0\].position is \[0, 0\]"),
         ({"markups": [points(controlPoints=[{"position": [0, 0, 900]}])]}, "position: voxel x = .* is outside"),
         ({"markups": [roi(RAS, (5, 5, 5), orientation=TILTED)]}, "orientation rotates the ROI against the axes"),
-        ({"markups": [roi(RAS, (5, 500, 5))]}, r"markups\[0\]: voxel .* is outside"),
+        ({"markups": [roi(RAS + (0, 0, 500), (5, 5, 5))]}, r"markups\[0\]: voxel box .* is outside"),
     ],
 )  # fmt: skip
 def test_an_error_in_a_file_is_one_sentence_with_file_and_field(

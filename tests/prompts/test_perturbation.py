@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.evaluation.sweep.factors import Setting
-from sam2_3dmed_jax.prompts.perturbation import place_prompts, prompted_slices_of
+from sam2_3dmed_jax.prompts.perturbation import place_prompts, prompted_slices_of, swap_partners
 from sam2_3dmed_jax.volume.geometry import Grid
 
 SHAPE = (12, 120, 150)  # D, H, W
@@ -173,3 +173,44 @@ def test_prompted_slices_are_the_largest_one_and_others_spread_over_the_extent()
 def test_an_absent_object_has_no_prompts(reference: np.ndarray):
     prompts, placed = place_prompts(Setting().prompting, "a", reference, grid_of("anisotropic"), [(1,), (2,)], 0)
     assert list(prompts) == list(placed) == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("objects", "partners"),
+    [
+        ([(1,), (3,), (4,)], {(1,): (3,), (3,): (4,), (4,): (1,)}),
+        ([(4,), (1,)], {(4,): (1,), (1,): (4,)}),  # by label value, whatever the order of painting
+        ([(1,)], {}),
+        ([(1, 2), (2,)], {}),  # an organ and its tumour
+        ([(1, 2), (2,), (3,)], {(1, 2): (3,), (2,): (3,), (3,): (1, 2)}),
+    ],
+)
+def test_an_object_is_swapped_with_the_next_one_that_shares_no_label(objects, partners):
+    assert swap_partners({target: target[-1] if target == (2,) else target[0] for target in objects}) == partners
+
+
+@pytest.mark.parametrize("prompt", ["point", "box", "mask"])
+def test_a_swapped_object_gets_the_prompt_of_the_other_one_under_its_own_id(prompt: str, reference: np.ndarray):
+    reference[7, 90:110, 100:140] = 2
+    grid = grid_of("rotated")
+    factors = {"prompt": prompt, "placement": "centre" if prompt == "point" else "none"}
+    targets = [(1,), (2,)]
+    own, _ = place_prompts(Setting(**factors).prompting, "a", reference, grid, targets, 0)
+    setting = Setting(**factors, prompt_of="other")
+    swapped, placed = place_prompts(setting.prompting, "a", reference, grid, targets, 0)
+    assert list(swapped) == targets
+    for target, other in ((1, 2), (2, 1)):
+        ((prompt_,), (exact,)) = swapped[target,], own[other,]
+        assert (prompt_.object_id, prompt_.slice) == (target, {1: 5, 2: 7}[other])
+        assert (prompt_.points, prompt_.box) == (exact.points, exact.box)
+        np.testing.assert_array_equal(prompt_.mask, exact.mask)
+        assert placed[target,].prompted_onto == str(other) and placed[target,].prompt_of == (other,)
+    if prompt == "box":
+        # Middles (x, y, slice) of (74.5, 59.5, 5) and (119.5, 99.5, 7), with voxels of 0.7 x 1.9 x 5 mm.
+        distance = np.linalg.norm(np.multiply((45, 40, 2), (0.7, 1.9, 5)))
+        assert placed[1,].moved_mm == pytest.approx(distance) == placed[2,].moved_mm
+
+
+def test_a_single_object_has_no_prompt_of_another_one(reference: np.ndarray):
+    prompting = Setting(prompt_of="other").prompting
+    assert place_prompts(prompting, "a", reference, grid_of("anisotropic"), [(1,), (2,)], 0) == ({}, {})

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_preset_is_refused_as_initial_weights(config, wh
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"classes": (4,)}, r"data\.classes: .* has no label 4; choose from \[1\]"),
+        ({"classes": (4,)}, r"data\.classes: .* has no label 4; choose from 1"),
         ({"fold": 2}, r"data\.fold: 2 does not exist"),
         ({"path": "/nowhere"}, r"/nowhere does not exist"),
     ],

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from sam2_3dmed_jax.volume import dicom_seg
-from sam2_3dmed_jax.volume.dicom_seg import write_dicom_seg
+from sam2_3dmed_jax.volume.dicom_seg import prepare_dicom_seg, write_dicom_seg
 from sam2_3dmed_jax.volume.geometry import from_canonical
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 from tests.helpers.dicom_files import edit, write_multi_frame, write_series
@@ -117,6 +117,95 @@ def test_tags_that_are_missing_from_the_source_are_empty(tmp_path):
     volume = read_volume(tmp_path / "a")
     write_dicom_seg(tmp_path / "seg.dcm", np.ones(volume.array.shape, int), volume, {1: "lung"})
     assert not pydicom.dcmread(tmp_path / "seg.dcm").PatientName
+
+
+STUDY = ("StudyID", "StudyDate", "StudyTime", "AccessionNumber")
+PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SliceThickness": None},
+        {"SliceThickness": ""},
+        {"FrameOfReferenceUID": None},
+        {"StudyInstanceUID": None},
+        {"StudyInstanceUID": "1.2.3.4.05"},
+        dict.fromkeys(STUDY),
+        dict.fromkeys(PATIENT),
+        {"PatientAge": "61", "PatientBirthDate": "1963-01-02", "StudyDate": "2020.01.01", "StudyTime": "12:30"},
+        {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Müller^Jürgen", "StudyID": "Bäuch"},
+        {"SeriesNumber": -7, "PatientSex": "male", "AccessionNumber": "1" * 40},
+    ],
+    ids=lambda tags: ",".join(tags),
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR", "ignore:The value length")
+@pytest.mark.parametrize("multi_frame", [False, True])
+def test_a_series_with_missing_or_malformed_tags_gets_a_segmentation_that_dcmqi_reads(tmp_path, tags, multi_frame):
+    if multi_frame:
+        path = write_multi_frame(tmp_path / "a.dcm")
+        edit(path, **{tag: value for tag, value in tags.items() if tag != "SliceThickness"})
+        if "SliceThickness" in tags:
+            whole = pydicom.dcmread(path)
+            del whole.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
+            whole.save_as(path)
+    else:
+        path = write_series(tmp_path / "a", **tags)
+    volume = read_volume(path)
+    labels = np.random.default_rng(0).integers(0, 3, volume.array.shape)
+    out = tmp_path / "seg.dcm"
+    write_dicom_seg(out, labels, volume, {}, prepare_dicom_seg(out, volume, {1: "liver", 2: "tumour"}))
+    found, _ = by_dcmqi(out, tmp_path / "back", volume)
+    np.testing.assert_array_equal(found, labels)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_dates_with_separators_are_rewritten_and_other_malformed_values_are_left_empty(tmp_path):
+    tags = {"PatientBirthDate": "1963-01-02", "StudyDate": "2020.01.01", "StudyTime": "12:30:15", "PatientSex": "m"}
+    volume = read_volume(write_series(tmp_path / "a", **tags))
+    source = prepare_dicom_seg(tmp_path / "seg.dcm", volume)
+    write_dicom_seg(tmp_path / "seg.dcm", np.ones(volume.array.shape, int), volume, {}, source)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    found = [seg.PatientBirthDate, seg.StudyDate, seg.StudyTime, seg.PatientSex or ""]
+    assert found == ["19630102", "20200101", "123015", ""]
+    assert source.notes == ("PatientSex is malformed and is left empty",)
+
+
+def test_a_missing_slice_thickness_is_the_distance_of_the_slices(tmp_path):
+    volume = read_volume(write_series(tmp_path / "a", SliceThickness=None))
+    source = prepare_dicom_seg(tmp_path / "seg.dcm", volume)
+    write_dicom_seg(tmp_path / "seg.dcm", np.ones(volume.array.shape, int), volume, {}, source)
+    measures = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == 2.5
+    assert source.notes == ("SliceThickness is missing: 2.5 mm, the distance of the slices, is used",)
+
+
+def test_a_missing_frame_of_reference_gets_one_uid_per_series(tmp_path):
+    volume = read_volume(write_series(tmp_path / "a", FrameOfReferenceUID=None))
+    uids = set()
+    for name in ("b.dcm", "c.dcm"):
+        source = prepare_dicom_seg(tmp_path / name, volume)
+        write_dicom_seg(tmp_path / name, np.ones(volume.array.shape, int), volume, {}, source)
+        uids.add(pydicom.dcmread(tmp_path / name).FrameOfReferenceUID)
+        assert "FrameOfReferenceUID is missing" in source.notes[0]
+    assert len(uids) == 1 and uids.pop().is_valid
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_identifiers_that_cannot_be_kept_are_refused_in_preparation(tmp_path):
+    volume = read_volume(write_series(tmp_path / "a", StudyInstanceUID="study 1"))
+    message = refusal(prepare_dicom_seg, tmp_path / "seg.dcm", volume)
+    assert "StudyInstanceUID 'study 1', which is not a UID" in message
+    volume = read_volume(write_series(tmp_path / "b", each={2: {"FrameOfReferenceUID": "1.2.3"}}))
+    message = refusal(prepare_dicom_seg, tmp_path / "seg.dcm", volume)
+    assert "2 different values of FrameOfReferenceUID" in message
+
+
+def test_what_highdicom_refuses_is_refused_in_preparation(tmp_path, monkeypatch):
+    volume = read_volume(write_series(tmp_path / "a"))
+    monkeypatch.setattr(dicom_seg, "_segmentation", lambda *_: {}["a new demand"])
+    message = refusal(prepare_dicom_seg, tmp_path / "seg.dcm", volume)
+    assert "cannot be made from" in message and "KeyError: 'a new demand'" in message and "write NIfTI" in message
 
 
 def test_a_segmentation_beside_its_series_does_not_disturb_it(tmp_path):

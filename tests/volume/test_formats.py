@@ -17,7 +17,7 @@ from sam2_3dmed_jax.volume.io import read_labels, read_volume
 VALUES = np.arange(24).reshape(2, 3, 4)
 
 
-def read_text(path: str | os.PathLike[str], index: int | None, resample: bool) -> ImageFile:
+def read_text(path: str | os.PathLike[str], index: int | None, resample: bool, skip_unreadable: bool) -> ImageFile:
     """A dummy format: voxels as text."""
     array = np.loadtxt(path).reshape(VALUES.shape)
     return ImageFile(Grid(VALUES.shape, np.eye(4), str(path)), lambda dtype: array.astype(dtype or array.dtype))
@@ -74,7 +74,7 @@ def test_an_entry_without_a_reader_or_with_a_wrong_suffix_is_refused(reader: str
 
 def test_every_function_in_the_table_can_be_imported_and_no_suffix_occurs_twice():
     for entry in formats.FORMATS:
-        for function in filter(None, (entry.reader, entry.detector, entry.writer)):
+        for function in filter(None, (entry.reader, entry.detector, entry.label_reader, entry.writer)):
             assert callable(formats._imported(function))
     assert len(set(formats.all_suffixes())) == len(formats.all_suffixes())
 
@@ -82,7 +82,7 @@ def test_every_function_in_the_table_can_be_imported_and_no_suffix_occurs_twice(
 def test_the_suffixes_that_each_list_accepts():
     assert formats.dataset_suffixes() == (".nii.gz", ".nii", ".nrrd", ".mha")
     assert formats.case_suffixes() == (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
-    assert formats.label_folder_suffixes() == (".nii.gz", ".nii")
+    assert formats.label_folder_suffixes() == (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".dcm")
     assert formats.segmentation_suffixes() == (".nii.gz", ".nii", ".dcm")
     assert formats.dicom_suffixes() == (".dcm", ".dicom", ".ima")
     assert formats.compressed_suffixes() == (".nii.gz", ".nii.bz2")

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.volume.intensity import (
     apply_window,
     parse_window,
     prepare_slices,
+    preprocessing_of,
     resize_matrix,
     resize_slices,
     restore_logits,
@@ -103,9 +104,38 @@ def test_percentiles_are_taken_over_what_is_above_the_background():
 def test_other_modalities_than_ct_use_percentiles_instead_of_a_window_in_hu():
     array = np.random.default_rng(0).normal(3000, 500, (2, 20, 20))
     assert window_of(volume_of(array), "lung") == WINDOWS["lung"]
-    assert window_of(volume_of(array, "MR"), "lung") == window_of(volume_of(array), PERCENTILES)
+    assert window_of(volume_of(array, "MR"), "lung") == window_of(volume_of(array, "MR"), PERCENTILES)
     with pytest.raises(UserError, match=r"data\.preprocessing\.window"):
         window_of(volume_of(array, "MR"), "lungs")
+
+
+def test_percentiles_of_a_ct_do_not_follow_metal_that_prepared_ct_is_clipped_to():
+    array = np.random.default_rng(0).normal(0, 200, (2, 20, 20))
+    array[:, :2] = 30000  # an implant, 10 % of the voxels
+    assert window_of(volume_of(array), PERCENTILES) == window_of(volume_of(np.minimum(array, 3071)), PERCENTILES)
+
+
+@pytest.mark.parametrize(("trained", "other"), [("CT", "MR"), ("MR", "CT"), ("PT", "CT")])
+def test_slices_are_not_prepared_for_a_model_of_another_modality(trained, other):
+    volume = volume_of(np.ones((1, 4, 4)), other)
+    with pytest.raises(UserError, match=f"the volume is {other}, but the checkpoint was trained on {trained}"):
+        PreparedSlices(volume, PreprocessingConfig("lung", trained), 32)
+    PreparedSlices(volume, PreprocessingConfig("lung"), 32)  # official weights and version 0.1 have no modality
+
+
+@pytest.mark.parametrize(
+    ("window", "modalities", "stored"),
+    [
+        ("lung", ["CT"], ("lung", "CT")),
+        ("lung", ["MR"], (PERCENTILES, "MR")),
+        ("40,400", ["PT"], (PERCENTILES, "PT")),
+        ("1%,99%", ["MR"], ("1%,99%", "MR")),
+        ("1%,99%", ["CT"], ("1%,99%", "CT")),
+        ("lung", ["CT", "MR"], ("lung", "")),
+    ],
+)
+def test_a_checkpoint_stores_the_window_and_modality_that_it_was_trained_with(window, modalities, stored):
+    assert preprocessing_of(PreprocessingConfig(window), modalities) == PreprocessingConfig(*stored)
 
 
 def test_a_constant_volume_has_a_window():

@@ -1,6 +1,7 @@
 """Invalid sources and destinations are refused in one line and leave no files. Torch is not needed."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -33,7 +34,7 @@ def test_a_file_truncated_within_its_header_is_refused(meta_file, refused):
 def test_the_message_about_a_wrong_preset_names_the_right_one(meta_file, refused):
     line = refused(meta_file, "--model", "sam2.1_hiera_tiny")
     assert "does not fit sam2.1_hiera_tiny" in line and "give --model nano" in line
-    assert "image_encoder.trunk.blocks.11.norm1.weight" in line  # a tensor of tiny that nano does not have
+    assert re.search(r"\d+ missing: image_encoder\.trunk\.blocks\.", line)  # tiny has more blocks than nano
 
 
 def test_an_unknown_preset_is_refused(meta_file, refused):
@@ -57,8 +58,8 @@ def test_a_transposed_tensor_is_named_with_both_shapes(meta_tensors, tmp_path, r
 def test_all_discrepancies_are_in_one_line(meta_tensors, tmp_path, refused):
     changes = {"no_obj_ptr": None, "no_mem_embed": None, "extra": np.ones(3), BLOCK: meta_tensors[BLOCK].T}
     line = refused(edited(meta_tensors, tmp_path, **changes), "--model", "nano")
-    for part in ("2 missing: no_mem_embed, no_obj_ptr", "1 unexpected: extra", "1 of another shape", "no other preset"):
-        assert part in line.replace("no_obj_ptr, no_mem_embed", "no_mem_embed, no_obj_ptr")
+    for part in ("2 missing: no_", "1 unexpected: extra", "1 of another shape", "no other preset"):
+        assert part in line
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -71,7 +72,7 @@ def test_a_value_that_is_not_finite_is_refused(value, to, meta_tensors, tmp_path
 
 def test_integers_are_refused_as_weights(meta_tensors, tmp_path, refused):
     line = refused(edited(meta_tensors, tmp_path, no_obj_ptr=np.ones((1, 64), np.int32)))
-    assert "1 of another type: no_obj_ptr (expected float32, float16 or bfloat16, found I32)" in line
+    assert "1 of another type: no_obj_ptr (expected floating point, found I32)" in line
 
 
 def test_copies_of_the_position_matrix_that_differ_are_refused(transformers_folder, transformers_tensors, refused):
@@ -98,7 +99,7 @@ def test_a_file_of_another_format_is_refused(tmp_path, refused):
 @pytest.mark.parametrize("to, words", [("x.safetensors", ("--to", "meta")), ("x", ("--to", "transformers"))])
 def test_srpp_and_bd_are_refused_in_layouts_that_cannot_store_them(to, words, with_3dmed, refused):
     line = refused(with_3dmed, *words, to=to)
-    assert "slice_position.norm.scale" in line and "boundary.to_mask.kernel" in line and "--drop-extra" in line
+    assert "in slice_position: slice_position." in line and "in boundary: boundary." in line and "--drop-extra" in line
 
 
 @pytest.mark.parametrize("file", ["../outside.safetensors", "/outside.safetensors", "..\\outside.safetensors", "x.pt"])

@@ -1,8 +1,11 @@
 """PyTorch's `.pt` files, whose code is never run, and checkpoints of the real classes of transformers."""
 
+import io
+import json
 import os
 import pickle
 import shlex
+import tarfile
 from pathlib import Path
 
 import nibabel
@@ -12,11 +15,14 @@ from safetensors.numpy import load_file
 
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.model.checkpoint import read_info
 from sam2_3dmed_jax.sam2.presets import PRESETS
 from tests.parity.live import reference
+from tests.weights_conversion.test_convert import same_bits
 from weights_conversion.compare import compare_checkpoints
 from weights_conversion.convert import convert_checkpoint
 from weights_conversion.presets import plain
+from weights_conversion.torch_files import OLD_FORMAT
 from weights_conversion.transformers_config import transformers_config
 
 torch = reference("torch")
@@ -73,7 +79,21 @@ def test_code_in_a_pt_file_is_refused_and_not_run(form, state, tmp_path, refused
         torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
     line = refused(file)
     assert not trace.exists()
-    assert "was not run" in line if form == "zip" else "it is not a complete file of PyTorch" in line
+    assert ("it is not a complete file of PyTorch" if form == "plain pickle" else "was not run") in line
+
+
+def test_a_tar_file_that_begins_like_an_old_pytorch_file_is_refused(tmp_path, refused):
+    """PyTorch before 2.6 runs the code in a tar file in spite of `weights_only` (CVE-2025-32434)."""
+    content = pickle.dumps(Malicious(tmp_path / "it_ran"))
+    name = OLD_FORMAT.decode("latin-1")
+    with tarfile.open(tmp_path / "bad.pt", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as archive:
+        for member in (name, "storages", "tensors", "pickle"):
+            entry = tarfile.TarInfo(member)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    assert (tmp_path / "bad.pt").read_bytes().startswith(OLD_FORMAT)
+    assert "it is not a complete file of PyTorch" in refused(tmp_path / "bad.pt")
+    assert not (tmp_path / "it_ran").exists()
 
 
 def test_unpickling_the_malicious_object_creates_its_file(tmp_path):
@@ -92,6 +112,112 @@ def test_unpickling_the_malicious_object_creates_its_file(tmp_path):
 def test_content_other_than_tensors_by_name_is_refused(content, part, tmp_path, refused):
     torch.save(content, tmp_path / "other.pt")
     assert part in refused(tmp_path / "other.pt")
+
+
+def same_as(meta_tensors, source, tmp_path):
+    """Return whether a source converts to these tensors of Meta's layout, bit for bit."""
+    convert_checkpoint(source, tmp_path / "out.safetensors", to="meta")
+    return same_bits(load_file(tmp_path / "out.safetensors"), meta_tensors)
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+def optimizer_state(state):
+    """The state of AdamW after a step: averages by number of the parameter."""
+    return {"state": {at: {"step": torch.tensor(1.0), "exp_avg": x} for at, x in enumerate(state.values())}}
+
+
+WRAPPED = {
+    "data parallel": ("x.pt", lambda state: {"model": prefixed("module.", state)}),
+    "state_dict": ("x.pth", lambda state: {"state_dict": state}),
+    "nested": ("x.pth.tar", lambda state: {"state_dict": {"model": state}, "epoch": 3}),
+    "Lightning": ("x.ckpt", lambda state: {"state_dict": prefixed("model.", state), "epoch": 3, "callbacks": {}}),
+    "Meta's trainer": (
+        "x.pt",
+        lambda state: {"model": state, "optimizer": optimizer_state(state), "loss": {"core": 0.1}, "epoch": 39},
+    ),
+    "average of the model": ("x.pt", lambda state: {"model_ema": {k: x + 1 for k, x in state.items()}, "model": state}),
+    "one dictionary per module": ("x.pt", lambda state: by_module(state)),
+    "parameters": ("x.pt", lambda state: {"model": {name: torch.nn.Parameter(x) for name, x in state.items()}}),
+    "float64": ("X.PT", lambda state: {"model": {name: x.double() for name, x in state.items()}}),
+}
+
+
+def by_module(state):
+    modules = {}
+    for name, value in state.items():
+        module, dot, rest = name.partition(".")
+        if dot:
+            modules.setdefault(module, {})[rest] = value
+        else:
+            modules[name] = value
+    return modules
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_a_model_in_the_file_of_a_trainer_gives_the_same_bits(form, state, meta_tensors, tmp_path):
+    file, wrapped = WRAPPED[form]
+    torch.save(wrapped(state), tmp_path / file)
+    assert same_as(meta_tensors, tmp_path / file, tmp_path)
+
+
+def test_a_file_of_the_old_pytorch_format_gives_the_same_bits(state, meta_tensors, tmp_path):
+    torch.save({"model": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert same_as(meta_tensors, tmp_path / "old.pt", tmp_path)
+
+
+def test_a_truncated_file_of_the_old_pytorch_format_is_refused(state, tmp_path, refused):
+    torch.save({"model": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "old.pt").read_bytes()
+    (tmp_path / "old.pt").write_bytes(content[: len(content) // 2])
+    assert "old.pt: it cannot be read as a PyTorch file" in refused(tmp_path / "old.pt")
+
+
+def test_contents_other_than_the_model_are_recorded_as_left_out(state, tmp_path):
+    torch.save({"model": state, "optimizer": optimizer_state(state), "epoch": 39}, tmp_path / "checkpoint.pt")
+    convert_checkpoint(tmp_path / "checkpoint.pt", tmp_path / "native")
+    assert set(read_info(tmp_path / "native").provenance["left_out"].split(", ")) == {"optimizer", "epoch"}
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (lambda state: {"model": state, "state_dict": state}, "it contains 2 models"),
+        (lambda state: {"model": {**state, "epoch": 3}}, "objects other than tensors by name (model.epoch)"),
+        (lambda state: {"a.b": {"c": 1}, "a": {"b.c": 2}, **state}, "it contains two entries a.b.c"),
+    ],
+)
+def test_contents_that_can_be_read_in_two_ways_are_refused(content, part, state, tmp_path, refused):
+    torch.save(content(state), tmp_path / "two.pt")
+    assert part in refused(tmp_path / "two.pt")
+
+
+def test_a_dictionary_that_contains_itself_many_times_is_refused(state, tmp_path, refused):
+    loop = {}
+    for key in range(40):
+        loop[str(key)] = loop
+    torch.save({"model": state, "loop": loop}, tmp_path / "loop.pt")
+    assert "it contains more than" in refused(tmp_path / "loop.pt")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_folder_with_pytorch_model_bin_gives_the_same_bits(shards, transformers_tensors, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "sam2_video"}')
+    names = list(transformers_tensors)
+    files = {f"pytorch_model-{at}-of-{shards}.bin": names[at::shards] for at in range(shards)}
+    if shards == 1:
+        files = {"pytorch_model.bin": names}
+    else:
+        index = {"weight_map": {name: file for file, held in files.items() for name in held}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for file, held in files.items():
+        torch.save({name: torch.from_numpy(transformers_tensors[name].copy()) for name in held}, folder / file)
+    convert_checkpoint(folder, tmp_path / "out.safetensors", to="transformers")
+    assert same_bits(load_file(tmp_path / "out.safetensors"), transformers_tensors)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])

@@ -60,3 +60,5 @@ def run(options: Options) -> None:
         f"{result.preset}: {result.tensors} tensors from {result.source_layout} to {result.target.layout} layout "
         f"in {options.destination}"
     )
+    if result.reading and result.reading != {"prefix": "model."}:  # Meta's own files have this prefix
+        print("; ".join(f"{what.replace('_', ' ')}: {text}" for what, text in result.reading.items()))

@@ -13,10 +13,11 @@ from nibabel import orientations
 
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.archive import unpack_case
-from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
+from sam2_3dmed_jax.data.case_content import CaseContent, case_content
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, scan_modality
 from sam2_3dmed_jax.data.prepare.folder import SHARDS, TEMPORARY, FileStamps, mark_finished
 from sam2_3dmed_jax.data.prepare.stored_values import Scaling, choose_scaling
-from sam2_3dmed_jax.data.prepare.validate import dicom_modality, label_areas, read_case
+from sam2_3dmed_jax.data.prepare.validate import label_areas, read_case
 from sam2_3dmed_jax.data.prepared import CaseSource, PreparedCase, SourceFile
 from sam2_3dmed_jax.data.shards import Shard, write_shard
 from sam2_3dmed_jax.errors import UserError
@@ -72,12 +73,13 @@ class _LoadedCase:
     labels: np.ndarray  # uint8 [D, H, W]
     plan: Regrid
     source: CaseSource
+    content: CaseContent  # before resampling
 
 
 def _load(case: LabelledCase, original: LabelledCase, dataset: Dataset, settings: PrepareConfig) -> _LoadedCase:
     """Read, check and resample a case; `original` has the names of its files in the dataset."""
-    volume, labels = read_case(case, dataset.labels, dicom_modality(dataset.modality))
-    values = volume.array
+    volume, labels = read_case(case, dataset.labels, scan_modality(dataset, settings.modality))
+    values, content = volume.array, case_content(volume, labels)
     plan = regrid(volume.grid.canonical_shape, volume.canonical_affine, settings.spacing, case.image)
     if plan.step != (1.0, 1.0, 1.0):
         values, labels = resample_values(values, plan), resample_labels(labels, plan)
@@ -87,7 +89,7 @@ def _load(case: LabelledCase, original: LabelledCase, dataset: Dataset, settings
         "image": _source_file(case.image, original.image),
         "label": _source_file(case.label, original.label),
     }
-    return _LoadedCase(volume, values, labels, plan, source)
+    return _LoadedCase(volume, values, labels, plan, source, content)
 
 
 def _store(case: LabelledCase, loaded: _LoadedCase, out: Path) -> PreparedCase:
@@ -111,6 +113,7 @@ def _store(case: LabelledCase, loaded: _LoadedCase, out: Path) -> PreparedCase:
         intercept=scaling.intercept,
         areas=label_areas(loaded.labels),
         source=loaded.source,
+        content=loaded.content,
     )
 
 

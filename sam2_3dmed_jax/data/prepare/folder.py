@@ -18,8 +18,9 @@ from typing import Any, cast
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
 from sam2_3dmed_jax.data.prepared import FORMAT, INDEX, PreparedCase, PrepareSettings, case_from_json, is_prepared
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
+from sam2_3dmed_jax.volume.modality import dicom_modality
 
 SETTINGS, SHARDS, SIDECARS, TEMPORARY = "prepare.json", "shards", "cases", ".unfinished"
 # Why a case is prepared, for the report.
@@ -27,6 +28,7 @@ NEW = "new"
 CHANGED = "its files changed"
 LOST = "its shard was lost or damaged"
 UNDECLARED = "its labels are no longer declared"
+REDECLARED = "its declared modality changed"
 FileStamps = dict[str, list[int]]  # bytes and time of modification (ns) of "image" and "label", or of "archive"
 
 
@@ -66,12 +68,19 @@ def claim_folder(out: Path, dataset: Dataset, settings: PrepareConfig) -> Iterat
 
 
 def settings_record(settings: PrepareConfig) -> PrepareSettings:
-    """Return the settings as they are read back from JSON."""
-    return cast(PrepareSettings, json.loads(json.dumps(asdict(settings))))
+    """Return the settings as they are read back from JSON, without a modality that was not given."""
+    given = {name: value for name, value in asdict(settings).items() if value != ""}
+    return cast(PrepareSettings, json.loads(json.dumps(given)))
 
 
-def read_case_state(out: Path, dataset: Dataset, case: LabelledCase) -> CaseState:
+def read_case_state(out: Path, dataset: Dataset, case: LabelledCase, modality: str) -> CaseState:
     """Return whether a case is finished, its files have not changed, and its shard has the recorded size.
+
+    Args:
+        out: the folder.
+        dataset: the source.
+        case: of the source.
+        modality: that the scans of the source have today.
 
     Raises:
         UserError: the files of the case cannot be read.
@@ -89,6 +98,8 @@ def read_case_state(out: Path, dataset: Dataset, case: LabelledCase) -> CaseStat
         return CaseState(stamps, None, LOST)
     if dataset.labels and not set(entry.areas) <= set(dataset.labels):
         return CaseState(stamps, None, UNDECLARED)
+    if dicom_modality(entry.modality) != modality:  # values of CT are rounded and clipped, others are not
+        return CaseState(stamps, None, REDECLARED)
     return CaseState(stamps, entry)
 
 
@@ -136,7 +147,7 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
     ]
     if different:
         raise UserError(
-            f"{file.parent} was prepared with other settings: {'; '.join(different)}; give another "
+            f"{file.parent} was prepared with other settings: {listed(different, separator='; ')}; give another "
             "OUT, or delete the folder"
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.archive import md5_warning
-from sam2_3dmed_jax.data.datasets import Dataset
+from sam2_3dmed_jax.data.datasets import Dataset, scan_modality
 from sam2_3dmed_jax.data.prepare.case import PrepareTask, RefusedCase, prepare_case
 from sam2_3dmed_jax.data.prepare.folder import (
     NEW,
@@ -69,7 +69,8 @@ def prepare_dataset(
         raise UserError(f"{out} is not a local folder, which `prepare` needs; give one, and copy it there afterwards")
     root = Path(out)
     with claim_folder(root, dataset, settings):
-        states = {case.id: read_case_state(root, dataset, case) for case in dataset.cases}
+        modality = scan_modality(dataset, settings.modality)
+        states = {case.id: read_case_state(root, dataset, case, modality) for case in dataset.cases}
         entries = {case_id: state.entry for case_id, state in states.items() if state.entry}
         removed = unknown_cases(root, [case.id for case in dataset.cases])
         if removed or any(state.reason not in ("", NEW) for state in states.values()):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sam2_3dmed_jax.data.prepare.folder import NEW
 from sam2_3dmed_jax.data.prepared import PreparedDataset
+from sam2_3dmed_jax.errors import listed
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 
 REFUSED = "refused.csv"
@@ -88,5 +89,4 @@ def _cases(count: int) -> str:
 
 
 def _names(ids: list[str]) -> str:
-    more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
-    return ", ".join(sorted(ids)[:_MAX_IDS]) + more
+    return listed(sorted(ids), _MAX_IDS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam2_3dmed_jax.data.prepare.validate import HU_RANGE
+from sam2_3dmed_jax.volume.intensity import HU_RANGE
 
 _INT16 = np.iinfo(np.int16)
 

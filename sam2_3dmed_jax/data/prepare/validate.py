@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Collection
 
 import numpy as np
 
 from sam2_3dmed_jax.data.dataset_json import MAX_LABEL
 from sam2_3dmed_jax.data.datasets import LabelledCase
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import CHOICES, UserError, listed
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.image_file import one_line
+from sam2_3dmed_jax.volume.intensity import HU_RANGE
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
-HU_RANGE = (-1024, 3071)  # range of a scanner with 12 bits, air to dense bone
 _MIN_CONTRAST = 10  # HU between the darkest and the brightest voxel; real CTs have more than 1,000
-_BLOCK = 1 << 20  # bytes
-_MODALITIES = {"MRI": "MR", "COMPUTED TOMOGRAPHY": "CT", "CTA": "CT", "CT SCAN": "CT"}
-
-
-def dicom_modality(declared: str | None) -> str:
-    """Return DICOM's Modality for the declared one, such as "MR" for "MRI"; CT if none is declared."""
-    word = (declared or "").strip().upper() or "CT"
-    return _MODALITIES.get(word, word)
 
 
 def read_case(case: LabelledCase, declared: Collection[int], modality: str) -> tuple[Volume, np.ndarray]:
@@ -44,9 +33,6 @@ def read_case(case: LabelledCase, declared: Collection[int], modality: str) -> t
     """
     volume = read_volume(case.image, modality=modality)
     labels = read_labels(case.label, volume)
-    for path in (case.image, case.label):
-        if path.endswith(".gz"):
-            _check_gzip(path)
     _check_contrast(case.image, volume)
     low, high = int(labels.min()), int(labels.max())
     if low == high == 0:
@@ -60,7 +46,7 @@ def read_case(case: LabelledCase, declared: Collection[int], modality: str) -> t
         count = int((labels == undeclared[0]).sum())
         raise UserError(
             f"{case.label} has the label {undeclared[0]} on {count} voxels, expected the declared ones, "
-            f"{', '.join(map(str, sorted(declared)))}: declare it in dataset.json, or correct the file"
+            f"{listed(sorted(declared), CHOICES)}: declare it in dataset.json, or correct the file"
         )
     return volume, labels.astype(np.uint8)
 
@@ -72,16 +58,6 @@ def label_areas(labels: np.ndarray) -> dict[int, tuple[int, ...]]:
     return {int(value): tuple(counts[:, value].tolist()) for value in present if value}
 
 
-def _check_gzip(path: str) -> None:
-    """Check gzip's checksum at the end of a file, which readers that stop at the last voxel do not reach."""
-    try:
-        with gzip.open(path) as file:
-            while file.read(_BLOCK):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is truncated or damaged ({one_line(error)}): copy or download it again") from None
-
-
 def _check_contrast(path: str, volume: Volume) -> None:
     low, high = float(volume.array.min()), float(volume.array.max())
     if low == high:
@@ -89,5 +65,5 @@ def _check_contrast(path: str, volume: Volume) -> None:
     if volume.modality == "CT" and np.ptp(np.clip([low, high], *HU_RANGE)) < _MIN_CONTRAST:
         raise UserError(
             f"{path} has values from {low:g} to {high:g}, expected a CT in HU, from about {HU_RANGE[0]} to "
-            f"{HU_RANGE[1]}: export it in HU, or declare its modality in dataset.json"
+            f"{HU_RANGE[1]}: export it in HU, or declare its modality in dataset.json or with --modality"
         )

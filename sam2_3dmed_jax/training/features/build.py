@@ -98,7 +98,7 @@ def _cache(config: ExperimentConfig, encoder: FrozenEncoder, reader: CaseReader)
         preset=encoder.config.preset,
         image_size=reader.image_size,
         compute_dtype=encoder.config.compute_dtype,
-        window=config.data.preprocessing.window,
+        window=reader.preprocessing.window,
         dataset=dataset.name,
         prepared=dataset.settings,
     )

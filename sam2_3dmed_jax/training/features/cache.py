@@ -18,7 +18,7 @@ import numpy as np
 
 from sam2_3dmed_jax.data.prepared import PreparedCase, PrepareSettings
 from sam2_3dmed_jax.data.record_files import OpenFileCache
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 from sam2_3dmed_jax.training.features.shards import FeatureShard, Shapes
@@ -106,8 +106,8 @@ class FeatureCache:
             raise UserError(f"{file} has format {version}, this version writes {FORMAT}; give another data.features")
         if different := _differences(stored, asdict(self.key)):
             raise UserError(
-                f"data.features: {folder} holds features of other settings ({'; '.join(different)}); give another "
-                "folder, or delete it"
+                f"data.features: {folder} holds features of other settings ({listed(different, separator='; ')}); "
+                "give another folder, or delete it"
             )
 
     def claim(self) -> None:
@@ -135,7 +135,11 @@ class FeatureCache:
 
 
 def _identity(case: PreparedCase) -> str:
-    return sha256_of_json(asdict(case))
+    """Return a hash that changes with the content of a case; without content, it is the hash of version 0.1."""
+    record = asdict(case)
+    if case.content is None:
+        del record["content"]
+    return sha256_of_json(record)
 
 
 def _differences(stored: dict[str, Any], expected: dict[str, Any]) -> list[str]:

@@ -127,6 +127,27 @@ def test_other_settings_are_refused_with_the_fields_that_differ(tmp_path, capsys
     assert snapshot(out) == before
 
 
+def test_cases_are_prepared_again_when_another_modality_is_declared(tmp_path):
+    values, labels = values_and_labels()
+    values = (values + 2000).astype("int16")  # partly above 3071 HU, to which CT is clipped
+    source, out = add_case(tmp_path / "data", "x", values, labels), tmp_path / "out"
+    run(source, out)
+    assert stored(out, "x")[1].max() == 3071
+    record = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps({**record, "channel_names": {"0": "T2w"}}))
+    assert run(source, out).done == {"x": "its declared modality changed"}
+    assert stored(out, "x")[1].max() == values.max() > 3071
+    assert run(source, out).done == {}
+
+
+def test_a_modality_may_be_given_and_belongs_to_the_settings_of_the_folder(tmp_path, capsys):
+    source, out = some_cases(tmp_path / "data", 1), tmp_path / "out"
+    assert main(["prepare", str(source), str(out), "--modality", "mr", "--workers", "1"]) == 0
+    assert stored(out, "case_0")[0].modality == "MR" and read_prepared(out).settings["modality"] == "MR"
+    assert main(["prepare", str(source), str(out), "--workers", "1"]) == 2
+    assert 'modality was "MR" and is now null' in capsys.readouterr().err
+
+
 def test_another_dataset_is_refused(tmp_path):
     run(some_cases(tmp_path / "data", 1), tmp_path / "out")
     with pytest.raises(UserError, match='dataset was "data" and is now "other"'):

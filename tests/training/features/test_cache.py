@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.config import ModelConfig
+from sam2_3dmed_jax.data.case_content import CaseContent
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.sam2.model import SliceFeatures
@@ -70,6 +71,10 @@ def test_the_features_of_a_changed_case_are_missing(cache):
     assert not cache.missing_reason(case())
     assert cache.missing_reason(case("b")) == NEW
     assert cache.missing_reason(replace(case(), source={"image": {"sha256": "other"}})) == NEW
+    content = CaseContent("image", "labels", (DEPTH, 8, 8), case().affine, "CT")
+    cache.finish(replace(case(), content=content), cache.shard(case()).stat().st_size)
+    assert not cache.missing_reason(replace(case(), content=content))
+    assert cache.missing_reason(replace(case(), content=replace(content, image="changed"))) == NEW
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
