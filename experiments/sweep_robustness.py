@@ -1,4 +1,4 @@
-"""The cost of a misplaced, noisy or scarce prompt, with and without BD: an exploratory sweep on a run's held-out cases.
+"""The cost of a misplaced, noisy, scarce or exchanged prompt: an exploratory sweep on a run's held-out cases.
 
     sam2-3dmed sweep experiments/sweep_robustness.py --out DIR --checkpoints RUN/final --data DATASET
 
@@ -19,6 +19,7 @@ def get_spec() -> SweepSpec:
         noise_mm=(0.0, 2.0, 5.0, 10.0),
         misplacement_mm=(0.0, 2.0, 5.0, 10.0),
         neighbour=(False, True),
+        prompt_of=("own", "other"),
         prompted_slices=(1, 2, 3, 5),
         order=("sequential", "independent"),
         bd=(True, False),

@@ -25,6 +25,7 @@ from sam2_3dmed_jax.prompts.simulation import centre_point
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
+from sam2_3dmed_jax.volume.modality import ModalitySources
 
 TABLE = "directions.csv"
 COLUMNS = ("case", "labels", "low_slice", "high_slice", "agreement", "dice_upwards", "dice_downwards")
@@ -41,13 +42,18 @@ DEFINITIONS = {
 }
 
 
-def agreement(checkpoint: str, cases: Sequence[LabelledCase], plan: EvaluationSettings) -> Iterator[dict[str, Any]]:
+def agreement(
+    checkpoint: str,
+    cases: Sequence[LabelledCase],
+    plan: EvaluationSettings,
+    modality: ModalitySources,
+) -> Iterator[dict[str, Any]]:
     """Yield one row per case and object."""
     model = load_model(checkpoint)
     predictor = VolumePredictor(model, order="independent")
     size = model.config.image_size
     for case in cases:
-        volume = read_volume(case.image)
+        volume = read_volume(case.image, modality=modality)
         reference = read_labels(case.label, volume)
         session: Session | None = None
         for target in plan.objects:

@@ -20,8 +20,9 @@ from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
 from sam2_3dmed_jax.data.split_choice import choose_split
 from sam2_3dmed_jax.data.split_files import read_splits, write_nnunet_splits
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, message_line
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, write_errors
+from sam2_3dmed_jax.volume.formats import suffix_of
 from sam2_3dmed_jax.volume.geometry import from_canonical
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels, write_nifti
 
@@ -82,7 +83,7 @@ def _folds(data: DataConfig) -> int:
 
 def _write(case: LabelledCase, folder: Path) -> None:
     image, label = folder / "imagesTr" / f"{case.id}_0000{ENDING}", folder / "labelsTr" / f"{case.id}{ENDING}"
-    if case.image.endswith(ENDING) and case.label.endswith(ENDING):
+    if all(suffix_of(file, (ENDING,)) for file in (case.image, case.label)):
         shutil.copyfile(case.image, image)
         shutil.copyfile(case.label, label)
         return
@@ -105,4 +106,4 @@ if __name__ == "__main__":
     try:
         print(f"nnU-Net dataset in {export(tyro.cli(Export))}")
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message_line(error)}")

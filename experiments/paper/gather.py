@@ -28,6 +28,7 @@ NAMED = ("task", "block", "variant", "scoring", "method")
 TABLE_COLUMNS = (*NAMED, "class", "metric", *SPREADS, "ci95_low", "ci95_high", "runs", "planned", "config_hash")
 RUN_COLUMNS = (*NAMED, "class", "fold", "seed", "run", "config_hash", "cases", *METRICS, *FURTHER)
 COMPARISON_COLUMNS = ("task", "variant", "other", "seeds", *comparison.COLUMNS)
+CASE_COLUMNS = (*NAMED, "class", "fold", "seed", "case", "empty", *METRICS, *FURTHER)
 COST_COLUMNS = (*NAMED, "parameters", "srpp", "bd", "tflops", "seconds_a_volume", "peak_host_mib", "step_seconds")
 MACRO = "macro"
 CONFIGS = "configs.json"
@@ -106,6 +107,15 @@ def run_rows(found: Iterable[PooledResults]) -> list[ScoreRow]:
     return rows
 
 
+def case_rows(found: Iterable[PooledResults]) -> list[ScoreRow]:
+    """Return one row per result, class, fold, seed and case, from which every mean, interval and p value follows."""
+    rows = []
+    for entry in found:
+        table = [{**row, **entry.named} for row in entry.rows]
+        rows += sorted(table, key=lambda row: [str(row[key]) for key in ("class", "fold", "seed", "case")])
+    return [{key: "" if value != value else value for key, value in row.items()} for row in rows]
+
+
 def configs_text(every: Iterable[Cell]) -> str:
     """Return the JSON text of all configs by their hash."""
     common = {cell.config_hash: cell.identity for cell in every}
@@ -115,8 +125,8 @@ def configs_text(every: Iterable[Cell]) -> str:
 def comparisons(found: Sequence[PooledResults]) -> list[ScoreRow]:
     """Return the comparisons of each variant with the one that it names, with equal prompts, on common seeds.
 
-    Only the primary comparison has p values, corrected over all tasks, classes and metrics
-    (docs/explanation/evaluation.md).
+    Only the primary comparison has p values, corrected over all tasks, classes and metrics. The test over cases and
+    seeds is the primary one (docs/explanation/evaluation.md).
     """
     of = {(entry.task.name, entry.variant.name): entry for entry in found if entry.scoring == ONE_CLICK}
     rows: list[ScoreRow] = []
@@ -139,10 +149,13 @@ def comparisons(found: Sequence[PooledResults]) -> list[ScoreRow]:
             low, high = result["ci95"] or (None, None)
             common = {"task": task, "variant": name, "other": other.variant.name}
             common["seeds"] = len(seeds) if repeated else ""
-            p = result["p_wilcoxon"] if primary else None
-            rows.append({**result, **common, "ci95_low": low, "ci95_high": high, "primary": primary, "p_wilcoxon": p})
-    for row, p in zip(rows, holm([row["p_wilcoxon"] for row in rows]), strict=True):
-        row["p_holm"] = p
+            p_values: dict[str, Any] = {}
+            if not primary:
+                p_values = {key: None for _, *keys in comparison.TESTS for key in keys}
+            rows.append({**result, **common, "ci95_low": low, "ci95_high": high, "primary": primary, **p_values})
+    for _, p_value, corrected in comparison.TESTS:
+        for row, p in zip(rows, holm([row[p_value] for row in rows]), strict=True):
+            row[corrected] = p
     return [{key: "" if value is None else value for key, value in row.items()} for row in rows]
 
 

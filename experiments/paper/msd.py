@@ -44,7 +44,7 @@ class MsdOptions(Options):
     root: str = "."  # folder with checkpoints/, data/ and the Decathlon's folders
     init: str = ""  # another initial checkpoint, of `preset`; "": from the experiments
     preset: str = ""  # preset of `init`
-    all_seeds: int = 6  # of the two-by-two: with six, Wilcoxon's test can reach p < .05
+    all_seeds: int = 6  # of the two-by-two: with few, the test over cases and seeds has few degrees of freedom
     few_seeds: int = 3  # of the other variants
     all_folds: int = 5
     others: tuple[

@@ -24,6 +24,7 @@ from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 from sam2_3dmed_jax.volume.io import read_volume
+from sam2_3dmed_jax.volume.modality import ModalitySources
 
 TABLE = "positions.csv"
 COLUMNS = ("case", "distance_slices", "pairs", "true_mm", "predicted_mm", "abs_error_mm", "right_sign")
@@ -50,14 +51,16 @@ def windows_of(depth: int, data: DataConfig) -> Iterator[np.ndarray]:
                 yield start + stride * np.arange(data.slices)
 
 
-def srpp_distances(checkpoint: str, cases: Sequence[LabelledCase], data: DataConfig) -> Iterator[PredictedPairs]:
+def srpp_distances(
+    checkpoint: str, cases: Sequence[LabelledCase], data: DataConfig, modality: ModalitySources
+) -> Iterator[PredictedPairs]:
     """Yield the distances that a checkpoint's SRPP head predicts in each case."""
     model = load_model(checkpoint)
     predictor = VolumePredictor(model)
     graphdef, weights = split(model)
     srpp = model.info.model.slice_position
     for case in cases:
-        volume = read_volume(case.image)
+        volume = read_volume(case.image, modality=modality)
         store = predictor.encode(PreparedSlices(volume, model.info.preprocessing, model.config.image_size))
         windows = np.array(list(windows_of(len(volume.array), data)), int).reshape(-1, data.slices)
         unit = 1.0 if srpp.unit == "mm" else volume.spacing[0]
@@ -77,14 +80,14 @@ def _read(graphdef: nnx.GraphDef, weights: Weights, embedding: jax.Array, index:
 
 
 def probe_distances(
-    training: Sequence[LabelledCase], cases: Sequence[LabelledCase], data: DataConfig
+    training: Sequence[LabelledCase], cases: Sequence[LabelledCase], data: DataConfig, modality: ModalitySources
 ) -> Iterator[PredictedPairs]:
     """Yield the distances that a linear probe predicts, fitted by least squares to training cases.
 
     Its inputs are body area, mean density, their squares and their product. A predicted distance is the difference of
     two positions, like a true one.
     """
-    volumes = [read_volume(case.image) for case in training]
+    volumes = [read_volume(case.image, modality=modality) for case in training]
     x, y = [], []
     for volume in volumes:
         inputs, depth = _probe_features(volume), len(volume.array)
@@ -94,7 +97,7 @@ def probe_distances(
             y.append((j - i) * volume.spacing[0])
     fitted = np.linalg.lstsq(np.concatenate(x), np.concatenate(y), rcond=None)[0]
     for case in cases:
-        volume = read_volume(case.image)
+        volume = read_volume(case.image, modality=modality)
         windows = np.array(list(windows_of(len(volume.array), data)), int).reshape(-1, data.slices)
         position = (_probe_features(volume) @ fitted)[windows]
         yield _pairs(case.id, volume, windows, position[:, None, :] - position[:, :, None])

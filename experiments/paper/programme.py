@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.paper.variants import OtherMethod, Scoring, Task, Variant, changed
 from sam2_3dmed_jax.config import ExperimentConfig
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import CHOICES, UserError, listed
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.run_folder import MAY_CHANGE, record
@@ -142,7 +142,7 @@ def select_part(
 
     def part(flag: str, all_: Sequence, names: Sequence, selected: Sequence) -> tuple:
         if unknown := [name for name in selected if name not in names]:
-            raise UserError(f"--{flag}: {unknown[0]} does not exist; choose from {', '.join(map(str, names))}")
+            raise UserError(f"--{flag}: {unknown[0]} does not exist; choose from {listed(names, CHOICES)}")
         return tuple(item for item, name in zip(all_, names, strict=True) if not selected or name in selected)
 
     rows = part("variants", programme.rows, [variant.name for variant in programme.rows], variants)

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.paper import failures, figures, robustness
 from experiments.paper.gather import (
+    CASE_COLUMNS,
     COMPARISON_COLUMNS,
     CONFIGS,
     COST_COLUMNS,
@@ -17,6 +18,7 @@ from experiments.paper.gather import (
     RUN_COLUMNS,
     TABLE_COLUMNS,
     PooledResults,
+    case_rows,
     comparisons,
     configs_text,
     cost_rows,
@@ -27,9 +29,10 @@ from experiments.paper.gather import (
 from experiments.paper.page import Table, markdown, page
 from experiments.paper.programme import Programme, cells
 from experiments.paper.variants import ONE_CLICK
+from sam2_3dmed_jax.evaluation.comparison import TESTS
 from sam2_3dmed_jax.evaluation.report.markup import Number, Range
 from sam2_3dmed_jax.evaluation.report.wording import name_of, number
-from sam2_3dmed_jax.evaluation.result_files import SUMMARY, table_text, write_files
+from sam2_3dmed_jax.evaluation.result_files import SUMMARY, compressed, table_text, write_files
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, PROMPTED, ScoreRow
 from sam2_3dmed_jax.metrics.reliability import COLUMNS as BAND
 
@@ -49,6 +52,7 @@ def write_report(programme: Programme, out: Path) -> list[str]:
         "table.csv": table_text(TABLE_COLUMNS, table),
         "runs.csv": table_text(RUN_COLUMNS, runs),
         "comparison.csv": table_text(COMPARISON_COLUMNS, compared),
+        "cases.csv.gz": compressed(table_text(CASE_COLUMNS, case_rows(found))),
         "costs.csv": table_text(COST_COLUMNS, costs),
         CONFIGS: configs_text(cell for entry in found for cell in entry.cells),
         **{figure.file: figure.data for figure in drawn},
@@ -57,7 +61,8 @@ def write_report(programme: Programme, out: Path) -> list[str]:
     }
     write_files(files, out)
     done = sum(len(entry.cells) for entry in found)
-    return [f"tables.md, report.html and {', '.join(n for n in files if n.endswith('.csv'))} in {out}: {done} results"]
+    tables = ", ".join(name for name in files if name.endswith((".csv", ".csv.gz")))
+    return [f"tables.md, report.html and {tables} in {out}: {done} results"]
 
 
 def _sections(
@@ -109,8 +114,8 @@ def _block(block: str, found: Sequence[PooledResults]) -> Table:
     what = {AUTOMATIC: "without prompts", PROMPTED: "a prompt shows where the object is"}[block]
     caption = (
         f"Block: {block} ({what}; the two blocks are not ranked against each other). Mean, SD (n - 1) and median over "
-        "cases, each the mean over its seeds; per class, macro: mean over classes; intervals: hierarchical bootstrap "
-        "over cases and seeds. NSD at "
+        "cases, each the mean over its seeds; per class, macro: mean over classes; intervals: t intervals over cases "
+        "and seeds, crossed (over cases only where there is one run per case). NSD at "
         f"{', '.join(f'{value:g}' for value in tolerance)} mm; HD95 in mm, surfaces by '{surfaces}', for an "
         f"empty mask '{empty_policy}'. Empty: results with an empty mask. Exploratory: "
         "settings that must be selected on an inner split, not by this table."
@@ -154,7 +159,8 @@ def _comparison_table(programme: Programme, rows: Sequence[ScoreRow]) -> Table |
         "seeds",
         "difference",
         "95 % interval",
-        "p (Holm)",
+        "covers",
+        *(f"p ({name}, Holm)" for name, *_ in TESTS),
         "kind",
     ]
     body = []
@@ -164,7 +170,7 @@ def _comparison_table(programme: Programme, rows: Sequence[ScoreRow]) -> Table |
             continue
         digits = number(metric, 0).digits
         ends = "" if row["ci95_low"] == "" else Range(Number(row["ci95_low"], digits), Number(row["ci95_high"], digits))
-        p = "" if row["p_holm"] == "" else Number(row["p_holm"], 4, least=1e-4)
+        p = ["" if row[key] == "" else Number(row[key], 4, least=1e-4) for *_, key in TESTS]
         kind = "primary" if row["primary"] else "exploratory"
         difference = Number(row["difference"], digits, sign=True)
         named = [
@@ -175,12 +181,14 @@ def _comparison_table(programme: Programme, rows: Sequence[ScoreRow]) -> Table |
             row["cases"],
             row["seeds"],
         ]
-        body.append([*named, difference, ends, p, kind])
+        body.append([*named, difference, ends, row["covers"], *p, kind])
     caption = (
         "Paired differences, one click each: mean over cases of the variant minus the other, on the seeds of "
-        "both (none: one of them is not repeated). Primary: Dice and NSD of SAM2-3dMed against fine-tuned SAM 2, "
-        "Wilcoxon's signed-rank test over cases, Holm's correction over all tasks, classes and both metrics together. "
-        "All other rows are exploratory and have intervals only."
+        "both, matched by id (none: one of them is not repeated). Primary: Dice and NSD of SAM2-3dMed against "
+        "fine-tuned SAM 2, a t test over cases and seeds, crossed, Holm's correction over all tasks, classes and both "
+        "metrics together. Wilcoxon's signed-rank test counts only cases as random and takes noise between trainings "
+        "for a difference. Covers: what the interval and the first p value count as random; with one seed, another "
+        "training may differ more. All other rows are exploratory and have intervals only."
     )
     return Table(caption, header, body, 4)
 
@@ -262,7 +270,8 @@ def _variant_list(programme: Programme) -> tuple[str, list[Table]]:
     caption = (
         "Variants. table.csv contains each number of the tables with the config hash at the end of its runs' names, "
         "and configs.json the configs; runs.csv has one row per run with folder, hash and seed; scores/ in the run's "
-        "folder contains its cases, and a page with pictures of the worst ones."
+        "folder contains its cases, and a page with pictures of the worst ones. cases.csv.gz has the values of all "
+        "cases, from which each mean, interval and p value can be computed again."
     )
     return "Variants", [Table(caption, ("name", "row", "description"), rows, 1)]
 

@@ -74,7 +74,7 @@ def curves(programme: Programme, out: Path) -> list[Figure]:
             for row in rows:
                 # The first row of a kind of prompt is its base; all other factors must be equal to it.
                 base = next(other for other in rows if other["prompt"] == row["prompt"])
-                if all(row[name] == base[name] for name in fixed):
+                if all(row.get(name) == base.get(name) for name in fixed):  # earlier sweeps have fewer factors
                     ends = (row["dice_ci95_low"], row["dice_ci95_high"])
                     points.append(
                         {

@@ -25,7 +25,7 @@ from experiments.paper.locks import owned, owner
 from experiments.paper.programme import RUNS, Cell, Programme, cells, select_part
 from experiments.paper.programme_tables import write_report
 from sam2_3dmed_jax.commands.command_line import exit_code, start, terminated_as_interrupted
-from sam2_3dmed_jax.errors import Stopped, UserError
+from sam2_3dmed_jax.errors import Stopped, UserError, message_line
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.progress import ConsoleProgress, Progress
 
@@ -221,9 +221,11 @@ def _record_done(cell: Cell, out: Path, seconds: float, cpu: float) -> None:
 
 
 def _record_failure(folder: Path, error: Exception) -> None:
-    text = " ".join(str(error).split())
-    print(f"error: {folder.name}: {text}", file=sys.stderr)
-    entry = {"error": f"{type(error).__name__}: {text}", "traceback": traceback.format_exception(error)}
+    print(f"error: {folder.name}: {message_line(error)}", file=sys.stderr)
+    entry = {
+        "error": f"{type(error).__name__}: {' '.join(str(error).split())}",
+        "traceback": traceback.format_exception(error),
+    }
     write_text(folder / FAILED, json.dumps(entry, indent=2) + "\n")
 
 

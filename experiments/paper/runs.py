@@ -14,6 +14,7 @@ from experiments.paper import directions, positions
 from experiments.paper.programme import PROMPTED, Cell, Programme, run_of_variant, with_absolute_paths
 from experiments.paper.variants import Scoring, changed
 from sam2_3dmed_jax.config import ClipConfig, DataConfig, ExperimentConfig
+from sam2_3dmed_jax.data.case_reader import MODALITY_FIELD
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
 from sam2_3dmed_jax.data.split_choice import choose_split, split_settings
 from sam2_3dmed_jax.errors import UserError
@@ -26,6 +27,7 @@ from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, score_classes
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.summary import summarise
+from sam2_3dmed_jax.model.checkpoint import read_info
 from sam2_3dmed_jax.prompts.protocols import object_prompts
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.compilation import compile_step
@@ -35,6 +37,7 @@ from sam2_3dmed_jax.training.run_folder import record
 from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
+from sam2_3dmed_jax.volume.modality import ModalitySources, dicom_modality, parse_modality
 
 MAPS = "predictions"  # label maps of automatic methods, which prompt SAM2-3dMed
 STEPS: dict[str, Any] = {}  # compiled train steps of this process by `structure`
@@ -97,14 +100,16 @@ class CellRunner:
         if scoring.kind == "positions":
             held_out, training = self._cases(cell)
             if cell.variant.kind == "probe":
-                pairs = positions.probe_distances(training, held_out, cell.config.data)
+                pairs = positions.probe_distances(training, held_out, cell.config.data, self._sources(cell))
             else:
-                pairs = positions.srpp_distances(str(self.checkpoint(cell)), held_out, cell.config.data)
+                sources = self._sources(cell, trained=True)
+                pairs = positions.srpp_distances(str(self.checkpoint(cell)), held_out, cell.config.data, sources)
             positions.write(pairs, folder)
         elif scoring.kind == "directions":
             held_out, _ = self._cases(cell)
             classes = self._plan(cell, scoring)
-            directions.write(directions.agreement(str(self.checkpoint(cell)), held_out, classes), folder)
+            sources = self._sources(cell, trained=True)
+            directions.write(directions.agreement(str(self.checkpoint(cell)), held_out, classes, sources), folder)
         elif scoring.kind == "nearest component":
             self._score_maps(cell, scoring, str(cell.folder(self.out) / MAPS), progress)
         elif cell.variant.kind == "files":
@@ -134,6 +139,7 @@ class CellRunner:
             trained_on_these_cases="no",
             without_bd=scoring.without_bd,
             prompts_from=prompts_from,
+            modality=cell.config.data.preprocessing.modality or None,
             save=str(maps) if cell.variant.kind == "trained" and not scoring.protocol else "",
         )
         data = with_absolute_paths(cell.config, self.programme.root).data
@@ -158,7 +164,7 @@ class CellRunner:
         plan, (held_out, _) = self._plan(cell, scoring), self._cases(cell)
         rows: list[ScoreRow] = []
         for done, case in enumerate(held_out, 1):
-            volume = read_volume(case.image)
+            volume = read_volume(case.image, modality=plan.modality)
             reference = read_labels(case.label, volume)
             prompts = object_prompts(scoring.protocol, reference, volume.spacing, plan.objects)
             labels = reference * 0
@@ -185,7 +191,18 @@ class CellRunner:
         named = label_classes.parse_classes(cell.task.classes, dataset.labels) if cell.task.classes else None
         classes = named or label_classes.declared_classes(dataset.labels)
         tolerant = label_classes.with_tolerances(classes, cell.task.tolerance_mm, dataset.name)
-        return EvaluationSettings(tolerant, scoring.protocol, method_columns=columns)
+        return EvaluationSettings(tolerant, scoring.protocol, method_columns=columns, modality=self._sources(cell))
+
+    def _sources(self, cell: Cell, trained: bool = False) -> ModalitySources:
+        """Return what is known about the modality of a cell's scans, from its dataset and checkpoint."""
+        sources = ModalitySources(
+            parse_modality(cell.config.data.preprocessing.modality, MODALITY_FIELD),
+            dicom_modality(self._dataset(cell).modality),
+        )
+        if not trained:
+            return sources
+        checkpoint = str(self.checkpoint(cell))
+        return replace(sources, preprocessing=read_info(checkpoint).preprocessing, checkpoint=checkpoint)
 
     def _raw(self, cell: Cell) -> Path:
         return self.programme.root / cell.task.raw

@@ -39,7 +39,7 @@ def difference_line(entry: Difference, other: str) -> str:
     if entry["difference"] is None:
         return f"{entry['class']}: {entry['metric']} cannot be compared with {other}"
     low, high = entry["ci95"] or (entry["difference"],) * 2
-    p = "" if entry["p_holm"] is None else f", p = {entry['p_holm']:.3g} (Wilcoxon, Holm)"
+    p = "" if entry["p_crossed_holm"] is None else f", p = {entry['p_crossed_holm']:.3g} (over {entry['covers']}, Holm)"
     return (
         f"{entry['class']}: {entry['metric']} {entry['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {other} "
         f"over {entry['cases']} cases{p}"

@@ -9,11 +9,12 @@ from typing import Any
 
 from etils import epath
 
-from sam2_3dmed_jax.data.datasets import dataset_fingerprint, read_dataset, require_folder
-from sam2_3dmed_jax.data.split_choice import absolute_path, run_description, split_to_score
+from sam2_3dmed_jax.data.datasets import Dataset, read_dataset, require_folder
+from sam2_3dmed_jax.data.held_out import DatasetCases, held_out_cases
+from sam2_3dmed_jax.data.split_choice import absolute_path
 from sam2_3dmed_jax.data.split_files import first_ids
 from sam2_3dmed_jax.errors import UserError, naming
-from sam2_3dmed_jax.evaluation.comparison import compare_methods, comparison_texts
+from sam2_3dmed_jax.evaluation.comparison import compare_methods, comparison_cases, comparison_texts
 from sam2_3dmed_jax.evaluation.console_lines import class_line, difference_line
 from sam2_3dmed_jax.evaluation.cost import fixed_cost
 from sam2_3dmed_jax.evaluation.journal import Journal
@@ -22,6 +23,9 @@ from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.report.worst_cases import WORST
 from sam2_3dmed_jax.evaluation.result_files import (
     CASES,
+    COMPARISON,
+    COMPARISON_CASES,
+    DISTANCE,
     LESIONS,
     RELIABILITY,
     REPORT,
@@ -38,12 +42,14 @@ from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM
-from sam2_3dmed_jax.model.checkpoint import load_model, without_boundary
+from sam2_3dmed_jax.model.checkpoint import load_model, read_info, without_boundary
 from sam2_3dmed_jax.prompts.protocols import PROTOCOL_DESCRIPTIONS
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume import label_classes
+from sam2_3dmed_jax.volume.io import stored_modality
 from sam2_3dmed_jax.volume.label_classes import LabelClass
+from sam2_3dmed_jax.volume.modality import ModalitySources, assumption_note, dicom_modality, parse_modality
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class ScoringOptions:
     prompts_from: str | None = None  # folder of an automatic method's predictions that prompts are drawn from
     nearest_component: bool = False  # reduce predictions to the component nearest to one click per object
     band_mm: float = WIDTH_MM  # half width of the band in which probabilities are judged
+    modality: str | None = None  # "ct", "mr" or "pet"; None: as the dataset declares, and as the checkpoint was trained
     save: str = ""  # folder for the label maps that the checkpoint predicts; "": they are not kept
     others: Sequence[ScoreRow] = field(default_factory=tuple)  # rows of finished results to compare with
 
@@ -93,6 +100,18 @@ class ScoringOptions:
             method_columns=method_columns,
             pictures=WORST,
         )
+
+    def modality_sources(self, dataset: Dataset | None = None, checkpoint: str = "") -> ModalitySources:
+        """Return what is known about the modality of the scans.
+
+        Raises:
+            UserError: the requested modality is not known, or the checkpoint cannot be read.
+        """
+        given = parse_modality(self.modality, "--modality")
+        declared = dicom_modality(dataset.modality) if dataset else ""
+        if not checkpoint:
+            return ModalitySources(given, declared)
+        return ModalitySources(given, declared, read_info(checkpoint).preprocessing, checkpoint)
 
     def method_columns(self, method: str, trained: str, fold: Any = "") -> dict[str, Any]:
         """Return the columns that identify the method and its training run."""
@@ -131,18 +150,21 @@ def score_checkpoint(
         )
     named = label_classes.parse_classes(options.classes, dataset.labels) if options.classes else None
     classes = options.scored_classes(named or label_classes.declared_classes(dataset.labels), dataset.name)
-    known = dataset_fingerprint(dataset)
-    chosen = split_to_score([case.id for case in dataset.cases], known, checkpoint, split)
-    cases = [case for case in dataset.cases if case.id in set(chosen.test)]
-    run = run_description(checkpoint, known)
+    held_out = held_out_cases(DatasetCases(dataset, progress), checkpoint, split)
+    scored, run = set(held_out.split.test), held_out.run
+    cases = [case for case in dataset.cases if case.id in scored]
     fields = {"split": "kfold", "fold": 0, **run, **split}
-    # The split has checked that the run, if it trained on this dataset, did not train on these cases.
     method_columns = options.method_columns(
         os.path.basename(os.path.normpath(checkpoint)),
-        "no" if run else "unknown",
+        held_out.trained,
         fields["fold"] if fields["split"] == "kfold" else "",
     )
     method_columns["seed"] = method_columns["seed"] or run.get("seed", "")
+    sources = options.modality_sources(dataset, checkpoint)
+    stored = {case.id: stored_modality(case.image) for case in cases}
+    for case in cases:
+        sources.modality(stored[case.id], case.image)
+    assumed = [case_id for case_id, modality in stored.items() if sources.is_assumed(modality)]
     model = load_model(checkpoint)
     automatic = isinstance(model, UNet)
     if options.without_bd:
@@ -155,19 +177,20 @@ def score_checkpoint(
         if automatic:
             raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
         settings = replace(settings, prompt_files=_prompt_files(options.prompts_from, [case.id for case in cases]))
-    settings = replace(settings, band_mm=options.band_mm, save=absolute_path(options.save))
+    settings = replace(settings, modality=sources, band_mm=options.band_mm, save=absolute_path(options.save))
     if automatic:
         predictor: AutomaticPredictor | VolumePredictor = AutomaticPredictor(model)
     else:
         predictor = VolumePredictor(model, order)
         settings = replace(settings, clip_slices=model.info.sam2.slice_position.context_slices)
-    prompt_stamps = [_file_stamp(file) for file in (settings.prompt_files or {}).values()]
-    files = [known, _checkpoint_stamp(checkpoint), *prompt_stamps]
+    read = [*(settings.prompt_files or {}).values(), *(file for case in cases for file in (case.image, case.label))]
+    files = [_checkpoint_stamp(checkpoint), *map(_file_stamp, read)]
     journal = Journal(options.out, {"settings": repr(settings), "order": order, "files": files})
     rows = evaluate_model(predictor, cases, settings, progress, journal)
     lines = _write(rows, options, [fixed_cost(predictor)])
     journal.remove()
-    return [*(f"note: {warning}" for warning in dataset.warnings), *lines]
+    notes = [assumption_note(first_ids(assumed))] if assumed else []
+    return [*(f"note: {note}" for note in (*dataset.warnings, *held_out.notes)), *notes, *lines]
 
 
 def score_files(
@@ -204,6 +227,7 @@ def score_files(
         classes = [LabelClass(str(value), (value,)) for value in label_values(pairs)]
     method_columns = options.method_columns(os.path.basename(os.path.normpath(predictions)), "unknown", fold)
     settings = options.settings(options.scored_classes(classes), options.protocol or "", method_columns)
+    settings = replace(settings, modality=options.modality_sources())
     if options.nearest_component:
         settings = replace(settings, protocol="one-click", nearest_component=True)
     files = [[_file_stamp(path) for path in (pair.prediction, pair.reference, pair.image)] for pair in pairs]
@@ -263,7 +287,9 @@ def _write(rows: list[ScoreRow], options: ScoringOptions, fixed: Sequence[Mappin
     """Write summary, comparison, tables and report, and return the lines to print."""
     summary = summarise(rows, fixed)
     comparison = compare_methods(rows, options.others) if options.others else None
-    texts = comparison_texts(comparison) if comparison else {}
+    texts: dict[str, str | bytes] = {}
+    if comparison:
+        texts = {**comparison_texts(comparison), **comparison_cases(comparison, rows, options.others)}
     write_results(rows, summary, options.out, {**texts, REPORT: report_page(rows, summary, comparison)})
     lines = [
         f"protocol {name}: {PROTOCOL_DESCRIPTIONS[name]}"
@@ -272,9 +298,10 @@ def _write(rows: list[ScoreRow], options: ScoringOptions, fixed: Sequence[Mappin
     ]
     lines += [class_line(name, entry) for name, entry in summary["classes"].items()]
     files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else [])]
+    files += [DISTANCE] if any(row.get("by_distance") for row in rows) else []
     files += [*([RELIABILITY] if any(row.get("reliability") for row in rows) else []), SUMMARY, REPORT]
     if comparison:
-        files.insert(-2, "comparison.json")
+        files[-2:-2] = [COMPARISON, COMPARISON_CASES]
         lines += [difference_line(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]
     return [*lines, f"{', '.join(files[:-1])} and {files[-1]} in {options.out} (for research use only)"]
 

@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.formats import label_folder_suffixes, suffix_of
-from sam2_3dmed_jax.volume.geometry import Grid, Volume, check_same_grid
-from sam2_3dmed_jax.volume.io import read_label_map, read_volume
+from sam2_3dmed_jax.volume.case_files import case_files, list_names
+from sam2_3dmed_jax.volume.formats import label_folder_suffixes
+from sam2_3dmed_jax.volume.geometry import Grid, Volume, to_frame_of
+from sam2_3dmed_jax.volume.io import open_labels, read_grid, read_volume
+from sam2_3dmed_jax.volume.label_layers import LabelLayers, grid_of_labels
+from sam2_3dmed_jax.volume.modality import ModalitySources
 from sam2_3dmed_jax.volume.nearest_grid import onto_grid
 
 
@@ -50,14 +53,15 @@ def find_pairs(
     """
     predicted, reference_files = by_name(predictions), by_name(references)
     if not reference_files:
-        raise UserError(f"{references}: it has no .nii or .nii.gz file; give the folder of reference label maps")
+        endings = ", ".join(label_folder_suffixes())
+        raise UserError(f"{references}: it has no label map ({endings}); give the folder of reference label maps")
     first = next(iter(reference_files.values())).name
     if not predicted.keys() & reference_files.keys():
         number = len(reference_files)
         raise UserError(
             f"{predictions}: {number} of {number} predictions are missing, first {first}; name each like its reference"
         )
-    scans = {case.removesuffix("_0000"): path for case, path in by_name(images).items()} if images else {}
+    scans = _scans(images) if images else {}
     if images and not scans.keys() & reference_files.keys():
         raise UserError(
             f"--images: {images} holds no image of a reference, first {first}; name each like its reference"
@@ -66,7 +70,18 @@ def find_pairs(
     return pairs, sorted(predicted.keys() - reference_files.keys())
 
 
-def read_pair(pair: FilePair, remap: Mapping[int, int], resample: bool) -> tuple[np.ndarray, np.ndarray, Grid]:
+def _scans(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Return the images of a folder by case id, without nnU-Net's channel."""
+    scans: dict[str, Path] = {}
+    for name, path in by_name(folder).items():
+        case = name.removesuffix("_0000")
+        if case in scans:
+            raise UserError(f"--images: {scans[case].name} and {path.name} are both of case {case}; keep one")
+        scans[case] = path
+    return scans
+
+
+def read_pair(pair: FilePair, remap: Mapping[int, int], resample: bool) -> tuple[LabelLayers, LabelLayers, Grid]:
     """Read a prediction and its reference.
 
     Args:
@@ -75,35 +90,43 @@ def read_pair(pair: FilePair, remap: Mapping[int, int], resample: bool) -> tuple
         resample: move a prediction on another grid to the grid of the reference.
 
     Returns:
-        Prediction and reference, int32 `[D, H, W]` each, and the grid of the reference.
+        Prediction and reference, and their grid: the reference's, or where it stores only a part of it or none, the
+        grid of the image, of the prediction, or one around both.
 
     Raises:
         UserError: a file cannot be read, or the grids differ without `resample`.
     """
-    reference, grid = read_label_map(pair.reference)
-    if pair.prediction is None:
-        return np.zeros_like(reference), reference, grid
-    prediction, prediction_grid = read_label_map(pair.prediction)
+    reference_file = open_labels(pair.reference)
+    prediction_file = open_labels(pair.prediction) if pair.prediction else None
+    files = [file for file in (reference_file, prediction_file) if file]
+    image = read_grid(pair.image) if pair.image and reference_file.partial else None
+    grid = grid_of_labels(files, image)
+    reference = reference_file.read(grid)
+    if prediction_file is None:
+        return reference.map_layers(np.zeros_like), reference, grid
+    own = grid
     try:
-        check_same_grid(prediction_grid, grid)
+        prediction_file.check(grid)
     except UserError as error:
-        if not resample:
-            raise UserError(f"{error}, or give --resample to have it done by nearest neighbour") from None
-        prediction = onto_grid(prediction, prediction_grid, grid)
-    return remapped(prediction, remap), reference, grid
+        if not resample or prediction_file.grid is None:
+            raise UserError(f"{error}, or give --resample") from None
+        own = prediction_file.grid
+    prediction = prediction_file.read(own)
+    if own is not grid:
+        prediction = prediction.map_layers(lambda layer: onto_grid(layer, own, grid))
+    return prediction.map_layers(lambda layer: remapped(layer, remap)), reference, grid
 
 
-def read_scan(pair: FilePair, grid: Grid) -> Volume | None:
-    """Read the image of a case, or return None if it has none.
+def read_scan(pair: FilePair, grid: Grid, modality: ModalitySources) -> Volume | None:
+    """Read the image of a case, whose `modality` is known so far, or return None if it has none.
 
     Raises:
         UserError: the image cannot be read, or its grid differs from the grid of the reference.
     """
     if pair.image is None:
         return None
-    volume = read_volume(pair.image)
-    check_same_grid(volume.grid, grid)
-    return volume
+    volume = read_volume(pair.image, modality=modality)
+    return Volume(to_frame_of(grid, volume.array, volume.grid), grid, volume.modality)
 
 
 def remapped(labels: np.ndarray, remap: Mapping[int, int]) -> np.ndarray:
@@ -122,7 +145,8 @@ def label_values(pairs: list[FilePair]) -> list[int]:
     """
     values: set[int] = set()
     for pair in pairs:
-        values.update(np.unique(read_label_map(pair.reference)[0]).tolist())
+        file = open_labels(pair.reference)
+        values.update(file.names or (file.read(file.grid).values() if file.grid else ()))
     if not (positive := sorted(value for value in values if value > 0)):
         raise UserError(
             f"{pairs[0].reference.parent}: its label maps are all empty; give references that hold an object"
@@ -131,19 +155,12 @@ def label_values(pairs: list[FilePair]) -> list[int]:
 
 
 def by_name(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Return the NIfTI files of a folder by their name without suffix, sorted.
+    """Return the label maps, or images, of a folder by case id, sorted by name; others are left out with a warning.
 
     Raises:
-        UserError: the folder does not exist, or has two files of one name.
+        UserError: the folder does not exist, or has two files of one case.
     """
     if not Path(folder).is_dir():
-        raise UserError(f"{folder}: the folder does not exist; give the one with the NIfTI files")
-    files: dict[str, Path] = {}
-    for path in sorted(Path(folder).iterdir()):
-        suffix = suffix_of(path.name, label_folder_suffixes())
-        if suffix and not path.name.startswith("."):
-            case = path.name.removesuffix(suffix)
-            if case in files:
-                raise UserError(f"{folder}: {files[case].name} and {path.name} are both of case {case}; keep one")
-            files[case] = path
-    return files
+        raise UserError(f"{folder}: the folder does not exist; give the one with the image files")
+    files = case_files(list_names(folder), label_folder_suffixes(), folder)
+    return {case: Path(folder, name) for case, name in files.items()}

@@ -83,5 +83,5 @@ def _slices(volume: Volume, start: int, stop: int) -> Volume:
     shift = np.eye(4)
     shift[0, 3] = start
     _, H, W = volume.array.shape
-    grid = Grid((stop - start, H, W), volume.canonical_affine @ shift, volume.grid.source)
+    grid = Grid((stop - start, H, W), volume.canonical_affine @ shift, volume.grid.source, is_canonical=True)
     return Volume(volume.array[start:stop], grid, volume.modality)

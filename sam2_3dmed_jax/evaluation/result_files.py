@@ -1,12 +1,15 @@
-"""Files of an evaluation: `cases.csv`, `lesions.csv`, `reliability.csv` and `summary.json`.
+"""Files of an evaluation: `cases.csv`, `lesions.csv`, `distance.csv`, `reliability.csv` and `summary.json`.
 
 `cases.csv` has one row per case and class, with the columns that describe how it was scored, so that it can be read
-back, pooled and compared. `lesions.csv` has one row per tumour, `reliability.csv` one row per bin of probability.
+back, pooled and compared. `lesions.csv` has one row per tumour, `distance.csv` one row per bin of distance from the
+prompted slices, and `reliability.csv` one row per bin of probability. A comparison adds `comparison.csv`,
+`comparison.json` and the values that it was computed from.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import math
@@ -22,14 +25,20 @@ from sam2_3dmed_jax.evaluation.cost import MEASURED
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.lesions import Lesion
+from sam2_3dmed_jax.metrics.prompt_distance import BINS_MM, Distances
 from sam2_3dmed_jax.metrics.reliability import BINS, Bins
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths, write_errors
 
-CASES, LESIONS, RELIABILITY = "cases.csv", "lesions.csv", "reliability.csv"
+CASES, LESIONS, DISTANCE, RELIABILITY = "cases.csv", "lesions.csv", "distance.csv", "reliability.csv"
 SUMMARY, REPORT = "summary.json", "report.html"
-COMPARISON = ("comparison.csv", "comparison.json")
+COMPARISON_TABLE, COMPARISON, COMPARISON_CASES = "comparison.csv", "comparison.json", "comparison_cases.csv.gz"
 LESION_COLUMNS = ("case", "class", "lesion", "diameter_mm", "volume_ml", "covered", "found", "method", "fold", "seed")
+DISTANCE_COLUMNS = (
+    *("case", "class", "distance_low_mm", "distance_high_mm", "slices", "dice"),
+    *("method", "fold", "seed"),
+)
 RELIABILITY_COLUMNS = ("case", "class", "bin", "voxels", "sum_of_p", "inside", "method", "fold", "seed")
+_ADDED = ("leakage_mm",)  # columns that tables of version 0.1 lack; their rows lack the value
 _MAX_BYTES = 256 << 20  # of a table; a larger file is not a table of results
 
 
@@ -52,25 +61,34 @@ def write_results(
     rows: Sequence[ScoreRow],
     summary: Mapping[str, Any],
     out: str | os.PathLike[str],
-    further: Mapping[str, str] | None = None,
+    further: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Write the files of an evaluation into a folder; either all of them appear, each complete, or none.
 
-    `lesions.csv` is written if a tumour was scored, `reliability.csv` if probabilities are known.
+    `lesions.csv` is written if a tumour was scored, `distance.csv` if prompts are known, and `reliability.csv` if
+    probabilities are known.
 
     Args:
         rows: of all cases and classes.
         summary: of these rows.
         out: the folder.
-        further: other texts by file name, such as the report.
+        further: contents of other files by name, such as the report.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    texts = {CASES: table_text(case_columns(), rows)}
+    texts: dict[str, str | bytes] = {CASES: table_text(case_columns(), rows)}
     if any("lesions" in row for row in rows):
         lesions = [{**row, **lesion} for row in rows for lesion in row.get("lesions", ())]
         texts[LESIONS] = table_text(LESION_COLUMNS, lesions)
+    if any(row.get("by_distance") for row in rows):
+        distances = [
+            {**row, "distance_low_mm": low, "distance_high_mm": high, "slices": int(slices), "dice": dice}
+            for row in rows
+            for (low, high), (slices, dice) in zip(BINS_MM, row.get("by_distance") or (), strict=False)
+            if slices
+        ]
+        texts[DISTANCE] = table_text(DISTANCE_COLUMNS, distances)
     if any(row.get("reliability") for row in rows):
         bins = [
             {**row, "bin": number, "voxels": int(voxels), "sum_of_p": total, "inside": int(inside)}
@@ -81,7 +99,8 @@ def write_results(
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     texts |= further or {}
     write_files(texts, out)
-    for name in {LESIONS, RELIABILITY, REPORT, *COMPARISON} - texts.keys():  # of an earlier evaluation
+    optional = {LESIONS, DISTANCE, RELIABILITY, REPORT, COMPARISON_TABLE, COMPARISON, COMPARISON_CASES}
+    for name in optional - texts.keys():  # of an earlier evaluation
         Path(out, name).unlink(missing_ok=True)
 
 
@@ -110,6 +129,11 @@ def table_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str
     return table.getvalue()
 
 
+def compressed(text: str) -> bytes:
+    """Return a text in gzip format; equal texts give equal bytes."""
+    return gzip.compress(text.encode(), mtime=0)
+
+
 def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
     """Read the rows of a finished evaluation, with numbers as float: NaN where a value is missing.
 
@@ -119,12 +143,12 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
     path = Path(folder, CASES)
     header, lines = _read_table(path, folder)
     columns = case_columns()
-    if missing := [column for column in columns if column not in header]:
+    if missing := [column for column in columns if column not in (*header, *_ADDED)]:
         raise UserError(f"{path} has no column {missing[0]}; give a table that this version of `evaluate` wrote")
     rows = []
     for number, cells in enumerate(lines, 2):
-        row: ScoreRow = {column: cells[column] or "" for column in columns}
-        for column in (*_metric_columns(), "tolerance_mm", *MEASURED):
+        row: ScoreRow = {name: cells.get(name) or "" for name in columns if cells.get(name) or name not in _ADDED}
+        for column in (name for name in (*_metric_columns(), "tolerance_mm", *MEASURED) if name in row):
             try:
                 row[column] = float(row[column] or math.nan)
             except ValueError:
@@ -132,7 +156,9 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
         rows.append(row | _lesion_counts(row, f"{path}, line {number}"))
     if not rows:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")
-    return _with_bins(Path(folder, RELIABILITY), _with_lesions(Path(folder, LESIONS), rows))
+    _with_lesions(Path(folder, LESIONS), rows)
+    _with_distances(Path(folder, DISTANCE), rows)
+    return _with_bins(Path(folder, RELIABILITY), rows)
 
 
 def read_fixed_cost(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -192,6 +218,27 @@ def _with_lesions(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     for row in rows:
         if row["lesions_reference"] != "":
             row["lesions"] = lesions.get((row["case"], row["class"]), [])
+    return rows
+
+
+def _with_distances(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
+    """Add the bins of `distance.csv`, if the file exists, to the rows of their case, class and seed."""
+    if not path.is_file():
+        return rows
+    distances: dict[tuple[str, ...], Distances] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for cells in csv.DictReader(file):
+                bins = distances.setdefault(
+                    (cells["case"], cells["class"], cells["seed"]), [[0, math.nan] for _ in BINS_MM]
+                )
+                number = BINS_MM.index((float(cells["distance_low_mm"]), float(cells["distance_high_mm"])))
+                bins[number] = [int(cells["slices"]), float(cells["dice"])]
+    except (OSError, csv.Error, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a table of distances; give the folder as `evaluate` wrote it") from None
+    for row in rows:
+        if bins_of_row := distances.get((row["case"], row["class"], row["seed"])):
+            row["by_distance"] = bins_of_row
     return rows
 
 

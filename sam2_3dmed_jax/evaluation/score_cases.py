@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,9 @@ from sam2_3dmed_jax.metrics.registry import compute_metrics
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, object_prompts, relevant_prompts
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
-from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume, write_labels
+from sam2_3dmed_jax.volume.io import check_readable, read_grid, read_labels, read_volume, write_labels
 from sam2_3dmed_jax.volume.label_classes import LabelClass
+from sam2_3dmed_jax.volume.label_layers import LabelLayers, flat_labels
 
 NOT_MEASURED = {"bd": "", **UNKNOWN}  # columns of the run that produced the labels, for labels from files
 
@@ -75,6 +77,8 @@ def evaluate_model(
         raise UserError(f"--protocol: a U-Net takes no prompts, so '{settings.protocol}' does not apply; leave it out")
     for case in cases:  # all are checked before hours are spent on the first ones
         settings.metrics.check_grid(read_grid(case.image))
+    unfinished = [case for case in cases if journal is None or journal.get(case.id) is None]
+    check_readable([_files(case, settings) for case in unfinished], progress)
     flops = None if isinstance(predictor, AutomaticPredictor) else SegmentationFlops(predictor)
     rows: list[ScoreRow] = []
     for done, case in enumerate(cases, 1):
@@ -119,9 +123,12 @@ def evaluate_files(
         if case_rows is None:
             labels, reference, grid = read_pair(pair, remap or {}, resample)
             if settings.nearest_component:
-                labels = nearest_components(labels, grid, settings.objects, _prompts(reference, grid, settings))
+                prompts = _prompts(reference, grid, settings)
+                labels = LabelLayers((nearest_components(labels.flat(), grid, settings.objects, prompts),))
             case_rows = score_labels(pair.case, labels, reference, grid, settings, pair.prediction is None)
-            _illustrate(rows, case_rows, settings, labels, reference, grid, partial(read_scan, pair, grid))
+            _illustrate(
+                rows, case_rows, settings, labels, reference, grid, partial(read_scan, pair, grid, settings.modality)
+            )
             if journal:
                 journal.add(pair.case, case_rows)
         rows += case_rows
@@ -132,8 +139,8 @@ def evaluate_files(
 
 def score_labels(
     case: str,
-    labels: np.ndarray,
-    reference: np.ndarray,
+    labels: np.ndarray | LabelLayers,
+    reference: np.ndarray | LabelLayers,
     grid: Grid,
     settings: EvaluationSettings,
     missing: bool = False,
@@ -142,8 +149,8 @@ def score_labels(
 
     Args:
         case: its id.
-        labels: integers `[D, H, W]`.
-        reference: integers `[D, H, W]`.
+        labels: integers `[D, H, W]`, or layers of them.
+        reference: integers `[D, H, W]`, or layers of them.
         grid: of both.
         settings: its protocol, if any, declares how the method was prompted.
         missing: the file does not exist, and `labels` are empty.
@@ -157,8 +164,8 @@ def score_labels(
 
 def score_classes(
     case: str,
-    labels: np.ndarray,
-    reference: np.ndarray,
+    labels: np.ndarray | LabelLayers,
+    reference: np.ndarray | LabelLayers,
     grid: Grid,
     prompts: ObjectPrompts,
     settings: EvaluationSettings,
@@ -170,8 +177,8 @@ def score_classes(
 
     Args:
         case: its id.
-        labels: integers `[D, H, W]`.
-        reference: integers `[D, H, W]`.
+        labels: integers `[D, H, W]`, or layers of them.
+        reference: integers `[D, H, W]`, or layers of them.
         grid: of both.
         prompts: that the method received, by object.
         settings: of the evaluation.
@@ -219,10 +226,18 @@ def score_classes(
         }
         if entry.tumour:
             row["lesions"] = pair.lesions[1]
+        if pair.by_distance:
+            row["by_distance"] = pair.by_distance
         if pair.reliability.bins:
             row |= {"band_mm": settings.band_mm, "reliability": pair.reliability.bins}
         rows.append(row)
     return rows
+
+
+def _files(case: LabelledCase, settings: EvaluationSettings) -> tuple[str, ...]:
+    """Return the image of a case and its label maps, of which prompts may be made."""
+    prompt_file = (settings.prompt_files or {}).get(case.id)
+    return (case.image, case.label, *([prompt_file] if prompt_file else []))
 
 
 def _evaluate_case(
@@ -232,7 +247,8 @@ def _evaluate_case(
     flops: SegmentationFlops | None,
     before: Sequence[ScoreRow],
 ) -> list[ScoreRow]:
-    volume = read_volume(case.image)
+    sources = replace(settings.modality, preprocessing=predictor.model.info.preprocessing)
+    volume = read_volume(case.image, modality=sources)
     reference = read_labels(case.label, volume)
     missing = settings.prompt_files is not None and case.id not in settings.prompt_files
     prompt_labels = reference
@@ -296,8 +312,8 @@ def _illustrate(
     before: Sequence[ScoreRow],
     rows: Sequence[ScoreRow],
     settings: EvaluationSettings,
-    labels: np.ndarray,
-    reference: np.ndarray,
+    labels: np.ndarray | LabelLayers,
+    reference: np.ndarray | LabelLayers,
     grid: Grid,
     scan: Callable[[], Volume | None],
     window: str = DEFAULT_CT_WINDOW,
@@ -309,5 +325,7 @@ def _illustrate(
     illustrate(before, rows, settings.pictures, masks, grid.spacing, scan, window)
 
 
-def _prompts(reference: np.ndarray, grid: Grid, settings: EvaluationSettings) -> ObjectPrompts:
-    return object_prompts(settings.protocol, reference, grid.spacing, settings.objects, settings.clip_slices)
+def _prompts(reference: np.ndarray | LabelLayers, grid: Grid, settings: EvaluationSettings) -> ObjectPrompts:
+    return object_prompts(
+        settings.protocol, flat_labels(reference), grid.spacing, settings.objects, settings.clip_slices
+    )

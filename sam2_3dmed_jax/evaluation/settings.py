@@ -12,6 +12,7 @@ from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM, check_width
 from sam2_3dmed_jax.prompts.protocols import FROM_PREDICTIONS, NEAREST_COMPONENT, check_protocol
 from sam2_3dmed_jax.volume.label_classes import LabelClass, Target, prompted_targets, written_values
+from sam2_3dmed_jax.volume.modality import ModalitySources
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class EvaluationSettings:
     prompt_files: Mapping[str, str] | None = None  # by case, label maps to make prompts from; None: the reference
     nearest_component: bool = False  # of files: score only the component nearest to each click
     band_mm: float = WIDTH_MM  # half width of the band around the boundary in which probabilities are scored
+    modality: ModalitySources = field(default_factory=ModalitySources)  # of scans, without the checkpoint
     save: str = ""  # folder for a model's label maps, CASE.nii.gz on the image's own grid; "": they are not kept
 
     def __post_init__(self) -> None:

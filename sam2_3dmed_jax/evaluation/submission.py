@@ -14,11 +14,11 @@ from typing import Any
 
 from sam2_3dmed_jax.data.datasets import UnlabelledDataset, read_test_set
 from sam2_3dmed_jax.data.split_files import first_ids
-from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.errors import CHOICES, UserError, listed, naming
 from sam2_3dmed_jax.evaluation.label_files import by_name
 from sam2_3dmed_jax.evaluation.prompted_segmentation import segment_objects
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.model.checkpoint import load_model
+from sam2_3dmed_jax.model.checkpoint import load_model, read_info
 from sam2_3dmed_jax.prompts.case_table import read_cases
 from sam2_3dmed_jax.prompts.flags import gather_prompts
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, object_prompts
@@ -26,9 +26,10 @@ from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
 from sam2_3dmed_jax.runtime.progress import Progress
-from sam2_3dmed_jax.volume.geometry import Volume, check_same_grid
-from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume, write_labels
+from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.io import check_readable, read_labels, read_volume, stored_modality, write_labels
 from sam2_3dmed_jax.volume.label_classes import Target, declared_classes, prompted_targets, written_values
+from sam2_3dmed_jax.volume.modality import ModalitySources, dicom_modality
 
 OF_USER = "user"
 OF_PREDICTIONS = "predictions"
@@ -45,6 +46,7 @@ def export_submission(
     protocol: str,
     order: Any,
     progress: Progress,
+    modality: str = "",
 ) -> list[str]:
     """Segment all test images of a task; the same call resumes an interrupted export.
 
@@ -58,6 +60,7 @@ def export_submission(
         protocol: how prompts are made from predictions, one of `protocols.PROTOCOLS` but 'oracle-clip'.
         order: of the two directions of propagation.
         progress: called after each case.
+        modality: DICOM's code of the images; "": as they store or the task declares it.
 
     Returns:
         Lines to print.
@@ -66,18 +69,22 @@ def export_submission(
         UserError: an image has neither prompts nor a prediction, files do not fit each other, or `out` has other files.
     """
     tests = read_test_set(data)
+    sources = ModalitySources(modality, dicom_modality(tests.modality), read_info(checkpoint).preprocessing, checkpoint)
+    for image in tests.images.values():
+        sources.modality(stored_modality(image), image)
     targets = prompted_targets(declared_classes(tests.labels))
     if predictions:
-        prompts_of = _from_predictions(tests, predictions, targets, protocol)
+        prompts_of = _from_predictions(tests, predictions, targets, protocol, progress)
         source = {"kind": OF_PREDICTIONS, "folder": os.path.realpath(predictions), "protocol": protocol}
     else:
-        prompts_of = _from_user(tests, str(cases), targets)
+        prompts_of = _from_user(tests, str(cases), targets, progress)
         source = {"kind": OF_USER, "cases": os.path.realpath(str(cases))}
     identity = {
         "note": "for research use only",
         "task": tests.task,
         "checkpoint": {"path": os.path.realpath(checkpoint), "sha256": sha256_of_folder(Path(checkpoint))},
         "order": order,
+        **({"modality": modality} if modality else {}),
         "prompt_source": source,
         **_admissibility(source["kind"]),
     }
@@ -87,7 +94,7 @@ def export_submission(
     for number, (case, image) in enumerate(tests.images.items(), 1):
         target = folder / f"{case}.nii.gz"
         if case not in finished or not target.exists():
-            volume = read_volume(image)
+            volume = read_volume(image, modality=sources)
             with naming(case):
                 prompts = prompts_of(case, volume)
             write_labels(target, segment_objects(predictor, volume, prompts).labels, volume)
@@ -117,7 +124,9 @@ def _admissibility(kind: str) -> dict[str, Any]:
     return {"admissible": True, "reason": reason}
 
 
-def _from_predictions(tests: UnlabelledDataset, folder: str, targets: Sequence[Target], protocol: str) -> PromptsOf:
+def _from_predictions(
+    tests: UnlabelledDataset, folder: str, targets: Sequence[Target], protocol: str, progress: Progress
+) -> PromptsOf:
     check_protocol(protocol)
     if protocol == "oracle-clip":
         raise UserError(
@@ -125,8 +134,7 @@ def _from_predictions(tests: UnlabelledDataset, folder: str, targets: Sequence[T
         )
     files = by_name(folder)
     _check_cases("--prompts-from", folder, tests, files)
-    for case, image in tests.images.items():
-        check_same_grid(read_grid(files[case]), read_grid(image))
+    check_readable([(image, files[case]) for case, image in tests.images.items()], progress)
 
     def prompts_of(case: str, volume: Volume) -> ObjectPrompts:
         return object_prompts(protocol, read_labels(files[case], volume), volume.spacing, targets)
@@ -134,9 +142,10 @@ def _from_predictions(tests: UnlabelledDataset, folder: str, targets: Sequence[T
     return prompts_of
 
 
-def _from_user(tests: UnlabelledDataset, cases: str, targets: Sequence[Target]) -> PromptsOf:
+def _from_user(tests: UnlabelledDataset, cases: str, targets: Sequence[Target], progress: Progress) -> PromptsOf:
     prompts_by_case = {case.name: case.prompts for case in read_cases(cases)}
     _check_cases("--cases", cases, tests, prompts_by_case)
+    check_readable([(image,) for image in tests.images.values()], progress)
     values = dict(zip(written_values(targets), targets, strict=True))
 
     def prompts_of(case: str, volume: Volume) -> ObjectPrompts:
@@ -145,7 +154,7 @@ def _from_user(tests: UnlabelledDataset, cases: str, targets: Sequence[Target]) 
             if prompt.object_id not in values:
                 raise UserError(
                     f"{cases}: case {case} prompts object {prompt.object_id}, which is not a label of {tests.task}; "
-                    f"choose from {', '.join(f'{value} ({tests.labels[value]})' for value in values)}"
+                    f"choose from {listed([f'{value} ({tests.labels[value]})' for value in values], CHOICES)}"
                 )
             prompts[values[prompt.object_id]].append(prompt)
         return {target: target_prompts for target, target_prompts in prompts.items() if target_prompts}
@@ -180,7 +189,7 @@ def _finished_cases(manifest: Path, folder: Path, identity: dict[str, Any]) -> d
         raise UserError(f"--out: {manifest} is not a manifest of an export; choose another folder") from None
     if earlier != identity:
         differing = [name for name in identity if earlier.get(name) != identity[name]]
-        fields = ", ".join(differing) or "other fields"
+        fields = listed(differing) or "other fields"
         raise UserError(f"--out: {manifest} is of another export (it differs in {fields}); choose another folder")
     return finished
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.evaluation import cost
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.lesions import summarise_lesions
+from sam2_3dmed_jax.metrics.prompt_distance import mean_by_distance
 from sam2_3dmed_jax.metrics.reliability import band_widths, pooled_bins
-from sam2_3dmed_jax.metrics.statistics import DRAWS, bootstrap_means, interval, spread
+from sam2_3dmed_jax.metrics.statistics import estimate, interval, spread
 from sam2_3dmed_jax.prompts.protocols import PROTOCOL_DESCRIPTIONS
 
 # Columns with one value in all rows of a summary: a table mixes neither blocks nor definitions.
@@ -29,6 +30,10 @@ _DEFINITIONS = {
         "half width of the band around the reference's boundary: voxels whose centre is at most this far, in mm, "
         "from the nearest voxel centre on the other side, inside and outside alike; prompted slices are among them"
     ),
+    "by_distance": (
+        "Dice of the slices in each bin of distance, in mm along the slice axis, from the nearest prompted slice: per "
+        "case, all slices of the bin that hold the prediction or the reference together; mean over cases that have some"
+    ),
     **cost.DEFINITIONS,
     "bd": "the boundary branch at inference: 'yes', 'no', 'left out' of a checkpoint that has it, or '': not known",
     "empty": "'prediction' or 'reference' empty, 'both', or ''; an object that the reference lacks is not prompted",
@@ -38,7 +43,14 @@ _DEFINITIONS = {
         "mean, SD (n - 1) and quartiles over cases with a value, separately for each class, a case being the mean over "
         "its seeds; macro: mean of the classes, without unions of others"
     ),
-    "ci95": f"percentile interval of {DRAWS} bootstrap samples over cases (and, crossed, over seeds) from a fixed seed",
+    "ci95": (
+        "t interval of the mean over cases and seeds, crossed; Satterthwaite's degrees of freedom, which few seeds "
+        "make few; within the range of the metric"
+    ),
+    "ci95_covers": (
+        "'cases and seeds', or 'cases' with one seed: then noise between trainings is not in the intervals, which are "
+        "too narrow for another training"
+    ),
 }
 
 
@@ -56,22 +68,22 @@ def summarise(rows: Sequence[ScoreRow], fixed_cost: Sequence[Mapping[str, Any]] 
 
     Returns:
         {"classes": {name: {"cases", "tolerance_mm", "empty": {kind: count}, metric: `statistics.spread` with "ci95",
-        "lesions" of tumours, "reliability" of objects}}, "macro": {metric: {"mean", "ci95"}}, "macro_classes": names,
+        "lesions" of tumours, "by_distance" of prompted classes, "reliability" of objects}},
+        "macro": {metric: {"mean", "ci95"}}, "macro_classes": names,
         "macro_dice" and likewise of other metrics: mean or None, "missing_predictions": cases, "cost": `CostSummary`,
-        the columns `UNIFORM`, "definitions", "note"}.
+        "seeds": ids, "ci95_covers", the columns `UNIFORM`, "definitions", "note"}. The order of rows does not change
+        any number.
 
     Raises:
         UserError: rows that do not belong in one table, or a case with two rows of one class and seed.
     """
     bands, tolerances = _check_uniform(rows)
     metrics = _averaged_metrics(rows, bands)
-    cases = list(dict.fromkeys(row["case"] for row in rows))
+    cases = sorted({row["case"] for row in rows})
     names = list(dict.fromkeys(row["class"] for row in rows))
     tables = {name: {metric: values_of(rows, name, metric, cases) for metric in metrics} for name in names}
-    drawn = bootstrap_means([tables[name][metric] for metric in metrics for name in names])
-    samples = dict(zip(metrics, np.split(drawn, len(metrics), axis=1), strict=True))
     classes: dict[str, Any] = {}
-    for column, name in enumerate(names):
+    for name in names:
         class_rows = [row for row in rows if row["class"] == name]
         fold_of = {row["case"]: row.get("fold", "") for row in class_rows}
         classes[name] = _counts(class_rows, tolerances[name])
@@ -79,17 +91,20 @@ def summarise(rows: Sequence[ScoreRow], fixed_cost: Sequence[Mapping[str, Any]] 
             entry = spread(tables[name][metric], [fold_of.get(case, "") for case in cases])
             if undefined(class_rows, metric):
                 entry = {**dict.fromkeys(entry), "n": entry["n"], "undefined": True}
-                samples[metric][:, column] = math.nan
-            classes[name][metric] = {**entry, "ci95": interval(samples[metric][:, column])}
+            mean = None if "undefined" in entry else estimate([[(1.0, tables[name][metric])]])
+            classes[name][metric] = {**entry, "ci95": interval(mean, registry.range_of(metric))}
         classes[name] |= _details(class_rows)
     macro_classes = [name for name in names if not _is_union_of_others(rows, name)]
-    macro = _macro_entries(classes, macro_classes, samples, [names.index(name) for name in macro_classes])
+    macro = _macro_entries(classes, macro_classes, tables, metrics)
+    seeds = seeds_of(rows)
     return {
         "note": "for research use only",
         **{column: str(rows[0].get(column, "")) for column in UNIFORM},
         "protocol": sorted({str(row["protocol"]) for row in rows}),
         "protocol_definition": PROTOCOL_DESCRIPTIONS.get(str(rows[0]["protocol"]), "none"),
         "cases": len(cases),
+        "seeds": seeds,
+        "ci95_covers": "cases and seeds" if len(seeds) > 1 else "cases",
         "missing_predictions": sorted({row["case"] for row in rows if row.get("missing") == "yes"}),
         **{f"macro_{metric}": entry["mean"] for metric, entry in macro.items()},
         "macro_classes": macro_classes,
@@ -98,6 +113,11 @@ def summarise(rows: Sequence[ScoreRow], fixed_cost: Sequence[Mapping[str, Any]] 
         "cost": cost.summarise_cost(rows, fixed_cost),
         "definitions": definitions(),
     }
+
+
+def seeds_of(rows: Sequence[ScoreRow]) -> list[str]:
+    """Return the ids of the seeds of rows, sorted; one empty id if no seed is known."""
+    return sorted({str(row.get("seed", "")) for row in rows})
 
 
 def values_of(rows: Sequence[ScoreRow], name: str, metric: str, cases: Sequence[str]) -> np.ndarray:
@@ -110,12 +130,12 @@ def values_of(rows: Sequence[ScoreRow], name: str, metric: str, cases: Sequence[
         cases: whose values are returned.
 
     Returns:
-        float64 `[C, S]`, the cases by the seeds of the rows; NaN: no value.
+        float64 `[C, S]`, the cases by the seeds of the rows, as `seeds_of` sorts them; NaN: no value.
 
     Raises:
         UserError: a case has two values for one seed.
     """
-    seeds = list(dict.fromkeys(str(row.get("seed", "")) for row in rows))
+    seeds = seeds_of(rows)
     values = np.full((len(cases), len(seeds)), math.nan)
     filled = set()
     case_index = {case: number for number, case in enumerate(cases)}
@@ -151,12 +171,10 @@ def _check_uniform(rows: Sequence[ScoreRow]) -> tuple[set[float], dict[str, Any]
         raise UserError("no case was scored, so the summary is empty; choose a fold or folder with cases")
     for column in UNIFORM:
         if len(values := {str(row.get(column, "")) for row in rows}) > 1:
-            raise UserError(f"the results differ in {column} ({', '.join(sorted(values))}); summarise them separately")
+            raise UserError(f"the results differ in {column} ({listed(sorted(values))}); summarise them separately")
     bands = band_widths(rows)
     if len(bands) > 1:
-        raise UserError(
-            f"the results differ in band_mm ({', '.join(map(str, sorted(bands)))}); summarise them separately"
-        )
+        raise UserError(f"the results differ in band_mm ({listed(sorted(bands))}); summarise them separately")
     tolerances: dict[str, Any] = {}
     for row in rows:
         if str(tolerances.setdefault(row["class"], row.get("tolerance_mm"))) != str(row.get("tolerance_mm")):
@@ -167,6 +185,8 @@ def _check_uniform(rows: Sequence[ScoreRow]) -> tuple[set[float], dict[str, Any]
 def _averaged_metrics(rows: Sequence[ScoreRow], bands: set[float]) -> list[str]:
     absent = [] if any(row.get("definition") for row in rows) else registry.names_requiring("surfaces")
     absent += [] if bands else registry.names_requiring("logits")
+    # Results of earlier versions lack the metrics that were added later.
+    absent += [name for name in registry.averaged_names() if not any(name in row for row in rows)]
     return [name for name in registry.averaged_names() if name not in absent]
 
 
@@ -182,8 +202,10 @@ def _counts(rows: Sequence[ScoreRow], tolerance_mm: Any) -> dict[str, Any]:
 
 
 def _details(rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """Return the reliability diagram and the lesions of a class, if it has them."""
+    """Return the reliability diagram, the Dice by distance and the lesions of a class, if it has them."""
     details: dict[str, Any] = {}
+    if distances := mean_by_distance(rows):
+        details["by_distance"] = distances
     if bins := pooled_bins(rows):
         details["reliability"] = {"band_mm": band_widths(rows).pop(), "bins": bins}
     if counted := [row for row in rows if row.get("lesions_reference") not in (None, "")]:
@@ -193,32 +215,38 @@ def _details(rows: Sequence[ScoreRow]) -> dict[str, Any]:
 
 
 def _macro_entries(
-    classes: Mapping[str, Any], names: Sequence[str], samples: Mapping[str, np.ndarray], columns: Sequence[int]
+    classes: Mapping[str, Any],
+    names: Sequence[str],
+    tables: Mapping[str, Mapping[str, np.ndarray]],
+    metrics: Sequence[str],
 ) -> dict[str, Any]:
     """Return the mean over classes of each metric.
 
     Args:
         classes: entries of all classes.
         names: of the classes to average.
-        samples: bootstrap means `[draws, classes]` of each metric.
-        columns: of the classes to average, in `samples`.
+        tables: values `[C, S]` of each class and metric, on the same cases and seeds.
+        metrics: whose means are returned.
     """
     # If a class has no probabilities, a mean over the others would pass for the mean over all classes.
     needs_all = registry.names_requiring("logits")
     return {
-        metric: _macro([classes[name][metric] for name in names], drawn[:, columns])
-        for metric, drawn in samples.items()
+        metric: _macro(metric, {name: classes[name][metric] for name in names}, tables)
+        for metric in metrics
         if metric not in needs_all or all(classes[name][metric]["n"] for name in names)
     }
 
 
-def _macro(entries: Sequence[dict[str, Any]], samples: np.ndarray) -> dict[str, Any]:
+def _macro(
+    metric: str, entries: Mapping[str, dict[str, Any]], tables: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
     """Return the mean over the classes that have one; it is None if the mean of any class is undefined."""
-    known = [place for place, entry in enumerate(entries) if entry["mean"] is not None]
-    if not known or any("undefined" in entry for entry in entries):
+    known = sorted(name for name, entry in entries.items() if entry["mean"] is not None)
+    if not known or any("undefined" in entry for entry in entries.values()):
         return {"mean": None, "ci95": None}
-    mean = sum(entries[place]["mean"] for place in known) / len(known)
-    return {"mean": mean, "ci95": interval(samples[:, known].mean(1))}
+    mean = sum(entries[name]["mean"] for name in known) / len(known)
+    of_classes = estimate([[(1 / len(known), tables[name][metric]) for name in known]])
+    return {"mean": mean, "ci95": interval(of_classes, registry.range_of(metric))}
 
 
 def _is_union_of_others(rows: Sequence[ScoreRow], name: str) -> bool:

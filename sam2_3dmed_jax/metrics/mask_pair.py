@@ -11,6 +11,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.metrics.lesions import Lesion, LesionCounts, count_lesions
 from sam2_3dmed_jax.metrics.overlap import overlap_metrics
+from sam2_3dmed_jax.metrics.prompt_distance import Distances, dice_by_distance
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM, ObjectReliability, object_reliability
 from sam2_3dmed_jax.metrics.surface import DEFINITIONS, EMPTY_POLICIES
 from sam2_3dmed_jax.volume.geometry import Grid
@@ -67,6 +68,11 @@ class MaskPair:
     def overlap(self) -> dict[str, float]:
         """Dice and IoU over all slices."""
         return overlap_metrics(self.prediction, self.reference)
+
+    @cached_property
+    def by_distance(self) -> Distances:
+        """Dice by distance from the nearest prompted slice; [] without prompts."""
+        return dice_by_distance(self.prediction, self.reference, self.prompted_slices, self.grid.spacing[0])
 
     @cached_property
     def lesions(self) -> tuple[LesionCounts, list[Lesion]]:

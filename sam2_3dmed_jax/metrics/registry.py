@@ -15,7 +15,7 @@ from sam2_3dmed_jax.metrics.mask_pair import MaskPair
 from sam2_3dmed_jax.metrics.overlap import overlap_without_slices
 from sam2_3dmed_jax.metrics.reliability import BINS
 from sam2_3dmed_jax.metrics.surface import surface_metrics
-from sam2_3dmed_jax.metrics.volumes import volume_metrics
+from sam2_3dmed_jax.metrics.volumes import leakage_mm, volume_metrics
 from sam2_3dmed_jax.volume.nearest_grid import is_orthogonal, onto_grid, orthogonal_grid
 
 Compute = Callable[[MaskPair], Mapping[str, float]]
@@ -107,6 +107,14 @@ def title_of(column: str) -> str:
     return registered.title if registered else column.replace("_", " ")
 
 
+def range_of(name: str) -> tuple[float, float]:
+    """Return the range of possible means of a metric: its `limits`; otherwise from 0, or all numbers if signed."""
+    registered = metric(name)
+    if registered and registered.limits:
+        return registered.limits
+    return (-math.inf if registered is None or registered.signed else 0.0), math.inf
+
+
 def averaged_names() -> list[str]:
     """Return the names of the metrics that are averaged over cases."""
     return [entry.name for entry in METRICS if entry.averaged]
@@ -160,6 +168,10 @@ def _overlap_without_prompted_slices(pair: MaskPair) -> Mapping[str, float]:
 
 def _volumes(pair: MaskPair) -> Mapping[str, float]:
     return volume_metrics(pair.prediction, pair.reference, pair.grid.voxel_volume_ml)
+
+
+def _leakage(pair: MaskPair) -> Mapping[str, float]:
+    return {"leakage_mm": leakage_mm(pair.prediction, pair.reference, pair.grid.spacing[0])}
 
 
 def _reliability(pair: MaskPair) -> Mapping[str, float]:
@@ -307,6 +319,18 @@ METRICS: tuple[Metric, ...] = (
         "millilitres predicted on slices beyond the reference's first and last one",
         2,
         _volumes,
+        compared=False,
+    ),
+    Metric(
+        "leakage_mm",
+        "leakage beyond the extent",
+        "mm",
+        "lower",
+        "distance along the slice axis from the reference's first or last slice to the farthest predicted slice beyond "
+        "it, the larger of both ends; 0 if nothing is predicted beyond; the prediction's extent if the reference is "
+        "empty; NaN if both are; fp_ml_outside_extent is its volume",
+        2,
+        _leakage,
         compared=False,
     ),
     Metric(

@@ -1,18 +1,22 @@
-"""Statistics over cases: spread, bootstrap intervals and paired tests. The unit is the case, averaged over seeds.
+"""Statistics over cases and seeds: spread, intervals and paired tests.
 
-Arrays are `[C, S]`, cases by seeds (training runs), NaN where a value is missing. Standard deviations over cases, seeds
-and folds are kept apart, never pooled. All randomness comes from a seed.
+Arrays are `[C, S]`, cases by seeds (training runs), NaN where a value is missing. A case is the mean over its seeds.
+Standard deviations over cases, seeds and folds are kept apart, never pooled. Intervals and the primary test come from
+a model in which cases and seeds are random and crossed (Baayen et al. 2008), with degrees of freedom for few seeds,
+because a test over case means alone takes noise between seeds for a difference of methods. Nothing is drawn at random.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-DRAWS = 10_000  # bootstrap samples
 LEVEL = 95  # per cent of an interval
+_EXACT = 50  # most cases of the exact signed-rank test
+_ROUNDING = 1e-12  # standard errors below this share of the largest value are rounding errors
 
 Interval = list[float] | None
 
@@ -51,58 +55,105 @@ def over_seeds(values: np.ndarray) -> np.ndarray:
     return np.where(counts, np.where(valid, values, 0).sum(-1) / np.maximum(counts, 1), math.nan)
 
 
-def bootstrap_means(values: Sequence[np.ndarray], seed: int = 0, draws: int = DRAWS) -> np.ndarray:
-    """Return means of bootstrap samples: cases are drawn with replacement, and so are the seeds of each sample.
+class Estimate(NamedTuple):
+    """A mean, or a difference of means, with its uncertainty over random cases and random seeds."""
 
-    A seed trains one model, which scores every case. Cases and seeds are therefore crossed, and a sample draws its
-    seeds once (the pigeonhole bootstrap, Owen 2007). With one seed this is the bootstrap over cases.
+    value: float
+    error: float  # standard error; NaN with fewer than two cases, 0 if nothing varies
+    freedom: float  # degrees of freedom (Satterthwaite)
+
+
+def estimate(groups: Sequence[Sequence[tuple[float, np.ndarray]]]) -> Estimate | None:
+    """Return a weighted sum of means over cases, with its standard error over cases and seeds.
+
+    A seed trains one model, which scores every case, so cases and seeds are crossed: a value is the sum of a case
+    effect, a seed effect and a residual, all random. The variance of the sum is estimated in closed form:
+
+        s2(case means) / C + sum over groups of s2(seed means) / S - s2(residuals) / (C S)
+
+    which counts the residuals once, but is not less than its first or second term. The degrees of freedom are
+    Satterthwaite's (1946), and at least the smallest number of levels minus 1. With one seed, the variance of seeds
+    cannot be estimated, and the error covers cases only, as in the paired t-test.
 
     Args:
-        values: `[C, S]` of several classes or methods on the same cases, which a sample draws together; each array has
-            its own seeds.
-        seed: of the draws.
-        draws: number of samples.
+        groups: the terms, weight and values `[C, S]` on the same cases (NaN: no value). The terms of one group have the
+            same seeds, in the same order; different groups have seeds that were drawn independently. As in
+            `over_seeds`, a term is the mean over cases of their means over the seeds that they have.
 
     Returns:
-        float64 `[draws, len(values)]`; NaN where a sample has no value.
+        None if a term has no value.
     """
-    rng = np.random.default_rng(seed)
-    C = len(values[0])
-    cases = rng.multinomial(C, np.full(C, 1 / C), draws).astype(float)  # how often each case is drawn
-    seeds_of = {
-        S: rng.multinomial(S, np.full(S, 1 / S), draws).astype(float) for S in sorted({v.shape[1] for v in values})
-    }
-    means = np.full((draws, len(values)), math.nan)
-    for column, array in enumerate(values):
-        valid, filled = (~np.isnan(array)).astype(float), np.nan_to_num(array)
-        if array.shape[1] == 1:
-            total, weighted = cases @ valid[:, 0], cases @ filled[:, 0]
-        else:  # like `over_seeds`: the mean over a case's drawn seeds, then over the drawn cases
-            seeds = seeds_of[array.shape[1]]
-            counts = seeds @ valid.T
-            weight = cases * (counts > 0)
-            total = weight.sum(1)
-            weighted = (weight * (seeds @ filled.T) / np.maximum(counts, 1)).sum(1)
-        np.divide(weighted, total, out=means[:, column], where=total > 0)
-    return means
-
-
-def interval(samples: np.ndarray) -> Interval:
-    """Return the percentile interval of bootstrap samples `[draws]`; None if all are equal or none has a value."""
-    samples = samples[~np.isnan(samples)]
-    if not samples.size or np.ptp(samples) == 0:
+    terms = [values for group in groups for _, values in group]
+    if any(np.isnan(values).all() for values in terms):
         return None
-    tail = (100 - LEVEL) / 2
-    return [float(value) for value in np.percentile(samples, (tail, 100 - tail))]
+    cases = np.any([~np.isnan(values).all(-1) for values in terms], axis=0)
+    C = int(cases.sum())
+    case_means = np.zeros(C)
+    seed_variance = residual_variance = squares = 0.0
+    fewest = C - 1
+    for group in groups:
+        seeds = np.any([~np.isnan(values).all(0) for _, values in group], axis=0)
+        S = int(seeds.sum())
+        parts = np.sum([weight * _contributions(values[cases][:, seeds]) for weight, values in group], axis=0)
+        rows = parts.mean(-1)
+        case_means += rows
+        if S > 1 and C > 1:
+            columns = parts.mean(0)
+            residuals = parts - rows[:, None] - columns + parts.mean()
+            variances = columns.var(ddof=1) / S, (residuals**2).sum() / ((C - 1) * (S - 1) * C * S)
+            seed_variance += variances[0]
+            residual_variance += variances[1]
+            squares += variances[0] ** 2 / (S - 1) + variances[1] ** 2 / ((C - 1) * (S - 1))
+            fewest = min(fewest, S - 1)
+    value = float(case_means.mean())
+    if C < 2:
+        return Estimate(value, math.nan, math.nan)
+    case_variance = case_means.var(ddof=1) / C
+    squares += case_variance**2 / (C - 1)
+    variance = max(case_variance + seed_variance - residual_variance, case_variance, seed_variance)
+    largest = max(float(np.nanmax(np.abs(values))) for values in terms)
+    if math.sqrt(variance) <= _ROUNDING * largest:
+        return Estimate(0.0 if abs(value) <= _ROUNDING * largest else value, 0.0, math.nan)
+    return Estimate(value, math.sqrt(variance), max(float(variance**2 / squares), float(fewest)))
+
+
+def interval(mean: Estimate | None, limits: tuple[float, float] = (-math.inf, math.inf)) -> Interval:
+    """Return the t interval of an estimate, within the limits of the metric.
+
+    Returns:
+        None if the error is not known or 0.
+    """
+    if mean is None or not mean.error > 0:
+        return None
+    from scipy import special  # imported here because it is slow to import
+
+    reach = mean.error * float(special.stdtrit(mean.freedom, 0.5 + LEVEL / 200))
+    return [max(mean.value - reach, limits[0]), min(mean.value + reach, limits[1])]
+
+
+def t_test(difference: Estimate | None) -> float | None:
+    """Return the two-sided p value of a difference: of the t test that belongs to `interval`.
+
+    Returns:
+        None if the error is not known, or 0 although the difference is not; 1 if no case differs.
+    """
+    if difference is None or math.isnan(difference.error):
+        return None
+    if difference.error == 0:
+        return 1.0 if difference.value == 0 else None
+    from scipy import special  # imported here because it is slow to import
+
+    return float(2 * special.stdtr(difference.freedom, -abs(difference.value) / difference.error))
 
 
 def wilcoxon(differences: np.ndarray) -> float | None:
-    """Return the two-sided p value of Wilcoxon's signed-rank test.
+    """Return the two-sided p value of Wilcoxon's signed-rank test, in which only the cases are random.
 
-    It is exact up to 50 cases without ties, otherwise by the normal approximation.
+    Zeros are left out, as in Wilcoxon's test. With up to 50 remaining cases, the p value is exact, also with ties;
+    with more, it comes from SciPy's normal approximation.
 
     Args:
-        differences: `[C]`, of paired cases; zeros are left out, as in Wilcoxon's test.
+        differences: `[C]`, of paired cases.
 
     Returns:
         None without cases, 1 if all differences are zero.
@@ -111,9 +162,19 @@ def wilcoxon(differences: np.ndarray) -> float | None:
 
     if not differences.size:
         return None
-    if not np.any(differences):
+    # Differences that are equal but for rounding errors are ties.
+    scaled = np.round(differences / max(float(np.abs(differences).max()), math.ulp(0)), 12)
+    scaled = scaled[scaled != 0]
+    if not scaled.size:
         return 1.0
-    return float(stats.wilcoxon(differences).pvalue)
+    if scaled.size > _EXACT:
+        return float(stats.wilcoxon(scaled, method="approx").pvalue)
+    doubled = np.round(2 * stats.rankdata(np.abs(scaled))).astype(int)  # mid-ranks of ties are halves
+    chance = np.ones(1)  # of each sum of the doubled ranks of the positive differences, given the ranks
+    for rank in doubled:
+        chance = np.pad(chance, (0, rank)) / 2 + np.pad(chance, (rank, 0)) / 2
+    total = int(doubled[scaled > 0].sum())
+    return float(min(1.0, 2 * min(chance[: total + 1].sum(), chance[total:].sum())))
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
@@ -129,6 +190,20 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
         least = max(least, min(1.0, value * (len(known) - rank)))
         corrected[place] = least
     return corrected
+
+
+def _contributions(values: np.ndarray) -> np.ndarray:
+    """Return `[C, S]` without NaN, of which the plain mean is the mean over cases of `over_seeds`.
+
+    Without missing values it equals `values`. Otherwise each value differs from the mean in proportion to its weight,
+    and a missing one does not differ, so that sums over rows and columns have the right variances.
+    """
+    valid = ~np.isnan(values)
+    means = over_seeds(values)
+    scored = ~np.isnan(means)
+    mean = means[scored].mean()
+    weights = values.size / (scored.sum() * np.maximum(valid.sum(-1, keepdims=True), 1))
+    return np.asarray(mean + np.where(valid, values - mean, 0) * weights)
 
 
 def _sd(values: np.ndarray) -> float | None:

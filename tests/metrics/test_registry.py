@@ -70,6 +70,41 @@ def test_a_reference_on_prompted_slices_only_has_no_score_without_them(predicted
     assert math.isnan(values["dice_without_prompted_slices"]) and values["dice"] >= 0
 
 
+@pytest.mark.parametrize(
+    ("predicted", "expected_mm"),
+    [
+        ((2, 3), 0),  # inside the reference, slices 2 to 4
+        ((4,), 0),
+        ((1, 3, 5), 5),  # one slice of 5 mm beyond both ends
+        ((0, 4, 5), 10),  # two below, one above: the larger
+        ((3, 7), 15),  # a gap before the farthest slice
+        ((), 0),
+    ],
+)
+def test_leakage_is_the_distance_of_the_farthest_slice_beyond_an_end_of_the_reference(
+    predicted: tuple[int, ...], expected_mm: float
+):
+    reference, prediction = np.zeros((2, 8, 4, 4), bool)
+    reference[2:5, 1:3, 1:3] = True
+    prediction[list(predicted), 2, 2] = True
+    assert scores(prediction, reference, grid_of((8, 4, 4)))["leakage_mm"] == expected_mm
+
+
+def test_leakage_without_a_reference_is_the_extent_of_the_prediction():
+    reference, prediction = np.zeros((2, 8, 4, 4), bool)
+    assert math.isnan(scores(prediction, reference, grid_of((8, 4, 4)))["leakage_mm"])
+    prediction[3:6, 2, 2] = True
+    assert scores(prediction, reference, grid_of((8, 4, 4)))["leakage_mm"] == 3 * 5
+
+
+def test_leakage_on_a_slanted_grid_is_measured_along_the_slice_axis():
+    reference, prediction = np.zeros((2, 8, 4, 4), bool)
+    reference[2, 1, 1] = prediction[5, 1, 1] = True
+    grid = slanted(reference.shape, 0.3)  # each slice is 5 mm higher and 0.6 mm further along the rows
+    values = scores(prediction, reference, grid, settings=MetricSettings(surfaces=False))
+    assert values["leakage_mm"] == pytest.approx(3 * math.hypot(5, 0.6))
+
+
 def test_without_surface_metrics_a_slanted_grid_is_accepted():
     mask = np.zeros((4, 6, 6), bool)
     mask[1:3, 2:4, 2:4] = True

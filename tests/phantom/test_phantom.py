@@ -13,7 +13,7 @@ from sam2_3dmed_jax.evaluation.region_growing import region_growing
 from sam2_3dmed_jax.phantom import make_case, write_phantom_dataset
 from sam2_3dmed_jax.phantom.densities import TOUCHING
 from sam2_3dmed_jax.phantom.person import draw_anatomy
-from sam2_3dmed_jax.phantom.scanner import draw_acquisition
+from sam2_3dmed_jax.phantom.scanner import as_mr, draw_acquisition
 from sam2_3dmed_jax.prompts.simulation import centre_point, largest_slice
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 
@@ -234,3 +234,34 @@ def test_region_growing_finds_an_isolated_ball_of_distinct_density():
 def test_region_growing_refuses_a_click_outside():
     with pytest.raises(ValueError, match="click inside"):
         region_growing(np.zeros((4, 5, 6)), (0, 5, 0))
+
+
+@pytest.fixture(scope="module")
+def mr_scans():
+    return {seed: make_case(seed, "spleen", 64, "MR") for seed in SEEDS}
+
+
+def test_an_mr_phantom_is_the_same_person_and_has_no_negative_signal(mr_scans):
+    for seed, (signal, label, spacing) in mr_scans.items():
+        hu, _, ct_spacing = make_case(seed, "spleen", 64)
+        assert signal.shape == hu.shape and spacing == ct_spacing and label.any() and signal.min() >= 0
+        outside = hu < -980
+        assert np.median(signal[outside]) < 0.15 * np.percentile(signal, 99)
+
+
+def test_an_mr_phantom_has_the_signal_of_its_tissues_at_another_scale_in_each_case(mr_scans):
+    fat = []
+    for seed, (signal, label, spacing) in mr_scans.items():
+        anatomy = draw_anatomy(seed)
+        acquisition = as_mr(anatomy, draw_acquisition(anatomy, "spleen", 64))
+        fat.append(acquisition.hu["fat"])
+        found = np.median(signal[interior(label, spacing)])
+        assert found == pytest.approx(acquisition.hu["spleen"], rel=0.1)  # noise raises a magnitude a little
+    assert max(fat) > 3 * min(fat) and min(fat) >= 300 and max(fat) <= 8000
+
+
+def test_a_dataset_of_mr_phantoms_declares_its_modality(tmp_path):
+    write_phantom_dataset(tmp_path / "data", 1, matrix=32, modality="MR")
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["modality"] == {"0": "MRI"}
+    with pytest.raises(UserError, match="no modality 'PT'"):
+        write_phantom_dataset(tmp_path / "other", 1, modality="PT")

@@ -34,6 +34,7 @@ def report_page(rows: Sequence[ScoreRow], summary: dict[str, Any], comparison: C
     content = [
         ("What was measured", sections.what_was_measured(rows, summary)),
         ("Scores", sections.scores(summary) + sections.counts(summary) + sections.lesions(summary)),
+        ("Dice by distance from the prompt", sections.by_distance(summary)),
         ("Comparison", sections.comparison_table(comparison) if comparison else ""),
         ("Cost", cost_tables(summary)),
         ("Spread over cases", _box_plots(rows, summary)),

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sam2_3dmed_jax.evaluation.comparison import Comparison
+from sam2_3dmed_jax.evaluation.comparison import TESTS, Comparison
 from sam2_3dmed_jax.evaluation.report.markup import NO_VALUE, Cell, Number, Range, facts, table
 from sam2_3dmed_jax.evaluation.report.wording import digits_of, name_of, number, row_cell, tolerances
 from sam2_3dmed_jax.evaluation.result_files import case_columns
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, ScoreRow
 from sam2_3dmed_jax.metrics import registry
-from sam2_3dmed_jax.metrics.statistics import DRAWS
 
 ROWS = 2000  # most rows of the table of cases; all of them are in cases.csv
 # Columns of cases.csv that other tables of the report show.
@@ -71,8 +70,8 @@ def scores(summary: dict[str, Any]) -> str:
     caption = (
         f"Scores. Block {summary['block']}, protocol {', '.join(summary['protocol'])}."
         f"{surfaces if summary['definition'] else ''} Mean, SD (n - 1) and quartiles over the n cases with a value, "
-        f"separately for each class, a case being the mean over its seeds. Intervals: {DRAWS} bootstrap samples over "
-        f"cases. Macro: plain mean of the classes {', '.join(summary['macro_classes'])}."
+        f"separately for each class, a case being the mean over its seeds. Intervals: t intervals over "
+        f"{summary['ci95_covers']}. Macro: plain mean of the classes {', '.join(summary['macro_classes'])}."
     )
     return table(caption, header, body, heads=2)
 
@@ -102,6 +101,28 @@ def counts(summary: dict[str, Any]) -> str:
         "several seeds counts once under cases, and once per seed elsewhere."
     )
     return table(caption, header, body)
+
+
+def by_distance(summary: dict[str, Any]) -> str:
+    """Return the Dice of each class by distance from the prompted slices; '' without prompts."""
+    entries = {name: entry["by_distance"] for name, entry in summary["classes"].items() if "by_distance" in entry}
+    if not entries:
+        return ""
+    body: list[list[Cell]] = []
+    for name, bins in entries.items():
+        body.append([name, "mean Dice", *(Number(one["dice"], digits_of("dice")) for one in bins)])
+        body.append([name, "cases", *(one["cases"] for one in bins)])
+    header = ["class", "what", *map(_distance, next(iter(entries.values())))]
+    caption = f"Dice by distance from the nearest prompted slice. {summary['definitions']['by_distance']}."
+    return table(caption, header, body, heads=2)
+
+
+def _distance(one: Mapping[str, Any]) -> str:
+    """Return the name of a bin of distance, whose upper edge belongs to it."""
+    low, high = one["from_mm"], one["to_mm"]
+    if high is None:
+        return f"over {low:g} mm"
+    return f"up to {high:g} mm" if high > low else "prompted slices"
 
 
 def lesions(summary: dict[str, Any]) -> str:
@@ -140,18 +161,30 @@ def comparison_table(comparison: Comparison) -> str:
         means = [number(metric, mean) for mean in (entry["mean"], entry["mean_other"])]
         difference = Number(entry["difference"], digits_of(metric), sign=True)
         interval = _interval(metric, entry["ci95"])
-        tests = [_p(entry["p_wilcoxon"]), _p(entry["p_holm"]), "primary" if entry["primary"] else "exploratory"]
+        # Comparisons of earlier versions have no test over cases and seeds.
+        found: Mapping[str, Any] = entry
+        tests = [_p(found.get(key)) for _, *keys in TESTS for key in keys]
+        seeds = [found.get(key, "") for key in ("covers", "seed_pairing")]
+        kind = "primary" if entry["primary"] else "exploratory"
         heads: list[Cell] = [entry["class"], name_of(metric), entry["cases"], entry["left_out"]]
-        body.append([*heads, *means, difference, interval, *tests])
+        body.append([*heads, *means, difference, interval, *seeds, *tests, kind])
     only = comparison["only_one_has"]
     definitions = " ".join(f"{name.replace('_', ' ')}: {text}." for name, text in comparison["definitions"].items())
     caption = (
         f"Comparison. {comparison['method']} against {comparison['other']} ({comparison['block']}; protocols "
         f"{comparison['protocol']} and {comparison['protocol_other']}; trained on these cases: "
         f"{comparison['trained_on_these_cases']} and {comparison['trained_on_these_cases_other']}) on the "
-        f"{comparison['cases']} cases that both have; {len(only)} cases only one has. {definitions}"
+        f"{comparison['cases']} cases that both have; {len(only)} cases only one has. {_seeds(comparison)}{definitions}"
     )
-    return table(caption, (*header, "p (Wilcoxon)", "p (Holm)", "kind"), body, heads=2)
+    columns = [title for name, *_ in TESTS for title in (f"p ({name})", f"p ({name}, Holm)")]
+    return table(caption, (*header, "covers", "seeds", *columns, "kind"), body, heads=2)
+
+
+def _seeds(comparison: Mapping[str, Any]) -> str:
+    """Return the numbers of seeds of both methods; '' for comparisons of earlier versions."""
+    if "seeds" not in comparison:
+        return ""
+    return f"Numbers of seeds: {' and '.join(str(len(comparison[key])) for key in ('seeds', 'seeds_other'))}. "
 
 
 def volumes(summary: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,9 +21,11 @@ from sam2_3dmed_jax.evaluation.sweep.features import CaseFeatures, Models
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
 from sam2_3dmed_jax.inference.segment import label_result, to_slices
-from sam2_3dmed_jax.prompts.perturbation import Displacement, place_prompts
+from sam2_3dmed_jax.prompts.perturbation import OTHER, Displacement, place_prompts
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, relevant_prompts
-from sam2_3dmed_jax.volume.io import read_labels, read_volume
+from sam2_3dmed_jax.volume.io import read_labels, read_volume, stored_modality
+from sam2_3dmed_jax.volume.label_classes import LabelClass, Target
+from sam2_3dmed_jax.volume.modality import ModalitySources
 
 Propagations = dict[Setting, list[float]]  # the settings that need a propagation of their own, and their thresholds
 
@@ -58,15 +60,19 @@ class CaseSweep:
         Raises:
             UserError: files that cannot be read or written, or do not fit each other.
         """
-        scan: _Scan | None = None
+        scans: dict[str, _Scan] = {}  # by modality: checkpoints without one may read a scan in another way
         for entry in entries:
+            sources = replace(self.evaluation.modality, preprocessing=entry.info.preprocessing)
             store: FeatureStore | None = None
             for propagation, thresholds in propagations_of(self.settings, entry).items():
                 if self.stop.is_set():
                     return
                 finished = self.cells.get(entry, case.id, propagation)
                 if missing := [threshold for threshold in thresholds if threshold not in finished]:
-                    scan = scan or _Scan(case)
+                    modality = sources.modality(stored_modality(case.image), case.image)
+                    if modality not in scans:
+                        scans[modality] = _Scan(case, modality)
+                    scan = scans[modality]
                     loaded = models.get(entry)
                     store = store or scan.features.of(loaded)
                     predictor = loaded.predictors[propagation.order, entry.has_boundary and propagation.bd == "on"]
@@ -87,13 +93,21 @@ class CaseSweep:
         prompts, placed = place_prompts(
             propagation.prompting, scan.case.id, scan.reference, grid, self.evaluation.objects, self.seed
         )
+        scored_classes = list(self.evaluation.classes)
+        if propagation.prompt_of == OTHER:
+            present = [t for t in self.evaluation.objects if np.isin(scan.reference, t).any()]
+            scored_classes = [class_ for class_ in scored_classes if is_swapped(class_, present, placed)]
+            if not scored_classes:
+                return {threshold: [] for threshold in thresholds}
         method_columns = {
             "method": entry.model,
             "trained_on_these_cases": entry.trained,
             "fold": entry.fold,
             "seed": entry.seed,
         }
-        evaluation = replace(self.evaluation, method_columns=method_columns)
+        evaluation = replace(
+            self.evaluation, classes=scored_classes, targets=self.evaluation.objects, method_columns=method_columns
+        )
         label_maps = _label_maps(predictor, store, prompts, scan.volume.array.shape, thresholds)
         rows: RowsByThreshold = {}
         for threshold, labels in zip(thresholds, label_maps, strict=True):
@@ -110,12 +124,26 @@ class CaseSweep:
         return rows
 
 
+def is_swapped(class_: LabelClass, present: Sequence[Target], placed: Mapping[Target, Displacement]) -> bool:
+    """Return whether prompts of other objects test a class: all of its objects in the case have one from outside of it.
+
+    Args:
+        class_: to score.
+        present: the objects of the case.
+        placed: of the objects that have the prompts of another one.
+    """
+    own = [target for target in present if not set(target).isdisjoint(class_.values)]
+    return bool(own) and all(
+        target in placed and set(placed[target].prompt_of).isdisjoint(class_.values) for target in own
+    )
+
+
 class _Scan:
     """A case with its volume, reference and features."""
 
-    def __init__(self, case: LabelledCase):
+    def __init__(self, case: LabelledCase, modality: str):
         self.case = case
-        self.volume = read_volume(case.image)
+        self.volume = read_volume(case.image, modality=ModalitySources(given=modality))
         self.reference = read_labels(case.label, self.volume)
         self.features = CaseFeatures(self.volume)
 

@@ -15,10 +15,12 @@ from typing import Any
 
 from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.data.split_choice import absolute_path
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.data.split_files import first_ids
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
 from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, settings_of
+from sam2_3dmed_jax.prompts.perturbation import OWN
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 
@@ -35,13 +37,14 @@ class Cells:
     def __init__(self, out: str | os.PathLike[str]):
         self._folder = Path(out, FOLDER)
 
-    def claim(self, spec: SweepSpec, entries: Sequence[Entry], fingerprint: str) -> None:
+    def claim(self, spec: SweepSpec, entries: Sequence[Entry], fingerprint: str, files: Mapping[str, Any]) -> None:
         """Take the folder for a sweep, or resume the sweep in it.
 
         Args:
             spec: of the sweep.
             entries: its checkpoints.
             fingerprint: of the dataset.
+            files: SHA-256 of the files of each case to score, as JSON values.
 
         Raises:
             UserError: the folder holds another sweep, or cannot be written.
@@ -50,6 +53,7 @@ class Cells:
             "format": FORMAT,
             "spec": dataclasses.asdict(spec),
             "data": [absolute_path(spec.data), fingerprint],
+            "files": files,
             "checkpoints": {_name(entry): entry.digest for entry in entries},
         }
         record = json.loads(json.dumps(record))
@@ -61,7 +65,7 @@ class Cells:
                 raise UserError(f"{path} cannot be read ({error}); choose another --out") from None
             if differing:
                 raise UserError(
-                    f"--out: {self._folder.parent} holds another sweep, which differs in {', '.join(differing)}; "
+                    f"--out: {self._folder.parent} holds another sweep, which differs in {listed(differing)}; "
                     "choose another --out, or only add values, checkpoints, folds or seeds to it"
                 )
         elif self._folder.parent.exists() and any(self._folder.parent.iterdir()):
@@ -100,6 +104,8 @@ def _key(entry: Entry, case: str, propagation: Setting) -> dict[str, Any]:
     """Return the values that identify a propagation."""
     factors = dataclasses.asdict(propagation)
     del factors["threshold"]
+    if factors["prompt_of"] == OWN:  # cells of sweeps of earlier versions do not name it
+        del factors["prompt_of"]
     return {
         "model": entry.model,
         "checkpoint": absolute_path(entry.checkpoint),
@@ -118,9 +124,13 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return the fields in which a sweep differs from an earlier one, except for added cells."""
     if old["format"] != new["format"]:
         return ["the version of this program that wrote it"]
-    before, after = old["spec"], new["spec"]
+    # Sweeps of earlier versions have the default of each field that is newer.
+    before, after = {**dataclasses.asdict(SweepSpec()), **old["spec"]}, new["spec"]
     fields = [name for name in after if name not in (*_GROWING, "data") and before.get(name) != after[name]]
     fields += ["data"] if old["data"] != new["data"] else []
+    known = old.get("files", {})  # sweeps of version 0.1 have none
+    changed = [name for name, files in new["files"].items() if known.get(name, files) != files]
+    fields += [f"data (the files of {first_ids(changed)})"] if changed else []
     for name, digest in old["checkpoints"].items():
         if name not in new["checkpoints"]:
             fields.append(f"checkpoints (without {name})")

@@ -10,8 +10,8 @@ from typing import Any
 from etils import epath
 
 from sam2_3dmed_jax.config import SweepSpec, UNetConfig
-from sam2_3dmed_jax.data.datasets import Dataset, dataset_fingerprint
-from sam2_3dmed_jax.data.split_choice import run_description, split_to_score
+from sam2_3dmed_jax.data.datasets import Dataset
+from sam2_3dmed_jax.data.held_out import DatasetCases, held_out_cases
 from sam2_3dmed_jax.data.split_files import small_file_sha256
 from sam2_3dmed_jax.errors import UserError, naming
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, read_info
@@ -25,8 +25,9 @@ class Entry:
     checkpoint: str  # its folder
     fold: int | str
     seed: int | str
-    trained: str  # on these cases: 'no', or 'unknown' if it does not belong to a run on this dataset
+    trained: str  # on these cases: 'no', or 'unknown' if that cannot be decided
     cases: tuple[str, ...]  # ids of the held-out cases
+    notes: tuple[str, ...]  # about the choice of these cases
     info: CheckpointInfo
     digest: str  # SHA-256 of its config.json, which changes whenever the checkpoint is written
 
@@ -43,8 +44,7 @@ def read_entries(spec: SweepSpec, dataset: Dataset) -> list[Entry]:
         UserError: a folder is not a checkpoint of SAM 2, a field in a path cannot be filled in, a fold does not exist,
             or a checkpoint was trained on cases that it would be scored on.
     """
-    known = dataset_fingerprint(dataset)
-    ids = [case.id for case in dataset.cases]
+    cases = DatasetCases(dataset)
     entries = []
     for model in spec.checkpoints:
         fields = set(re.findall(r"\{(.*?)\}", model))
@@ -58,26 +58,26 @@ def read_entries(spec: SweepSpec, dataset: Dataset) -> list[Entry]:
         for fold in folds:
             for seed in seeds:
                 path = model.replace("{fold}", str(fold)).replace("{seed}", str(seed))
-                entries.append(_entry(model, path, fold, seed, ids, known))
+                entries.append(_entry(model, path, fold, seed, cases))
     return entries
 
 
-def _entry(model: str, path: str, fold: int | None, seed: int | None, ids: list[str], known: str) -> Entry:
+def _entry(model: str, path: str, fold: int | None, seed: int | None, cases: DatasetCases) -> Entry:
     with naming("checkpoints"):
         info = read_info(path)
         if isinstance(info.model, UNetConfig):
             raise UserError(f"{path} is a U-Net, which takes no prompts; leave it out")
     requested: dict[str, Any] = {} if fold is None else {"fold": fold}
-    split = split_to_score(ids, known, path, requested)
-    run = run_description(path, known)
-    fields = {"split": "kfold", "fold": 0, **run, **requested}
+    held_out = held_out_cases(cases, path, requested)
+    fields = {"split": "kfold", "fold": 0, **held_out.run, **requested}
     return Entry(
         model=model,
         checkpoint=path,
         fold=fields["fold"] if fields["split"] == "kfold" else "",
-        seed=run.get("seed", "") if seed is None else seed,
-        trained="no" if run else "unknown",
-        cases=tuple(split.test),
+        seed=held_out.run.get("seed", "") if seed is None else seed,
+        trained=held_out.trained,
+        cases=held_out.split.test,
         info=info,
+        notes=held_out.notes,
         digest=small_file_sha256(epath.Path(path) / "config.json"),
     )

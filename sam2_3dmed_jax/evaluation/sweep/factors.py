@@ -14,7 +14,7 @@ from typing import Any
 from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationOrder
-from sam2_3dmed_jax.prompts.perturbation import PromptVariation, simulated_prompt_types
+from sam2_3dmed_jax.prompts.perturbation import OTHER, OWN, PromptVariation, simulated_prompt_types
 
 PLACEMENTS = ("centre", "random")
 NONE = "none"  # value of a factor that a prompt or a model ignores
@@ -29,6 +29,7 @@ class Setting:
     noise_mm: float = 0.0
     misplacement_mm: float = 0.0
     neighbour: bool = False
+    prompt_of: str = OWN  # or OTHER
     prompted_slices: int = 1
     order: PropagationOrder = "sequential"
     bd: str = "on"  # or 'off', or NONE if the checkpoint has no boundary branch
@@ -48,6 +49,7 @@ class Setting:
     def protocol(self) -> str:
         """The evaluation protocol that is equal to this setting, or 'sweep'."""
         exact = not (self.noise_mm or self.misplacement_mm or self.neighbour) and self.prompted_slices == 1
+        exact &= self.prompt_of == OWN
         return {("point", "centre"): "one-click", ("box", NONE): "box-mid"}.get(
             (self.prompt, self.placement) if exact else ("", ""), "sweep"
         )
@@ -74,6 +76,7 @@ def check_spec(spec: SweepSpec) -> None:
         raise UserError("data: it is empty; give the folder of a dataset")
     _choices(spec, "prompt", simulated_prompt_types())
     _choices(spec, "placement", PLACEMENTS)
+    _choices(spec, "prompt_of", (OWN, OTHER))
     _choices(spec, "order", tuple(PROPAGATION_ORDERS))
     for name in ("neighbour", "bd"):
         _choices(spec, name, (True, False))
@@ -105,8 +108,12 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
 
 
 def meaningful(setting: Setting) -> Setting:
-    """Return the setting without a placement if its prompt is a box or a mask."""
-    return replace(setting, placement=setting.placement if setting.prompt == "point" else NONE)
+    """Return the setting without the factors that it ignores.
+
+    A box and a mask have no placement. The prompt of another object is not put on a neighbour too.
+    """
+    placement = setting.placement if setting.prompt == "point" else NONE
+    return replace(setting, placement=placement, neighbour=setting.neighbour and setting.prompt_of == OWN)
 
 
 def for_model(settings: Sequence[Setting], has_boundary: bool) -> list[Setting]:

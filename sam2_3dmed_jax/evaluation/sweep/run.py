@@ -7,16 +7,19 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from queue import Empty, SimpleQueue
 
 import jax
 
 from sam2_3dmed_jax.config import SweepSpec
-from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, dataset_fingerprint, read_dataset, require_folder
+from sam2_3dmed_jax.data.case_content import recorded_to_json
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
+from sam2_3dmed_jax.data.held_out import DatasetCases
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.result_files import table_text, write_files
+from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.sweep import sweep_tables
 from sam2_3dmed_jax.evaluation.sweep.case_sweep import CaseSweep, propagations_of
@@ -26,10 +29,12 @@ from sam2_3dmed_jax.evaluation.sweep.factors import Setting, check_spec, setting
 from sam2_3dmed_jax.evaluation.sweep.features import Models
 from sam2_3dmed_jax.evaluation.sweep.sweep_report import sweep_page
 from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
+from sam2_3dmed_jax.prompts.perturbation import OTHER
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
-from sam2_3dmed_jax.volume.io import read_grid
+from sam2_3dmed_jax.volume.io import check_readable, read_grid, stored_modality
+from sam2_3dmed_jax.volume.modality import ModalitySources, dicom_modality, parse_modality
 
 Job = tuple[LabelledCase, list[Entry]]  # a case, and the checkpoints that are scored on it
 
@@ -86,10 +91,14 @@ def read_sweep(spec: SweepSpec) -> Sweep:
     )
     targets = label_classes.parse_targets(spec.targets) if spec.targets else None
     metrics = MetricSettings(spec.definition, spec.empty, spec.metrics == "all")
-    evaluation = EvaluationSettings(classes, targets=targets, metrics=metrics)
+    sources = ModalitySources(parse_modality(spec.modality, "modality"), dicom_modality(dataset.modality))
+    evaluation = EvaluationSettings(classes, targets=targets, metrics=metrics, modality=sources)
     sweep = Sweep(spec, dataset, read_entries(spec, dataset), settings_of(spec), evaluation)
-    for case, _ in sweep.jobs:
+    for case, entries in sweep.jobs:
         metrics.check_grid(read_grid(case.image))
+        for entry in entries:
+            checked = replace(sources, preprocessing=entry.info.preprocessing, checkpoint=entry.checkpoint)
+            checked.modality(stored_modality(case.image), case.image)
     return sweep
 
 
@@ -126,8 +135,9 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
     """
     index, parts = parse_shard(shard)
     cells = Cells(out)
-    distributed.run_on_first_process(lambda: cells.claim(sweep.spec, sweep.entries, dataset_fingerprint(sweep.dataset)))
+    distributed.run_on_first_process(lambda: _claim(sweep, cells))
     jobs = sweep.jobs[index::parts]
+    check_readable([(case.image, case.label) for case, _ in jobs], progress)
     total, number = sweep.propagations(jobs), count(1)
     work = CaseSweep(
         sweep.settings,
@@ -141,6 +151,12 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
     lines: list[str] = []
     distributed.run_on_first_process(lambda: lines.extend(_write(sweep, out, cells, progress)))
     return lines
+
+
+def _claim(sweep: Sweep, cells: Cells) -> None:
+    cases = DatasetCases(sweep.dataset)
+    files = {case.id: recorded_to_json(cases.files(case.id)) for case, _ in sweep.jobs}
+    cells.claim(sweep.spec, sweep.entries, cases.fingerprint, files)
 
 
 def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
@@ -192,8 +208,18 @@ def _write(sweep: Sweep, out: str, cells: Cells, progress: Progress) -> list[str
     cells.tidy()
     *names, last = texts
     return [
-        *(f"note: {warning}" for warning in sweep.dataset.warnings),
+        *(f"note: {note}" for note in dict.fromkeys((*sweep.dataset.warnings, *_notes(sweep.entries)))),
+        *([f"note: {sweep_tables.NO_SWAP}"] if _lacks_swaps(sweep, rows) else []),
         sweep.size,
         sweep_tables.WHY,
         f"{', '.join(names)} and {last} in {out} (for research use only)",
     ]
+
+
+def _lacks_swaps(sweep: Sweep, rows: Sequence[ScoreRow]) -> bool:
+    """Return whether prompts of other objects are requested, but no case has another object."""
+    return OTHER in sweep.spec.prompt_of and not any(row["prompt_of"] == OTHER for row in rows)
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    return [note for entry in entries for note in entry.notes]

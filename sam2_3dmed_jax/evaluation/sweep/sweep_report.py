@@ -14,9 +14,9 @@ from sam2_3dmed_jax.evaluation.report.markup import Cell, Number, Range, facts, 
 from sam2_3dmed_jax.evaluation.report.wording import name_of, number
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, base_of, meaningful
-from sam2_3dmed_jax.evaluation.sweep.sweep_tables import MACRO, WHY, as_text
+from sam2_3dmed_jax.evaluation.sweep.sweep_tables import MACRO, NO_SWAP, WHY, as_text
 from sam2_3dmed_jax.metrics import registry
-from sam2_3dmed_jax.metrics.statistics import DRAWS
+from sam2_3dmed_jax.prompts.perturbation import OTHER, OWN
 
 ROWS = 2000  # most rows of the table of settings; all of them are in summary.csv
 _CURVES = {
@@ -39,6 +39,7 @@ def sweep_page(spec: SweepSpec, summary: Sequence[ScoreRow], record: dict[str, A
     sections = [
         ("What was swept", _spec_table(spec, record, len(cases))),
         ("Robustness", _robustness(spec, summary)),
+        ("Prompt of another object", _click_swap(spec, summary)),
         ("Settings", _settings(summary)),
         ("Definitions", facts("Definitions. As in sweep.json.", list(record["definitions"].items()))),
     ]
@@ -118,10 +119,44 @@ def _curve(points: list[dict[str, Any]], axis: str, metric: str, class_: str, su
         for point in sorted(points, key=lambda point: (str(point["series"]), point["x"]))
     )
     caption = (
-        f"{class_}: mean {name} against {axis}, all other factors at their base. Bands: 95 % intervals of {DRAWS} "
-        "bootstrap samples over cases."
+        f"{class_}: mean {name} against {axis}, all other factors at their base. Bands: 95 % t intervals "
+        "over cases, and over seeds if a model has several."
     )
     return figure("svg+xml", plots.curves(points, axis, f"mean {name}"), f"Curves of {name}. {words}.", caption)
+
+
+def _click_swap(spec: SweepSpec, summary: Sequence[ScoreRow]) -> str:
+    """Return the scores with own prompts and with prompts of other objects; '' if the latter are not swept."""
+    if OTHER not in spec.prompt_of:
+        return ""
+    swapped = [row for row in summary if row["prompt_of"] == OTHER and row["class"] != MACRO]
+    if not swapped:
+        return f"<p>{escape(NO_SWAP)}</p>"
+    keys = ("model", *(name for name in FACTORS if name != "prompt_of"), "class")
+    own = {tuple(row[key] for key in keys): row for row in summary if row["prompt_of"] == OWN}
+    varied = [name for name in keys[:-1] if name == "prompt" or len({row[name] for row in swapped}) > 1]
+    shown = ["class", *varied]
+    body: list[list[Cell]] = []
+    for row in swapped:
+        # A sweep of prompts of other objects alone has no own ones.
+        scores = [own.get(tuple(row[key] for key in keys), {}), row]
+        means: list[Cell] = [_mean(one, "dice") for one in scores]
+        body.append([*(_factor(as_text(row)[name]) for name in shown), *means, *(one.get("n", "") for one in scores)])
+    caption = (
+        "Prompt of another object. Each object is prompted with the prompt of the next object of its case and scored "
+        "against its own reference. If the model follows its prompt, the Dice falls to about 0; if it ignores the "
+        "prompt, the Dice stays as it is with the own prompt. n: cases. A case without another object has no score "
+        "with its prompt."
+    )
+    header = (*(name_of(name) for name in shown), "Dice, own prompt", "Dice, prompt of another", "n", "n, another")
+    return table(caption, header, body, heads=2)
+
+
+def _mean(row: ScoreRow, metric: str) -> Cell:
+    if not row:
+        return ""
+    mean = row.get(f"{metric}_mean", "")
+    return "undefined" if mean == "" else _exact(metric, mean)
 
 
 def _settings(summary: Sequence[ScoreRow]) -> str:

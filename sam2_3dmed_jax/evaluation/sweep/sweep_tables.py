@@ -23,6 +23,9 @@ WHY = (
     "Exploratory: settings are scored on the held-out test cases, so none may be chosen by these numbers and then "
     "reported on the same cases."
 )
+NO_SWAP = (
+    "prompt_of other: no case has two objects without a common label, so there are no scores with exchanged prompts"
+)
 MACRO = "macro"  # a class of the summary: the mean over classes
 TERMS = {
     "kind": WHY,
@@ -35,13 +38,17 @@ TERMS = {
     "by case and object, the same for all levels, slices and kinds of prompt; it stays on the slice",
     "neighbour": "yes: the prompt is made from the nearest other label on the slice; without another label, it is "
     "moved so that its centre is just outside of the object, by misplacement_mm",
+    "prompt_of": "own; other: each object gets the prompt of the next object of its case (in the order of label "
+    "values, cyclic; objects that share a label are passed over) and is scored against its own reference. A model that "
+    "follows its prompt has a Dice near the overlap of both objects, which is 0, and a model that ignores it keeps its "
+    "Dice; a class without another object has no row",
     "prompted_slices": "the slice with the largest area, and others spread evenly over the reference's extent, which "
     "several prompts thus reveal; fewer if the object has fewer slices",
     "order": "sequential: up, then down with the memory of the first; independent: both from the prompts alone",
     "bd": "boundary detection at inference; none: the checkpoint has no such branch",
     "threshold": "logit above which a voxel is inside; all thresholds are applied to the same logits",
     "moved_mm": "mean distance in mm from the middle of the undisturbed prompt to the middle of the actual one",
-    "prompted_onto": "'object', 'outside', or the label values of neighbours",
+    "prompted_onto": "'object', 'outside', or the label values of neighbours or of the other object",
     "cases": "cases with a row; n: cases with a Dice, over which means are taken",
 }
 

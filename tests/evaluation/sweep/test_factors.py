@@ -36,6 +36,15 @@ def test_one_at_a_time_varies_one_factor_around_the_base_and_combines_crossed_on
     assert base_of(spec) == crossed[0] == Setting()
 
 
+def test_the_prompt_of_another_object_is_not_put_on_a_neighbour_too():
+    spec = replace(SPEC, neighbour=(False, True), prompt_of=("own", "other"))
+    assert [(one.neighbour, one.prompt_of) for one in settings_of(spec)] == [
+        (False, "own"),
+        (False, "other"),
+        (True, "own"),
+    ]
+
+
 def test_a_model_without_the_boundary_branch_has_each_setting_once():
     settings = settings_of(replace(SPEC, bd=(True, False)))
     assert [one.bd for one in settings] == ["on", "off"]
@@ -44,7 +53,13 @@ def test_a_model_without_the_boundary_branch_has_each_setting_once():
 
 def test_settings_equal_to_a_protocol_have_its_name():
     assert Setting().protocol == "one-click" and Setting("box", "none").protocol == "box-mid"
-    others = Setting(placement="random"), Setting(noise_mm=1.0), Setting(prompted_slices=2), Setting(neighbour=True)
+    others = (
+        Setting(placement="random"),
+        Setting(noise_mm=1.0),
+        Setting(prompted_slices=2),
+        Setting(neighbour=True),
+        Setting(prompt_of="other"),
+    )
     assert {one.protocol for one in others} == {"sweep"}
 
 
@@ -52,6 +67,7 @@ def test_settings_equal_to_a_protocol_have_its_name():
     ("changes", "message"),
     [
         ({"prompt": ("circle",)}, "prompt: 'circle' does not exist; choose from point, box, mask"),
+        ({"prompt_of": ("mine",)}, "prompt_of: 'mine' does not exist; choose from own, other"),
         ({"threshold": ()}, "threshold: it is empty, so the sweep has no cells"),
         ({"checkpoints": ()}, "checkpoints: it is empty, so the sweep has no cells"),
         ({"threshold": (0.0, 0.0)}, "threshold: 0.0 is given twice"),

@@ -65,7 +65,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 
 def test_a_killed_programme_ends_with_the_tables_of_an_undisturbed_one(runs):
     killed, whole, _ = runs
-    for name in ("table.csv", "runs.csv", "comparison.csv"):
+    for name in ("table.csv", "runs.csv", "comparison.csv", "cases.csv.gz"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert len((whole / "table.csv").read_text().splitlines()) > 20
 
