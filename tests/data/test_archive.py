@@ -29,7 +29,10 @@ def with_member(archive: Path, name: str, **fields) -> Path:
         info = tarfile.TarInfo(name)
         for field, value in fields.items():
             setattr(info, field, value)
-        tar.addfile(info)
+        # Python 3.13's `addfile` refuses a size without data.
+        header = info.tobuf(tar.format, tar.encoding, tar.errors)
+        tar.fileobj.write(header)
+        tar.offset += len(header)
     return archive
 
 
