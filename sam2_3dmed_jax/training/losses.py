@@ -141,10 +141,10 @@ def hard_dice(logits: jax.Array, target: jax.Array, propagated: jax.Array) -> Te
 def srpp_loss(
     predicted: jax.Array, positions: jax.Array, slice_index: jax.Array, valid: jax.Array, scale: float
 ) -> Term:
-    """Return the squared error per ordered pair i != j of valid slices less than D apart (paper, L_srpp).
+    """Return the squared error per ordered pair i != j of valid slices in reach of a clip (paper, L_srpp).
 
-    The paper's clips are contiguous, so that no pair is further apart. Clips that jump from the prompted slice to
-    slices far away have such pairs, whose squared targets would exceed all others (docs/explanation/method.md).
+    A clip with a stride of s slices has pairs up to (D - 1) s apart. Clips of an absent object jump from the prompted
+    slice to slices far away; with those pairs, few clips would be most of the loss (docs/explanation/method.md).
 
     Args:
         predicted: `P_pos` `[B, D, D]`, in units of `scale`.
@@ -154,7 +154,10 @@ def srpp_loss(
         scale: divisor of the targets.
     """
     d = valid.shape[1]
-    near = jnp.abs(slice_index[:, None, :] - slice_index[:, :, None]) < d
+    steps = jnp.where(valid[:, 1:] & valid[:, :-1], jnp.abs(jnp.diff(slice_index, axis=1)), jnp.inf)
+    stride = steps.min(1, initial=jnp.inf)
+    distance = jnp.abs(slice_index[:, None, :] - slice_index[:, :, None])
+    near = distance <= (d - 1) * stride[:, None, None]
     pairs = valid[:, :, None] & valid[:, None, :] & near & ~jnp.eye(d, dtype=bool)[None]
     error = jnp.square(predicted - srpp_targets(positions, scale))
     return Term((error * pairs).sum(), pairs.sum(dtype=jnp.float32))

@@ -36,9 +36,10 @@ def test_the_srpp_loss_is_the_papers_mean_over_ordered_pairs():
     assert float(loss.mean()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_srpp_loss_leaves_out_pairs_of_slices_further_apart_than_a_contiguous_clip():
-    """A clip jumps from slice 3 to slices 60 to 62; positions are in mm, and the limit is in slices."""
-    index = np.array([[3.0, 60.0, 61.0, 62.0]], np.float32)
+@pytest.mark.parametrize("stride", [1, 5])
+def test_the_srpp_loss_leaves_out_pairs_across_a_jump_and_keeps_those_of_a_stride(stride):
+    """A clip jumps from slice 3 to slice 60; positions are in mm, and the limit is in slices."""
+    index = np.array([[3.0, *(60.0 + stride * np.arange(3))]], np.float32)
     predicted, valid = jnp.asarray(random(1, 4, 4)), jnp.ones((1, 4), bool)
     jump = losses.srpp_loss(predicted, index * 2.5, index, valid, 6.0)
     without = losses.srpp_loss(predicted[:, 1:, 1:], index[:, 1:] * 2.5, index[:, 1:], valid[:, 1:], 6.0)
