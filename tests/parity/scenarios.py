@@ -115,15 +115,13 @@ def two_prompted_slices(depth: int) -> Scenario:
     return ((Ask(1, depth // 4, ((0.4, 0.5, 1),)), Ask(1, 2 * depth // 3, ((0.5, 0.5, 1), (0.1, 0.1, 0)))),)
 
 
-SCENARIOS = {
-    f.__name__: f
-    for f in (
-        one_object,
-        three_objects_and_a_correction,
-        correction_behind,
-        two_corrections_in_one_round,
-        three_corrections_of_two_objects,
-        mask_prompt,
-        two_prompted_slices,
-    )
-}
+AT_MOST_ONE_CORRECTION_PER_ROUND = (
+    one_object,
+    three_objects_and_a_correction,
+    correction_behind,
+    mask_prompt,
+    two_prompted_slices,
+)
+SEVERAL_CORRECTIONS_PER_ROUND = (two_corrections_in_one_round, three_corrections_of_two_objects)
+
+SCENARIOS = {f.__name__: f for f in (*AT_MOST_ONE_CORRECTION_PER_ROUND, *SEVERAL_CORRECTIONS_PER_ROUND)}

@@ -14,7 +14,13 @@ import pytest
 
 from tests.parity import compare, generated, ours
 from tests.parity.live import FAST, OTHERS, SEED, reference
-from tests.parity.scenarios import SCENARIOS, Scenario, Tracked
+from tests.parity.scenarios import (
+    AT_MOST_ONE_CORRECTION_PER_ROUND,
+    SCENARIOS,
+    SEVERAL_CORRECTIONS_PER_ROUND,
+    Scenario,
+    Tracked,
+)
 from weights_conversion.convert import convert_checkpoint
 
 
@@ -77,7 +83,7 @@ class TestTinyAt512:
 
 @pytest.mark.parametrize("preset", FAST, scope="class")
 class TestCorrectionsAt256:
-    @pytest.mark.parametrize("name", ["two_corrections_in_one_round", "three_corrections_of_two_objects"])
+    @pytest.mark.parametrize("name", [scenario.__name__ for scenario in SEVERAL_CORRECTIONS_PER_ROUND])
     def test_several_corrections_in_one_round_agree(self, pairs: Pairs, preset: str, name: str) -> None:
         compare.assert_same_propagation(*pairs(preset, 256, 24).track(SCENARIOS[name](24)))
 
@@ -94,7 +100,7 @@ class TestFullMatrixAt512:
         pair = pairs(preset, 512, 12)
         compare.assert_same_stages(ours.stages(ours.load(pair.checkpoint, 512), SEED), stages_of(pair))
 
-    @pytest.mark.parametrize("name", SCENARIOS)
+    @pytest.mark.parametrize("name", [scenario.__name__ for scenario in AT_MOST_ONE_CORRECTION_PER_ROUND])
     def test_scenarios_agree(self, pairs: Pairs, preset: str, name: str) -> None:
         compare.assert_same_propagation(*pairs(preset, 512, 12).track(SCENARIOS[name](12)))
 
