@@ -27,7 +27,7 @@ from sam2_3dmed_jax.evaluation.score_cases import score_labels
 from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.prompts.prompt_types import prompt_flags
 from sam2_3dmed_jax.training.dataset import prepared_dataset
-from sam2_3dmed_jax.volume.io import read_label_map, write_nifti
+from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_nifti
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
@@ -137,8 +137,9 @@ def test_evaluate_without_the_boundary_branch_and_with_prompts_from_predictions_
 
     def evaluated(predictor, cases, plan, *_):
         ran.append(predictor.model)
-        labels, grid = read_label_map(cases[0].label)
-        return score_labels(cases[0].id, labels, labels, grid, plan)
+        volume = read_volume(cases[0].image)
+        labels = read_labels(cases[0].label, volume)
+        return score_labels(cases[0].id, labels, labels, volume.grid, plan)
 
     monkeypatch.setattr(evaluate, "evaluate_model", evaluated)
     words = ["--folds", "2", "--without-bd", "--prompts-from", f"{files.data}/labelsTr", "--out", str(tmp_path)]

@@ -22,6 +22,8 @@ from sam2_3dmed_jax.model.checkpoint import read_info
 from sam2_3dmed_jax.training.loop import train
 from tests.helpers.recorded_cases import RecordedCases
 
+pytestmark = pytest.mark.slow
+
 ARCHIVE = Path(__file__).parent / "data" / "version_0_1.tar.xz"
 # Float32 sums differ in their last bits between processors and versions of XLA. Logits are of order 0.1 to 1.
 LOGITS = {"rtol": 1e-4, "atol": 1e-5}

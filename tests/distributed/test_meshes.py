@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers import train_on_meshes
 
+pytestmark = pytest.mark.slow
+
 
 def train(mesh: str, out: Path) -> dict[str, np.ndarray]:
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

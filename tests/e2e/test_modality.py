@@ -27,6 +27,8 @@ from sam2_3dmed_jax.volume.intensity import PERCENTILES, PreparedSlices
 from tests.helpers.dicom_files import write_series
 from tests.helpers.quick import QUICK
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 from sam2_3dmed_jax.config import *
 def get_config():

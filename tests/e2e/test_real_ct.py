@@ -14,6 +14,8 @@ import pytest
 
 from sam2_3dmed_jax.commands.main import main
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 from sam2_3dmed_jax.config import *
 

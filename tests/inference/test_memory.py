@@ -15,6 +15,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import host_arrays
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
 
+pytestmark = pytest.mark.slow
+
 SHORT, LONG = 100, 400
 CHILD = """
 import json, sys

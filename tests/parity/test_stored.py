@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 from tests.parity import compare, generated, ours, stored
 from weights_conversion.convert import convert_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=stored.PRESETS)
 def preset(request: pytest.FixtureRequest) -> str:

@@ -10,6 +10,8 @@ from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, Tra
 from sam2_3dmed_jax.plan.process import plan_experiment
 from sam2_3dmed_jax.plan.toolchain import ENVIRONMENT
 
+pytestmark = pytest.mark.slow
+
 
 def experiment(slices: int) -> ExperimentConfig:
     """Return a nano model of which few weights train, which compiles faster."""

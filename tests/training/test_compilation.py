@@ -13,6 +13,8 @@ from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.setup import set_up
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
