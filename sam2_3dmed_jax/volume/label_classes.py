@@ -95,11 +95,13 @@ def parse_targets(text: str, option: str = "--targets") -> list[Target]:
         option: the flag or field, for messages.
 
     Raises:
-        UserError: not a label value, or an object whose labels all belong to later objects.
+        UserError: not a label value, the background, or an object whose labels all belong to later objects.
     """
     if not re.fullmatch(r"\s*\d{1,9}(\s*[+,]\s*\d{1,9})*\s*", text):
         raise UserError(f"{option}: '{text}' is not a list of label values; give some, such as 1+2,2")
     targets = [tuple(int(value) for value in part.split("+")) for part in text.split(",")]
+    if any(0 in target for target in targets):
+        raise UserError(f"{option}: 0 is the background; give the values of labels, such as 1+2,2")
     written_values(targets, option)
     return targets
 

@@ -115,7 +115,7 @@ def test_evaluate_writes_one_row_per_held_out_case_and_class(files: Files, tmp_p
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["note"] == "for research use only" and summary["protocol"] == ["one-click"]
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        *("cases.csv", "lesions.csv", "reliability.csv", "report.html", "summary.json")
+        *("cases.csv", "distance.csv", "lesions.csv", "reliability.csv", "report.html", "summary.json")
     ]
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png") == 2  # one picture per row, drawn on the scan
@@ -177,8 +177,9 @@ def test_train_finds_the_labels_that_a_folder_does_not_declare(
 ):
     data = plain_copy(files, tmp_path / "plain")
     words = ["train", files.experiment, "--data.path", str(data), "--out", str(tmp_path / "run")]
-    error = mistake(capsys, *words, "--data.classes", "0")
-    assert f"data.classes: {data} has no label 0; choose from 1 to 255" in error
+    assert "data.classes: 0 is the background" in mistake(capsys, *words, "--data.classes", "0")
+    error = mistake(capsys, *words, "--data.classes", "256")
+    assert f"data.classes: {data} has no label 256; choose from 1 to 255" in error
     assert not (tmp_path / "run").exists()
     prepared = prepared_dataset(ExperimentConfig(data=DataConfig(path=str(data))), tmp_path)
     assert prepared.labels == {1: "label 1", 2: "label 2"}

@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from sam2_3dmed_jax.commands.main import main
@@ -35,7 +37,10 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom twice, so that the held-out case is the one that was learned by heart; and the run."""
+    """A phantom and, for the held-out case, the same phantom but for one voxel of the scan; and the run.
+
+    With equal scans, `evaluate` would refuse the held-out case as one that was trained on.
+    """
     root = tmp_path_factory.mktemp("unet")
     write_phantom_dataset(root / "data", 1, 0, "spleen", matrix=48)
     record = json.loads((root / "data" / "dataset.json").read_text())
@@ -43,6 +48,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     two = {part: path.replace("0001", "0002") for part, path in one.items()}
     for part in one:
         shutil.copy(root / "data" / one[part], root / "data" / two[part])
+    image = nib.load(root / "data" / two["image"])
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[0, 0, 0] += 1
+    nib.save(nib.Nifti1Image(voxels, image.affine, image.header), root / "data" / two["image"])
     record |= {"training": [one, two], "numTraining": 2}
     (root / "data" / "dataset.json").write_text(json.dumps(record))
     (root / "unet.py").write_text(EXPERIMENT)
