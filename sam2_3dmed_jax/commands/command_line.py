@@ -123,7 +123,9 @@ def read_options(kind: type[Record], namespace: argparse.Namespace, unknown: Seq
 
 def add_modality_argument(parser: Parser, help: str) -> None:
     """Define `--modality`, for scans whose files do not store theirs."""
-    parser.add_argument("--modality", choices=("ct", "mr", "pet"), help=help)
+    from sam2_3dmed_jax.volume.modality import WORDS
+
+    parser.add_argument("--modality", choices=tuple(WORDS), help=help)
 
 
 def every_field(record: str, defaults: Any) -> str:

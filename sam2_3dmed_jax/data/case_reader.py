@@ -16,6 +16,7 @@ from sam2_3dmed_jax.errors import CHOICES, UserError, listed
 from sam2_3dmed_jax.volume import intensity, label_classes
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.label_classes import Target
+from sam2_3dmed_jax.volume.label_layers import mask_of_values
 from sam2_3dmed_jax.volume.modality import CT, dicom_modality, parse_modality, word_of
 
 MODALITY_FIELD = "data.preprocessing.modality"
@@ -106,7 +107,7 @@ class CaseReader:
         dtype = np.min_scalar_type((1 << len(self.targets)) - 1) if self._as_bits else np.dtype(np.uint8)
         pixels = np.zeros((len(labels), size, size) if resized else labels.shape, dtype)
         for target in self.areas(case):
-            mask = np.isin(labels, target)
+            mask = mask_of_values(labels, target)
             if resized:
                 mask = intensity.resize_slices(mask, size) >= 0.5
             if self._as_bits:

@@ -118,15 +118,14 @@ def cut_clip(
     masks = np.zeros((len(steps), config.clips.objects, *labels.shape[1:]), np.uint8)
     for k, target in enumerate(objects):
         masks[: len(chosen), k] = reader.mask(labels, target)
-    foreground = labels != 0
     clip = Clip(
         masks=masks,
         slice_valid=slice_valid,
         slice_index=steps.astype(np.float32),
         position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
-        **_draw_prompts(masks, foreground, prompted, reader.pixel_mm(case), config.prompts, rng),
+        **_draw_prompts(masks, labels, prompted, reader.pixel_mm(case), config.prompts, rng),
     )
-    _replace_by_absent_objects(clip, foreground, config.prompts.absent_object_probability, rng)
+    _replace_by_absent_objects(clip, labels, config.prompts.absent_object_probability, rng)
     if features is None:
         padding = np.zeros((len(steps) - len(chosen), *values.shape[1:]), np.float32)
         clip["slices"] = np.concatenate([values, padding]) if len(padding) else values
@@ -165,7 +164,7 @@ def _read_augmented(
 
 def _draw_prompts(
     masks: np.ndarray,
-    foreground: np.ndarray,
+    labels: np.ndarray,
     prompted: int,
     pixel_mm: tuple[float, float],
     config: PromptConfig,
@@ -175,7 +174,7 @@ def _draw_prompts(
 
     Args:
         masks: `[D, K, S, S]` uint8.
-        foreground: bool `[n, S, S]` of the n slices inside the volume: any object, also those beyond the K.
+        labels: `[n, S, S]` of the n slices inside the volume, not 0 in any object, also in objects beyond the K.
         prompted: the step of the prompted slice; earlier slices only give context.
         pixel_mm: (dy, dx).
         config: probabilities of the kinds of prompts.
@@ -203,7 +202,7 @@ def _draw_prompts(
             coords[k, 0], point_labels[k, 0] = simulation.centre_point(mask, pixel_mm), 1
         is_point = point_labels[k, 0] == 1
         if is_point and config.negative_point_probability and rng.random() < config.negative_point_probability:
-            others = foreground[prompt_step[k]] & ~mask
+            others = (labels[prompt_step[k]] != 0) & ~mask
             coords[k, 1], point_labels[k, 1] = simulation.random_point(others if others.any() else ~mask, rng), 0
             token_valid[k, 2], multimask[k] = True, False  # as two clicks at inference
     return ClipPrompts(
@@ -216,9 +215,7 @@ def _draw_prompts(
     )
 
 
-def _replace_by_absent_objects(
-    clip: Clip, foreground: np.ndarray, probability: float, rng: np.random.Generator
-) -> None:
+def _replace_by_absent_objects(clip: Clip, labels: np.ndarray, probability: float, rng: np.random.Generator) -> None:
     """Replace objects of a clip, in place, by absent ones: a point outside of all objects, and empty masks.
 
     Without such clips a model can learn to ignore its prompt, because the prompt is always on the same kind of object.
@@ -226,7 +223,7 @@ def _replace_by_absent_objects(
     if not probability:
         return
     for k in np.flatnonzero(clip["object_valid"]).tolist():
-        outside = ~foreground[clip["prompt_step"][k]]
+        outside = labels[clip["prompt_step"][k]] == 0
         if rng.random() >= probability or not outside.any():
             continue
         clip["masks"][:, k] = 0

@@ -8,13 +8,14 @@ prompted slices, and `reliability.csv` one row per bin of probability. A compari
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,24 +198,31 @@ def _lesion_counts(row: ScoreRow, where: str) -> ScoreRow:
     return {column: int(row[column]) for column in counts}
 
 
+@contextlib.contextmanager
+def _table(path: Path, what: str) -> Iterator[csv.DictReader[str]]:
+    """Open a table, and turn every error of reading its cells in the block into a `UserError`."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield csv.DictReader(file)
+    except (OSError, csv.Error, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a table of {what}; give the folder as `evaluate` wrote it") from None
+
+
 def _with_lesions(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     """Add the lesions of `lesions.csv`, if the file exists, to the rows of their case and class."""
     if not path.is_file():
         return rows
     lesions: dict[tuple[str, str], list[Lesion]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for cells in csv.DictReader(file):
-                lesion = Lesion(
-                    lesion=int(cells["lesion"]),
-                    diameter_mm=float(cells["diameter_mm"]),
-                    volume_ml=float(cells["volume_ml"]),
-                    covered=float(cells["covered"]),
-                    found=cells["found"] == "True",
-                )
-                lesions.setdefault((cells["case"], cells["class"]), []).append(lesion)
-    except (OSError, csv.Error, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a table of lesions; give the folder as `evaluate` wrote it") from None
+    with _table(path, "lesions") as table:
+        for cells in table:
+            lesion = Lesion(
+                lesion=int(cells["lesion"]),
+                diameter_mm=float(cells["diameter_mm"]),
+                volume_ml=float(cells["volume_ml"]),
+                covered=float(cells["covered"]),
+                found=cells["found"] == "True",
+            )
+            lesions.setdefault((cells["case"], cells["class"]), []).append(lesion)
     for row in rows:
         if row["lesions_reference"] != "":
             row["lesions"] = lesions.get((row["case"], row["class"]), [])
@@ -226,16 +234,13 @@ def _with_distances(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     if not path.is_file():
         return rows
     distances: dict[tuple[str, ...], Distances] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for cells in csv.DictReader(file):
-                bins = distances.setdefault(
-                    (cells["case"], cells["class"], cells["seed"]), [[0, math.nan] for _ in BINS_MM]
-                )
-                number = BINS_MM.index((float(cells["distance_low_mm"]), float(cells["distance_high_mm"])))
-                bins[number] = [int(cells["slices"]), float(cells["dice"])]
-    except (OSError, csv.Error, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a table of distances; give the folder as `evaluate` wrote it") from None
+    with _table(path, "distances") as table:
+        for cells in table:
+            bins = distances.setdefault(
+                (cells["case"], cells["class"], cells["seed"]), [[0, math.nan] for _ in BINS_MM]
+            )
+            number = BINS_MM.index((float(cells["distance_low_mm"]), float(cells["distance_high_mm"])))
+            bins[number] = [int(cells["slices"]), float(cells["dice"])]
     for row in rows:
         if bins_of_row := distances.get((row["case"], row["class"], row["seed"])):
             row["by_distance"] = bins_of_row
@@ -247,15 +252,12 @@ def _with_bins(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     if not path.is_file():
         return rows
     bins: dict[tuple[str, ...], Bins] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for cells in csv.DictReader(file):
-                key = cells["case"], cells["class"], cells["seed"]
-                bins.setdefault(key, []).append([float(cells[name]) for name in RELIABILITY_COLUMNS[3:6]])
+    with _table(path, "reliability") as table:
+        for cells in table:
+            key = cells["case"], cells["class"], cells["seed"]
+            bins.setdefault(key, []).append([float(cells[name]) for name in RELIABILITY_COLUMNS[3:6]])
         if any(len(diagram) != BINS or not np.isfinite(diagram).all() for diagram in bins.values()):
             raise ValueError
-    except (OSError, csv.Error, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a table of reliability; give the folder as `evaluate` wrote it") from None
     for row in rows:
         if diagram := bins.get((row["case"], row["class"], row["seed"])):
             row["reliability"] = diagram

@@ -184,9 +184,14 @@ def to_frame_of(image: Grid, array_dhw: np.ndarray, grid: Grid) -> np.ndarray:
 
 def largest_displacement_mm(shape: tuple[int, int, int], affine: np.ndarray, other: np.ndarray) -> float:
     """Return the largest distance in mm between a corner of a voxel at one affine and at another one."""
-    corners = np.array(list(itertools.product(*((-0.5, length - 0.5) for length in shape)))).T
+    corners = list(itertools.product(*((-0.5, length - 0.5) for length in shape)))
+    return displacement_mm(np.array(corners), affine, other)
+
+
+def displacement_mm(places: np.ndarray, affine: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest distance in mm between places `[n, 3]`, in voxel indices, at one affine and at another one."""
     change = affine - other
-    return float(np.linalg.norm(change[:3, :3] @ corners + change[:3, 3:], axis=0).max())
+    return float(np.linalg.norm(places @ change[:3, :3].T + change[:3, 3], axis=1).max())
 
 
 def voxel_to_canonical(grid: Grid, voxel: Sequence[float]) -> tuple[float, float, float]:

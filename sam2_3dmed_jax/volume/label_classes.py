@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sam2_3dmed_jax.errors import CHOICES, UserError, listed
-from sam2_3dmed_jax.volume.label_layers import LabelLayers
+from sam2_3dmed_jax.volume.label_layers import LabelLayers, mask_of_values
 
 # mm, by the task's name; two public presets attribute them to Antonelli et al. 2022 (docs/explanation/method.md).
 TASK_TOLERANCES = {"lung": 2.0, "pancreas": 5.0, "spleen": 3.0}
@@ -37,9 +37,7 @@ class LabelClass:
         """Return a bool mask with the shape of the label map, or of labels that may overlap."""
         if isinstance(labels, LabelLayers):
             return labels.mask(self.values)
-        if len(self.values) == 1:
-            return np.asarray(labels == self.values[0])
-        return np.isin(labels, self.values)
+        return mask_of_values(labels, self.values)
 
 
 def declared_classes(labels: Mapping[int, str]) -> list[LabelClass]:

@@ -15,11 +15,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError, plain_number
-from sam2_3dmed_jax.volume.geometry import GRID_TOLERANCE_MM, Grid, check_same_grid, to_canonical, to_frame_of
+from sam2_3dmed_jax.volume.geometry import (
+    GRID_TOLERANCE_MM,
+    Grid,
+    check_same_grid,
+    displacement_mm,
+    to_canonical,
+    to_frame_of,
+)
 from sam2_3dmed_jax.volume.image_file import ImageFile, check_size
 
 _ROUNDING = 0.05  # voxels: a part of the image reaches into another voxel only if it does so by more than this
 Block = tuple[slice, slice, slice]
+
+
+def mask_of_values(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Return a bool mask of the voxels of a label map that have one of some values, with its shape."""
+    return np.asarray(labels == values[0]) if len(values) == 1 else np.isin(labels, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +55,7 @@ class LabelLayers:
         """Return a bool mask `[D, H, W]` of the voxels that have one of the labels in some layer."""
         result = np.zeros(self.shape, bool)
         for layer in self.layers:
-            result |= layer == values[0] if len(values) == 1 else np.isin(layer, values)
+            result |= mask_of_values(layer, values)
         return result
 
     def inside(self) -> np.ndarray:
@@ -225,7 +237,7 @@ def find_placement(affine: np.ndarray, shape: Sequence[int], grid: Grid) -> Plac
         return None
     corners = _corners(shape)
     expected = (nearest[:3, :3] @ corners.T).T + nearest[:3, 3]
-    if _displacement_mm(affine, grid.affine @ nearest, corners) > GRID_TOLERANCE_MM:
+    if displacement_mm(corners, affine, grid.affine @ nearest) > GRID_TOLERANCE_MM:
         return None
     axes = np.abs(rotation).argmax(1)
     low = expected.min(0).astype(int)
@@ -247,7 +259,7 @@ def require_placement(source: str, affine: np.ndarray, shape: Sequence[int], gri
     placement = find_placement(affine, shape, grid)
     if placement is None:
         nearest = np.rint(np.linalg.inv(grid.affine) @ affine)
-        distance = _displacement_mm(affine, grid.affine @ nearest, _corners(shape))
+        distance = displacement_mm(_corners(shape), affine, grid.affine @ nearest)
         raise UserError(
             f"{source} is not on the grid of {grid.source or 'the image'}: its voxels are up to {distance:.4g} mm away "
             f"from the image's voxels, expected at most {GRID_TOLERANCE_MM} mm: resample the labels onto the image's "
@@ -259,12 +271,6 @@ def require_placement(source: str, affine: np.ndarray, shape: Sequence[int], gri
 def _corners(shape: Sequence[int]) -> np.ndarray:
     """Return the indices of the 8 outermost voxels."""
     return np.array(list(itertools.product(*((0, n - 1) for n in shape))))
-
-
-def _displacement_mm(affine: np.ndarray, other: np.ndarray, voxels: np.ndarray) -> float:
-    """Return the largest distance between the places of voxels under two affines."""
-    change = affine - other
-    return float(np.linalg.norm(voxels @ change[:3, :3].T + change[:3, 3], axis=1).max())
 
 
 def covering_grid(first: Grid, *others: Grid) -> Grid:

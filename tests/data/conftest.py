@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.helpers.recorded_cases import SPLIT_IDS
+
 IDS = ("pancreas_001", "pancreas_004", "pancreas_010")
 
 
@@ -66,3 +68,20 @@ def task(tmp_path: Path) -> Path:
 @pytest.fixture
 def archive(task: Path, tmp_path: Path) -> Path:
     return pack(task, tmp_path / "Task07_Pancreas.tar", "Task07_Pancreas")
+
+
+@pytest.fixture
+def patients(tmp_path: Path) -> str:
+    """Two scans per patient."""
+    file = tmp_path / "patients.csv"
+    file.write_text("case,patient\n" + "".join(f"{name},P{i // 2}\n" for i, name in enumerate(SPLIT_IDS)))
+    return str(file)
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> str:
+    """Fold 1 does not contain all cases, which nnU-Net allows."""
+    file = tmp_path / "splits_final.json"
+    folds = [{"train": SPLIT_IDS[:8], "val": SPLIT_IDS[8:]}, {"train": SPLIT_IDS[:3], "val": SPLIT_IDS[5:6]}]
+    file.write_text(json.dumps(folds))
+    return str(file)

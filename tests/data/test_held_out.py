@@ -14,9 +14,9 @@ from sam2_3dmed_jax.data.split_choice import SPLIT_FILE, choose_split, split_des
 from sam2_3dmed_jax.data.split_files import read_split_description, write_run_split
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
+from tests.helpers.recorded_cases import SPLIT_IDS as IDS
 from tests.helpers.recorded_cases import RecordedCases
 
-IDS = [f"case_{i:02d}" for i in range(12)]
 DATA = "fingerprint of a dataset"
 FOLD_1 = DataConfig(path="data", fold=1)
 HELD_OUT = choose_split(IDS, FOLD_1).test
@@ -38,23 +38,6 @@ def recorded(name: str, labels: str = "", compression: str = "gzip", image: str 
 def dataset(cases: dict[str, RecordedCase]) -> RecordedCases:
     """A dataset whose files have other sizes than the files of the run."""
     return RecordedCases(sorted(cases), "other sizes", cases)
-
-
-@pytest.fixture
-def patients(tmp_path: Path) -> str:
-    """Two scans per patient."""
-    file = tmp_path / "patients.csv"
-    file.write_text("case,patient\n" + "".join(f"{name},P{i // 2}\n" for i, name in enumerate(IDS)))
-    return str(file)
-
-
-@pytest.fixture
-def splits(tmp_path: Path) -> str:
-    """Fold 1 does not contain all cases, which nnU-Net allows."""
-    file = tmp_path / "splits_final.json"
-    folds = [{"train": IDS[:8], "val": IDS[8:]}, {"train": IDS[:3], "val": IDS[5:6]}]
-    file.write_text(json.dumps(folds))
-    return str(file)
 
 
 ORIGINAL = {name: recorded(name) for name in IDS}

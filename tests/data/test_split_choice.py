@@ -11,26 +11,9 @@ from sam2_3dmed_jax.config import DataConfig, SplitConfig
 from sam2_3dmed_jax.data.split_choice import choose_split, split_description
 from sam2_3dmed_jax.data.splits import eighty_twenty, fold_cases
 from sam2_3dmed_jax.errors import UserError
+from tests.helpers.recorded_cases import SPLIT_IDS as IDS
 
-IDS = [f"case_{i:02d}" for i in range(12)]
 DATA = "fingerprint of a dataset"
-
-
-@pytest.fixture
-def patients(tmp_path: Path) -> str:
-    """Two scans per patient."""
-    file = tmp_path / "patients.csv"
-    file.write_text("case,patient\n" + "".join(f"{name},P{i // 2}\n" for i, name in enumerate(IDS)))
-    return str(file)
-
-
-@pytest.fixture
-def splits(tmp_path: Path) -> str:
-    """Fold 1 does not contain all cases, which nnU-Net allows."""
-    file = tmp_path / "splits_final.json"
-    folds = [{"train": IDS[:8], "val": IDS[8:]}, {"train": IDS[:3], "val": IDS[5:6]}]
-    file.write_text(json.dumps(folds))
-    return str(file)
 
 
 def test_the_default_is_nnunets_first_fold_without_inner_validation():

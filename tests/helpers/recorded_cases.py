@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from sam2_3dmed_jax.data.case_content import CaseContent, RecordedCase
 
+SPLIT_IDS = [f"case_{i:02d}" for i in range(12)]  # of the fixtures `patients` and `splits` in tests/data
+
 
 @dataclass
 class RecordedCases:
