@@ -1,7 +1,7 @@
 """Exceptions of mistakes in user input and of requested stops, and the length of messages.
 
 The command line prints a `UserError` as one line and exits with 2. `listed` and `counted` shorten lists of names where
-a message is written; `message_line` shortens whatever is too long in spite of that.
+a message is written; `message_line` shortens messages that are still too long.
 """
 
 import re

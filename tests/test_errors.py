@@ -1,4 +1,4 @@
-"""Messages stay short, whatever is in the files."""
+"""Messages stay short for any content of the files."""
 
 import pytest
 

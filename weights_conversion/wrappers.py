@@ -27,7 +27,7 @@ class Contents:
     """The paths of everything in a file, with the path of the dictionary that contains it (`""`: the file itself)."""
 
     tensors: Mapping[str, str]
-    objects: Mapping[str, str] = field(default_factory=dict)  # whatever is not a tensor by name
+    objects: Mapping[str, str] = field(default_factory=dict)  # everything that is not a tensor by name
 
 
 @dataclass(frozen=True)

@@ -121,13 +121,6 @@ def read_options(kind: type[Record], namespace: argparse.Namespace, unknown: Seq
     return kind(**values)
 
 
-def add_modality_argument(parser: Parser, help: str) -> None:
-    """Define `--modality`, for scans whose files do not store theirs."""
-    from sam2_3dmed_jax.volume.modality import WORDS
-
-    parser.add_argument("--modality", choices=tuple(WORDS), help=help)
-
-
 def every_field(record: str, defaults: Any) -> str:
     """Return the help of an experiment's or a sweep's fields as flags, with units and defaults."""
     from sam2_3dmed_jax.commands.experiment_files import fields_help

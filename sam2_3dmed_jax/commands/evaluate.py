@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sam2_3dmed_jax.commands.command_line import Parser, add_modality_argument, start
+from sam2_3dmed_jax.commands.command_line import Parser, start
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.modality import WORDS
 
 HELP = "score a checkpoint on held-out cases, or any method's NIfTI files"
 
@@ -123,8 +124,10 @@ def _add_sources(parser: Parser) -> None:
     parser.add_argument(
         "--save", metavar="DIR", help="folder for the label maps of the checkpoint, CASE.nii.gz (default: not kept)"
     )
-    add_modality_argument(
-        parser, "modality of the scans (default: as DATA declares it, otherwise as the checkpoint was trained, or ct)"
+    parser.add_argument(
+        "--modality",
+        choices=tuple(WORDS),
+        help="modality of the scans (default: as DATA declares it, otherwise as the checkpoint was trained, or ct)",
     )
     parser.add_argument("--predictions", metavar="DIR", help="label maps of any method; a missing one counts as empty")
     parser.add_argument(

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sam2_3dmed_jax.commands.command_line import READER, Parser, add_modality_argument, start
+from sam2_3dmed_jax.commands.command_line import READER, Parser, start
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.prompts.flags import PromptFlags, add_prompt_arguments
 from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
+from sam2_3dmed_jax.volume.modality import WORDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,8 +80,10 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="leave out files of a DICOM folder that may be damaged slices, and list them, instead of an error",
     )
-    add_modality_argument(
-        parser, "modality of IMAGE (default: as its file or the task says, otherwise as CKPT was trained, or ct)"
+    parser.add_argument(
+        "--modality",
+        choices=tuple(WORDS),
+        help="modality of IMAGE (default: of its file or of the task, otherwise as CKPT was trained, or ct)",
     )
     add_prompt_arguments(parser)
     parser.add_argument(
@@ -238,7 +241,7 @@ def _modality_sources(options: Options) -> ModalitySources:
 
 
 def _assumption_note(cases: Sequence[PredictionCase], sources: ModalitySources) -> str:
-    """Return a note if nothing says the modality of some images, or ""."""
+    """Return a note if the modality of some images is not known, or ""."""
     from sam2_3dmed_jax.data.split_files import first_ids
     from sam2_3dmed_jax.volume.dicom import is_dicom
     from sam2_3dmed_jax.volume.modality import assumption_note

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 
-from sam2_3dmed_jax.commands.command_line import Parser, add_modality_argument, terminated_as_interrupted
+from sam2_3dmed_jax.commands.command_line import Parser, terminated_as_interrupted
 from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.volume.modality import WORDS
 
 HELP = "write a dataset as shards for training; resumes an interrupted run, and repeats the cases that changed"
 
@@ -36,7 +37,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="dz,dy,dx",
         help="resample to this spacing, in mm; 0 or - keeps an axis as it is (default: no resampling)",
     )
-    add_modality_argument(parser, "modality of the scans (default: as dataset.json declares it, or ct)")
+    parser.add_argument(
+        "--modality", choices=tuple(WORDS), help="modality of the scans (default: as dataset.json declares it, or ct)"
+    )
     parser.add_argument(
         "--workers",
         type=int,

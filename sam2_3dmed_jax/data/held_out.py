@@ -146,7 +146,7 @@ def held_out_cases(cases: CaseSource, checkpoint: str, settings: Mapping[str, An
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What the folder of a run tells about its data."""
+    """The data of a run, from the files in its folder."""
 
     file: epath.Path  # `split.json`
     description: dict[str, Any]  # of the split, and the run's `seed`

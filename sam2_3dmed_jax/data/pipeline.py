@@ -1,6 +1,6 @@
 """Input pipeline: batches of clips or patches with Grain.
 
-Randomness and batching are part of the `MapDataset`: item i of a run is a function of the seed and i only, whatever the
+Randomness and batching are part of the `MapDataset`: item i of a run is a function of the seed and i only, for any
 number of hosts, and each host takes every `hosts`-th item.
 The number of consumed batches is all that a resumed run needs, for any number and kind of workers. Workers are threads:
 NumPy and ArrayRecord release the interpreter lock, and processes are not faster (`experiments/benchmarks/data.py`).

@@ -70,7 +70,7 @@ def data_of(dataset: PreparedDataset) -> RunData:
 
 
 def data_of_split(split: Split, ids: Iterable[str] = ()) -> RunData:
-    """Return what the split of a run of version 0.1 tells about its data: the ids.
+    """Return the data of a run of version 0.1, of which only the ids in its split are known.
 
     Args:
         split: of the run.

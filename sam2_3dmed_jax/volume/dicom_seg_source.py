@@ -115,7 +115,7 @@ def _shared_tags(originals: dict[Path, Any], notes: list[str]) -> dict[str, Any]
         names = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
         tags |= {name: first[name].value for name in names if first.get(name)}
     if not all(str(value or "").isascii() for value in tags.values()):
-        tags["SpecificCharacterSet"] = "ISO_IR 192"  # UTF-8 can hold whatever character set the source has
+        tags["SpecificCharacterSet"] = "ISO_IR 192"  # UTF-8 can hold the characters of all source character sets
     return tags
 
 

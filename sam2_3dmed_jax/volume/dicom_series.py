@@ -23,7 +23,7 @@ from sam2_3dmed_jax.volume.dicom_file import is_companion, is_dicom_file
 from sam2_3dmed_jax.volume.dicom_frame import Frame, frame_count, frames_in, read_header, reading, text_of
 from sam2_3dmed_jax.volume.image_file import optional
 
-# Tags that count the slices or files of a group, with the tag that tells the groups apart.
+# Tags that count the slices or files of a group, with the tag that distinguishes the groups.
 _COUNTS = (
     ("ImagesInAcquisition", "AcquisitionNumber", True),
     ("NumberOfSlices", "SeriesInstanceUID", True),

@@ -214,7 +214,7 @@ def compressed_suffixes() -> tuple[str, ...]:
 
 
 def suffix_of(name: str, suffixes: Sequence[str]) -> str | None:
-    """Return the first of the suffixes (lower case) that a file name ends with, whatever its case, or None."""
+    """Return the first of the suffixes (lower case) that a file name ends with, in upper or lower case, or None."""
     return next((suffix for suffix in suffixes if name[-len(suffix) :].lower() == suffix), None)
 
 

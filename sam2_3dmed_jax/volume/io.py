@@ -86,7 +86,7 @@ def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
     """Read a label map on the grid of a volume.
 
     The axes may be stored in another order or direction than in the volume's file if the voxels are the same. The
-    labels are brought into the frame of the volume, whatever the canonical order of their own file.
+    labels are brought into the frame of the volume, for any canonical order of their own file.
 
     Args:
         path: a NIfTI, NRRD or MHA file, a DICOM-SEG or RTSTRUCT.

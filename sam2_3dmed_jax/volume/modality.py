@@ -1,4 +1,4 @@
-"""Modality of a scan: what the user, the file, its dataset and the checkpoint say, and the check that they agree.
+"""Modality of a scan: from the user, the file, its dataset or the checkpoint, and the check that they agree.
 
 Modalities are DICOM's codes (PS3.3, C.7.3.1.1.1): CT, MR, PT for PET, and OT for every other name of a channel.
 """
@@ -75,7 +75,7 @@ def check_modality(modality: str, preprocessing: PreprocessingConfig, where: str
         return
     raise UserError(
         f"{where} is {modality}, but {checkpoint} was trained on {trained} with the window {preprocessing.window}; "
-        f"give a checkpoint for {modality}, or --modality {word_of(trained)} to use this one all the same"
+        f"give a checkpoint for {modality}, or --modality {word_of(trained)} to use this checkpoint anyway"
     )
 
 
@@ -83,7 +83,7 @@ def check_modality(modality: str, preprocessing: PreprocessingConfig, where: str
 class ModalitySources:
     """What is known about the modality of scans before their files are opened."""
 
-    given: str = ""  # by the user, in place of what files and dataset say
+    given: str = ""  # by the user; replaces the modality of files and dataset
     declared: str = ""  # by the dataset, for files whose format does not store it
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)  # of the checkpoint
     checkpoint: str = "the checkpoint"  # its name in messages
@@ -104,10 +104,10 @@ class ModalitySources:
         return OTHER if trained == OTHER else modality
 
     def is_assumed(self, stored: str | None) -> bool:
-        """Return whether nothing says what the scan is, so that it is read as CT."""
+        """Return whether the modality of the scan is not known, so that it is read as CT."""
         return not (self.given or stored or self.declared or self.preprocessing.modality)
 
 
 def assumption_note(scans: str) -> str:
-    """Return the note about scans of which nothing says the modality."""
-    return f"note: nothing says the modality of {scans}, read as CT; give --modality mr or pet for another one"
+    """Return the note about scans whose modality is not known."""
+    return f"note: the modality of {scans} is not known, read as CT; give --modality mr or pet for another one"

@@ -215,7 +215,7 @@ def read_voxels(
 
 
 def verify(stored: StoredVoxels) -> None:
-    """Read a file to its end, whatever its length.
+    """Read a file of any length to its end.
 
     Raises:
         UserError: it is truncated or damaged.

@@ -1,4 +1,4 @@
-"""Cases that a checkpoint is scored on, and refusal of cases that it was trained on, whatever else has changed."""
+"""Cases that a checkpoint is scored on, and refusal of training cases after any other change."""
 
 import json
 from dataclasses import replace

@@ -141,7 +141,7 @@ def test_predict_shows_the_model_the_slices_that_training_shows_and_needs_no_fla
     image, click = held_out()
     assert main(["predict", "run/final", image, "--point", click, "--out", "seg.nii.gz", "--overlay", "seg.png"]) == 0
     check(encoded)
-    assert "nothing says the modality" not in capsys.readouterr().out
+    assert "is not known, read as CT" not in capsys.readouterr().out
 
 
 def test_predict_on_a_table_shows_the_model_the_slices_that_training_shows(place: Path, encoded: list):
@@ -186,9 +186,9 @@ def test_a_checkpoint_of_version_0_1_takes_the_modality_of_a_nifti_from_the_flag
     words = ["predict", "unknown", image, "--point", click, "--out", "unknown.nii.gz"]
     assert main([*words, "--modality", "mr"]) == 0
     check(encoded)
-    assert "nothing says the modality" not in capsys.readouterr().out
+    assert "is not known, read as CT" not in capsys.readouterr().out
     assert main(words) == 0
-    assert "nothing says the modality of" in capsys.readouterr().out
+    assert "is not known, read as CT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_an_absent_object_has_no_prompts(reference: np.ndarray):
     ("objects", "partners"),
     [
         ([(1,), (3,), (4,)], {(1,): (3,), (3,): (4,), (4,): (1,)}),
-        ([(4,), (1,)], {(4,): (1,), (1,): (4,)}),  # by label value, whatever the order of painting
+        ([(4,), (1,)], {(4,): (1,), (1,): (4,)}),  # by label value, for any order of painting
         ([(1,)], {}),
         ([(1, 2), (2,)], {}),  # an organ and its tumour
         ([(1, 2), (2,), (3,)], {(1, 2): (3,), (2,): (3,), (3,): (1, 2)}),
