@@ -3,7 +3,7 @@
 The paper freezes the encoder and uses D = 12, lambda_srpp = 0.01 and lambda_bd = 0.1. It names no backbone, image size,
 batch size, number of steps or optimizer; ours are below. Because the encoder is frozen, we use the largest one, at the
 1024 pixels that it was trained with. On a small machine, add these flags:
-`--model.preset sam2.1_hiera_tiny --model.init checkpoints/sam2.1_hiera_tiny --training.batch_size 1`.
+`--model.preset sam2.1_hiera_tiny --model.init sam2.1_hiera_tiny --training.batch_size 1`.
 """
 
 from dataclasses import replace
@@ -53,7 +53,7 @@ def ours(
             image_size=1024,
             slice_position=SrppConfig(unit="mm", scale=slice_mm),
             compute_dtype="bfloat16",
-            init=f"checkpoints/{PRESET}",
+            init=PRESET,
         ),
         data=DataConfig(
             path=data,

@@ -1,6 +1,6 @@
 """The experiment of the demo, to train it yourself.
 
-sam2-3dmed train experiments/demo.py --data.path DATASET --out RUN
+sam2-3dmed train demo --data.path DATASET --out RUN
 """
 
 from sam2_3dmed_jax.commands.demo import demo_config

@@ -3,10 +3,9 @@
 The window is MedSAM's, in which a tumour can be distinguished from the adjacent mediastinum.
 
     sam2-3dmed prepare Task06_Lung.tar data/lung
-    sam2-3dmed convert sam2.1_hiera_large.pt checkpoints/sam2.1_hiera_large
-    sam2-3dmed train experiments/lung.py --out runs/lung
+    sam2-3dmed train lung --out runs/lung
 
-`--data.path` and `--model.init` give other places.
+The weights are downloaded by name. `--data.path` and `--model.init` choose other data and weights.
 """
 
 from decathlon import ours

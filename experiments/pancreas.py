@@ -4,10 +4,9 @@ The pancreas with its tumour and the tumour alone are the objects, as `evaluate`
 both has a prompt for each.
 
     sam2-3dmed prepare Task07_Pancreas.tar data/pancreas
-    sam2-3dmed convert sam2.1_hiera_large.pt checkpoints/sam2.1_hiera_large
-    sam2-3dmed train experiments/pancreas.py --out runs/pancreas
+    sam2-3dmed train pancreas --out runs/pancreas
 
-`--data.path` and `--model.init` give other places.
+The weights are downloaded by name. `--data.path` and `--model.init` choose other data and weights.
 """
 
 from decathlon import ours

@@ -1,10 +1,9 @@
 """SAM2-3dMed on spleens of the Decathlon (Task09): 41 CTs, with slices of typically 5 mm.
 
     sam2-3dmed prepare Task09_Spleen.tar data/spleen
-    sam2-3dmed convert sam2.1_hiera_large.pt checkpoints/sam2.1_hiera_large
-    sam2-3dmed train experiments/spleen.py --out runs/spleen
+    sam2-3dmed train spleen --out runs/spleen
 
-`--data.path` and `--model.init` give other places.
+The weights are downloaded by name. `--data.path` and `--model.init` choose other data and weights.
 """
 
 from decathlon import ours

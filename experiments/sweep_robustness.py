@@ -1,6 +1,6 @@
 """The cost of a misplaced, noisy, scarce or exchanged prompt: an exploratory sweep on a run's held-out cases.
 
-    sam2-3dmed sweep experiments/sweep_robustness.py --out DIR --checkpoints RUN/final --data DATASET
+    sam2-3dmed sweep robustness --out DIR --checkpoints RUN/final --data DATASET
 
 To combine several runs of one model, give a path such as `runs/fold{fold}_seed{seed}/final` with
 `--folds 0 1 2 --seeds 0 1`.

@@ -1,6 +1,6 @@
 """A small U-Net on phantom spleens, for a CPU.
 
-    sam2-3dmed train experiments/unet_demo.py --data.path DATASET --out RUN
+    sam2-3dmed train unet_demo --data.path DATASET --out RUN
 
 `DATASET` can be a dataset that `sam2-3dmed phantom` wrote. Training resamples and prepares it into the run's folder.
 """

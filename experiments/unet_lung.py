@@ -1,7 +1,7 @@
 """The U-Net baseline on lung tumours (Task06) of the Decathlon, with the folds of `lung.py`.
 
 sam2-3dmed prepare Task06_Lung.tar data/lung_unet --spacing 1.245,0.785,0.785
-sam2-3dmed train experiments/unet_lung.py --out runs/unet_lung
+sam2-3dmed train unet_lung --out runs/unet_lung
 """
 
 from decathlon import unet

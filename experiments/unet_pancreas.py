@@ -1,7 +1,7 @@
 """The U-Net baseline on the pancreas and its tumours (Task07) of the Decathlon, with the folds of `pancreas.py`.
 
 sam2-3dmed prepare Task07_Pancreas.tar data/pancreas_unet --spacing 2.5,0.8,0.8
-sam2-3dmed train experiments/unet_pancreas.py --out runs/unet_pancreas
+sam2-3dmed train unet_pancreas --out runs/unet_pancreas
 """
 
 from decathlon import unet

@@ -1,7 +1,7 @@
 """The U-Net baseline on spleens (Task09) of the Decathlon, with the folds of `spleen.py`.
 
 sam2-3dmed prepare Task09_Spleen.tar data/spleen_unet --spacing 5,0.79,0.79
-sam2-3dmed train experiments/unet_spleen.py --out runs/unet_spleen
+sam2-3dmed train unet_spleen --out runs/unet_spleen
 """
 
 from decathlon import unet

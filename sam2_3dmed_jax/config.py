@@ -103,7 +103,7 @@ class ModelConfig:
     slice_position: SrppConfig = SrppConfig()  # settings of `srpp`
     boundary: BdConfig = BdConfig()  # settings of `bd`
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
-    init: str = ""  # path of a native checkpoint to start from; "": random weights, and everything trains
+    init: str = ""  # checkpoint to start from, a path or a name; "": random weights, and everything trains
     kind: Literal["sam2"] = "sam2"  # tells the two model configs apart in JSON files
 
 
@@ -132,6 +132,7 @@ class PrepareConfig:
     # (dz, dy, dx) that volumes are resampled to, in mm; None keeps the spacing of each case.
     spacing: tuple[float | None, float | None, float | None] = (None, None, None)
     modality: str = ""  # DICOM's code of the scans; "": as the dataset declares, and otherwise CT
+    keep_empty: bool = False  # keep cases without a labelled voxel, which are negatives in training
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,8 @@ class SplitConfig:
     folds: int = 5  # number of folds of `kfold`
     seed: int = 0  # random seed of 80/20; `kfold` uses nnU-Net's
     file: str = ""  # path of nnU-Net's splits_final.json, or of a run's split.json, to use instead of drawing a split
-    patients: str = (
-        ""  # path of a CSV file case,patient that keeps a patient's cases together; "": one case per patient
-    )
+    # Path of a CSV file case,patient that keeps a patient's cases together; "": one case per patient.
+    patients: str = ""
     inner_fraction: float = 0.0  # fraction of the training cases held back for validation in the run; 0: none
 
 
@@ -199,8 +199,9 @@ class DataConfig:
     """Which cases a run trains on, and how clips or patches are cut from them."""
 
     path: str = ""  # a prepared folder; any other dataset is first prepared into the run's folder
-    # Objects to segment: label values or unions, such as (2, "1+2"), which the flag takes as `1+2,2` too. (): as
-    # `evaluate` prompts them, each label alone, and an organ together with the tumours inside it.
+    # Objects to segment, label values or names and unions of them, as `evaluate --classes` takes them: `1=spleen,2+3`,
+    # or separate words, (1, "2+3"). (): the ones that `evaluate` prompts, which are each label alone, and an organ
+    # together with the tumours inside it.
     classes: tuple[int | str, ...] = ()
     slices: int = DEFAULT_SLICES  # D: slices of a clip
     _: dataclasses.KW_ONLY
@@ -294,11 +295,10 @@ class SweepSpec:
     folds: tuple[int, ...] = ()  # folds whose held-out cases are scored; (): the fold of each checkpoint's run
     seeds: tuple[int, ...] = ()  # training seeds that replace {seed}
     # Factors. The first value of each is its base value, where curves start.
-    prompt: tuple[Literal["point", "box", "mask"], ...] = ("point", "box", "mask")
+    prompt: tuple[Literal["point", "box", "mask"], ...] = ("point", "box", "mask")  # kind of the prompt
     placement: tuple[Literal["centre", "random"], ...] = ("centre",)  # position of a point inside the object
-    noise_mm: tuple[float, ...] = (
-        0.0,
-    )  # SD of the noise: along both axes of a point or mask, or of each side of a box
+    # SD of the noise, along both axes of a point or mask, or of each side of a box.
+    noise_mm: tuple[float, ...] = (0.0,)
     misplacement_mm: tuple[float, ...] = (0.0, 2.0, 5.0, 10.0)  # displacement in a random in-plane direction
     neighbour: tuple[bool, ...] = (False,)  # True: prompt the neighbouring organ, or just outside the object
     prompt_of: tuple[Literal["own", "other"], ...] = ("own",)  # other: the prompt of another object of the case

@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 class FileWarning(UserWarning):
-    """A sign that the user's files are not what they should be, such as a series with missing slices.
+    """A sign that files or the masks made from them are wrong, such as missing slices or a click outside of its mask.
 
     The command line prints it as one line on stderr.
     """

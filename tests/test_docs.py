@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from sam2_3dmed_jax.training.features.choice import trains_from_features
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MADE = ("data/prepared", "data/spleen", "data/phantom")  # data folders that lines of the pages write
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of the pages are relative to the repository."""
+    monkeypatch.chdir(ROOT)
 
 
 def command_lines(verb: str = "") -> list[list[str]]:
@@ -39,15 +46,17 @@ def test_the_readme_is_short_and_shows_the_first_commands():
 def test_every_command_line_of_the_pages_has_arguments_that_the_command_takes(words: list[str]):
     options, rest = parser().parse_known_args(words)
     if rest:  # fields of an experiment or a sweep
-        read = read_spec if words[0] == "sweep" else read_experiment
-        read(str(ROOT / (options.spec if words[0] == "sweep" else options.experiment)), rest)
+        if words[0] == "sweep":
+            read_spec(options.spec, rest)
+        else:
+            read_experiment(options.experiment, rest)
 
 
 def test_training_lines_use_data_that_earlier_lines_write_and_one_trains_from_cached_features():
     cached = []
     for words in command_lines("train"):
         options, rest = parser().parse_known_args(words)
-        config = read_experiment(str(ROOT / options.experiment), rest)
+        config = read_experiment(options.experiment, rest)
         assert config.data.path in MADE
         if config.data.features:
             cached.append(trains_from_features(config))
@@ -59,7 +68,7 @@ def test_sweep_lines_are_specifications_with_cells():
     assert len(lines) == 3
     for words in lines:
         options, rest = parser().parse_known_args(words)
-        spec = read_spec(str(ROOT / options.spec), rest)
+        spec = read_spec(options.spec, rest)
         check_spec(spec)
         assert spec.data == "data/phantom" and len(settings_of(spec)) > 50
 
@@ -68,3 +77,19 @@ def test_sweep_lines_are_specifications_with_cells():
 def test_every_local_link_of_a_page_leads_to_a_file_of_the_repository(page: Path):
     for target in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).resolve().exists(), target
+
+
+def test_every_link_of_the_readme_on_pypi_is_absolute_and_leads_to_a_file_of_the_repository():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    repository = project["project"]["urls"]["Repository"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for change in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    places = f"{repository}/blob/main/", f"{repository.replace('github.com', 'raw.githubusercontent.com')}/main/"
+    own = []
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert target.startswith("https://"), target
+        own += [target.removeprefix(place) for place in places if target.startswith(place)]
+    assert len(own) > 10
+    for path in own:
+        assert (ROOT / path.partition("#")[0]).exists(), path

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 COMMAND = [sys.executable, "-m", "sam2_3dmed_jax"]
+FIELDS = "Every field of "  # starts the help of the fields
 COMMANDS, CONFIGURATION = "<!-- generated: commands -->", "<!-- generated: configuration -->"
 
 
@@ -21,9 +22,9 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return markdown
 
 
-def _help(*words: str) -> str:
+def _help(verb: str = "", flag: str = "--help") -> str:
     environment = {**os.environ, "COLUMNS": "84", "NO_COLOR": "1", "TERM": "dumb"}
-    done = subprocess.run([*COMMAND, *words, "--help"], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run([*COMMAND, *verb.split(), flag], capture_output=True, text=True, env=environment, check=True)
     return done.stdout
 
 
@@ -34,12 +35,12 @@ def _verbs() -> list[str]:
 def _section(verb: str) -> str:
     text = _help(verb)
     if verb in ("train", "sweep", "plan"):  # their fields are on the page of the configuration
-        text = text.partition("Every field")[0]
+        text = text.partition(FIELDS)[0]
     return f"## {verb}\n\n{_code(text)}"
 
 
 def _fields(verb: str) -> str:
-    return "Every field" + _help(verb).partition("Every field")[2]
+    return FIELDS + _help(verb, "--help-all").partition(FIELDS)[2]
 
 
 def _code(text: str) -> str:

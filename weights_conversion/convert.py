@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -56,6 +56,7 @@ def convert_checkpoint(
     image_size: int | None = None,
     to: str | None = None,
     drop_extra: bool = False,
+    origin: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -67,6 +68,7 @@ def convert_checkpoint(
         image_size: image size to store, in pixels; None: as in the source.
         to: layout to write; None: native, or Meta's for .pt.
         drop_extra: leave out the parameters of SRPP and BD.
+        origin: entries of the provenance about where the source was published.
         progress: called after each block that is hashed and each tensor.
 
     Raises:
@@ -97,7 +99,7 @@ def convert_checkpoint(
         except UserError as error:
             raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from error
 
-    info = CheckpointInfo(config, provenance=_provenance(opened, config, fit, progress))
+    info = CheckpointInfo(config, provenance={**_provenance(opened, config, fit, progress), **(origin or {})})
     if opened.info:
         info = replace(info, preprocessing=opened.info.preprocessing)
     try:

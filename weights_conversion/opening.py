@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sam2_3dmed_jax.errors import NAME, UserError, cut, listed
+from weights_conversion.huggingface_folder import with_native_part
 from weights_conversion.native import CONFIG_KEY, PROVENANCE_KEY, open_native_folder, open_native_safetensors
 from weights_conversion.safetensors_files import SafetensorsFile
 from weights_conversion.source import Source, Tensor
@@ -107,7 +108,7 @@ def _open_folder(path: Path) -> Source:
     image_size = _image_size(_json(config))
     files = {file: SafetensorsFile(file) if weights == WEIGHTS else _torch_file(file) for file in shards}
     _check_index(_index(path / weights), shards, files)
-    return _source(path, "transformers folder", list(files), list(files.values()), image_size)
+    return with_native_part(_source(path, "transformers folder", list(files), list(files.values()), image_size))
 
 
 def _index(weights: Path) -> Path:

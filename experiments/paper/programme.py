@@ -11,6 +11,7 @@ from typing import Any
 from experiments.paper.variants import OtherMethod, Scoring, Task, Variant, changed
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import CHOICES, UserError, listed
+from sam2_3dmed_jax.hub.catalog import find_weights
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.run_folder import MAY_CHANGE, record
@@ -119,10 +120,10 @@ def run_of_variant(programme: Programme, cell: Cell, variant: str) -> Cell | Non
 
 
 def with_absolute_paths(config: ExperimentConfig, root: Path) -> ExperimentConfig:
-    """Return a config with absolute paths."""
+    """Return a config with absolute paths; the name of published weights stays a name."""
     for name in PATHS:
         path = functools.reduce(getattr, name.split("__"), config)
-        if path and "://" not in path:
+        if path and "://" not in path and not (name == "model__init" and find_weights(path)):
             config = changed(config, **{name: str(root.resolve() / path)})
     return config
 

@@ -27,6 +27,7 @@ from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, score_classes
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.summary import summarise
+from sam2_3dmed_jax.hub.resolve import checkpoint_folder
 from sam2_3dmed_jax.model.checkpoint import read_info
 from sam2_3dmed_jax.prompts.protocols import object_prompts
 from sam2_3dmed_jax.runtime.progress import Progress
@@ -82,7 +83,7 @@ class CellRunner:
     def checkpoint(self, cell: Cell) -> Path:
         """Return the folder of the weights that a cell scores."""
         if cell.variant.kind == "given":
-            return Path(with_absolute_paths(cell.config, self.programme.root).model.init)
+            return checkpoint_folder(with_absolute_paths(cell.config, self.programme.root).model.init)
         return cell.folder(self.out) / "run" / "final"
 
     def _set_up(self, config: ExperimentConfig) -> Setup:

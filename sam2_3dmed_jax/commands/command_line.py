@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import re
 import signal
 import sys
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line
+from sam2_3dmed_jax.runtime import compilations, interrupts
+from sam2_3dmed_jax.runtime.local_paths import check_local
 
 FIELD_FLAGS = "field_flags"  # the field of a verb's options that takes all unknown flags, such as --model.preset
 READER = "reader"  # key in the metadata of a field: the function that returns its value from the parsed arguments
@@ -31,25 +34,47 @@ Record = TypeVar("Record")
 class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, like all other errors of the commands."""
 
-    fields_help: Callable[[], str] | None = None  # text after the help; called for --help only, because it is slow
+    # Returns the help of fields that are flags, of the common ones or of every one; slow, so called for the help only.
+    fields_help: Callable[[bool], str] | None = None
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         _print_error("error: ", message, f" (see '{self.prog} --help')")
         raise SystemExit(2)
 
-    def print_help(self, file: Any = None) -> None:
+    def add_fields(self, fields_help: Callable[[bool], str]) -> None:
+        """Let the help end with fields that are flags: `--help` with the common ones, `--help-all` with every one."""
+        self.fields_help = fields_help
+        self.add_argument("--help-all", action=_HelpOnEveryField, help="show this help with every field and exit")
+
+    def print_help(self, file: Any = None, every_field: bool = False) -> None:
         """Print the help, followed by the fields that are flags."""
         super().print_help(file)
         if self.fields_help:
-            self._print_message(f"\n{self.fields_help()}\n", file or sys.stdout)
+            self._print_message(f"\n{self.fields_help(every_field)}\n", file or sys.stdout)
+
+
+class _HelpOnEveryField(argparse.Action):
+    """`--help-all`, as argparse's own action for `--help`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.print_help(every_field=True)
+        raise SystemExit(0)
+
+
+class CheckpointName(str):
+    """The `type` of an argument that names a checkpoint, which may be on Hugging Face: `hf://org/repo`."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Help with the default of each flag that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False) or action.default == []:
+        if action.default in (None, False, "") or action.default == []:
             return action.help
         return super()._get_help_string(action)
 
@@ -101,7 +126,24 @@ def run_verb(parser: Parser, verbs: Mapping[str, Verb], words: Sequence[str] | N
     if unknown and FIELD_FLAGS not in (field.name for field in dataclasses.fields(verb.Options)):
         parser.error(f"unknown argument '{unknown[0]}'")
     options = read_options(verb.Options, namespace, unknown)
-    return exit_code(lambda: verb.run(options), namespace.debug, after_interrupt)
+
+    def work() -> None:
+        _check_local_arguments(namespace)
+        verb.run(options)
+
+    return exit_code(work, namespace.debug, after_interrupt)
+
+
+def _check_local_arguments(namespace: argparse.Namespace) -> None:
+    """Check that no parsed argument, a path or not, is a remote address; fields of experiments are checked later.
+
+    Raises:
+        UserError: one is; the message names the address.
+    """
+    for value in vars(namespace).values():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                check_local(text, isinstance(text, CheckpointName))
 
 
 def read_options(kind: type[Record], namespace: argparse.Namespace, unknown: Sequence[str] = ()) -> Record:
@@ -119,13 +161,6 @@ def read_options(kind: type[Record], namespace: argparse.Namespace, unknown: Seq
         value = reader(namespace) if reader else arguments[field.name]
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
-
-
-def every_field(record: str, defaults: Any) -> str:
-    """Return the help of an experiment's or a sweep's fields as flags, with units and defaults."""
-    from sam2_3dmed_jax.commands.experiment_files import fields_help
-
-    return f"Every field of {record} is a flag; defaults, unless the file sets another value:\n{fields_help(defaults)}"
 
 
 def joined_coordinates(words: Sequence[str]) -> list[str]:
@@ -164,8 +199,13 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
         debug: print tracebacks.
         after_interrupt: what an interruption leaves, for its message.
     """
+    if not debug:
+        # XLA logs an alarm about each compilation of more than two minutes; its errors are also raised. JAX reads the
+        # variable when it is imported.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    interrupted = f"interrupted; {after_interrupt}"
     try:
-        with _file_warnings_on_stderr():
+        with _file_warnings_on_stderr(), interrupts.ended_during(compilations.in_progress, interrupted):
             work()
     except UserError as error:
         if debug:
@@ -176,8 +216,8 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
         print(f"{stop}; {after_interrupt}", file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:
-        print(f"interrupted; {after_interrupt}", file=sys.stderr)
-        return 130
+        print(interrupted, file=sys.stderr)
+        return interrupts.INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -211,11 +251,16 @@ def _print_error(start: str, message: object, end: str = "", hint: str = "") -> 
 
 
 def start() -> None:
-    """Prepare the process for computation: quiet logs, kept host memory and the compilation cache."""
-    from absl import logging
+    """Prepare the process for computation: quiet logs, kept host memory, and a cache of announced compilations."""
+    import logging
+
+    from absl import logging as absl_logging
 
     from sam2_3dmed_jax.runtime import compilation_cache, host_memory
 
-    logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it also raises, with pages of tracebacks
+    logging.basicConfig(format="%(message)s")  # notes of a run are plain lines on stderr
+    # Orbax logs the errors that it also raises, with pages of tracebacks.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     host_memory.keep_freed_memory()
     compilation_cache.enable()
+    compilations.announce()

@@ -20,6 +20,7 @@ OPTIONAL = {
     "torch": "torch",
     "SimpleITK": "dicom",
     "highdicom": "dicom",
+    "huggingface_hub": "hub",
     "libtpu": "plan",
     "jax_cuda12_plugin": "plan-gpu",
 }  # module to extra

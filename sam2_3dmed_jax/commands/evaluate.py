@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sam2_3dmed_jax.commands.command_line import Parser, start
+from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, start
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.modality import WORDS
 
@@ -74,7 +74,13 @@ def add_arguments(parser: Parser) -> None:
 
 def _add_sources(parser: Parser) -> None:
     """Define what is scored."""
-    parser.add_argument("checkpoint", metavar="CKPT", nargs="?", help="folder of a native checkpoint")
+    parser.add_argument(
+        "checkpoint",
+        type=CheckpointName,
+        metavar="CKPT",
+        nargs="?",
+        help="folder of a native checkpoint, or a name of `download`",
+    )
     parser.add_argument("data", metavar="DATA", nargs="?", help="folder of a dataset in MSD or nnU-Net layout")
     parser.add_argument(
         "--fold", type=int, metavar="N", help="held-out fold (default: the fold of the training run, or 0)"
@@ -165,7 +171,9 @@ def _add_scoring(parser: Parser) -> None:
         "--predictions, how their method was prompted from the references (default: not at all)",
     )
     parser.add_argument(
-        "--classes", metavar="1=spleen,...", help="labels to score; a union is 1+2=both (default: all labels)"
+        "--classes",
+        metavar="1=spleen,2+3,...",
+        help="label sets to score: values or declared names, unions with +, names after = (default: all labels)",
     )
     parser.add_argument(
         "--targets",
@@ -198,7 +206,9 @@ def _add_scoring(parser: Parser) -> None:
         action="store_true",
         help="resample files on other grids by nearest neighbour, and slanted grids for the surface metrics",
     )
-    parser.add_argument("--remap", metavar="2=1,3=1", help="label values of --predictions to replace by others")
+    parser.add_argument(
+        "--remap", metavar="2=1,3+4=1", help="label sets of --predictions, and the values that replace theirs"
+    )
     parser.add_argument("--method", metavar="NAME", help="method name in each row (default: the name of the folder)")
     parser.add_argument(
         "--trained-on-these-cases",
@@ -222,6 +232,7 @@ def run(options: Options) -> None:
         score_files,
         score_results,
     )
+    from sam2_3dmed_jax.hub.resolve import checkpoint_folder
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
     values = _given(options, [field.name for field in fields(ScoringOptions)])
@@ -229,6 +240,7 @@ def run(options: Options) -> None:
         raise UserError(f"{_flag(fixed[0])}: finished results cannot change; leave it out with --results")
     scoring = ScoringOptions(**values, others=read_all(options.compare))
     split = _given(options, SPLIT_FIELDS)
+    checkpoint = str(checkpoint_folder(options.checkpoint)) if options.checkpoint else ""
     with ConsoleProgress() as progress:
         if options.results:
             lines = score_results(options.results, scoring)
@@ -236,8 +248,8 @@ def run(options: Options) -> None:
             folders = options.predictions, options.references, options.images
             lines = score_files(*folders, options.remap, split.get("fold", ""), scoring, progress)
         else:
-            assert options.checkpoint and options.data
-            lines = score_checkpoint(options.checkpoint, options.data, options.order, split, scoring, progress)
+            assert options.data
+            lines = score_checkpoint(checkpoint, options.data, options.order, split, scoring, progress)
     print("\n".join(lines))
 
 

@@ -15,66 +15,57 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from sam2_3dmed_jax.commands import builtin_experiments
 from sam2_3dmed_jax.config import EARLIER_NAMES, EarlierNameWarning, ExperimentConfig, SweepSpec, UNetConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.local_paths import check_local_fields
 
 Config = TypeVar("Config", ExperimentConfig, SweepSpec)
 
 
 def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
-    """Run the `get_config()` of an experiment file and apply flags. The file may import others from its folder.
+    """Run the `get_config()` of an experiment and apply flags. Its file may import others from its folder.
+
+    Args:
+        path: the file, or the name of a built-in experiment.
+        flags: words such as `--training.steps 500`.
 
     Raises:
         UserError: the file does not exist or has no `get_config`, or a flag does not fit the experiment.
     """
     with _earlier_names_on_stderr():
         config = _with_kind_of_model(_run_file(path, "get_config", ExperimentConfig, "experiment"), flags)
-        return _apply_flags(config, _with_current_names(flags), "experiment")
+        config = _apply_flags(config, _with_current_names(flags), "experiment")
+    check_local_fields(config)
+    return config
 
 
 def read_spec(path: str, flags: Sequence[str] = ()) -> SweepSpec:
-    """Run the `get_spec()` of a sweep file and apply flags, as `read_experiment` does.
+    """Run the `get_spec()` of a sweep, given by its file or name, and apply flags, as `read_experiment` does.
 
     Raises:
         UserError: the file does not exist or has no `get_spec`, or a flag does not fit the sweep.
     """
-    return _apply_flags(_run_file(path, "get_spec", SweepSpec, "sweep"), flags, "sweep")
-
-
-def fields_help(config: Config) -> str:
-    """Return all fields as flags, with their units and the defaults of an experiment or sweep that sets none."""
-    if isinstance(config, SweepSpec):
-        return _tyro_help(config)
-    return (
-        f"{_tyro_help(config)}\nAn experiment with a U-Net has these model fields instead:\n{_tyro_help(_UNetFields())}"
-    )
-
-
-@dataclass(frozen=True)
-class _UNetFields:
-    """The fields of a U-Net, named as in an experiment."""
-
-    model: UNetConfig = field(default_factory=UNetConfig)
+    spec = _apply_flags(_run_file(path, "get_spec", SweepSpec, "sweep"), flags, "sweep")
+    check_local_fields(spec)
+    return spec
 
 
 def _run_file(path: str, function_name: str, config_type: type[Config], what: str) -> Config:
-    """Return the result of a function in a user's Python file.
+    """Return the result of a function in an experiment's Python file.
 
     Args:
-        path: the file.
+        path: the file, or the name of a built-in one.
         function_name: `get_config` or `get_spec`.
         config_type: the type that the function must return.
         what: what the file defines, for messages.
     """
-    file = Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        raise UserError(f"{path}: the {what} file does not exist; give a Python file with {function_name}()")
+    file = builtin_experiments.find(path, function_name, what)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -127,7 +118,8 @@ def _apply_flags(config: Config, flags: Sequence[str], what: str) -> Config:
         raise UserError(f"a flag does not fit the {what}: {message} (config.py lists the fields)") from stop
 
 
-def _tyro_help(config: Any) -> str:
+def tyro_help(config: Any) -> str:
+    """Return the help of all fields of a record, with its values as defaults."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         _run_tyro(config, ["--help"])

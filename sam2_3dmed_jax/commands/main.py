@@ -5,22 +5,39 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sam2_3dmed_jax.commands import demo, doctor, evaluate, phantom, plan, predict, prepare, sweep, train
+import sam2_3dmed_jax
+from sam2_3dmed_jax.commands import (
+    demo,
+    doctor,
+    download,
+    evaluate,
+    experiments,
+    export,
+    phantom,
+    plan,
+    predict,
+    prepare,
+    sweep,
+    train,
+)
 from sam2_3dmed_jax.commands.command_line import Parser, Verb, add_verbs, run_verb
 from sam2_3dmed_jax.runtime import distributed
 from weights_conversion.commands import compare, convert, inspect
 
 VERBS: dict[str, Verb] = {
     "demo": demo,
+    "download": download,
     "convert": convert,
     "inspect": inspect,
     "compare": compare,
     "phantom": phantom,
     "prepare": prepare,
+    "experiments": experiments,
     "train": train,
     "predict": predict,
     "evaluate": evaluate,
     "sweep": sweep,
+    "export": export,
     "plan": plan,
     "doctor": doctor,
 }
@@ -29,6 +46,7 @@ VERBS: dict[str, Verb] = {
 def parser() -> Parser:
     """Return the parser of all verbs."""
     parser = Parser(prog="sam2-3dmed", description="SAM2-3dMed in JAX. For research use only.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {sam2_3dmed_jax.__version__}")
     add_verbs(parser, VERBS)
     return parser
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sam2_3dmed_jax.commands.command_line import Parser, terminated_as_interrupted
-from sam2_3dmed_jax.commands.train import experiment_fields
 
 if TYPE_CHECKING:
     from sam2_3dmed_jax.config import ExperimentConfig
@@ -32,7 +31,7 @@ class Options:
 def add_arguments(parser: Parser) -> None:
     """Define the arguments."""
     parser.add_argument(
-        "experiment", metavar="EXPERIMENT.py", help="experiment, as for `train`; its data and weights are not read"
+        "experiment", metavar="EXPERIMENT.py|NAME", help="experiment, as for `train`; its data and weights are not read"
     )
     parser.add_argument(
         "--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x4, h100:8, a100:8, ..."
@@ -48,17 +47,23 @@ def add_arguments(parser: Parser) -> None:
         "--what", choices=("train", "predict"), default="train", help="the train step, or propagation on one chip"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.fields_help = experiment_fields
+    parser.add_fields(_fields)
+
+
+def _fields(every: bool) -> str:
+    from sam2_3dmed_jax.commands import field_help
+
+    return field_help.experiment_help(field_help.PLAN, every)
 
 
 def run(options: Options) -> None:
     """Compile for the topology and print the plan."""
     from sam2_3dmed_jax.plan.process import plan_experiment
-    from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+    from sam2_3dmed_jax.runtime.progress import console_stages
 
     config = experiment_to_plan(options)
-    with terminated_as_interrupted(), ConsoleProgress() as progress:
-        report = plan_experiment(config, options.topology, options.what, lambda stage: progress("plan", 0, 1, stage))
+    with terminated_as_interrupted(), console_stages("plan") as stage:
+        report = plan_experiment(config, options.topology, options.what, stage)
     print(json.dumps(report.record(), indent=2) if options.json else "\n".join(report.lines()))
 
 
@@ -81,5 +86,5 @@ def experiment_to_plan(options: Options) -> ExperimentConfig:
     flags = [word for name, value in fields.items() if value is not None for word in (name, value)]
     config = read_experiment(options.experiment, [*options.field_flags, *flags])
     if options.model and options.model.startswith("sam2") and not config.model.init:
-        config = config.replace(model=replace(config.model, init=f"{options.model}.pt"))
+        config = config.replace(model=replace(config.model, init=options.model))
     return config

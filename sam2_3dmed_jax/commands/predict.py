@@ -1,35 +1,29 @@
 """`sam2-3dmed predict`: one volume, a table of volumes, or the test set of a challenge, segmented from prompts.
 
-All mistakes that can be found before the model runs are reported before it runs. A case writes all of its files or
-none, and the label map last, so that an existing label map means a finished case.
+All mistakes that can be found before the model runs are reported before it runs. The work on a case is in
+`inference/predict_case.py`.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sam2_3dmed_jax.commands.command_line import READER, Parser, start
-from sam2_3dmed_jax.errors import UserError, listed
-from sam2_3dmed_jax.prompts.flags import PromptFlags, add_prompt_arguments
-from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
+from sam2_3dmed_jax.commands.command_line import READER, CheckpointName, Parser, start
+from sam2_3dmed_jax.errors import FileWarning, UserError, listed
+from sam2_3dmed_jax.prompts.flags import PromptFlags, add_prompt_arguments, parse_object_labels
+from sam2_3dmed_jax.volume.formats import all_suffixes, case_id, segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.modality import WORDS
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from sam2_3dmed_jax.inference.predict_case import CaseSettings
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.inference.segment import Segmentation
+    from sam2_3dmed_jax.inference.segmentation_record import ModelRecord
     from sam2_3dmed_jax.prompts.case_table import PredictionCase
-    from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
-    from sam2_3dmed_jax.runtime.progress import Progress
-    from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource
-    from sam2_3dmed_jax.volume.geometry import Volume
     from sam2_3dmed_jax.volume.modality import ModalitySources
 
 HELP = "segment a volume, or many, from prompts; x,y,z are 0-based voxel indices of IMAGE as stored"
@@ -41,15 +35,18 @@ PICTURES = ("overlay", "planes")
 class Options:
     """The arguments of `predict`. None: not given."""
 
-    checkpoint: str
+    checkpoint: str  # "": not given
     image: str | None
+    model: str | None
     out: str
     volume: int | None
     resample: bool
     skip_unreadable: bool
     modality: str | None
     prompt_flags: PromptFlags = field(metadata={READER: PromptFlags.from_options})
+    classes: str | None
     separate: bool
+    statistics: str | None
     overlay: str | None
     planes: str | None
     reference: str | None
@@ -58,12 +55,21 @@ class Options:
     prompts_from: str | None
     protocol: str
     order: Literal["sequential", "independent"]
+    keep_component: Literal["clicked", "largest"] | None
+    window: str | None
     debug: bool
 
 
 def add_arguments(parser: Parser) -> None:
     """Define the arguments."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="folder of a native checkpoint")
+    parser.add_argument(
+        "checkpoint",
+        type=CheckpointName,
+        metavar="CKPT",
+        nargs="?",
+        default="",
+        help="folder of a native checkpoint, or a name of `download`; left out with --model",
+    )
     parser.add_argument(
         "image", metavar="IMAGE", nargs="?", help="NIfTI, NRRD or MHA file, or folder of a DICOM series"
     )
@@ -71,7 +77,14 @@ def add_arguments(parser: Parser) -> None:
         "--out",
         required=True,
         metavar="SEG",
-        help="*.nii.gz on the grid of IMAGE, whose values are object ids; *.dcm: DICOM-SEG",
+        help="*.nii.gz on the grid of IMAGE, whose values are object ids; of a DICOM series also *.dcm (DICOM-SEG) or "
+        "*.rtstruct.dcm (RTSTRUCT); SEG.json next to it describes the masks",
+    )
+    parser.add_argument(
+        "--model",
+        type=CheckpointName,
+        metavar="NAME",
+        help="the checkpoint, in place of CKPT, such as sam2.1_hiera_tiny",
     )
     parser.add_argument("--volume", type=int, metavar="N", help="0-based index of the volume of a 4D NIfTI file")
     parser.add_argument("--resample", action="store_true", help="put DICOM slices with gaps or tilt on a regular grid")
@@ -87,12 +100,31 @@ def add_arguments(parser: Parser) -> None:
     )
     add_prompt_arguments(parser)
     parser.add_argument(
+        "--classes",
+        metavar="1=spleen,...",
+        help="names of objects, by object id; common organs and lesions have a SNOMED CT code and a colour by their "
+        "name, and others may be given them, such as 2=node:59441001:#44ac64",
+    )
+    parser.add_argument(
         "--separate",
         action="store_true",
         help="also write one file per object, SEG_object1.nii.gz; these may overlap",
     )
-    parser.add_argument("--overlay", metavar="PNG", help="contact sheet of slices with contours; with --cases a folder")
+    parser.add_argument(
+        "--statistics",
+        metavar="CSV",
+        help="table with volume, intensities and position of each object; the rows of other cases in it are kept",
+    )
+    parser.add_argument(
+        "--overlay", metavar="PNG", help="enlarged and whole slices with contours; with --cases a folder"
+    )
     parser.add_argument("--planes", metavar="PNG", help="three planes through each object; with --cases a folder")
+    parser.add_argument(
+        "--window",
+        metavar="NAME|LEVEL,WIDTH",
+        help="display window of the pictures, such as lung, bone, 40,400 or 1%%,99%% (default: of CKPT; in CT lung or "
+        "bone, where that hides the prompts)",
+    )
     parser.add_argument("--reference", metavar="LABELS.nii.gz", help="label map to draw in the pictures")
     _add_batches(parser)
     parser.add_argument(
@@ -100,6 +132,11 @@ def add_arguments(parser: Parser) -> None:
         choices=("sequential", "independent"),
         default="sequential",
         help="order of the two propagation directions",
+    )
+    parser.add_argument(
+        "--keep-component",
+        choices=("clicked", "largest"),
+        help="keep only the largest connected component of each mask, or the one at (or nearest to) each click inside",
     )
 
 
@@ -126,8 +163,10 @@ def _add_batches(parser: Parser) -> None:
 
 def run(options: Options) -> None:
     """Segment one volume, a table or folder of volumes, or a test set."""
+    options = _with_checkpoint(options)
     if options.prompts_from and not options.msd_test:
         raise UserError("--prompts-from is for --msd-test TASK; give --msd-test too")
+    _check_window(options)
     if options.msd_test:
         _segment_test_set(options, options.msd_test)
     elif options.cases:
@@ -136,50 +175,91 @@ def run(options: Options) -> None:
         _segment_one(options)
 
 
+def _with_checkpoint(options: Options) -> Options:
+    """Return the options with CKPT: with --model, the only word is IMAGE.
+
+    Raises:
+        UserError: no checkpoint is given, or two.
+    """
+    if options.model:
+        if options.image:
+            raise UserError(f"--model: CKPT is given too ({options.checkpoint}); leave out one of them")
+        return replace(options, checkpoint=options.model, image=options.checkpoint or None)
+    example = "--model sam2.1_hiera_tiny"
+    if not options.checkpoint:
+        raise UserError(f"CKPT is missing; give the folder of a checkpoint, or a name such as {example}")
+    if not options.image and suffix_of(options.checkpoint, all_suffixes()):
+        raise UserError(f"{options.checkpoint} is an image, and CKPT is missing; give one, or a name such as {example}")
+    return options
+
+
+def _ready(options: Options) -> Options:
+    """Prepare for computation, and return the options with the checkpoint's folder in place of its name."""
+    start()
+    from sam2_3dmed_jax.hub.resolve import checkpoint_folder
+
+    return replace(options, checkpoint=str(checkpoint_folder(options.checkpoint)))
+
+
 def _segment_one(options: Options) -> None:
     """Segment IMAGE."""
-    if not options.image:
+    if not (image := options.image):
         raise UserError("IMAGE is missing; give IMAGE, or --cases CSV|FOLDER for many volumes")
     if not suffix_of(options.out, segmentation_suffixes()):
         raise UserError(
-            f"--out: {options.out} is not the name of a segmentation; let it end in .nii.gz, or in .dcm for DICOM-SEG"
+            f"--out: {options.out} is not the name of a segmentation; let it end in .nii.gz, in .dcm for DICOM-SEG, or "
+            "in .rtstruct.dcm"
         )
     if options.reference and not (options.overlay or options.planes):
         raise UserError("--reference is drawn in pictures; give --overlay PNG or --planes PNG too")
     if options.overlay and options.overlay == options.planes:
         raise UserError("--planes: it is the same file as --overlay; give another file")
-    start()
-    from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.model.checkpoint import load_model
+    options = _ready(options)
+    from sam2_3dmed_jax.inference.predict_case import OutputFiles, read_job, segment_case, size_lines
+    from sam2_3dmed_jax.inference.segmentation_record import record_path, warn_about
     from sam2_3dmed_jax.prompts.case_table import PredictionCase
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
-    case = PredictionCase(options.out, options.image, options.prompt_flags, options.reference, options.volume)
+    name = os.path.basename(os.path.abspath(image))
+    name = case_id(name, all_suffixes()) or name
+    case = PredictionCase(name, image, options.prompt_flags, options.reference, options.volume)
     outputs = OutputFiles(options.out, options.separate, options.overlay, options.planes)
     sources = _modality_sources(options)
-    job = read_job(case, outputs, options.resample, options.skip_unreadable, sources)
-    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
+    job = read_job(case, outputs, _case_settings(options, sources))
+    predictor, model = _load(options)
     with ConsoleProgress() as progress:
-        lines = segment_case(job, predictor, progress)
-    print("\n".join(lines))
+        record = segment_case(job, predictor, model, progress)
+    print("\n".join(size_lines(record)))
     if note := _assumption_note([case], sources):
         print(note)
+    warn_about(record)
     print(f"segmentation in {options.out} (for research use only)")
+    print(f"record in {record_path(options.out)}")
     for path in job.object_files.values():
         print(f"one object in {path}")
-    for name in PICTURES:
+    for name in ("statistics", *PICTURES):
         if getattr(options, name):
             print(f"{name} in {getattr(options, name)}")
 
 
 def _segment_test_set(options: Options, task: str) -> None:
     """Segment the test images of a Decathlon task, in the format of the challenge."""
-    if flag := _first_given(options, "separate", *PICTURES, "resample", "skip_unreadable"):
+    if flag := _first_given(
+        options,
+        "classes",
+        "separate",
+        "statistics",
+        *PICTURES,
+        "window",
+        "keep_component",
+        "resample",
+        "skip_unreadable",
+    ):
         raise UserError(f"{flag} is for other volumes; leave it out with --msd-test")
     if bool(options.cases) == bool(options.prompts_from):
         raise UserError("--msd-test: give either --cases CSV|FOLDER, with prompts, or --prompts-from DIR")
     _check_folder(options, "--msd-test")
-    start()
+    options = _ready(options)
     from sam2_3dmed_jax.evaluation.submission import export_submission
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
@@ -195,9 +275,8 @@ def _segment_table(options: Options, table: str) -> None:
     if flag := _first_given(options):
         raise UserError(f"{flag} is for a single volume; with --cases, give it in the table")
     _check_folder(options, "--cases")
-    start()
-    from sam2_3dmed_jax.inference.predictor import VolumePredictor
-    from sam2_3dmed_jax.model.checkpoint import load_model
+    options = _ready(options)
+    from sam2_3dmed_jax.inference.predict_case import OutputFiles, segment_cases
     from sam2_3dmed_jax.prompts.case_table import images_without_prompts, read_cases
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
@@ -209,10 +288,9 @@ def _segment_table(options: Options, table: str) -> None:
         return OutputFiles(f"{options.out}/{name}.nii.gz", options.separate, overlay, planes)
 
     sources = _modality_sources(options)
-    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
+    settings = _case_settings(options, sources)
     with ConsoleProgress() as progress:
-        reading = options.resample, options.skip_unreadable
-        lines, failures = segment_cases(cases, outputs, predictor, progress, *reading, options.debug, sources)
+        lines, failures = segment_cases(cases, outputs, *_load(options), settings, progress, options.debug)
     for line in lines:
         print(line)
     if note := _assumption_note(cases, sources):
@@ -227,6 +305,35 @@ def _segment_table(options: Options, table: str) -> None:
             f"--cases: {len(failures)} of {len(cases)} failed, for the reasons above; fix them and run the same "
             "command again, which skips finished cases"
         )
+
+
+def _load(options: Options) -> tuple[VolumePredictor, ModelRecord]:
+    """Load the model, describe it, and warn if it was never trained."""
+    from sam2_3dmed_jax.inference.predictor import VolumePredictor
+    from sam2_3dmed_jax.inference.segmentation_record import model_record, untrained_warning
+    from sam2_3dmed_jax.model.checkpoint import load_model
+
+    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
+    model = model_record(predictor, options.checkpoint)
+    if model["random_weights"]:
+        warnings.warn(untrained_warning(options.checkpoint), FileWarning, stacklevel=2)
+    return predictor, model
+
+
+def _case_settings(options: Options, sources: ModalitySources) -> CaseSettings:
+    """Return the settings of all cases.
+
+    Raises:
+        UserError: --classes are not names of objects, or --statistics is another file.
+    """
+    from sam2_3dmed_jax.inference.predict_case import CaseSettings
+    from sam2_3dmed_jax.inference.statistics_table import read_table
+
+    labels = parse_object_labels(options.classes)
+    if options.statistics:
+        read_table(options.statistics)
+    reading = options.resample, options.skip_unreadable, sources
+    return CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics)
 
 
 def _modality_sources(options: Options) -> ModalitySources:
@@ -260,6 +367,21 @@ def _first_given(options: Options, *others: str) -> str | None:
     return None
 
 
+def _check_window(options: Options) -> None:
+    """Check `--window`.
+
+    Raises:
+        UserError: it is not a window, or no picture is drawn.
+    """
+    if options.window is None:
+        return
+    from sam2_3dmed_jax.volume.intensity import check_window
+
+    if not (options.overlay or options.planes):
+        raise UserError("--window is for pictures; give --overlay PNG or --planes PNG too")
+    check_window(options.window, "--window")
+
+
 def _check_folder(options: Options, flag: str) -> None:
     """Check that `--out` can be a folder.
 
@@ -268,236 +390,3 @@ def _check_folder(options: Options, flag: str) -> None:
     """
     if Path(options.out).is_file() or suffix_of(options.out, segmentation_suffixes()):
         raise UserError(f"--out: {options.out} is not a folder; with {flag}, give a folder")
-
-
-@dataclass(frozen=True)
-class OutputFiles:
-    """The files to write for a case."""
-
-    labels: str
-    separate: bool = False  # also one file per object, with its whole mask where objects overlap
-    overlay: str | None = None  # PNG
-    planes: str | None = None  # PNG
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A case that has been read and checked."""
-
-    volume: Volume
-    prompts: list[VoxelPrompt]
-    names: dict[int, str]  # of objects, by id
-    reference: np.ndarray | None
-    outputs: OutputFiles
-    object_files: dict[int, Path]  # files of single objects, by id
-    dicom_source: SegmentationSource | None  # the series that a DICOM-SEG refers to; None for NIfTI
-
-
-def read_job(
-    case: PredictionCase,
-    outputs: OutputFiles,
-    resample: bool = False,
-    skip_unreadable: bool = False,
-    modality: ModalitySources | None = None,
-) -> Job:
-    """Read a case and check that its files and prompts fit.
-
-    Args:
-        case: the image, its prompts and the reference.
-        outputs: the files to write.
-        resample: put irregular DICOM slices on a regular grid.
-        skip_unreadable: leave out damaged files of a DICOM folder.
-        modality: what is known about the modality of the image; None: nothing but its file.
-
-    Raises:
-        UserError: a file or prompt does not fit, or an output would replace the image.
-    """
-    from sam2_3dmed_jax.prompts.flags import gather_prompts
-    from sam2_3dmed_jax.prompts.voxel_prompts import merge_prompts
-    from sam2_3dmed_jax.volume.dicom_seg import prepare_dicom_seg
-    from sam2_3dmed_jax.volume.io import read_labels, read_volume
-    from sam2_3dmed_jax.volume.modality import ModalitySources
-
-    volume = read_volume(
-        case.image,
-        index=case.index,
-        resample=resample,
-        skip_unreadable=skip_unreadable,
-        modality=modality or ModalitySources(),
-    )
-    for path in (outputs.labels, outputs.overlay, outputs.planes):
-        if path and os.path.exists(path) and os.path.samefile(path, case.image):
-            raise UserError(f"--out: {path} is the image itself; give another file")
-    prompt_set = gather_prompts(case.prompts, volume)
-    prompts = merge_prompts(prompt_set.prompts)
-    reference = read_labels(case.reference, volume) if case.reference else None
-    ids = sorted({prompt.object_id for prompt in prompts})
-    separate = object_files(outputs.labels, ids, prompt_set.names) if outputs.separate else {}
-    source = None
-    if outputs.labels.lower().endswith(".dcm"):
-        source = prepare_dicom_seg(outputs.labels, volume, _object_names(ids, prompt_set.names))
-    return Job(volume, prompts, prompt_set.names, reference, outputs, separate, source)
-
-
-def segment_case(job: Job, predictor: VolumePredictor, progress: Progress | None = None) -> list[str]:
-    """Segment a case, write its files and return one line per object with its size.
-
-    Raises:
-        UserError: a file cannot be written; then none is. If the segmentation was made and DICOM-SEG cannot hold it,
-            all files are written with NIfTI instead of DICOM-SEG, and the message names them.
-    """
-    from sam2_3dmed_jax.inference.segment import segment_volume
-    from sam2_3dmed_jax.runtime.atomic_files import atomic_paths
-
-    segmentation = None
-    try:
-        with atomic_paths() as temporary_path:
-            temporaries = _temporary_files(job, temporary_path)
-            segmentation = segment_volume(predictor, job.volume, job.prompts, progress)
-            _write_files(temporaries, job, segmentation, predictor)
-    except UserError as error:
-        if segmentation is None or job.dicom_source is None:
-            raise
-        job = _nifti_instead(job)
-        with atomic_paths() as temporary_path:
-            _write_files(_temporary_files(job, temporary_path), job, segmentation, predictor)
-        more = f" and {len(job.object_files)} files of single objects" if job.object_files else ""
-        raise UserError(f"the masks are saved as NIfTI, {job.outputs.labels}{more}, because {error}") from error
-    lines = []
-    for object_id in segmentation.result.object_ids:
-        millilitres = float((segmentation.labels == object_id).sum()) * job.volume.voxel_volume_ml
-        name = f" ({job.names[object_id]})" if object_id in job.names else ""
-        lines.append(f"object {object_id}{name}: {millilitres:.1f} mL")
-    return lines
-
-
-@dataclass(frozen=True)
-class _TemporaryFiles:
-    """The files of a case under their temporary names."""
-
-    overlay: Path | None
-    planes: Path | None
-    objects: dict[int, Path]
-    labels: Path
-
-
-def _temporary_files(job: Job, temporary_path: Callable[..., Path]) -> _TemporaryFiles:
-    """Create the temporary files of a case; the label map is renamed last."""
-    overlay = temporary_path(job.outputs.overlay, ".png") if job.outputs.overlay else None
-    planes = temporary_path(job.outputs.planes, ".png") if job.outputs.planes else None
-    objects = {object_id: temporary_path(path, _suffix(path.name)) for object_id, path in job.object_files.items()}
-    return _TemporaryFiles(overlay, planes, objects, temporary_path(job.outputs.labels, _suffix(job.outputs.labels)))
-
-
-def _write_files(files: _TemporaryFiles, job: Job, segmentation: Segmentation, predictor: VolumePredictor) -> None:
-    """Write all files of a case."""
-    from sam2_3dmed_jax.pictures.overlay import overlay
-    from sam2_3dmed_jax.pictures.planes import three_planes
-
-    names = _object_names(segmentation.result.object_ids, job.names)
-    window = predictor.model.info.preprocessing.window
-    for draw, path in ((overlay, files.overlay), (three_planes, files.planes)):
-        if path:
-            draw(path, job.volume, segmentation.labels, job.reference, job.prompts, window)
-    for object_id, mask in segmentation.object_masks() if files.objects else ():
-        _write_labels(files.objects[object_id], mask, job, {1: names[object_id]})
-    _write_labels(files.labels, segmentation.labels, job, names)
-
-
-def _nifti_instead(job: Job) -> Job:
-    """Return the job with NIfTI files in place of the DICOM-SEG files, under names that are not in use."""
-
-    def free(path: Path) -> Path:
-        numbers = ("", *(f"_{number}" for number in range(2, 1000)))
-        names = (path.with_name(f"{path.stem}{number}.nii.gz") for number in numbers)
-        return next(name for name in names if not name.exists())
-
-    labels = str(free(Path(job.outputs.labels)))
-    objects = {object_id: free(path) for object_id, path in job.object_files.items()}
-    return replace(job, outputs=replace(job.outputs, labels=labels), object_files=objects, dicom_source=None)
-
-
-def _object_names(object_ids: Sequence[int], names: Mapping[int, str]) -> dict[int, str]:
-    return {object_id: names.get(object_id, f"object {object_id}") for object_id in object_ids}
-
-
-def segment_cases(
-    cases: Sequence[PredictionCase],
-    outputs: Callable[[str], OutputFiles],
-    predictor: VolumePredictor,
-    progress: Progress | None = None,
-    resample: bool = False,
-    skip_unreadable: bool = False,
-    debug: bool = False,
-    modality: ModalitySources | None = None,
-) -> tuple[list[str], dict[str, str]]:
-    """Segment many cases with one predictor, so that volumes of the same size share a compilation.
-
-    Args:
-        cases: the cases, segmented in this order.
-        outputs: returns the files of a case from its name. A case whose label map exists is skipped.
-        predictor: the predictor of all cases.
-        progress: called before each case and at the end.
-        resample: as in `read_job`.
-        skip_unreadable: as in `read_job`.
-        debug: print the traceback of each failure.
-        modality: as in `read_job`.
-
-    Returns:
-        One line per finished case, and the reason of each failure by name. A failure does not stop the other cases.
-    """
-    lines: list[str] = []
-    failures: dict[str, str] = {}
-    for done, case in enumerate(cases):
-        files = outputs(case.name)
-        if progress:
-            progress("cases", done, len(cases))
-        try:
-            if os.path.exists(files.labels) and not _same_file(files.labels, case.image):
-                lines.append(f"{case.name}: skipped, {files.labels} exists")
-                continue
-            sizes = segment_case(read_job(case, files, resample, skip_unreadable, modality), predictor, progress)
-            lines.append(f"{case.name}: {', '.join(sizes)}")
-        except Exception as error:  # a bug on one case must not cost the others
-            if debug:
-                traceback.print_exc()
-            reason = str(error) if isinstance(error, UserError) else f"a bug: {type(error).__name__}: {error}"
-            failures[case.name] = " ".join(reason.split())
-    if progress:
-        progress("cases", len(cases), len(cases))
-    return lines, failures
-
-
-def object_files(out: str | os.PathLike[str], object_ids: Sequence[int], names: Mapping[int, str]) -> dict[int, Path]:
-    """Return the file of each object, next to the label map: `SEG_object1.nii.gz`, or by name `SEG_spleen.nii.gz`.
-
-    Raises:
-        UserError: two objects would be written to one file.
-    """
-    target = Path(out)
-    suffix = _suffix(target.name)
-    stem = target.name.removesuffix(suffix)
-    files: dict[int, Path] = {}
-    for object_id in object_ids:
-        name = re.sub(r"[^\w.+-]+", "_", names.get(object_id) or f"object{object_id}")
-        path = target.with_name(f"{stem}_{name}{suffix}")
-        if path in files.values():
-            raise UserError(f"--separate: two objects would be written to {path}; give them different names")
-        files[object_id] = path
-    return files
-
-
-def _suffix(name: str) -> str:
-    suffix = suffix_of(name, segmentation_suffixes())
-    return name[-len(suffix) :] if suffix else Path(name).suffix
-
-
-def _write_labels(path: Path, labels: np.ndarray, job: Job, names: dict[int, str]) -> None:
-    """Write a label map in the format of the file's name."""
-    from sam2_3dmed_jax.volume.io import write_segmentation
-
-    write_segmentation(path, labels, job.volume, names, job.dicom_source)
-
-
-def _same_file(path: str, other: str) -> bool:
-    return os.path.exists(other) and os.path.samefile(path, other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sam2_3dmed_jax.commands.command_line import Parser, every_field, start, terminated_as_interrupted
+from sam2_3dmed_jax.commands.command_line import Parser, start, terminated_as_interrupted
 from sam2_3dmed_jax.runtime import distributed
 
 HELP = "score checkpoints under many prompts, orders and thresholds; resumes. Every field is a flag"
@@ -23,19 +23,23 @@ class Options:
 
 def add_arguments(parser: Parser) -> None:
     """Define the arguments."""
-    parser.add_argument("spec", metavar="SPEC.py", help="file with get_spec(), followed by --any_field value value ...")
+    parser.add_argument(
+        "spec",
+        metavar="SPEC.py|NAME",
+        help="file with get_spec(), or a name that `experiments` lists, followed by --any_field value value ...",
+    )
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for sweep.csv, summary.csv, sweep.json and report.html"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the number of cells")
     parser.add_argument("--shard", metavar="I/N", help="score only the I-th of N parts of the cases (default: all)")
-    parser.fields_help = _fields
+    parser.add_fields(_fields)
 
 
-def _fields() -> str:
-    from sam2_3dmed_jax.config import SweepSpec
+def _fields(every: bool) -> str:
+    from sam2_3dmed_jax.commands import field_help
 
-    return every_field("a sweep", SweepSpec())
+    return field_help.sweep_help(every)
 
 
 def run(options: Options) -> None:

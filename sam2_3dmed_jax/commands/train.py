@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from sam2_3dmed_jax.commands.command_line import Parser, every_field, start, terminated_as_interrupted
+from sam2_3dmed_jax.commands.command_line import Parser, start, terminated_as_interrupted
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime import distributed
 
@@ -26,7 +26,9 @@ class Options:
 def add_arguments(parser: Parser) -> None:
     """Define the arguments."""
     parser.add_argument(
-        "experiment", metavar="EXPERIMENT.py", help="file with get_config(), followed by --any.field value"
+        "experiment",
+        metavar="EXPERIMENT.py|NAME",
+        help="file with get_config(), or a name that `experiments` lists, followed by --any.field value",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
@@ -37,14 +39,13 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="resume although cases of the dataset were changed, added or removed; the run's data.json records it",
     )
-    parser.fields_help = experiment_fields
+    parser.add_fields(_fields)
 
 
-def experiment_fields() -> str:
-    """Return the help of all fields of an experiment."""
-    from sam2_3dmed_jax.config import ExperimentConfig
+def _fields(every: bool) -> str:
+    from sam2_3dmed_jax.commands import field_help
 
-    return every_field("an experiment", ExperimentConfig())
+    return field_help.experiment_help(field_help.TRAIN, every)
 
 
 def run(options: Options) -> None:
@@ -57,9 +58,12 @@ def run(options: Options) -> None:
     with distributed.propagate_errors():
         config = read_experiment(options.experiment, options.field_flags)
         start()
+        from sam2_3dmed_jax.hub.resolve import checkpoint_folder
         from sam2_3dmed_jax.runtime.progress import ConsoleProgress
         from sam2_3dmed_jax.training import loop
 
+        if config.model.init:
+            checkpoint_folder(config.model.init)  # downloads weights by name now, with a progress bar of its own
         # With several processes, JAX catches SIGTERM for all of them, so that they stop at the same step.
         interruption = nullcontext() if distributed.is_distributed() else terminated_as_interrupted()
         with interruption, ConsoleProgress() as progress:

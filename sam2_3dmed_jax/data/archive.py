@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from etils import epath
-
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.hashing import md5_of_file
@@ -87,7 +85,7 @@ def archive_md5(path: str | os.PathLike[str], progress: Progress | None = None) 
             progress("MD5, MB", done >> 20, size >> 20)
 
     try:
-        size = epath.Path(path).stat().length
+        size = Path(path).stat().st_size
         return md5_of_file(path, report)
     except OSError as error:
         raise UserError(
@@ -113,7 +111,7 @@ def _extract(dataset: Dataset, name: str, folder: Path, stem: str) -> str:
     target = folder / f"{stem}{suffix_of(name, dataset_suffixes())}"
     left = member.size
     try:
-        with epath.Path(dataset.archive).open("rb") as source, target.open("wb") as sink:
+        with Path(dataset.archive).open("rb") as source, target.open("wb") as sink:
             source.seek(member.offset)
             while left and (chunk := source.read(min(left, _CHUNK))):
                 sink.write(chunk)

@@ -39,6 +39,7 @@ class CaseReader:
         self._as_bits = any(len(target) > 1 for target in self.targets)
         self.preprocessing = _of_dataset(dataset, config.preprocessing)
         self._windows: dict[str, tuple[float, float]] = {}
+        self.keeps_empty = bool(dataset.settings.get("keep_empty"))  # cases without a target are negatives
 
     def areas(self, case: PreparedCase) -> dict[Target, np.ndarray]:
         """Return the area on each slice, `[D]` int64 in voxels, of each target that the case contains."""
@@ -153,11 +154,8 @@ def targets_to_segment(config: DataConfig, labels: dict[int, str], path: str) ->
         UserError: a class is not a label or not declared, there are too many, or the window or modality is not valid.
     """
     parse_modality(config.preprocessing.modality, MODALITY_FIELD)
-    voxel = Volume(np.zeros((1, 1, 1), np.float32), Grid((1, 1, 1), np.eye(4)))
-    intensity.window_of(voxel, config.preprocessing.window)
-    targets = [
-        target for entry in config.classes for target in label_classes.parse_targets(str(entry), option="data.classes")
-    ]
+    intensity.check_window(config.preprocessing.window)
+    targets = [entry.values for entry in label_classes.class_sets(config.classes, labels)]
     unknown = [v for target in targets for v in target if v not in (labels or range(1, MAX_LABEL + 1))]
     if unknown:
         known = listed(sorted(labels), CHOICES) or f"1 to {MAX_LABEL}"

@@ -94,6 +94,7 @@ def cut_clip(
     """Cut and augment one random clip.
 
     An object of a few voxels may vanish at S. Then it is prompted on a later slice that shows it, or it is invalid.
+    The clip of a case without the classes, which `prepare --keep-empty` keeps, has one absent object.
 
     Args:
         reader: reads the case.
@@ -106,11 +107,12 @@ def cut_clip(
         UserError: the case contains none of the classes, or its shard is damaged.
     """
     areas = reader.areas(case)
-    if not areas:
+    if not areas and not reader.keeps_empty:
         raise UserError(f"{case.id} contains none of the classes to segment; leave it out")
     targets = sorted(areas)
-    main = targets[int(rng.integers(len(targets)))]
-    steps, prompted = _choose_slices(_visible_areas(areas[main], case, reader.image_size), config, rng)
+    main = targets[int(rng.integers(len(targets)))] if areas else reader.targets[0]
+    area = _visible_areas(areas[main], case, reader.image_size) if areas else np.ones(case.shape[0], np.int64)
+    steps, prompted = _choose_slices(area, config, rng)
     slice_valid = (steps >= 0) & (steps < case.shape[0])
     chosen = steps[: int(slice_valid.sum())].tolist()  # a clip that leaves the volume does not return to it
     values, labels = _read_augmented(reader, case, chosen, main, prompted, config, rng, with_values=features is None)
@@ -125,7 +127,9 @@ def cut_clip(
         position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
         **_draw_prompts(masks, labels, prompted, reader.pixel_mm(case), config.prompts, rng),
     )
-    _replace_by_absent_objects(clip, labels, config.prompts.absent_object_probability, rng)
+    if not areas:
+        clip["object_valid"][0], clip["prompt_step"][0] = True, prompted
+    _replace_by_absent_objects(clip, labels, config.prompts.absent_object_probability if areas else 1.0, rng)
     if features is None:
         padding = np.zeros((len(steps) - len(chosen), *values.shape[1:]), np.float32)
         clip["slices"] = np.concatenate([values, padding]) if len(padding) else values

@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from etils import epath
-
 from sam2_3dmed_jax.data.tar_members import TarMember, read_members
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.case_files import list_names
@@ -51,7 +49,7 @@ class FolderFiles:
     """A dataset in a folder, on disk or in a bucket."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._root = epath.Path(path)
+        self._root = Path(path)
         self._names: dict[str, list[str]] = {}  # by folder
 
     @property
@@ -128,7 +126,7 @@ class ArchiveFiles:
         """Read a small member."""
         member = self.member(self.path(name))
         try:
-            with epath.Path(self._archive).open("rb") as stream:
+            with Path(self._archive).open("rb") as stream:
                 stream.seek(member.offset)
                 return _limited(stream.read(min(member.size, limit + 1)), limit, self.display_path(name))
         except OSError as error:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 from sam2_3dmed_jax.data import dataset_json, layouts
 from sam2_3dmed_jax.data.dataset_files import DATASET_JSON, IMAGES, ArchiveFiles, DatasetFiles, FolderFiles
@@ -17,6 +16,7 @@ from sam2_3dmed_jax.data.prepared import INDEX
 from sam2_3dmed_jax.data.tar_members import TarMember
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.volume.modality import CT, dicom_modality
 
 _DATASET_JSON_LIMIT = 16 * 2**20  # bytes; the largest of MSD is below 100 kB
@@ -57,7 +57,8 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
         UserError: `path` is not a dataset; its description is incomplete, or contains paths that leave the dataset or
             do not exist; it has several channels, regions, no labels or no cases; the tar is damaged or unsafe.
     """
-    source = epath.Path(path)
+    check_local(path)
+    source = Path(path)
     if not source.exists():
         raise UserError(f"{path} does not exist; give the folder of a dataset, or its .tar")
     if source.name == DATASET_JSON:
@@ -136,7 +137,7 @@ def dataset_fingerprint(dataset: Dataset) -> str:
     cases = [
         [
             case.id,
-            *(sizes[file] if dataset.archive else epath.Path(file).stat().length for file in (case.image, case.label)),
+            *(sizes[file] if dataset.archive else Path(file).stat().st_size for file in (case.image, case.label)),
         ]
         for case in dataset.cases
     ]

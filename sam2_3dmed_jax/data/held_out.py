@@ -12,9 +12,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-
-from etils import epath
 
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.case_content import CaseContent, RecordedCase, case_content
@@ -148,7 +147,7 @@ def held_out_cases(cases: CaseSource, checkpoint: str, settings: Mapping[str, An
 class TrainingRun:
     """The data of a run, from the files in its folder."""
 
-    file: epath.Path  # `split.json`
+    file: Path  # `split.json`
     description: dict[str, Any]  # of the split, and the run's `seed`
     split: Split
     data: RunData  # of a run of version 0.1: only ids
@@ -173,7 +172,7 @@ def read_run(checkpoint: str) -> TrainingRun | None:
     Raises:
         UserError: a file of the run cannot be read.
     """
-    folder = epath.Path(absolute_path(checkpoint)).parent
+    folder = Path(absolute_path(checkpoint)).parent
     file = folder / SPLIT_FILE
     if not file.exists():
         return None

@@ -39,7 +39,7 @@ def cut_patch(
 
     Args:
         reader: of image size 0.
-        case: contains one of the classes.
+        case: the case; a patch of one without the classes is anywhere.
         config: `patches` and `augmentation`; `shift` is not used, because patches are anywhere.
         size: (D, H, W), voxels.
         rng: source of everything random.
@@ -68,8 +68,8 @@ def _centre(
     reader: CaseReader, case: PreparedCase, size: Shape3D, rng: np.random.Generator, foreground: bool
 ) -> list[int]:
     """Draw the centre voxel, of a class or anywhere, and move it so that the patch is inside the volume if it fits."""
-    if foreground:
-        areas = reader.areas(case)
+    areas = reader.areas(case)
+    if foreground and areas:
         target = sorted(areas)[int(rng.integers(len(areas)))]
         z = int(rng.choice(case.shape[0], p=areas[target] / areas[target].sum()))
         ys, xs = np.nonzero(reader.mask(reader.labels(case, [z])[0], target))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 import numpy as np
-from etils import epath
 
 from sam2_3dmed_jax.data.case_content import CaseContent, RecordedCase, content_from_json
 from sam2_3dmed_jax.data.record_files import OpenFileCache, damaged_file_message
@@ -61,6 +60,7 @@ class PrepareSettings(TypedDict, total=False):
 
     spacing: list[float | None]
     modality: str  # if it was given
+    keep_empty: bool  # if it was given
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class PreparedDataset:
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
     """Return whether a folder contains a prepared dataset."""
-    return (epath.Path(path) / INDEX).exists()
+    return (Path(path) / INDEX).exists()
 
 
 def write_index(dataset: PreparedDataset) -> None:
@@ -155,7 +155,7 @@ def read_prepared(path: str | os.PathLike[str]) -> PreparedDataset:
     Raises:
         UserError: `path` is not a prepared dataset, has another version, or shards are missing or truncated.
     """
-    root = epath.Path(path)
+    root = Path(path)
     file = root / INDEX
     if not file.exists():
         raise UserError(
@@ -178,7 +178,7 @@ def read_prepared(path: str | os.PathLike[str]) -> PreparedDataset:
         shard = root / case.shard
         if not shard.exists():
             raise UserError(f"{shard} is missing; run `sam2-3dmed prepare` again, which writes it again")
-        if (size := shard.stat().length) != case.bytes:
+        if (size := shard.stat().st_size) != case.bytes:
             raise UserError(damaged_file_message(shard, f"it has {size} bytes of {case.bytes}", REPAIR_HINT))
     return dataset
 

@@ -9,9 +9,8 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 from sam2_3dmed_jax.data.case_content import RecordedCase, recorded_from_json, recorded_to_json
 from sam2_3dmed_jax.data.prepared import PreparedDataset
@@ -171,7 +170,7 @@ def read_run_data(path: str | os.PathLike[str]) -> RunData | None:
     Raises:
         UserError: it cannot be read, or has another version.
     """
-    file = epath.Path(path)
+    file = Path(path)
     if not file.exists():
         return None
     try:

@@ -140,5 +140,5 @@ def checked_settings(description: Mapping[str, Any], file: os.PathLike[str]) -> 
 
 
 def absolute_path(path: str) -> str:
-    """Return the absolute path; addresses such as `gs://` and the empty path are unchanged."""
+    """Return the absolute path; names such as `hf://org/repo` and the empty path are unchanged."""
     return path if not path or "://" in path else os.path.realpath(path)

@@ -13,9 +13,8 @@ import json
 import os
 import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError, listed
@@ -24,10 +23,10 @@ from sam2_3dmed_jax.runtime.hashing import sha256_of_chunks
 
 MAX_BYTES = 64 << 20  # limit for each of these files; larger files are something else
 
-Path = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
 
 
-def read_splits(path: Path) -> list[Split]:
+def read_splits(path: FilePath) -> list[Split]:
     """Return the folds of nnU-Net's file, without inner validation, or the one split of a run's file.
 
     Raises:
@@ -44,7 +43,7 @@ def read_splits(path: Path) -> list[Split]:
     return [_split(fold, f"{path}: fold {number}", ("train", "val")) for number, fold in enumerate(record)]
 
 
-def write_nnunet_splits(path: Path, splits: Sequence[Split]) -> None:
+def write_nnunet_splits(path: FilePath, splits: Sequence[Split]) -> None:
     """Write nnU-Net's `splits_final.json`, where "train" is `train` and `val` together, and "val" is `test`.
 
     Raises:
@@ -54,13 +53,13 @@ def write_nnunet_splits(path: Path, splits: Sequence[Split]) -> None:
     write_text(path, json.dumps(folds, indent=4))
 
 
-def write_run_split(path: Path, split: Split, description: dict[str, Any]) -> None:
+def write_run_split(path: FilePath, split: Split, description: dict[str, Any]) -> None:
     """Write the split of a run, or check that an existing file has the same cases.
 
     Raises:
         UserError: the file has other cases, or cannot be read or written.
     """
-    if epath.Path(path).exists():
+    if Path(path).exists():
         if read_splits(path) != [split]:
             raise UserError(
                 f"{path} has another split than the data and settings give now; restore them, or choose another --out"
@@ -69,7 +68,7 @@ def write_run_split(path: Path, split: Split, description: dict[str, Any]) -> No
     replace_run_split(path, split, description)
 
 
-def replace_run_split(path: Path, split: Split, description: dict[str, Any]) -> None:
+def replace_run_split(path: FilePath, split: Split, description: dict[str, Any]) -> None:
     """Write the split of a run, in place of an existing one.
 
     Raises:
@@ -79,7 +78,7 @@ def replace_run_split(path: Path, split: Split, description: dict[str, Any]) -> 
     write_text(path, json.dumps({"how": description, **cases}, indent=2))
 
 
-def read_split_description(path: Path) -> dict[str, Any]:
+def read_split_description(path: FilePath) -> dict[str, Any]:
     """Read the description of the split in the file of a run.
 
     Raises:
@@ -91,7 +90,7 @@ def read_split_description(path: Path) -> dict[str, Any]:
     return record["how"]
 
 
-def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
+def read_patients(path: FilePath, ids: Sequence[str]) -> dict[str, str]:
     """Read case to patient from a CSV table with the columns `case` and `patient`; other columns are ignored.
 
     Raises:
@@ -122,7 +121,7 @@ def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
     return patients
 
 
-def small_file_sha256(path: Path) -> str:
+def small_file_sha256(path: FilePath) -> str:
     """Return the SHA-256 of a small file, in hexadecimal.
 
     Raises:
@@ -166,19 +165,19 @@ def _ids(record: dict[str, Any], where: str, name: str) -> list[str]:
     return value
 
 
-def _json(path: Path) -> Any:
+def _json(path: FilePath) -> Any:
     try:
         return json.loads(_bytes(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); give a split file") from None
 
 
-def _bytes(path: Path) -> bytes:
-    file = epath.Path(path)
+def _bytes(path: FilePath) -> bytes:
+    file = Path(path)
     try:
         if not file.is_file():
             raise UserError(f"{path} is not a file; give the path of a file")
-        if (size := file.stat().length) > MAX_BYTES:
+        if (size := file.stat().st_size) > MAX_BYTES:
             raise UserError(f"{path} has {size >> 20} MiB, expected at most {MAX_BYTES >> 20}; give a smaller file")
         return file.read_bytes()
     except OSError as error:

@@ -10,9 +10,8 @@ import os
 import shlex
 import tarfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
-
-from etils import epath
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.formats import compressed_suffixes, suffix_of
@@ -50,9 +49,9 @@ def read_members(path: str | os.PathLike[str]) -> dict[str, TarMember]:
         UserError: the file is not an uncompressed tar, is truncated or damaged, or has a member that is not a plain
             file or folder, leaves the folder it is unpacked in, occurs twice or is too large.
     """
-    file = epath.Path(path)
+    file = Path(path)
     try:
-        length = file.stat().length
+        length = file.stat().st_size
         with file.open("rb") as stream:
             _refuse_compressed(path, stream.read(8))
             stream.seek(0)

@@ -142,8 +142,8 @@ def compare_methods(rows: Sequence[ScoreRow], others: Sequence[ScoreRow]) -> Com
             "left_out": "cases without a value in one or both (both masks empty there)",
             "p_crossed": "primary test: two-sided t test that belongs to the interval, of the primary metrics alone",
             "p_wilcoxon": (
-                "two-sided signed-rank test over cases, exact up to 50 cases that differ; it holds for these trained "
-                "models only, and takes noise between seeds for a difference"
+                "two-sided signed-rank test over cases, exact up to 50 cases that differ, and at least 2 / 2^n of n "
+                "cases; it holds for these trained models only, and takes noise between seeds for a difference"
             ),
             "p_holm": "p_wilcoxon, corrected (Holm) over the primary metrics and classes of this comparison",
             "p_crossed_holm": "p_crossed, corrected in the same way",

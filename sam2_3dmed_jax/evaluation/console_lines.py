@@ -6,6 +6,7 @@ from typing import Any
 
 from sam2_3dmed_jax.evaluation.comparison import Difference
 from sam2_3dmed_jax.metrics import registry
+from sam2_3dmed_jax.metrics.statistics import SIGNIFICANT, smallest_wilcoxon_p
 
 
 def class_line(name: str, entry: dict[str, Any]) -> str:
@@ -40,6 +41,8 @@ def difference_line(entry: Difference, other: str) -> str:
         return f"{entry['class']}: {entry['metric']} cannot be compared with {other}"
     low, high = entry["ci95"] or (entry["difference"],) * 2
     p = "" if entry["p_crossed_holm"] is None else f", p = {entry['p_crossed_holm']:.3g} (over {entry['covers']}, Holm)"
+    if entry["primary"] and (least := smallest_wilcoxon_p(entry["cases"])) > SIGNIFICANT:
+        p = f", too few to be significant (the exact Wilcoxon test has p >= {least:.2g})"
     return (
         f"{entry['class']}: {entry['metric']} {entry['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {other} "
         f"over {entry['cases']} cases{p}"

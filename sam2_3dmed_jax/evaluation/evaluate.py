@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 from sam2_3dmed_jax.data.datasets import Dataset, read_dataset, require_folder
 from sam2_3dmed_jax.data.held_out import DatasetCases, held_out_cases
@@ -88,10 +87,10 @@ class ScoringOptions:
         return label_classes.with_tumours(tolerant, self.tumours)
 
     def settings(
-        self, classes: Sequence[LabelClass], protocol: str, method_columns: dict[str, Any]
+        self, classes: Sequence[LabelClass], names: Mapping[int, str], protocol: str, method_columns: dict[str, Any]
     ) -> EvaluationSettings:
-        """Return the settings that score these classes."""
-        targets = label_classes.parse_targets(self.targets) if self.targets else None
+        """Return the settings that score these classes; `names` are the declared names of the labels."""
+        targets = label_classes.parse_targets(self.targets, names) if self.targets else None
         return EvaluationSettings(
             classes,
             protocol,
@@ -172,7 +171,8 @@ def score_checkpoint(
             model = without_boundary(model)
         name = options.method or f"{method_columns['method']} without BD"
         method_columns |= {"bd": "left out", "method": name}
-    settings = options.settings(classes, options.protocol or ("" if automatic else "one-click"), method_columns)
+    protocol = options.protocol or ("" if automatic else "one-click")
+    settings = options.settings(classes, dataset.labels, protocol, method_columns)
     if options.prompts_from:
         if automatic:
             raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
@@ -208,7 +208,7 @@ def score_files(
         predictions: folder of NIfTI files.
         references: folder of NIfTI files of the same names.
         images: folder of their scans, for the pictures of the report, or None.
-        remap: label values of predictions that are replaced, `2=1,3=1`.
+        remap: label values of predictions that are replaced, `2+3=1`.
         fold: of these cases.
         options: all other options of the command.
         progress: called after each case.
@@ -226,7 +226,7 @@ def score_files(
     else:
         classes = [LabelClass(str(value), (value,)) for value in label_values(pairs)]
     method_columns = options.method_columns(os.path.basename(os.path.normpath(predictions)), "unknown", fold)
-    settings = options.settings(options.scored_classes(classes), options.protocol or "", method_columns)
+    settings = options.settings(options.scored_classes(classes), {}, options.protocol or "", method_columns)
     settings = replace(settings, modality=options.modality_sources())
     if options.nearest_component:
         settings = replace(settings, protocol="one-click", nearest_component=True)
@@ -290,7 +290,7 @@ def _write(rows: list[ScoreRow], options: ScoringOptions, fixed: Sequence[Mappin
     texts: dict[str, str | bytes] = {}
     if comparison:
         texts = {**comparison_texts(comparison), **comparison_cases(comparison, rows, options.others)}
-    write_results(rows, summary, options.out, {**texts, REPORT: report_page(rows, summary, comparison)})
+    write_results(rows, summary, options.out, {**texts, REPORT: report_page(rows, summary, comparison, options.others)})
     lines = [
         f"protocol {name}: {PROTOCOL_DESCRIPTIONS[name]}"
         for name in summary["protocol"]
@@ -316,5 +316,5 @@ def _file_stamp(path: str | os.PathLike[str] | None) -> list[Any]:
 
 def _checkpoint_stamp(checkpoint: str) -> list[Any]:
     """Return values that change when a checkpoint is replaced: its `config.json` is written last."""
-    status = (epath.Path(checkpoint) / "config.json").stat()
-    return [absolute_path(checkpoint), status.length, status.mtime]
+    status = (Path(checkpoint) / "config.json").stat()
+    return [absolute_path(checkpoint), status.st_size, status.st_mtime]

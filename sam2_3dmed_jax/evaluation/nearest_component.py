@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
+from sam2_3dmed_jax.metrics.components import components_of
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts
-from sam2_3dmed_jax.volume.geometry import NEIGHBOURS_26, Grid
+from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.label_classes import Target, written_values
 
 
@@ -37,9 +37,7 @@ def nearest_components(labels: np.ndarray, grid: Grid, objects: Sequence[Target]
         if target in clicks and mask.any():
             (prompt,) = clicks[target]
             ((x, y),) = prompt.points
-            components, _ = ndimage.label(mask, NEIGHBOURS_26)
-            voxels = np.argwhere(mask)
-            offsets_mm = (voxels - (prompt.slice, y, x)) @ grid.canonical_affine[:3, :3].T
-            keep = components == components[tuple(voxels[np.square(offsets_mm).sum(1).argmin()])]
+            components = components_of(mask)
+            keep = components.mask_of([components.nearest((prompt.slice, y, x), grid.canonical_affine)], mask.shape)
         result[mask & ~keep] = around[-1] if around else 0
     return result

@@ -23,7 +23,8 @@ def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: ObjectP
     """
     if not prompts:
         depth = len(volume.array)
-        nothing = Result((), np.zeros((0, depth, 0, 0), np.float32), np.zeros((0, depth), np.float32))
+        scores = np.zeros((0, depth), np.float32)
+        nothing = Result((), np.zeros((0, depth, 0, 0), np.float32), scores, scores)
         return Segmentation(np.zeros(volume.array.shape, np.uint16), nothing)
     every_prompt = [prompt for target_prompts in prompts.values() for prompt in target_prompts]
     segmentation = segment_volume(predictor, volume, every_prompt)

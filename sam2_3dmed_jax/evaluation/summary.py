@@ -88,11 +88,8 @@ def summarise(rows: Sequence[ScoreRow], fixed_cost: Sequence[Mapping[str, Any]] 
         fold_of = {row["case"]: row.get("fold", "") for row in class_rows}
         classes[name] = _counts(class_rows, tolerances[name])
         for metric in metrics:
-            entry = spread(tables[name][metric], [fold_of.get(case, "") for case in cases])
-            if undefined(class_rows, metric):
-                entry = {**dict.fromkeys(entry), "n": entry["n"], "undefined": True}
-            mean = None if "undefined" in entry else estimate([[(1.0, tables[name][metric])]])
-            classes[name][metric] = {**entry, "ci95": interval(mean, registry.range_of(metric))}
+            folds = [fold_of.get(case, "") for case in cases]
+            classes[name][metric] = metric_entry(class_rows, metric, tables[name][metric], folds)
         classes[name] |= _details(class_rows)
     macro_classes = [name for name in names if not _is_union_of_others(rows, name)]
     macro = _macro_entries(classes, macro_classes, tables, metrics)
@@ -113,6 +110,27 @@ def summarise(rows: Sequence[ScoreRow], fixed_cost: Sequence[Mapping[str, Any]] 
         "cost": cost.summarise_cost(rows, fixed_cost),
         "definitions": definitions(),
     }
+
+
+def metric_entry(
+    rows: Sequence[ScoreRow], metric: str, values: np.ndarray, folds: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Return mean, interval and spread of a metric of one class.
+
+    Args:
+        rows: of the class.
+        metric: its column.
+        values: `[C, S]`, as `values_of` returns them.
+        folds: of the cases; () if all cases are of one fold.
+
+    Returns:
+        `statistics.spread` with "ci95"; all None but "n" if the mean is undefined.
+    """
+    entry: dict[str, Any] = spread(values, folds)
+    if undefined(rows, metric):
+        entry = {**dict.fromkeys(entry), "n": entry["n"], "undefined": True}
+    mean = None if "undefined" in entry else estimate([[(1.0, values)]])
+    return {**entry, "ci95": interval(mean, registry.range_of(metric))}
 
 
 def seeds_of(rows: Sequence[ScoreRow]) -> list[str]:

@@ -28,6 +28,7 @@ class SliceResult(NamedTuple):
 
     mask_logits: jax.Array  # float32 [R, S/4, S/4]
     object_score_logits: jax.Array  # float32 [R]
+    predicted_iou: jax.Array  # float32 [R], of the mask before the object score gates it
     memory: jax.Array  # [R, N, mem_dim]
     pointer: jax.Array  # [R, C]
 
@@ -71,6 +72,24 @@ def decode_from_memory(
     return model.decode(conditioned, features, prompts, by_stability=by_stability)
 
 
+def propagate_slice(
+    model: SAM2, bank: MemoryBank, step: PropagationSteps, direction: jax.Array, depth: jax.Array
+) -> SliceResult:
+    """Segment R rows on one slice each, without prompts, from their memories.
+
+    Args:
+        model: the model.
+        bank: memories of the R rows.
+        step: one step, without the axis T.
+        direction: int32 `[R]`, +1 or -1.
+        depth: int32, slices of the volume.
+    """
+    prompts = no_prompts(direction.shape[0])
+    out = decode_from_memory(model, bank, step.features, step.context, step.slice_index, direction, depth, prompts)
+    memory = model.encode_memory(step.features.embedding, out.mask_logits, out.object_score_logits)
+    return SliceResult(out.mask_logits, out.object_score_logits, out.predicted_iou, memory, out.pointer)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def propagate_block(
     graphdef: nnx.GraphDef[Any],
@@ -95,15 +114,10 @@ def propagate_block(
         without active rows is not computed.
     """
     model = merge(graphdef, weights)
-    rows = direction.shape[0]
 
     def propagate(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
-        out = decode_from_memory(
-            model, bank, step.features, step.context, step.slice_index, direction, depth, no_prompts(rows)
-        )
-        memory = model.encode_memory(step.features.embedding, out.mask_logits, out.object_score_logits)
-        bank = bank.write_recent(step.slice_index, step.active, memory, out.pointer)
-        return bank, SliceResult(out.mask_logits, out.object_score_logits, memory, out.pointer)
+        result = propagate_slice(model, bank, step, direction, depth)
+        return bank.write_recent(step.slice_index, step.active, result.memory, result.pointer), result
 
     first_step = jax.tree.map(lambda x: x[0], steps)
     _, result_shapes = jax.eval_shape(propagate, bank, first_step)
@@ -165,4 +179,4 @@ def segment_from_masks(
 def _with_memory(model: SAM2, features: SliceFeatures, out: SliceOutput, binarise: bool) -> SliceResult:
     """Encode the memory of prompted slices."""
     memory = model.encode_memory(features.embedding, out.mask_logits, out.object_score_logits, binarise=binarise)
-    return SliceResult(out.mask_logits, out.object_score_logits, memory, out.pointer)
+    return SliceResult(out.mask_logits, out.object_score_logits, out.predicted_iou, memory, out.pointer)

@@ -1,11 +1,12 @@
 """Image features of a volume, encoded in blocks of slices and stored on the host.
 
-Device memory holds one block, for any depth. Corrections read the stored features and encode no slice again.
+Device memory holds one block, for any depth. A block is encoded when its slices are first read, or earlier by `encode`,
+in any order, and never again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -38,10 +39,11 @@ class FeatureStore:
     Attributes:
         arrays: allocator of the session's host arrays.
         depth: D, slices of the volume.
-        embedding: `[D, S/16, S/16, C]`.
+        embedding: `[D, S/16, S/16, C]`; zeros where a slice is not encoded yet, as in the next two.
         stride8: `[D, S/8, S/8, C/4]`.
         stride4: `[D, S/4, S/4, C/8]`.
-        context: float32 `[D, C]`, added to the embedding of each slice; None if the model has no context.
+        context: float32 `[D, C]`, added to the embedding of each slice; None if the model has no context, or before
+            all slices are encoded.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class FeatureStore:
         arrays: HostArrays,
         progress: Progress | None = None,
     ):
-        """Encode normalised `slices [D, S, S, 3]`, block by block, into `arrays`."""
+        """Take normalised `slices [D, S, S, 3]`, and allocate their features in `arrays`; nothing is encoded yet."""
         self.arrays = arrays
         self.depth = len(slices)
         dtype = jnp.dtype(model.config.compute_dtype)
@@ -61,32 +63,51 @@ class FeatureStore:
         self.embedding = arrays.zeros((self.depth, side, side, c), dtype)
         self.stride8 = arrays.zeros((self.depth, 2 * side, 2 * side, c // 4), dtype)
         self.stride4 = arrays.zeros((self.depth, 4 * side, 4 * side, c // 8), dtype)
-        position_embeddings = self._encode(graphdef, weights, model, slices, progress)
-        self.context = _context_of_slices(graphdef, weights, model, position_embeddings)
+        self.context: np.ndarray | None = None
+        self._graphdef, self._weights, self._model = graphdef, weights, model
+        self._slices: Slices | None = slices  # None when all are encoded, so that their memory can be freed
+        self._progress = progress
+        self._block_size = slices_per_encoding(model.config.image_size)
+        self._position_embeddings: dict[int, np.ndarray] = {}  # SRPP embeddings of each encoded block
 
-    def _encode(
-        self,
-        graphdef: nnx.GraphDef[Any],
-        weights: Weights,
-        model: SAM2,
-        slices: Slices,
-        progress: Progress | None,
-    ) -> np.ndarray:
-        """Store the features of all slices, and return their SRPP embeddings `[D, dim]`."""
-        block_size = slices_per_encoding(model.config.image_size)
-        position_embeddings = []
-        for start in range(0, self.depth, block_size):
-            stop = min(start + block_size, self.depth)
-            block = pad_rows(np.asarray(slices[start:stop], np.float32), block_size)
-            features, embedded = jax.device_get(encode_block(graphdef, weights, block))
-            count = stop - start
-            self.embedding[start:stop] = features.embedding[:count]
-            self.stride8[start:stop] = features.stride8[:count]
-            self.stride4[start:stop] = features.stride4[:count]
-            position_embeddings.append(embedded[:count])
-            if progress:
-                progress("encoding slices", stop, self.depth)
-        return np.concatenate(position_embeddings)
+    def encode(self, slices: Iterable[int] | None = None) -> None:
+        """Encode the blocks of some slices in this order, or all blocks; blocks that are encoded already are left out.
+
+        The context of a slice depends on all slices, so that a model with slice context encodes all of them.
+        """
+        has_context = slice_position_of(self._model) is not None
+        order = range(self.depth) if slices is None else (int(index) for index in slices)
+        blocks = dict.fromkeys(index // self._block_size for index in order)
+        if has_context:
+            blocks |= dict.fromkeys(range(self._block_count))
+        for block in blocks:
+            if block not in self._position_embeddings:
+                self._encode_block(block)
+        if len(self._position_embeddings) == self._block_count:
+            self._slices = None
+        if has_context and self.context is None:
+            embedded = np.concatenate([self._position_embeddings[block] for block in range(self._block_count)])
+            self.context = _context_of_slices(self._graphdef, self._weights, self._model, embedded)
+
+    @property
+    def _block_count(self) -> int:
+        return -(-self.depth // self._block_size)
+
+    def _encode_block(self, number: int) -> None:
+        """Store the features and the SRPP embeddings of a block of slices."""
+        assert self._slices is not None  # It is dropped with the last block.
+        start = number * self._block_size
+        stop = min(start + self._block_size, self.depth)
+        block = pad_rows(np.asarray(self._slices[start:stop], np.float32), self._block_size)
+        features, embedded = jax.device_get(encode_block(self._graphdef, self._weights, block))
+        count = stop - start
+        self.embedding[start:stop] = features.embedding[:count]
+        self.stride8[start:stop] = features.stride8[:count]
+        self.stride4[start:stop] = features.stride4[:count]
+        self._position_embeddings[number] = embedded[:count]
+        if self._progress:
+            done = sum(len(block) for block in self._position_embeddings.values())
+            self._progress("encoding slices", done, self.depth)
 
     def with_context_of(self, graphdef: nnx.GraphDef[Any], weights: Weights, model: SAM2) -> FeatureStore:
         """Return a store of the same features, which are not encoded again, with the slice context of another model.
@@ -96,8 +117,10 @@ class FeatureStore:
             weights: its weights.
             model: the model.
         """
+        self.encode()
         store = copy(self)
         store.context = None
+        store._graphdef, store._weights, store._model = graphdef, weights, model
         if slice_position_of(model):
             blocks = (
                 (start, pad_rows(self.embedding[start : start + BLOCK], BLOCK)) for start in range(0, self.depth, BLOCK)
@@ -109,8 +132,12 @@ class FeatureStore:
         return store
 
     def gather(self, index: Sequence[int] | np.ndarray) -> tuple[SliceFeatures, np.ndarray]:
-        """Return the features and the context of some slices, as host arrays with leading axis `len(index)`."""
+        """Return the features and the context of some slices, as host arrays with leading axis `len(index)`.
+
+        Slices that are not encoded yet are encoded.
+        """
         at = np.asarray(index)
+        self.encode(at)
         features = SliceFeatures(self.embedding[at], self.stride8[at], self.stride4[at])
         channels = self.embedding.shape[-1]
         context = np.zeros((len(at), channels), np.float32) if self.context is None else self.context[at]

@@ -42,6 +42,7 @@ class ObjectState:
             the same memories, as in the reference, so these results become memories only by `commit`.
         mask_logits: float32 `[D, S/4, S/4]`.
         object_score_logits: float32 `[D]`.
+        predicted_iou: float32 `[D]`.
         memory: `[D, N, mem_dim]`.
         pointer: `[D, C]`.
         direction: int32 `[D]`, the direction in which each slice was propagated, +1 or -1; 0: it was not.
@@ -62,6 +63,7 @@ class ObjectState:
         dtype = jnp.dtype(self.config.compute_dtype)
         self.mask_logits = arrays.zeros((self.depth, side, side), np.float32)
         self.object_score_logits = np.zeros(self.depth, np.float32)
+        self.predicted_iou = np.zeros(self.depth, np.float32)
         self.memory = arrays.zeros((self.depth, cells, self.config.mem_dim), dtype)
         self.pointer = np.zeros((self.depth, self.config.d_model), dtype)
         self.direction = np.zeros(self.depth, np.int32)
@@ -96,6 +98,7 @@ class ObjectState:
         """Store row `row` of host results `[R, ...]` as the result of slice `index`."""
         self.mask_logits[index] = result.mask_logits[row]
         self.object_score_logits[index] = result.object_score_logits[row]
+        self.predicted_iou[index] = result.predicted_iou[row]
         self.memory[index] = result.memory[row]
         self.pointer[index] = result.pointer[row]
 

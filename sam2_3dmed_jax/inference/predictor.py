@@ -5,7 +5,7 @@ A session keeps features, memories and results, so that an added prompt encodes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -18,12 +18,12 @@ from sam2_3dmed_jax.inference.compiled_programs import (
     segment_from_masks,
     segment_from_points,
 )
-from sam2_3dmed_jax.inference.feature_store import FeatureStore, Slices
+from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore, Slices
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
 from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
-from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationContext, PropagationOrder
+from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationContext, PropagationOrder, check_order
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2
@@ -32,6 +32,7 @@ from sam2_3dmed_jax.sam2.parameters import split
 PREVIOUS_LOGITS_LIMIT = 32.0  # Earlier logits are clamped before they become a dense prompt, as in the reference.
 
 PromptedSlice = tuple[ObjectState, int]  # an object and one of its prompted slices
+OnSlice = Callable[[int, int, np.ndarray], None]  # called with object id, slice and float32 logits [S/4, S/4]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Result:
     object_ids: tuple[int, ...]
     mask_logits: np.ndarray  # float32 [K, D, S/4, S/4]; positive inside
     object_score_logits: np.ndarray  # float32 [K, D]; positive where the object is on the slice
+    predicted_iou: np.ndarray  # float32 [K, D], in [0, 1]: the model's own estimate; 1 on slices with a mask prompt
 
     def logits_of(self, object_id: int) -> np.ndarray | None:
         """Return the logits of one object, float32 `[D, S/4, S/4]`, or None for an id without a mask."""
@@ -64,8 +66,7 @@ class VolumePredictor:
         """
         if not isinstance(model, SAM2):
             raise UserError(f"a {type(model).__name__} takes no prompts; give a checkpoint of SAM 2 or SAM2-3dMed")
-        if order not in PROPAGATION_ORDERS:
-            raise UserError(f"order: '{order}' does not exist; choose one of {', '.join(PROPAGATION_ORDERS)}")
+        check_order(order)
         self.model = model
         self.order = order
         self.postprocessing = postprocessing
@@ -87,6 +88,16 @@ class VolumePredictor:
         Raises:
             UserError: the slices have another shape than the model takes.
         """
+        store = self.open(slices, progress)
+        store.encode()
+        return store
+
+    def open(self, slices: Slices, progress: Progress | None = None) -> FeatureStore:
+        """Return a store as `encode` does, whose slices are encoded when a session first reads them.
+
+        Raises:
+            UserError: the slices have another shape than the model takes.
+        """
         size = self.model.config.image_size
         if len(slices.shape) != 4 or slices.shape[1:] != (size, size, 3) or not len(slices):
             raise UserError(f"slices: their shape is {slices.shape}; this model takes [D, {size}, {size}, 3]")
@@ -96,9 +107,21 @@ class VolumePredictor:
 class Session:
     """Segmentation of one volume; keeps features, memories and results, so that corrections are cheap."""
 
-    def __init__(self, predictor: VolumePredictor, store: FeatureStore, progress: Progress | None = None):
+    def __init__(
+        self, predictor: VolumePredictor, store: FeatureStore, progress: Progress | None = None, block: int = BLOCK
+    ):
+        """Open a session.
+
+        Args:
+            predictor: the model.
+            store: the features of the volume.
+            progress: called after each block of propagated slices. If it raises, the session must be reset.
+            block: slices per block, at most `BLOCK`. Smaller blocks report earlier and take longer; their results are
+                the same.
+        """
         self._predictor = predictor
         self._progress = progress
+        self._block = block
         self._store = store
         self._objects: dict[int, ObjectState] = {}
         self._has_new_prompts = False
@@ -144,8 +167,12 @@ class Session:
             for index in sorted(state.segmented | state.new_results.keys())
         }
 
-    def result(self) -> Result:
+    def result(self, on_slice: OnSlice | None = None) -> Result:
         """Return the masks from all prompts so far.
+
+        Args:
+            on_slice: called once for each object and slice when its logits are final: prompted slices first, then
+                the others in the order of propagation, away from the prompts; not called if nothing is computed.
 
         Raises:
             UserError: the session has no prompts.
@@ -159,13 +186,24 @@ class Session:
             for state in objects:
                 state.commit()
             predictor = self._predictor
-            context = PropagationContext(predictor.graphdef, predictor.weights, self._store, self._progress)
+
+            def report(number: int, index: int) -> None:
+                if on_slice:
+                    on_slice(ids[number], index, objects[number].mask_logits[index])
+
+            for number, state in enumerate(objects):
+                for index in sorted(state.segmented):
+                    report(number, index)
+            context = PropagationContext(
+                predictor.graphdef, predictor.weights, self._store, self._progress, report, self._block
+            )
             PROPAGATION_ORDERS[predictor.order](context, objects)
             self._has_new_prompts = False
         return Result(
             object_ids=tuple(ids),
             mask_logits=np.stack([state.mask_logits for state in objects]),
             object_score_logits=np.stack([state.object_score_logits for state in objects]),
+            predicted_iou=np.stack([state.predicted_iou for state in objects]),
         )
 
     def _segment_prompted(self, objects: list[ObjectState]) -> None:

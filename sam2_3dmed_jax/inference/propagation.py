@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.compiled_programs import PropagationSteps, SliceResult, propagate_block
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
@@ -30,12 +31,23 @@ UP, DOWN = 1, -1  # from inferior to superior slices, and back
 
 @dataclass(frozen=True)
 class PropagationContext:
-    """The model and the features of a volume."""
+    """The model and the features of a volume, and the callbacks of a propagation.
+
+    Attributes:
+        graphdef: the structure of the model.
+        weights: its weights.
+        store: the features.
+        progress: called after each block.
+        on_slice: called with the position of an object in the list and a slice, once its result there is final.
+        block: slices between two calls of `progress`, at most `BLOCK`; the results do not depend on it.
+    """
 
     graphdef: nnx.GraphDef[Any]
     weights: Weights
     store: FeatureStore
-    progress: Progress | None
+    progress: Progress | None = None
+    on_slice: Callable[[int, int], None] = lambda number, index: None
+    block: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,9 @@ def propagate_sequential(context: PropagationContext, objects: list[ObjectState]
         bank = load_bank(objects, prompted_capacity(objects), past)
         for step, result in _propagate_in_blocks(context, bank, objects, path):
             for row in np.flatnonzero(path.included[step]).tolist():
-                _store_result(objects[row], int(path.slices[step, 0]), result, row, direction)
+                index = int(path.slices[step, 0])
+                if _store_result(objects[row], index, result, row, direction):
+                    context.on_slice(row, index)
     _set_correction_directions(objects)
 
 
@@ -83,7 +97,9 @@ def propagate_independent(context: PropagationContext, objects: list[ObjectState
     for step, result in _propagate_in_blocks(context, bank, objects, path):
         for row in np.flatnonzero(path.included[step]).tolist():
             group, number = divmod(row, len(objects))
-            merger.add(number, int(path.slices[step, group]), path.directions[group], result, row)
+            index = int(path.slices[step, group])
+            if merger.add(number, index, path.directions[group], result, row):
+                context.on_slice(number, index)
     _set_correction_directions(objects)
 
 
@@ -91,6 +107,16 @@ PROPAGATION_ORDERS: dict[PropagationOrder, Callable[[PropagationContext, list[Ob
     "sequential": propagate_sequential,
     "independent": propagate_independent,
 }
+
+
+def check_order(order: str) -> None:
+    """Check the name of an order.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    if order not in PROPAGATION_ORDERS:
+        raise UserError(f"order: '{order}' does not exist; choose one of {', '.join(PROPAGATION_ORDERS)}")
 
 
 @dataclass
@@ -101,27 +127,34 @@ class _DirectionMerger:
     """
 
     objects: list[ObjectState]
-    # Logits and score of the first visit of a slice between prompts, by object number and slice.
-    first_visits: dict[tuple[int, int], tuple[np.ndarray, float]] = field(default_factory=dict)
+    # Logits, score and predicted IoU of the first visit of a slice between prompts, by object number and slice.
+    first_visits: dict[tuple[int, int], tuple[np.ndarray, float, float]] = field(default_factory=dict)
 
-    def add(self, number: int, index: int, direction: int, result: SliceResult, row: int) -> None:
-        """Store the result of object `number` on slice `index`, which is in row `row`."""
+    def add(self, number: int, index: int, direction: int, result: SliceResult, row: int) -> bool:
+        """Store the result of object `number` on slice `index`, which is in row `row`.
+
+        Returns:
+            Whether the result is new and final.
+        """
         state = self.objects[number]
         if index in state.segmented:
-            return
+            return False
         between_prompts = state.first_prompted < index < state.last_prompted
         if direction == UP or not between_prompts:
             _store_result(state, index, result, row, direction)
         if not between_prompts:
-            return
+            return True
         logits, score = np.asarray(result.mask_logits[row]), float(result.object_score_logits[row])
+        iou = float(result.predicted_iou[row])
         if (number, index) not in self.first_visits:
-            self.first_visits[number, index] = logits, score
-            return
-        other_logits, other_score = self.first_visits.pop((number, index))
+            self.first_visits[number, index] = logits, score, iou
+            return False
+        other_logits, other_score, other_iou = self.first_visits.pop((number, index))
         state.mask_logits[index], state.object_score_logits[index] = merge_directions(
             (logits, other_logits), (score, other_score)
         )
+        state.predicted_iou[index] = (iou + other_iou) / 2
+        return True
 
 
 def merge_directions(logits: tuple[np.ndarray, np.ndarray], scores: tuple[float, float]) -> tuple[np.ndarray, float]:
@@ -179,8 +212,8 @@ def _propagate_in_blocks(
     segmented = [state.segmented for _ in path.directions for state in objects]
     prompted = np.array([[int(i) in own for i, own in zip(step, segmented, strict=True)] for step in row_slices])
     active = path.included & ~prompted
-    for begin in range(0, len(slices), BLOCK):
-        end = min(begin + BLOCK, len(slices))
+    for begin in range(0, len(slices), context.block):
+        end = min(begin + context.block, len(slices))
         if not active[begin:end].any():
             continue
         steps = _block_steps(context.store, slices[begin:end], row_slices[begin:end], active[begin:end])
@@ -208,11 +241,13 @@ def _block_steps(
     )
 
 
-def _store_result(state: ObjectState, index: int, result: SliceResult, row: int, direction: int) -> None:
-    """Store the result of a propagated slice; prompted slices keep their own."""
-    if index not in state.segmented:
-        state.store(index, result, row)
-        state.direction[index] = direction
+def _store_result(state: ObjectState, index: int, result: SliceResult, row: int, direction: int) -> bool:
+    """Store the result of a propagated slice, and return True; prompted slices keep their own."""
+    if index in state.segmented:
+        return False
+    state.store(index, result, row)
+    state.direction[index] = direction
+    return True
 
 
 def _set_correction_directions(objects: list[ObjectState]) -> None:

@@ -70,10 +70,13 @@ def label_result(result: Result, shape: tuple[int, int], threshold: float = 0.0)
 def to_slices(prompts: Sequence[VoxelPrompt], shape: tuple[int, int], size: int) -> list[Prompt]:
     """Convert prompts from voxels of slices of `shape` (H, W) to pixels of the S x S slice, where S is `size`.
 
+    They are ordered by object and slice, so that the last bits of a result do not depend on their order.
+
     Raises:
         UserError: prompts that cannot be combined on one slice.
     """
-    return [_to_slice(prompt, shape, size) for prompt in merge_prompts(prompts)]
+    ordered = sorted(merge_prompts(prompts), key=lambda prompt: (prompt.object_id, prompt.slice))
+    return [_to_slice(prompt, shape, size) for prompt in ordered]
 
 
 def _to_slice(prompt: VoxelPrompt, shape: tuple[int, int], size: int) -> Prompt:

@@ -15,7 +15,7 @@ def union_box(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     Returns:
         uint8 `[d + 1, h + 1, w + 1]`: bit 0 is `one`, bit 1 `other`.
     """
-    extents = [extent for mask in (one, other) if (extent := _extent(mask)) is not None]
+    extents = [found for mask in (one, other) if (found := extent(mask)) is not None]
     first, last = np.min([e[0] for e in extents], 0), np.max([e[1] for e in extents], 0)
     around = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
     box = np.zeros(last - first + 2, np.uint8)
@@ -25,7 +25,7 @@ def union_box(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return box
 
 
-def _extent(mask: np.ndarray) -> tuple[list[int], list[int]] | None:
+def extent(mask: np.ndarray) -> tuple[list[int], list[int]] | None:
     """Return the first and the last index of True on each axis, or None for an empty mask."""
     # One plane at a time: `any` stops at the first True of a plane, and the other axes need only the object's planes.
     planes = np.flatnonzero([plane.any() for plane in mask])

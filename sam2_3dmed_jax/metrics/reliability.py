@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-from scipy import ndimage, special
+from scipy import ndimage, optimize, special
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import Grid
@@ -22,6 +22,7 @@ from sam2_3dmed_jax.volume.nearest_grid import is_orthogonal
 
 BINS = 15  # bins of probability, of equal width, from 0 to 1
 WIDTH_MM = 5.0
+TEMPERATURES = (0.05, 20.0)  # range of fitted temperatures
 COLUMNS = ("band_entropy", "band_ece", "band_brier")
 UNKNOWN = dict.fromkeys(COLUMNS, math.nan)
 
@@ -124,6 +125,31 @@ def object_reliability(
         restored = restore_logits(logits[index : index + 1], reference.shape[1:])[0]
         values.append(restored[box[1:]][plane])
     return band_statistics(special.expit(np.concatenate(values)), reference[box][band])
+
+
+def fit_temperature(logits: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> float | None:
+    """Return the temperature T for which sigmoid(logit / T) has the smallest negative log likelihood.
+
+    Temperature scaling (Guo et al. 2017, "On calibration of modern neural networks"): T > 1 makes probabilities less
+    certain, T < 1 more certain, and no mask changes.
+
+    Args:
+        logits: `[N]`, of voxels or of the bins of a histogram.
+        inside: `[N]`, number of voxels with this logit inside the reference.
+        outside: `[N]`, number of voxels with this logit outside of it.
+
+    Returns:
+        T, in the range `TEMPERATURES`; None if all voxels are on one side, or there are none.
+    """
+    if not inside.sum() or not outside.sum():
+        return None
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return float((inside * np.logaddexp(0, -scaled) + outside * np.logaddexp(0, scaled)).sum())
+
+    bounds = math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1])
+    return math.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
 def band_widths(rows: Sequence[Mapping[str, Any]]) -> set[float]:

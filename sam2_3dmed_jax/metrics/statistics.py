@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 LEVEL = 95  # per cent of an interval
+SIGNIFICANT = 0.05  # largest p value that is called significant
 _EXACT = 50  # most cases of the exact signed-rank test
 _ROUNDING = 1e-12  # standard errors below this share of the largest value are rounding errors
 
@@ -175,6 +176,11 @@ def wilcoxon(differences: np.ndarray) -> float | None:
         chance = np.pad(chance, (0, rank)) / 2 + np.pad(chance, (rank, 0)) / 2
     total = int(doubled[scaled > 0].sum())
     return float(min(1.0, 2 * min(chance[: total + 1].sum(), chance[total:].sum())))
+
+
+def smallest_wilcoxon_p(pairs: int) -> float:
+    """Return the smallest p value that `wilcoxon` can have: 2 / 2^n, of n differences that all have the same sign."""
+    return min(1.0, 2.0 ** (1 - pairs))
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

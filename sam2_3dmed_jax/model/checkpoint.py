@@ -9,17 +9,18 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
-from etils import epath
 
 from sam2_3dmed_jax.config import (
     AnyModelConfig,
@@ -33,11 +34,14 @@ from sam2_3dmed_jax.config import (
 from sam2_3dmed_jax.errors import UserError, counted
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.unet.network import UNet
 
 FORMAT = 1
+FILES_OF_OTHERS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+RANDOM = "random"  # value of "weights" in the provenance of a model that was never trained
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class CheckpointInfo:
     model: AnyModelConfig
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig, compare=False)
     provenance: dict[str, Any] = field(default_factory=dict, compare=False)
+    # Divisor of logits for calibrated probabilities, fitted on the inner cases of the run; None: not known.
+    temperature: float | None = field(default=None, compare=False)
 
     @property
     def sam2(self) -> ModelConfig:
@@ -59,6 +65,16 @@ class CheckpointInfo:
             raise UserError("the checkpoint is a U-Net, which takes no prompts; give a checkpoint of SAM 2")
         return self.model
 
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the weights are those of `new_model`, also after conversions; training writes another provenance."""
+        record: Any = self.provenance
+        while isinstance(record, dict):
+            if record.get("weights") == RANDOM:
+                return True
+            record = record.get("previous")  # of the source of a conversion
+        return False
+
 
 def new_model(preset: str, image_size: int | None = None, with_3dmed: bool = False, seed: int = 0) -> SAM2:
     """Return a model with random weights: SAM 2, or SAM2-3dMed with both modules.
@@ -67,7 +83,8 @@ def new_model(preset: str, image_size: int | None = None, with_3dmed: bool = Fal
         UserError: an unknown preset or a size that does not fit it.
     """
     config = ModelConfig(preset=preset, image_size=image_size, srpp=with_3dmed, bd=with_3dmed)
-    model: SAM2 = assemble(random_weights(config, seed), CheckpointInfo(config))
+    info = CheckpointInfo(config, provenance={"weights": RANDOM, "seed": seed})
+    model: SAM2 = assemble(random_weights(config, seed), info)
     return model
 
 
@@ -110,7 +127,7 @@ def save_weights(weights: Weights, path: str | os.PathLike[str], info: Checkpoin
     Raises:
         UserError: `path` is a folder with other contents.
     """
-    target = epath.Path(path)
+    target = Path(path)
     first = jax.process_index() == 0
     if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
         raise UserError(f"{path} is not empty and not a checkpoint; choose another folder")
@@ -133,15 +150,35 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
     Raises:
         UserError: `path` is not a checkpoint that this version can read.
     """
-    file = epath.Path(path) / "config.json"
-    if not epath.Path(path).exists():
-        raise UserError(f"{path}: the checkpoint does not exist; give a folder that training or conversion wrote")
+    check_local(path)
+    file = Path(path) / "config.json"
+    if not Path(path).exists():
+        raise UserError(
+            f"{path}: the checkpoint does not exist; give a folder that training or conversion wrote, or a name that "
+            "'sam2-3dmed download' lists"
+        )
+    if kind := _other_format(Path(path)):
+        raise UserError(f"{path}: it is {kind} and not a native checkpoint; convert it once: {_conversion(Path(path))}")
     if not file.exists():
         raise UserError(
             f"{path}: config.json is missing, so this is not a native checkpoint; give one, such as RUN/final, or "
             "convert this one with 'sam2-3dmed convert'"
         )
     return parse_info(file.read_text(), str(file))
+
+
+def _other_format(path: Path) -> str:
+    """Return the format of a checkpoint of another project that `convert` reads; "": it is none."""
+    if path.is_file():
+        return f"a {path.suffix} file" if path.name.endswith(FILES_OF_OTHERS) else ""
+    holds_weights = any((path / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
+    return "a folder of transformers" if holds_weights and not (path / "weights").exists() else ""
+
+
+def _conversion(path: Path) -> str:
+    """Return the command that converts a checkpoint of another project."""
+    converted = path.with_suffix("") if path.is_file() else path.with_name(f"{path.name}_native")
+    return f"sam2-3dmed convert {shlex.quote(str(path))} {shlex.quote(str(converted))}"
 
 
 def parse_info(text: str, where: str) -> CheckpointInfo:
@@ -159,7 +196,8 @@ def parse_info(text: str, where: str) -> CheckpointInfo:
                 f"{where}: the format is {record['format']}, this version reads {FORMAT}; use another version"
             )
         model = model_config(upgrade_record({"model": record["model"]})["model"])
-        return CheckpointInfo(model, PreprocessingConfig(**record["preprocessing"]), dict(record["provenance"]))
+        preprocessing, temperature = PreprocessingConfig(**record["preprocessing"]), record.get("temperature")
+        return CheckpointInfo(model, preprocessing, dict(record["provenance"]), temperature and float(temperature))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: the file cannot be read ({error}); write the checkpoint again") from error
 
@@ -189,7 +227,7 @@ def weights_folder(path: str | os.PathLike[str]) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Orbax: "Sharding info not provided"; these are host arrays
-            yield os.path.abspath(epath.Path(path) / "weights")
+            yield os.path.abspath(Path(path) / "weights")
     except Exception as error:  # Orbax raises many types for a damaged folder
         raise UserError(
             f"{path}: its weights cannot be read ({type(error).__name__}); write the checkpoint again"

@@ -1,4 +1,4 @@
-"""Three-plane picture: axial, coronal and sagittal planes through the centre of each object, in radiological view.
+"""Three-plane picture: axial, coronal and sagittal planes through the prompt of each object, in radiological view.
 
 The patient's right is on the left of the picture, the head is up in coronal and sagittal planes, and sagittal planes
 are seen from the patient's left (anterior is on the left of the picture). The aspect of pixels follows the spacing.
@@ -8,20 +8,32 @@ Oblique scans are shown along their own axes; the letters name the nearest anato
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patheffects import withStroke
 
-from sam2_3dmed_jax.config import DEFAULT_CT_WINDOW
-from sam2_3dmed_jax.pictures.overlay import PREDICTION, REFERENCE, draw_contours, draw_prompt, write_figure_with_legend
+from sam2_3dmed_jax.pictures.display_window import display_window
+from sam2_3dmed_jax.pictures.overlay import (
+    PREDICTION,
+    REFERENCE,
+    draw_contours,
+    draw_prompt,
+    given_colours,
+    slice_title,
+    write_figure_with_legend,
+)
+from sam2_3dmed_jax.pictures.view import Interval, centre_of_prompts, centre_voxel, label_values, zoom_box
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.intensity import apply_window, window_of
+from sam2_3dmed_jax.volume.intensity import Window, apply_window
 
-ROWS = 6  # maximum number of objects in a picture
+OBJECTS = 4  # maximum number of objects in a picture
+SMALL = 0.4  # an object is enlarged if the part around it is less than this of the volume's height and width
 
 
 class Plane(NamedTuple):
@@ -46,10 +58,13 @@ def three_planes(
     prediction: np.ndarray,
     reference: np.ndarray | None = None,
     prompts: Sequence[VoxelPrompt] = (),
-    window: str = DEFAULT_CT_WINDOW,
+    window: Window | None = None,
     title: str = "",
+    objects: Mapping[int, ObjectLabel] = MappingProxyType({}),
 ) -> None:
-    """Write three planes through the centre of each object (PNG), one row per object.
+    """Write three planes through each object (PNG): one row of whole planes, and one around an object that is small.
+
+    The planes pass through the middle prompt of the object, or through its centre if it has none.
 
     Args:
         path: the picture.
@@ -57,70 +72,78 @@ def three_planes(
         prediction: labels `[D, H, W]`; each label has a contour.
         reference: labels on the same grid, or None.
         prompts: each is drawn if the axial plane is its slice.
-        window: as `data.preprocessing.window`.
+        window: (level, width) in the values of the volume; None: `display_window`.
         title: heading of the picture.
+        objects: names and colours of predicted objects, by id.
 
     Raises:
         UserError: the picture cannot be written; nothing is left behind.
     """
-    level_and_width = window_of(volume, window)
-    centres = _centres(prediction, reference, prompts)
+    level_and_width = window or display_window(volume, prompts)
+    views = list(_views(volume, prediction, reference, prompts))
     heights = [volume.array.shape[p] * volume.spacing[p] for p in (1, 0)]
     # The height of a row is the height of its highest plane, in the scale of the axial one.
     height = min(5.0, 3.6 * max(heights) / max(volume.array.shape[2] * volume.spacing[2], 1e-6))
-    figure, axes = plt.subplots(len(centres), 3, figsize=(12, (height + 0.5) * len(centres) + 0.9), squeeze=False)
-    for row, (object_id, centre) in zip(axes, centres, strict=True):
+    figure, axes = plt.subplots(len(views), 3, figsize=(12, (height + 0.5) * len(views) + 0.9), squeeze=False)
+    for row, view in zip(axes, views, strict=True):
         for axis, plane in zip(row, PLANES, strict=True):
-            _draw(axis, plane, centre, volume, level_and_width)
+            through = view.centre[plane.axis]
+            _draw(axis, plane, view, volume, level_and_width)
             if reference is not None:
-                draw_contours(axis, reference.take(centre[plane.axis], plane.axis), REFERENCE)
-            draw_contours(axis, prediction.take(centre[plane.axis], plane.axis), PREDICTION)
-            axis.set_title(f"object {object_id}, {plane.name} {centre[plane.axis]}", fontsize=9)
+                draw_contours(axis, reference.take(through, plane.axis), REFERENCE)
+            draw_contours(axis, prediction.take(through, plane.axis), PREDICTION, given_colours(objects))
+            enlarged = ", enlarged" if view.box else ""
+            name = f"{plane.name} {slice_title(volume, through, plane.axis)}"
+            axis.set_title(f"object {view.object_id}, {name}{enlarged}", fontsize=9)
         for prompt in prompts:
-            if prompt.slice == centre[0]:
+            if prompt.slice == view.centre[0]:
                 draw_prompt(row[0], prompt)
-    write_figure_with_legend(figure, path, title, reference is not None, bool(prompts))
+    write_figure_with_legend(figure, path, title, reference is not None, prompts, objects)
 
 
-def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
-    """Return a voxel `(d, h, w)` of a mask `[D, H, W]` near its centre of mass, on the nearest axial slice."""
-    area = np.count_nonzero(mask, axis=(1, 2))
-    slices = np.flatnonzero(area)
-    d = int(slices[np.abs(slices - np.average(slices, weights=area[slices])).argmin()])
-    voxels = np.argwhere(mask[d])
-    h, w = voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()].tolist()
-    return d, h, w
+class _View(NamedTuple):
+    """The three planes of a row."""
+
+    object_id: int
+    centre: tuple[int, int, int]
+    box: tuple[Interval, Interval, Interval] | None  # the shown part of the volume; None: the whole volume
 
 
-def _centres(
-    prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]
-) -> list[tuple[int, tuple[int, int, int]]]:
-    """Return object ids and their centres; of an object without a mask, the centre of its prompted slice."""
-    ids = {int(value) for value in np.unique(prediction) if value} | {prompt.object_id for prompt in prompts}
+def _views(
+    volume: Volume, prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]
+) -> Iterator[_View]:
+    """Yield the rows of the picture; without any object, one through the middle of the volume."""
+    ids = {*label_values(prediction)} | {prompt.object_id for prompt in prompts}
     if reference is not None and not ids:
-        ids = {int(value) for value in np.unique(reference) if value}
+        ids = {*label_values(reference)}
     depth, height, width = prediction.shape
-    centres = []
-    for object_id in sorted(ids)[:ROWS]:
+    middle = depth // 2, height // 2, width // 2
+    if not ids:
+        yield _View(0, middle, None)
+    for object_id in sorted(ids)[:OBJECTS]:
+        own = [prompt for prompt in prompts if prompt.object_id == object_id]
         mask = prediction == object_id
         if not mask.any() and reference is not None:
             mask = reference == object_id
-        prompted = [prompt.slice for prompt in prompts if prompt.object_id == object_id] or [depth // 2]
-        middle = prompted[len(prompted) // 2], height // 2, width // 2
-        centres.append((object_id, centre_voxel(mask) if mask.any() else middle))
-    return centres or [(0, (depth // 2, height // 2, width // 2))]
+        centre = centre_of_prompts(own, mask.shape) or (centre_voxel(mask) if mask.any() else middle)
+        yield _View(object_id, centre, None)
+        box = zoom_box(mask, own, volume.spacing, (0, 1, 2))
+        if box and all(high - low + 1 < SMALL * n for (low, high), n in zip(box[1:], mask.shape[1:], strict=True)):
+            yield _View(object_id, centre, box)
 
 
-def _draw(
-    axis: plt.Axes, plane: Plane, centre: tuple[int, int, int], volume: Volume, window: tuple[float, float]
-) -> None:
+def _draw(axis: plt.Axes, plane: Plane, view: _View, volume: Volume, window: Window) -> None:
     rows, columns = (a for a in range(3) if a != plane.axis)
-    image = apply_window(volume.array.take(centre[plane.axis], plane.axis), *window)
+    image = apply_window(volume.array.take(view.centre[plane.axis], plane.axis), *window)
     aspect = volume.spacing[rows] / volume.spacing[columns]
     origin: Literal["lower", "upper"] = "lower" if plane.upwards else "upper"
     axis.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=aspect, origin=origin, interpolation="nearest")
-    axis.axhline(centre[rows], color="white", linewidth=0.5, alpha=0.5)
-    axis.axvline(centre[columns], color="white", linewidth=0.5, alpha=0.5)
+    if view.box:
+        (low, high), (left, right) = view.box[rows], view.box[columns]
+        vertical = (low - 0.5, high + 0.5) if plane.upwards else (high + 0.5, low - 0.5)
+        axis.set(xlim=(left - 0.5, right + 0.5), ylim=vertical)
+    axis.axhline(view.centre[rows], color="white", linewidth=0.5, alpha=0.5)
+    axis.axvline(view.centre[columns], color="white", linewidth=0.5, alpha=0.5)
     axis.set_axis_off()
     for letter, (x, y) in zip(plane.letters, ((0.5, 0.97), (0.5, 0.03), (0.03, 0.5), (0.97, 0.5)), strict=True):
         text = axis.text(x, y, letter, transform=axis.transAxes, color="white", ha="center", va="center", weight="bold")

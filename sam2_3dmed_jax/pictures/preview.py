@@ -23,20 +23,13 @@ from sam2_3dmed_jax.data.prepared import PreparedDataset
 from sam2_3dmed_jax.data.sample import sample_clips
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.targets import boundary_target
+from sam2_3dmed_jax.pictures.colours import COLOURS
 from sam2_3dmed_jax.pictures.overlay import plt, save_figure
 from sam2_3dmed_jax.sam2.presets import preset_config
 
 DEFAULT = ExperimentConfig(ModelConfig(image_size=512))
 DATASET_CLIPS = 8  # clips of a dataset
 CLIPS = 24  # maximum number of clips in a picture, because its pixels are limited
-COLOURS = (
-    "#ffb000",
-    "#56b4e9",
-    "#f07fc0",
-    "#00c896",
-    "#f0e442",
-    "#ff6a3d",
-)  # after Okabe and Ito; distinct for colour-blind readers
 POINT_OUTSIDE, POINT, BOX_CORNER = 0, 1, 2  # labels of prompt tokens in SAM 2
 _HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="black")]  # legible on bright bone
 _GAP, _BETWEEN, _HEADER, _TITLE, _TOP, _BOTTOM = 0.06, 0.22, 0.32, 0.2, 0.5, 0.75  # inches

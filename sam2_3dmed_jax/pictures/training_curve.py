@@ -21,6 +21,8 @@ def training_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) ->
     Raises:
         UserError: the picture cannot be written; nothing is left behind.
     """
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
@@ -28,10 +30,27 @@ def training_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) ->
     for name in LOSSES:
         values = [float(row[name]) if row.get(name) else math.nan for row in rows]
         if not all(map(math.isnan, values)):
-            losses.plot(steps, values, label=name)
+            # A value is the loss of one batch, whose difficulty varies: the line is the mean of the last tenth.
+            (single,) = losses.plot(steps, values, alpha=0.25)
+            losses.plot(steps, _running_mean(values), color=single.get_color(), label=name)
     losses.set(xlabel="step", ylabel="loss", yscale="log")
+    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # several numbers also within a power of ten
+    losses.yaxis.set_major_formatter("{x:g}")
+    losses.yaxis.set_minor_formatter(NullFormatter())
     losses.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
     dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
+    for axes in (losses, dice):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     figure.tight_layout()
     save_figure(figure, path)
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    """Return the mean of each value and those before it, a tenth of all values together; NaN is left out."""
+    width = max(len(values) // 10, 1)
+    means = []
+    for end in range(1, len(values) + 1):
+        window = [value for value in values[max(end - width, 0) : end] if not math.isnan(value)]
+        means.append(sum(window) / len(window) if window else math.nan)
+    return means

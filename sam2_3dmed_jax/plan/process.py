@@ -20,6 +20,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan.report import HardwarePlan, plan_from_records
 from sam2_3dmed_jax.plan.toolchain import ENVIRONMENT
 from sam2_3dmed_jax.plan.topologies import parse_topology
+from sam2_3dmed_jax.training.sharding import check_batch, mesh_shape
 
 Stage = Callable[[str], None]
 
@@ -41,10 +42,15 @@ def plan_experiment(
         UserError: the topology is unknown, its compiler is not installed, or the settings do not fit it or each other.
     """
     chips = parse_topology(topology)
+    if what == "train":  # before the compiler starts
+        mesh_shape(config.mesh, chips.chips)
+        check_batch(chips.chips, config.training.batch_size, config.training.accumulation)
     with tempfile.TemporaryDirectory(prefix="sam2-3dmed-plan-") as name:
         folder = Path(name)
         (folder / "request").write_bytes(pickle.dumps((config, what, chips)))
-        code = _run(folder, stage or (lambda _: None))
+        stage = stage or (lambda _: None)
+        stage("starting the compiler")
+        code = _run(folder, stage)
         answer = folder / "answer.json"
         if not answer.exists():
             log = (folder / "log").read_text(errors="replace").strip().splitlines()[-8:]

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam2_3dmed_jax.errors import UserError, listed
+from sam2_3dmed_jax.errors import UserError, listed, naming
 from sam2_3dmed_jax.prompts.flags import PromptFlags
 from sam2_3dmed_jax.prompts.prompt_types import PromptFlag, prompt_flags
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.volume.case_files import case_files, list_names
 from sam2_3dmed_jax.volume.formats import case_id, case_suffixes
 
@@ -92,6 +93,9 @@ def _cases_of_folder(folder: Path) -> list[PredictionCase]:
 
 def _cases_of_table(path: Path) -> Iterator[PredictionCase]:
     for line, row in _rows(path):
+        with naming(f"{path}, line {line}"):
+            for text in (part.strip() for cell in row.values() for part in cell.split(";")):
+                check_local(text)
         name = row.get("name") or case_id(Path(row["image"]).name, case_suffixes()) or Path(row["image"]).name
         if Path(name).name != name or name.startswith("."):
             raise UserError(f"{path}, line {line}: '{name}' is not a file name; change the column name")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.prompts.object_ids import check_object_id, check_object_name
 from sam2_3dmed_jax.prompts.prompt_types import PROMPT_FILES, PROMPT_TYPES, prompt_flags
 
 if TYPE_CHECKING:
     from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
+    from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
     from sam2_3dmed_jax.volume.geometry import Volume
 
 
@@ -58,7 +60,6 @@ def gather_prompts(flags: PromptFlags, volume: Volume) -> VolumePrompts:
         UserError: there are none, or one does not fit the volume; the message names the flag or file.
     """
     from sam2_3dmed_jax.prompts.files import read_prompt_files
-    from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
 
     from_files = read_prompt_files(flags[PROMPT_FILES.name], volume)
     prompts = []
@@ -69,4 +70,30 @@ def gather_prompts(flags: PromptFlags, volume: Volume) -> VolumePrompts:
     if not prompts:
         *usages, last = (flag.usage for flag in prompt_flags() if not flag.is_modifier)
         raise UserError(f"there are no prompts; give {', '.join(usages)} or {last}")
-    return VolumePrompts(prompts, from_files.names)
+    return replace(from_files, prompts=prompts)
+
+
+def parse_object_labels(text: str | None) -> dict[int, ObjectLabel]:
+    """Read the flag `--classes 1=spleen,2=left kidney:64033007:#b96653`.
+
+    Args:
+        text: label sets (`label_classes.parse_label_sets`) of one object id each, whose names may be followed by a code
+            and a colour (`anatomy_codes.parse_label`); None: no objects.
+
+    Raises:
+        UserError: an entry is not one object with a name, or an object is repeated; or the name, code or colour is not
+            one.
+    """
+    from sam2_3dmed_jax.volume.anatomy_codes import parse_label
+    from sam2_3dmed_jax.volume.label_classes import parse_label_sets
+
+    labels: dict[int, ObjectLabel] = {}
+    entries = parse_label_sets(text, {}, "--classes") if text else []
+    with naming("--classes"):
+        for entry in entries:
+            if len(entry.values) > 1 or not entry.name or entry.values[0] in labels:
+                raise UserError(f"'{entry.text}' is not one object with its name; give each object once, as 1=spleen")
+            label = parse_label(entry.name)
+            check_object_name(label.name)
+            labels[check_object_id(entry.values[0])] = label
+    return labels

@@ -8,12 +8,13 @@ NumPy are imported inside the functions, so that `sam2-3dmed --help` stays fast.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam2_3dmed_jax.errors import UserError, naming, plain_number
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID, check_object_id
+from sam2_3dmed_jax.runtime.local_paths import check_local
 
 if TYPE_CHECKING:
     import numpy as np
@@ -258,22 +259,25 @@ MASK = PromptFlag(
 
 
 def _mask_from_flags(texts: FlagTexts, volume: Volume) -> list[VoxelPrompt]:
-    from sam2_3dmed_jax.prompts.voxel_prompts import mask_prompts
+    from sam2_3dmed_jax.prompts.voxel_prompts import MaskFile, mask_prompts
     from sam2_3dmed_jax.volume.io import read_label_layers
 
     (path,) = texts[MASK.name]
-    return [prompt for layer in read_label_layers(path, volume).layers for prompt in mask_prompts(layer, path)]
+    prompts = [prompt for layer in read_label_layers(path, volume).layers for prompt in mask_prompts(layer, path)]
+    return [replace(prompt, mask_file=MaskFile(path, prompt.object_id)) for prompt in prompts]
 
 
 def _mask_from_json(value: Field, owner: JsonObject) -> list[VoxelPrompt]:
     import numpy as np
 
-    from sam2_3dmed_jax.prompts.voxel_prompts import mask_prompts
+    from sam2_3dmed_jax.prompts.voxel_prompts import MaskFile, mask_prompts
 
     path, fields = _file_from_json(value, ("file", "value"))
     labels = owner.read_labels(path)
-    inside = labels.mask([fields["value"].whole(1, MAX_OBJECT_ID)]) if "value" in fields else labels.inside()
-    return mask_prompts(np.where(inside, owner.object_id, 0), f"{value.file}: {value.path}")
+    chosen = fields["value"].whole(1, MAX_OBJECT_ID) if "value" in fields else None
+    inside = labels.inside() if chosen is None else labels.mask([chosen])
+    prompts = mask_prompts(np.where(inside, owner.object_id, 0), f"{value.file}: {value.path}")
+    return [replace(prompt, mask_file=MaskFile(str(path), chosen)) for prompt in prompts]
 
 
 def _simulate_mask(
@@ -349,7 +353,8 @@ def _voxels_from_json(item: Field, grid: Grid, count: int) -> list[Triple]:
 def _file_from_json(item: Field, known: tuple[str, ...]) -> tuple[Path, dict[str, Field]]:
     """Return the file that a mask or scribble names, relative to the JSON file, and its other fields."""
     fields = {"file": item} if isinstance(item.value, str) else item.fields(known, ("file",))
-    return Path(item.file).parent / fields["file"].text(), fields
+    check_local(file := fields["file"].text())
+    return Path(item.file).parent / file, fields
 
 
 PROMPT_TYPES = prompt_type_table(

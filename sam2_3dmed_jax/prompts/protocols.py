@@ -27,6 +27,14 @@ PROTOCOLS = {
         "click on its slice with the largest area, and nothing is predicted beyond the extent"
     ),
 }
+# What the prompts of each protocol reveal about an object of the reference.
+INFORMATION = {
+    "one-click": "one voxel deep inside the object, on the slice where it is largest",
+    "box-mid": "the extent of the object on the slice where it is largest",
+    "one-click-per-component": "the number of its components, and one voxel deep inside each, where it is largest",
+    "oracle-clip": "the first and last slice of the object, and one voxel deep inside it in each clip of D slices",
+    "nearest-component": "one voxel deep inside the object, which chose the component that is scored",
+}
 # Suffix of a protocol whose prompts are simulated from the predictions of an automatic method, not from references.
 FROM_PREDICTIONS = "-from-predictions"
 NEAREST_COMPONENT = "nearest-component"

@@ -8,16 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID
+from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.geometry import Grid, voxel_to_canonical
 
 MAX_POINTS = 256  # per object and slice; each point is a token that the decoder attends to
 
 Triple = tuple[float, float, float]
+
+
+class MaskFile(NamedTuple):
+    """The file that a mask prompt was read from."""
+
+    path: str
+    value: int | None  # of the object in the file; None: all values except 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +39,26 @@ class VoxelPrompt:
     labels: tuple[int, ...] = ()
     box: tuple[float, float, float, float] | None = None
     mask: np.ndarray | None = None  # bool [H, W]
+    mask_file: MaskFile | None = None  # None: no mask, or one that was not read from a file
 
 
 @dataclass(frozen=True)
 class VolumePrompts:
-    """The prompts of all objects of a volume, and the names of objects that have one."""
+    """The prompts of all objects of a volume, and what is known about objects, by id."""
 
     prompts: list[VoxelPrompt] = field(default_factory=list)
-    names: dict[int, str] = field(default_factory=dict)  # by object id
+    names: dict[int, str] = field(default_factory=dict)
+    codes: dict[int, str] = field(default_factory=dict)  # of SNOMED CT, where given
+    colors: dict[int, str] = field(default_factory=dict)  # "#9d6ca2", where given
+
+    def labels(self) -> dict[int, ObjectLabel]:
+        """Return the label of each prompted object, by id; objects without a name are called "object 1"."""
+        return {
+            number: ObjectLabel(
+                self.names.get(number, f"object {number}"), self.codes.get(number, ""), self.colors.get(number, "")
+            )
+            for number in sorted({prompt.object_id for prompt in self.prompts})
+        }
 
 
 def voxel_of_mm(grid: Grid, mm: Sequence[float] | np.ndarray) -> Triple:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.local_paths import check_local
 
 UNFINISHED = ".tmp"
 GIVE_ROOM = "give a folder with room and write access"
@@ -22,6 +23,15 @@ GIVE_ROOM = "give a folder with room and write access"
 _KNOWN_REASONS = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
 
 FilePath = str | os.PathLike[str]
+
+_unfinished: set[Path] = set()  # temporary files and folders that this process is writing
+
+
+def delete_unfinished() -> None:
+    """Delete what this process has not finished, before it ends without running the `finally` blocks."""
+    for temporary in list(_unfinished):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -94,12 +104,14 @@ def atomic_paths(hint: str = GIVE_ROOM) -> Iterator[Callable[..., Path]]:
     created: list[Path] = []
 
     def temporary_path(path: FilePath, suffix: str = "") -> Path:
+        check_local(path)
         target = Path(path)
         if target.is_dir():
             raise UserError(f"{path} is a folder; give the name of a file")
         temporary = _temporary_name(target, suffix=suffix)
         with write_errors(path, hint):
             created.extend(_make_parents(target))
+            _unfinished.add(temporary)
             temporary.touch(exist_ok=False)
         temporaries[target] = temporary
         return temporary
@@ -119,6 +131,7 @@ def atomic_paths(hint: str = GIVE_ROOM) -> Iterator[Callable[..., Path]]:
             raise
         raise UserError(message) from error.__cause__
     finally:
+        _unfinished.difference_update(temporaries.values())
         if not complete:
             for temporary in temporaries.values():
                 temporary.unlink(missing_ok=True)
@@ -138,7 +151,9 @@ def atomic_folder(path: FilePath, replace: bool = False, writer: bool = True, ta
 
     Raises:
         OSError: the folder cannot be written; nothing is left behind.
+        UserError: `path` is a remote address.
     """
+    check_local(path)
     target = Path(os.path.abspath(path))
     temporary = _temporary_name(target, tag)
     if not writer:
@@ -148,6 +163,7 @@ def atomic_folder(path: FilePath, replace: bool = False, writer: bool = True, ta
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same tag
         created += _make_parents(target)
+        _unfinished.add(temporary)
         temporary.mkdir()
         yield temporary
         if replace and target.is_dir():
@@ -165,6 +181,8 @@ def atomic_folder(path: FilePath, replace: bool = False, writer: bool = True, ta
         shutil.rmtree(temporary, ignore_errors=True)
         _remove_empty(created)
         raise
+    finally:
+        _unfinished.discard(temporary)
 
 
 def _temporary_name(target: Path, tag: str | None = None, suffix: str = "") -> Path:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from sam2_3dmed_jax.runtime.cache_folder import cache_folder
 
 
 def folder() -> Path:
-    """Return the folder of compiled programs, in `$SAM2_3DMED_CACHE` or `~/.cache/sam2-3dmed`."""
-    return Path(os.environ.get("SAM2_3DMED_CACHE") or Path.home() / ".cache" / "sam2-3dmed") / "xla"
+    """Return the folder of compiled programs."""
+    return cache_folder() / "xla"
+
+
+def enable_by_default() -> None:
+    """Enable the cache in a Python session, unless the user has configured the cache of JAX or disabled it."""
+    import jax
+
+    enabled: bool = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    folder_of_user: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if enabled and not folder_of_user:
+        enable()
 
 
 def enable() -> None:

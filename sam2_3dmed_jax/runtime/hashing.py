@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 BLOCK = 1 << 20  # bytes read at a time
 
@@ -31,7 +30,7 @@ def sha256_of_json(value: Any) -> str:
     return sha256_of_text(json.dumps(value, sort_keys=True))
 
 
-def sha256_of_file(path: epath.PathLike, after_block: Callable[[int], None] | None = None) -> str:
+def sha256_of_file(path: str | os.PathLike[str], after_block: Callable[[int], None] | None = None) -> str:
     """Return the SHA-256 of a file.
 
     Args:
@@ -58,7 +57,7 @@ def sha256_of_folder(folder: Path) -> str:
     )
 
 
-def md5_of_file(path: epath.PathLike, after_block: Callable[[int], None] | None = None) -> str:
+def md5_of_file(path: str | os.PathLike[str], after_block: Callable[[int], None] | None = None) -> str:
     """Return the MD5 of a file, for comparison with a published one; arguments as in `sha256_of_file`."""
     md5 = hashlib.md5(usedforsecurity=False)
     for block in _blocks(path, after_block):
@@ -66,8 +65,8 @@ def md5_of_file(path: epath.PathLike, after_block: Callable[[int], None] | None 
     return md5.hexdigest()
 
 
-def _blocks(path: epath.PathLike, after_block: Callable[[int], None] | None) -> Iterator[bytes]:
-    with epath.Path(path).open("rb") as file:
+def _blocks(path: str | os.PathLike[str], after_block: Callable[[int], None] | None) -> Iterator[bytes]:
+    with Path(path).open("rb") as file:
         while block := file.read(BLOCK):
             yield block
             if after_block:

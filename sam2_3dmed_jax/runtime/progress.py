@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 LINE_EVERY = 10.0  # seconds between plain lines
+SILENT_SECONDS = 2.0  # of work that may turn out to be short
 
 
 class Progress(Protocol):
@@ -80,6 +83,43 @@ class ConsoleProgress:
         if not before < done < total:
             return ""
         return f"  {timedelta(seconds=round((now - started) / (done - before) * (total - done)))} left"
+
+
+@contextlib.contextmanager
+def progress_of_long_work() -> Iterator[Progress]:
+    """Yield a progress that is shown when one kind of work has taken longer than `SILENT_SECONDS`."""
+    starts: dict[str, float] = {}
+    with ConsoleProgress() as console:
+
+        def report(what: str, done: int, total: int, note: str = "") -> None:
+            if time.monotonic() - starts.setdefault(what, time.monotonic()) > SILENT_SECONDS:
+                console(what, done, total, note)
+
+        yield report
+
+
+@contextlib.contextmanager
+def console_stages(what: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the stage of some work on stderr, with the time since the start of the work.
+
+    On a terminal the time runs; elsewhere each stage is one line.
+
+    Args:
+        what: the work.
+    """
+    start = time.monotonic()
+    if not sys.stderr.isatty():
+        yield lambda stage: print(
+            f"{what}: {stage}  {timedelta(seconds=round(time.monotonic() - start))}", file=sys.stderr, flush=True
+        )
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda stage: bar.update(task, description=f"{what}: {stage}")
 
 
 def _bar() -> Bar:

@@ -7,9 +7,11 @@ the scores again in the backward pass. `Attention` and `RoPEAttention` follow up
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,8 @@ from sam2_3dmed_jax.sam2.position_encoding import apply_rope, half_split_order, 
 # The number of scores of all rows and heads that may be held at once; 2^20 float32 are 4 MiB. Attention with at most a
 # quarter of that per row, such as in windows, is always computed at once.
 MAX_SCORES = 1 << 20
+
+_at_once = ContextVar("_at_once", default=False)
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 _partition_spec: Callable[..., PartitionSpec] = PartitionSpec  # JAX leaves its constructor without annotations
@@ -44,16 +48,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = N
         `[B, N, heads, dv]` in `v`'s dtype. Scores and softmax are float32.
     """
     (b, n, heads, _), m = q.shape, k.shape[1]
-    if n * m <= MAX_SCORES // 4 or b * heads * n * m <= MAX_SCORES:
+    if _at_once.get() or n * m <= MAX_SCORES // 4 or b * heads * n * m <= MAX_SCORES:
         return _attend_at_once(q, k, v, valid)
     return _attend_in_blocks(q, k, v, valid)
+
+
+@contextlib.contextmanager
+def all_scores_at_once() -> Iterator[None]:
+    """Hold all scores of each attention that the block traces, for formats without loops and kernels, such as ONNX."""
+    token = _at_once.set(True)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
 
 
 def attend_with_heads(
     q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, valid: jax.Array | None = None
 ) -> jax.Array:
     """Attend from `q [B, ..., C]` to `k, v [B, ..., C]` with channels split into heads; returns `q`'s shape."""
-    q_heads, k_heads, v_heads = (x.reshape(len(x), -1, num_heads, x.shape[-1] // num_heads) for x in (q, k, v))
+    q_heads, k_heads, v_heads = (x.reshape(x.shape[0], -1, num_heads, x.shape[-1] // num_heads) for x in (q, k, v))
     return attend(q_heads, k_heads, v_heads, valid).reshape(*q.shape[:-1], -1)
 
 

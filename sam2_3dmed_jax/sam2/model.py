@@ -38,6 +38,7 @@ class SliceOutput(NamedTuple):
 
     mask_logits: jax.Array  # float32 [K, S/4, S/4]; NO_OBJECT_LOGIT if the object is not on the slice
     object_score_logits: jax.Array  # float32 [K]
+    predicted_iou: jax.Array  # float32 [K], in [0, 1], of the mask before the object score gates it
     pointer: jax.Array  # [K, C]
     candidates: MaskCandidates  # before the object score gates them
 
@@ -129,11 +130,12 @@ class SAM2(nnx.Module):
     ) -> SliceOutput:
         """Choose one mask per object, gate it by the object score, and compute the object pointer."""
         candidates = self.candidates(conditioned, features, prompts)
-        logits, _, token = select_mask(candidates, prompts.multimask, by_stability)
+        logits, predicted_iou, token = select_mask(candidates, prompts.multimask, by_stability)
         present = candidates.object_score_logits > 0
         return SliceOutput(
             mask_logits=jnp.where(present[:, None, None], logits, NO_OBJECT_LOGIT),
             object_score_logits=candidates.object_score_logits,
+            predicted_iou=predicted_iou,
             pointer=self._pointer(self.obj_ptr_proj(token), present),
             candidates=candidates,
         )
@@ -154,6 +156,7 @@ class SAM2(nnx.Module):
         return SliceOutput(
             mask_logits=resize_masks(masks * MASK_SCALE + MASK_BIAS, size // 4),
             object_score_logits=jnp.where(present, MASK_SCALE + MASK_BIAS, MASK_BIAS),
+            predicted_iou=jnp.ones(k, jnp.float32),  # as upstream: the mask is the prompt itself
             pointer=self._pointer(decoded.pointer, present),
             candidates=decoded.candidates,
         )

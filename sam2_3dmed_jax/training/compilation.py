@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.runtime import compilations
 from sam2_3dmed_jax.runtime.hashing import sha256_of_text
 from sam2_3dmed_jax.training.setup import Setup, abstract_batch, abstract_run
 from sam2_3dmed_jax.training.sharding import make_mesh
@@ -59,12 +60,13 @@ def _compile_in_another_process(config: ExperimentConfig, program: str) -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=pickle.dumps(config),
-        capture_output=True,
-        env={**os.environ, **settings},
-    )
+    with compilations.in_another_process("train_step"):
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=pickle.dumps(config),
+            capture_output=True,
+            env={**os.environ, **settings},
+        )
     if done.returncode == 0:
         mark.touch()
 

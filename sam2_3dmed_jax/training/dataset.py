@@ -11,6 +11,7 @@ from sam2_3dmed_jax.data.case_reader import CaseReader, targets_to_segment
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
 from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, is_prepared, read_prepared
+from sam2_3dmed_jax.data.proposed_settings import differing_settings
 from sam2_3dmed_jax.data.split_choice import SPLIT_FILE, choose_split
 from sam2_3dmed_jax.data.split_files import read_splits
 from sam2_3dmed_jax.data.splits import Split
@@ -24,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class TrainingCases(NamedTuple):
-    """The cases of a run that contain a class to segment, and the split that they come from."""
+    """The cases of a run, and the split that they come from."""
 
-    train: list[PreparedCase]
-    inner: list[PreparedCase]  # for validation in the run
+    train: list[PreparedCase]  # with a class to segment, and those without one that `prepare --keep-empty` kept
+    inner: list[PreparedCase]  # for validation in the run, with a class to segment
     split: Split
 
     @property
@@ -67,6 +68,9 @@ def open_training_cases(
     dataset = prepared_dataset(config, run, progress)
     reader = open_case_reader(dataset, config)
     split_cases(reader, config)
+    if distributed.is_first_process():
+        for sentence in differing_settings(config, reader):
+            log.warning("note: %s", sentence)
     distributed.run_on_first_process(lambda: record_data(config, run, dataset, accept_changed_data))
     (split,) = read_splits(run / SPLIT_FILE)
     return reader, split_cases(reader, config, split)
@@ -117,7 +121,7 @@ def open_case_reader(dataset: PreparedDataset, config: ExperimentConfig) -> Case
 
 
 def split_cases(reader: CaseReader, config: ExperimentConfig, split: Split | None = None) -> TrainingCases:
-    """Return the training and inner cases of the split that contain a class to segment.
+    """Return the training and inner cases of the split.
 
     The split is over all cases of the source, refused ones too, so that other tools and `evaluate` have the same one.
 
@@ -130,8 +134,10 @@ def split_cases(reader: CaseReader, config: ExperimentConfig, split: Split | Non
         UserError: no case to train on, or a split that does not exist.
     """
     split = split or choose_split(reader.dataset.ids, config.data)
-    usable = {case.id: case for case in reader.dataset.cases if reader.areas(case)}
-    train, inner = ([usable[name] for name in part if name in usable] for part in (split.train, split.val))
-    if not train:
+    labelled = {case.id: case for case in reader.dataset.cases if reader.areas(case)}
+    usable = {case.id: case for case in reader.dataset.cases} if reader.keeps_empty else labelled
+    if labelled.keys().isdisjoint(split.train):
         raise UserError(f"{config.data.path}: no training case holds a class to segment; check data.classes")
+    train = [usable[name] for name in split.train if name in usable]
+    inner = [labelled[name] for name in split.val if name in labelled]
     return TrainingCases(train, inner, split)

@@ -22,6 +22,7 @@ class EvalOutput(NamedTuple):
     """The result of the eval step, replicated on every process."""
 
     dice: Term  # of the chosen masks, over items and objects
+    logit_counts: jax.Array  # see `calibration`
     image_data: Any  # what `Method.images` draws
 
 
@@ -43,14 +44,15 @@ def make_eval_step(model: AnyModelConfig, mesh: Mesh, encoder: bool = True) -> j
 
         def on_device(parts: Weights, batch: Batch) -> EvalOutput:
             out = method.forward(merge(graphdef, gathered(parts, specs)), batch)
-            dice = jax.lax.psum(method.terms(out, batch)["dice"], BATCH_AXES)
-            return EvalOutput(dice, method.image_data(out))
+            dice, counts = method.terms(out, batch)["dice"], method.logit_counts(out, batch)
+            dice, counts = jax.lax.psum((dice, counts), BATCH_AXES)
+            return EvalOutput(dice, counts, method.image_data(out))
 
         return jax.shard_map(
             on_device,
             mesh=mesh,
             in_specs=(specs, P(BATCH_AXES)),
-            out_specs=EvalOutput(P(), method.image_specs),  # type: ignore[arg-type]  # specs in the shape of the output
+            out_specs=EvalOutput(P(), P(), method.image_specs),  # type: ignore[arg-type]  # specs in the shape of the output
             check_vma=False,
         )(all_weights, batch)
 

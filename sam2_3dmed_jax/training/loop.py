@@ -26,6 +26,7 @@ from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.local_paths import check_local, check_local_fields
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
@@ -45,7 +46,7 @@ from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.training.sharding import on_host
 from sam2_3dmed_jax.training.step import TrainState
 from sam2_3dmed_jax.training.utilisation import utilisation
-from sam2_3dmed_jax.training.validation import Validation
+from sam2_3dmed_jax.training.validation import Validation, ValidationResult
 
 
 def train(
@@ -75,6 +76,8 @@ def train(
             began, a loss that is not finite or explodes, only damaged checkpoints, or a disk that is full.
         Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
+    check_local(out)
+    check_local_fields(config)
     run = Path(out)
     if finished_with_changed_data(config, run, accept_changed_data, progress):
         return run / "final"
@@ -96,6 +99,7 @@ def train(
     first_process = distributed.is_first_process()
     columns, modules = log_columns(method.losses), paths_by_module(state.weights)
     guard = LossGuard(run, batches, training.loss_limit)
+    validated: ValidationResult | None = None
     reporter = _Reporter(config, start, progress, utilisation(config, setup.devices) if first_process else None)
     with (
         Log(run, start, columns, modules, record(config)) if first_process else nullcontext() as log,
@@ -115,12 +119,14 @@ def train(
             if due.log or due.save:
                 guard.check()
             if due.validate:
-                metrics["dice_inner"] = validation.dice(state)
+                validated = validation.evaluate(state)
+                metrics["dice_inner"] = validated.dice
             if due.log:
                 values = reporter.report(done, metrics, log)
-            if due.validate and values["dice_inner"] > best:
+            if due.validate and validated and values["dice_inner"] > best:
                 best = values["dice_inner"]
-                write_native(run / "best", setup, state, preprocessing, {"steps": done, "dice_inner": best})
+                provenance = {"steps": done, "dice_inner": best}
+                write_native(run / "best", setup, state, preprocessing, provenance, validated.temperature)
             if due.images:
                 images = validation.images(state)
                 if log:
@@ -131,12 +137,20 @@ def train(
                 checkpoints.wait()
                 raise Stopped(f"stopped; {run} holds step {done} of {total}", stop.signal or signal.SIGTERM)
 
-    write_native(run / "final", setup, state, preprocessing, {"steps": total})
+    if cases.inner and not validated:  # a run that was stopped between its last step and `final/`
+        validated = validation.evaluate(state)
+    temperature = validated.temperature if validated else None
+    write_native(run / "final", setup, state, preprocessing, {"steps": total}, temperature)
     return run / "final"
 
 
 def write_native(
-    path: Path, setup: Setup, state: TrainState, preprocessing: PreprocessingConfig, provenance: dict[str, Any]
+    path: Path,
+    setup: Setup,
+    state: TrainState,
+    preprocessing: PreprocessingConfig,
+    provenance: dict[str, Any],
+    temperature: float | None,
 ) -> None:
     """Write the weights of a state as a native checkpoint, averaged ones with `training.ema`.
 
@@ -146,13 +160,14 @@ def write_native(
         state: of the run.
         preprocessing: of the training data, with their modality.
         provenance: further entries of the checkpoint's provenance.
+        temperature: fitted on the inner cases of the run, if it has some.
 
     Raises:
         UserError: it cannot be written.
     """
     config = setup.config
     provenance = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
-    info = CheckpointInfo(replace(config.model, init=""), preprocessing, provenance)
+    info = CheckpointInfo(replace(config.model, init=""), preprocessing, provenance, temperature)
     with run_write_errors(path):
         save_weights(on_host(setup.weights(state)), path, info)
 

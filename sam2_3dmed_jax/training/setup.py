@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from sam2_3dmed_jax.config import AnyModelConfig, ExperimentConfig, ModelConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.hub.resolve import checkpoint_folder
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.model.checkpoint import load_weights, read_info
 from sam2_3dmed_jax.sam2.parameters import Weights
@@ -144,9 +145,10 @@ def starting_weights(config: ExperimentConfig) -> Weights:
     weights = random_weights(config.model, config.training.seed)
     if not config.model.init:
         return weights
-    source = read_info(config.model.init).model
+    folder = checkpoint_folder(config.model.init)
+    source = read_info(folder).model
     _check_same_architecture(config.model, source)
-    for path, value in load_weights(config.model.init, source).items():
+    for path, value in load_weights(folder, source).items():
         if path in weights and weights[path].shape == value.shape:
             weights[path] = value
     return weights

@@ -37,7 +37,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises:
         UserError: the product of the axes is not the number of devices.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    shape = mesh_shape(config, jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int]:
+    """Return the sizes of "data" and "fsdp" over `count` devices.
+
+    Raises:
+        UserError: the product of the axes is not the number of devices.
+    """
     data, fsdp = config.data, config.fsdp
     if data == -1:
         data = count // fsdp if fsdp > 0 else 0
@@ -47,7 +56,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         raise UserError(
             f"mesh: {config.data} x {config.fsdp} does not cover {count} devices; let mesh.data x mesh.fsdp be {count}"
         )
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
+    return data, fsdp
 
 
 def batch_sharding(mesh: Mesh, batch_size: int, accumulation: int = 1) -> NamedSharding:
@@ -56,15 +65,24 @@ def batch_sharding(mesh: Mesh, batch_size: int, accumulation: int = 1) -> NamedS
     Raises:
         UserError: the batch size is not a multiple of the devices times `training.accumulation`.
     """
+    check_batch(mesh.size, batch_size, accumulation)
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def check_batch(devices: int, batch_size: int, accumulation: int = 1) -> None:
+    """Check that a batch can be split.
+
+    Raises:
+        UserError: the batch size is not a multiple of the devices times `training.accumulation`.
+    """
     if accumulation < 1:
         raise UserError(f"training.accumulation: {accumulation} is not a number of parts; use 1 or more")
-    if batch_size % (mesh.size * accumulation):
+    if batch_size % (devices * accumulation):
         parts = f" x {accumulation} parts (training.accumulation)" if accumulation > 1 else ""
         raise UserError(
-            f"training.batch_size: {batch_size} is not divisible by {mesh.size} devices{parts}; use a multiple of "
-            f"{mesh.size * accumulation}"
+            f"training.batch_size: {batch_size} is not divisible by {devices} devices{parts}; use a multiple of "
+            f"{devices * accumulation}"
         )
-    return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def weight_shardings(mesh: Mesh, weights: Weights) -> dict[str, NamedSharding]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import NamedTuple
 
 import grain
 import jax
@@ -23,6 +24,7 @@ from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.pipeline import iterate
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.training.calibration import temperature_of
 from sam2_3dmed_jax.training.eval_step import make_eval_step
 from sam2_3dmed_jax.training.feed import to_devices
 from sam2_3dmed_jax.training.methods import Method, method_of
@@ -59,6 +61,13 @@ def fixed_batches(
     return batches[: max(-(-training.validation_clips // training.batch_size), 1)]
 
 
+class ValidationResult(NamedTuple):
+    """Scores of the weights of a run on the inner cases."""
+
+    dice: float  # mean in [0, 1]
+    temperature: float | None  # for calibrated probabilities; None where it cannot be fitted
+
+
 class Validation:
     """Evaluates the weights of a run, averaged ones with `training.ema`, on fixed batches."""
 
@@ -76,15 +85,16 @@ class Validation:
         self._drawn = fixed_batches(*arguments)  # with slices
         self._eval_step = make_eval_step(config.model, setup.sharding.mesh, features is None)
 
-    def dice(self, state: TrainState) -> float:
-        """Return the mean Dice in [0, 1] over all clips and objects of the batches."""
+    def evaluate(self, state: TrainState) -> ValidationResult:
+        """Return the scores over all clips and objects of the batches."""
         weights, frozen = final_weights(state), self._setup.frozen
         with closing(iterate(self._batches, 0, self._setup.config.data.workers)) as host_batches:
-            terms = [
-                self._eval_step(weights, frozen, batch).dice for batch in to_devices(host_batches, self._setup.sharding)
-            ]
-        totals, counts = np.array(jax.device_get(terms), np.float64).T
-        return float(totals.sum() / max(counts.sum(), 1.0))
+            batches = to_devices(host_batches, self._setup.sharding)
+            outputs = [self._eval_step(weights, frozen, batch)[:2] for batch in batches]
+        terms, histograms = zip(*jax.device_get(outputs), strict=True)
+        totals, counts = np.array(terms, np.float64).T
+        pixels = np.array(histograms, np.float64).sum(0)
+        return ValidationResult(float(totals.sum() / max(counts.sum(), 1.0)), temperature_of(pixels))
 
     def images(self, state: TrainState) -> dict[str, np.ndarray]:
         """Return images of the first batch by name, uint8 `[H, W, 3]`; on all processes but the first, none."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-
-from etils import epath
+from pathlib import Path
 
 from sam2_3dmed_jax.errors import FileWarning, UserError, cut, listed
 from sam2_3dmed_jax.volume import formats
@@ -27,7 +26,7 @@ def list_names(folder: str | os.PathLike[str]) -> list[str]:
         UserError: the folder cannot be read.
     """
     try:
-        return sorted(f"{file.name}/" if file.is_dir() else file.name for file in epath.Path(folder).iterdir())
+        return sorted(f"{file.name}/" if file.is_dir() else file.name for file in Path(folder).iterdir())
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror or error}); give a readable folder") from error
 
@@ -62,7 +61,7 @@ def case_files(
         files[id] = name.removesuffix("/")
     *first, last = suffixes
     endings = f"{', '.join(first)} or {last}" if first else last
-    warn_left_out([name for name in others if not _has_voxels_of(name, files)], folder, f"not named *{endings}")
+    warn_left_out([name for name in others if not _belongs_to(name, files)], folder, f"not named *{endings}")
     return files
 
 
@@ -81,9 +80,9 @@ def _files(count: int, kind: str = "") -> str:
     return f"1 {kind}file" if count == 1 else f"{count} {kind}files"
 
 
-def _has_voxels_of(name: str, files: dict[str, str]) -> bool:
-    """Return whether a file has the voxels of an accepted file that is only a header, such as x.raw of x.mhd."""
-    return any(
+def _belongs_to(name: str, files: dict[str, str]) -> bool:
+    """Return whether a file belongs to an accepted one: x.json to each x, and the voxels x.raw to the header x.mhd."""
+    return case_id(name, (".json",)) in files or any(
         (header := files.get(case_id(name, entry.voxel_suffixes) or "")) and suffix_of(header, entry.suffixes)
         for entry in formats.FORMATS
     )

@@ -26,7 +26,7 @@ Contours = Mapping[int, Sequence[np.ndarray]]  # `[N, 3]` RAS mm each, by the nu
 
 
 def open_contours(path: Path, header: Any) -> LabelFile:
-    """Return the structures of a structure set; their labels are their numbers.
+    """Return the structures of a structure set; their labels are their numbers. All of them may be empty.
 
     Raises:
         UserError: a contour is damaged, no structure has closed contours, or a structure is numbered 0.
@@ -36,14 +36,16 @@ def open_contours(path: Path, header: Any) -> LabelFile:
             int(item.ROINumber): str(item.get("ROIName") or "") for item in header.get("StructureSetROISequence") or ()
         }
         contours: dict[int, list[np.ndarray]] = {}
+        is_empty = bool(names)
         for structure in header.get("ROIContourSequence") or ():
             number = int(structure.ReferencedROINumber)
             for contour in structure.get("ContourSequence") or ():
+                is_empty = False
                 if contour.get("ContourGeometricType") in _CLOSED:
                     contours.setdefault(number, []).append(_points(path, number, contour))
-    if not contours:
+    if not contours and not is_empty:
         raise UserError(f"{path} has no closed contours, expected a structure that was drawn on slices: export one")
-    if min(contours) < 1:
+    if min(contours, default=1) < 1:
         raise UserError(f"{path} has a structure with the ROINumber {min(contours)}, expected 1 or more: renumber it")
     names = {number: names.get(number, "") for number in sorted(contours)}
     return LabelFile(str(path), None, True, lambda _: None, functools.partial(_read, str(path), contours, names), names)
@@ -102,6 +104,9 @@ def _points(path: Path, number: int, contour: Any) -> np.ndarray:
 
 
 def _read(path: str, contours: Contours, names: Mapping[int, str], grid: Grid) -> LabelLayers:
+    painter = LayerPainter(grid, path)
+    if not contours:
+        return painter.result()
     to_grid = np.linalg.inv(grid.affine)
     placed = {
         number: [points @ to_grid[:3, :3].T + to_grid[:3, 3] for points in parts] for number, parts in contours.items()
@@ -121,7 +126,6 @@ def _read(path: str, contours: Contours, names: Mapping[int, str], grid: Grid) -
             f"{path} has contours on every {np.median(steps):.3g} slices of {grid.source or 'the image'}, which would "
             "leave the slices between them empty: give the image that they were drawn on"
         )
-    painter = LayerPainter(grid, path)
     for number in sorted(placed):
         parts = list(_slices(placed[number], axis, grid.shape))
         if not parts:

@@ -7,10 +7,12 @@ rewritten (dates of the form 2020.01.01) or left empty, with a note. No other ta
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.dicom import is_dicom
 from sam2_3dmed_jax.volume.dicom_frame import Frame, quiet, read_header, reading
-from sam2_3dmed_jax.volume.dicom_stack import Stack
-from sam2_3dmed_jax.volume.image_file import optional
+from sam2_3dmed_jax.volume.dicom_series import find_series
+from sam2_3dmed_jax.volume.dicom_stack import Stack, stack_frames
+from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.image_file import one_line, optional
 
 # Tags that may be empty (type 2 of their modules), with their value representation.
 _MAY_BE_EMPTY = {
@@ -35,6 +40,7 @@ _MAY_BE_EMPTY = {
     "ReferringPhysicianName": "PN",
     "PositionReferenceIndicator": "LO",
 }
+NIFTI_INSTEAD = "write NIfTI (.nii.gz) instead"
 _SEXES = ("M", "F", "O")
 _LARGEST_SERIES_NUMBER = 2**31 - 1 - 1000  # DICOM's integers are 32-bit, and the segmentation's number is 1000 more
 # Leading zeros are wrong, but common, and every reader accepts them; a corrected UID would name another object.
@@ -56,6 +62,34 @@ class SegmentationSource:
     order: np.ndarray
     series_number: int
     notes: tuple[str, ...]
+
+
+def source_of(path: str | os.PathLike[str], like: Volume) -> SegmentationSource:
+    """Return the series that a segmentation of a volume refers to.
+
+    Args:
+        path: the segmentation to write, for messages.
+        like: the volume, read from DICOM without resampling.
+
+    Raises:
+        UserError: a volume that is not from DICOM or was resampled, or a series that has changed; or as `build_source`.
+    """
+    return build_source(_stack_of(path, like))
+
+
+@contextlib.contextmanager
+def library_errors(path: str | os.PathLike[str], like: Volume) -> Iterator[None]:
+    """Silence highdicom and pydicom, and turn their errors, which are of many kinds, into one sentence."""
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be made from {like.grid.source} ({type(error).__name__}: {one_line(error)[:120]}): "
+            f"{NIFTI_INSTEAD}"
+        ) from error
 
 
 def build_source(stack: Stack) -> SegmentationSource:
@@ -86,10 +120,41 @@ def build_source(stack: Stack) -> SegmentationSource:
     return SegmentationSource(headers, np.array(order), number, tuple(notes))
 
 
+def _stack_of(path: str | os.PathLike[str], like: Volume) -> Stack:
+    """Return the slices that a segmentation would refer to, in the order of the grid's third axis.
+
+    Raises:
+        UserError: a volume that is not from DICOM or was resampled, or a series that has changed.
+    """
+    source = like.grid.source
+    if not source or not is_dicom(source):
+        raise UserError(f"{path} needs a DICOM series as its source, found {source or 'an array'}: {NIFTI_INSTEAD}")
+    # The volume was read with or without unreadable files; its grid is compared below.
+    stack = stack_frames(find_series(source, skip_unreadable=True).frames, source, resample=True)
+    if stack.resampling:
+        raise UserError(
+            f"{path} would segment {source}, whose slices were resampled to a regular grid: DICOM segmentations "
+            f"refer to the slices as they are, {NIFTI_INSTEAD}"
+        )
+    if stack.grid.shape != like.grid.shape or not np.allclose(stack.grid.affine, like.grid.affine, rtol=0, atol=1e-6):
+        raise UserError(f"{source} has changed since it was read, or the volume was resampled: {NIFTI_INSTEAD}")
+    if any(os.path.exists(path) and os.path.samefile(path, frame.path) for frame in stack.frames):
+        raise UserError(f"{path} is a slice of the source series: give another output file")
+    return stack
+
+
 def _by_path(frames: Sequence[Frame]) -> list[Frame]:
     """Group frames by their files in the order of the slices, and sort the frames of one file by their number."""
     position = {path: k for k, path in enumerate(dict.fromkeys(frame.path for frame in frames))}
     return sorted(frames, key=lambda frame: (position[frame.path], frame.index))
+
+
+def data_set(**tags: Any) -> Any:
+    """Return a data set of pydicom with these tags, which may contain sequences."""
+    result = optional("pydicom", "DICOM").Dataset()
+    for keyword, value in tags.items():
+        setattr(result, keyword, value)
+    return result
 
 
 def _shared_tags(originals: dict[Path, Any], notes: list[str]) -> dict[str, Any]:
@@ -226,12 +291,6 @@ def _header(
 
     def decimals(values: Sequence[float] | np.ndarray) -> list[Any]:
         return [pydicom.valuerep.DS(float(value), auto_format=True) for value in values]
-
-    def data_set(**tags: Any) -> Any:
-        result = pydicom.Dataset()
-        for keyword, value in tags.items():
-            setattr(result, keyword, value)
-        return result
 
     (each_thickness, each_height), spacing = decimals([thickness, height]), decimals(first.spacing)
     measures = {"PixelSpacing": spacing, "SliceThickness": each_thickness, "SpacingBetweenSlices": each_height}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+    from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
     from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource
     from sam2_3dmed_jax.volume.geometry import Volume
     from sam2_3dmed_jax.volume.image_file import ImageFile
@@ -47,10 +48,20 @@ class Writer(Protocol):
         path: FilePath,
         labels: np.ndarray,
         like: Volume,
-        names: Mapping[int, str],
+        names: Mapping[int, str | ObjectLabel],
         source: SegmentationSource | None,
     ) -> None:
         """Write the file."""
+        ...
+
+
+class Preparer(Protocol):
+    """Finds out whether a segmentation of `like` can be written; `io.prepare_segmentation` documents the arguments."""
+
+    def __call__(
+        self, path: FilePath, like: Volume, names: Mapping[int, str | ObjectLabel] | None = None
+    ) -> SegmentationSource:
+        """Return what the writer needs of the image's files."""
         ...
 
 
@@ -67,6 +78,7 @@ class FileFormat:
         label_reader: `module:function` of a `LabelReader`, for formats of labels that may overlap or leave out a part
             of the image's grid; empty if labels are stored as an image.
         writer: `module:function` of a `Writer`; empty if segmentations cannot be written in this format.
+        preparer: `module:function` of a `Preparer`, for formats that refer to the files of the image.
         several_volumes: a file can contain several volumes, from which the reader's `index` chooses.
         datasets: one file per volume, used for images and label maps of dataset folders and archives.
         cases: images of this format are listed in a folder of `predict --cases`.
@@ -80,6 +92,7 @@ class FileFormat:
     detector: str = ""
     label_reader: str = ""
     writer: str = ""
+    preparer: str = ""
     several_volumes: bool = False
     datasets: bool = False
     cases: bool = False
@@ -94,13 +107,16 @@ class FileFormat:
         """
         if not self.reader:
             raise ValueError(f"the format {self.name} has no reader; add the `module:function` that reads it")
-        for function in filter(None, (self.reader, self.detector, self.label_reader, self.writer)):
+        for function in filter(None, self._functions()):
             module, _, name = function.partition(":")
             if not module or not name.isidentifier():
                 raise ValueError(f"the format {self.name} has the function {function!r}; give `module:function`")
         for suffix in self.suffixes:
             if not suffix.startswith(".") or suffix != suffix.lower():
                 raise ValueError(f"the format {self.name} has the suffix {suffix!r}; use lower case with the dot")
+
+    def _functions(self) -> tuple[str, ...]:
+        return self.reader, self.detector, self.label_reader, self.writer, self.preparer
 
     def open_image(self, path: FilePath, index: int | None, resample: bool, skip_unreadable: bool = False) -> ImageFile:
         """Read and check the header of an image."""
@@ -121,12 +137,21 @@ class FileFormat:
         path: FilePath,
         labels: np.ndarray,
         like: Volume,
-        names: Mapping[int, str],
+        names: Mapping[int, str | ObjectLabel],
         source: SegmentationSource | None,
     ) -> None:
         """Write a label map; only for formats with a writer."""
         writer: Writer = _imported(self.writer)
         writer(path, labels, like, names, source)
+
+    def prepare_segmentation(
+        self, path: FilePath, like: Volume, names: Mapping[int, str | ObjectLabel]
+    ) -> SegmentationSource | None:
+        """Find out whether a segmentation can be written; None for formats that do not refer to the image's files."""
+        if not self.preparer:
+            return None
+        preparer: Preparer = _imported(self.preparer)
+        return preparer(path, like, names)
 
 
 _NIFTI, _ITK, _DICOM = ".nifti:open_image", ".itk:open_image", ".dicom:open_image"
@@ -166,11 +191,20 @@ FORMATS: tuple[FileFormat, ...] = (
     FileFormat("MetaImage header with separate voxels", (".mhd",), _ITK, cases=True, voxel_suffixes=(".raw", ".zraw")),
     FileFormat("DICOM-SEG or RTSTRUCT", (), _DICOM, ".dicom_labels:holds_labels", label_reader=_DICOM_LABELS),
     FileFormat(
+        "RTSTRUCT",
+        (".rtstruct.dcm",),
+        _DICOM,
+        writer=".dicom_rtstruct:write_rtstruct",
+        preparer=".dicom_rtstruct:prepare_rtstruct",
+        label_folders=True,
+    ),
+    FileFormat(
         "DICOM",
         (".dcm",),
         _DICOM,
         detector=".dicom:is_dicom",
         writer=".dicom_seg:write_dicom_seg",
+        preparer=".dicom_seg:prepare_dicom_seg",
         cases=True,
         label_folders=True,
     ),

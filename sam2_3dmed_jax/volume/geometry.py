@@ -214,6 +214,23 @@ def voxel_to_canonical(grid: Grid, voxel: Sequence[float]) -> tuple[float, float
     return canonical[0], canonical[1], canonical[2]
 
 
+def canonical_to_voxel(grid: Grid, canonical: Sequence[float]) -> tuple[float, float, float]:
+    """Invert `voxel_to_canonical`: from a canonical index (d, h, w) to the voxel (x, y, z) of the file, exactly."""
+    x, y, z = (
+        float(canonical[target]) if direction > 0 else length - 1 - float(canonical[target])
+        for length, (target, direction) in zip(grid.shape, grid.transform, strict=True)
+    )
+    return x, y, z
+
+
+def plane_in_file(grid: Grid, axis: int, index: int) -> tuple[str, int]:
+    """Return the file axis ("i", "j" or "k") that a canonical axis is stored along, and the file's index of a plane."""
+    ((file_axis, (_, direction)),) = (
+        (place, row) for place, row in enumerate(grid.transform.tolist()) if row[0] == axis
+    )
+    return "ijk"[file_axis], index if direction > 0 else grid.shape[file_axis] - 1 - index
+
+
 def check_same_grid(labels: Grid, image: Grid) -> None:
     """Check that two files have the same voxel grid; their axes may be stored in another order or direction.
 

@@ -17,7 +17,7 @@ import numpy as np
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.imagenet import normalise
-from sam2_3dmed_jax.volume.geometry import Volume
+from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.modality import CT, check_modality
 
 Window = tuple[float, float]  # (level, width) in the values of a volume
@@ -31,16 +31,18 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "lung_medsam": (-160.0, 1500.0),
     "universal_model": (37.5, 425.0),
 }
+WINDOW_FIELD = "data.preprocessing.window"
 PERCENTILES = "0.5%,99.5%"  # the window of modalities other than CT
 HU_RANGE = (-1024, 3071)  # range of a scanner with 12 bits, air to dense bone; prepared CT is clipped to it
 _SAMPLE = 1 << 22  # percentiles are computed over at most this many voxels, evenly spread
 
 
-def parse_window(window: str) -> tuple[float, float]:
+def parse_window(window: str, where: str = WINDOW_FIELD) -> tuple[float, float]:
     """Read a window in HU.
 
     Args:
         window: a name of `WINDOWS`, or "LEVEL,WIDTH" in HU, such as "40,400".
+        where: the field or flag, for the message.
 
     Returns:
         (level, width) in HU.
@@ -53,19 +55,20 @@ def parse_window(window: str) -> tuple[float, float]:
     level, width = _two_numbers(window)
     if not (math.isfinite(level) and math.isfinite(width) and width > 0):
         raise UserError(
-            f"data.preprocessing.window is {window!r}, expected LEVEL,WIDTH in HU with a positive width, such as "
+            f"{where} is {window!r}, expected LEVEL,WIDTH in HU with a positive width, such as "
             f"40,400, two percentiles such as {PERCENTILES}, or one of {', '.join(WINDOWS)}"
         )
     return level, width
 
 
-def window_of(volume: Volume, window: str) -> tuple[float, float]:
+def window_of(volume: Volume, window: str, where: str = WINDOW_FIELD) -> tuple[float, float]:
     """Return the window of one volume by the setting `data.preprocessing.window`.
 
     Args:
         volume: its modality and values are used; percentiles leave out the lowest value, which is background.
         window: as `parse_window`, or "LOW%,HIGH%", percentiles from 0 to 100. Other modalities than CT use
             `PERCENTILES` instead of a window in HU.
+        where: the field or flag, for the message.
 
     Returns:
         (level, width) in the volume's own values.
@@ -74,22 +77,28 @@ def window_of(volume: Volume, window: str) -> tuple[float, float]:
         UserError: the window has another form.
     """
     if "%" not in window:
-        in_hu = parse_window(window)
+        in_hu = parse_window(window, where)
         if volume.modality == CT:
             return in_hu
         window = PERCENTILES
     low, high = _two_numbers(window.replace("%", ""))
     if window.count("%") != 2 or not 0 <= low < high <= 100:
-        raise UserError(
-            f"data.preprocessing.window is {window!r}, expected two growing percentiles from 0 to 100, such as "
-            f"{PERCENTILES}"
-        )
+        raise UserError(f"{where} is {window!r}, expected two growing percentiles from 0 to 100, such as {PERCENTILES}")
     values = volume.array.reshape(-1)[:: -(-volume.array.size // _SAMPLE)]
     if volume.modality == CT:
         values = np.clip(values, *HU_RANGE)
     foreground = values[values > values.min()]
     bottom, top = np.percentile(foreground if foreground.size else values, (low, high)).tolist()
     return (bottom + top) / 2, max(top - bottom, 1e-6)  # a constant volume becomes constant slices
+
+
+def check_window(window: str, where: str = WINDOW_FIELD) -> None:
+    """Check a window before volumes are read; `where` is the field or flag, for the message.
+
+    Raises:
+        UserError: as `window_of`.
+    """
+    window_of(Volume(np.zeros((1, 1, 1), np.float32), Grid((1, 1, 1), np.eye(4))), window, where)
 
 
 def window_of_model(volume: Volume, preprocessing: PreprocessingConfig, checkpoint: str = "the checkpoint") -> Window:

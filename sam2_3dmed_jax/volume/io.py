@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sam2_3dmed_jax.errors import FileWarning, UserError
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.volume import formats
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, to_canonical
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile
@@ -24,18 +25,22 @@ from sam2_3dmed_jax.volume.nifti import write_labels, write_nifti
 
 if TYPE_CHECKING:
     from sam2_3dmed_jax.runtime.progress import Progress
+    from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
     from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource
 
 _READERS = 2  # cases that `check_readable` reads at once; one of 512 x 512 x 300 voxels may take 1 GiB
 
 __all__ = [
     "check_readable",
+    "open_image",
     "open_labels",
+    "prepare_segmentation",
     "read_grid",
     "read_label_layers",
     "read_labels",
     "read_volume",
     "stored_modality",
+    "volume_of",
     "write_labels",
     "write_nifti",
     "write_segmentation",
@@ -70,11 +75,27 @@ def read_volume(
             large, `index` is out of range, or a library of the extra `[dicom]` is missing; the checkpoint of `modality`
             was trained on another one.
     """
+    return volume_of(open_image(path, index=index, resample=resample, skip_unreadable=skip_unreadable), modality)
+
+
+def open_image(
+    path: str | os.PathLike[str], *, index: int | None = None, resample: bool = False, skip_unreadable: bool = False
+) -> ImageFile:
+    """Read and check the header of an image, for `volume_of`; arguments and errors are those of `read_volume`."""
     image = _open(path, index, resample, skip_unreadable)
     for note in image.notes:
-        warnings.warn(note, FileWarning, stacklevel=2)
+        warnings.warn(note, FileWarning, stacklevel=3)
+    return image
+
+
+def volume_of(image: ImageFile, modality: str | ModalitySources = "CT") -> Volume:
+    """Read the voxels of an image whose header has been read; the values are cleaned as `read_volume` describes.
+
+    Raises:
+        UserError: the voxels are damaged, or the checkpoint of `modality` was trained on another one.
+    """
     sources = modality if isinstance(modality, ModalitySources) else ModalitySources(declared=modality)
-    modality = sources.modality(image.modality, str(path))
+    modality = sources.modality(image.modality, image.grid.source or "the image")
     array = np.ascontiguousarray(to_canonical(image.read(np.float32), image.grid))
     floor = AIR_HU if modality == "CT" else float(np.min(array, where=np.isfinite(array), initial=0.0))
     np.nan_to_num(array, copy=False, nan=floor, posinf=floor, neginf=floor)
@@ -175,7 +196,7 @@ def write_segmentation(
     path: str | os.PathLike[str],
     labels: np.ndarray,
     like: Volume,
-    names: Mapping[int, str],
+    names: Mapping[int, str | ObjectLabel],
     source: SegmentationSource | None = None,
 ) -> None:
     """Write a label map in the format of the file's suffix; the file is complete, or it does not exist.
@@ -184,16 +205,38 @@ def write_segmentation(
         path: a file with one of `formats.segmentation_suffixes()`.
         labels: `[D, H, W]` integers or bools.
         like: the labelled volume.
-        names: name of each label, for formats that store names.
-        source: headers of the DICOM series that the volume was read from (`dicom_seg.prepare_dicom_seg`), for DICOM;
-            None: they are read again.
+        names: name of each label, or its name, code and colour, for formats that store them.
+        source: from `prepare_segmentation`; None: what the format needs is read again.
 
     Raises:
         UserError: another suffix, labels that the format cannot store, or the file cannot be written.
     """
+    _written_format(path).write_segmentation(path, labels, like, names, source)
+
+
+def prepare_segmentation(
+    path: str | os.PathLike[str], like: Volume, names: Mapping[int, str | ObjectLabel]
+) -> SegmentationSource | None:
+    """Find out before the work whether a segmentation can be written in the format of the file's suffix.
+
+    Args:
+        path: the file to write later.
+        like: the volume to segment.
+        names: name of each label that may be written, or its name, code and colour.
+
+    Returns:
+        Headers of the DICOM series that the volume was read from, for `write_segmentation`; None for other formats.
+
+    Raises:
+        UserError: the format refers to the files of the image, and these do not allow it.
+    """
+    return _written_format(path).prepare_segmentation(path, like, names)
+
+
+def _written_format(path: str | os.PathLike[str]) -> formats.FileFormat:
     name = os.path.basename(path)
     writable = (entry for entry in formats.FORMATS if entry.writer and formats.suffix_of(name, entry.suffixes))
-    next(writable, formats.FORMATS[0]).write_segmentation(path, labels, like, names, source)
+    return next(writable, formats.FORMATS[0])
 
 
 def _open(path: str | os.PathLike[str], index: int | None, resample: bool, skip_unreadable: bool = False) -> ImageFile:
@@ -204,6 +247,7 @@ def _open(path: str | os.PathLike[str], index: int | None, resample: bool, skip_
 
 
 def _format_of(path: str | os.PathLike[str]) -> formats.FileFormat:
+    check_local(path)
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist: give the path of a NIfTI file (.nii, .nii.gz, .hdr)")
     return formats.format_of(path)

@@ -104,6 +104,28 @@ def _open(path: str | os.PathLike[str], layers: bool) -> tuple[ImageFile, dict[s
     return ImageFile(grid, read), {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
 
 
+def from_simpleitk(image: Any) -> ImageFile:
+    """Return an image of SimpleITK, which is in memory.
+
+    Raises:
+        UserError: it does not have three axes and one real number per voxel, or it is too large.
+    """
+    shape, pixels = image.GetSize(), image.GetPixelIDTypeAsString()
+    if len(shape) != 3 or image.GetNumberOfComponentsPerPixel() != 1 or "complex" in pixels:
+        raise UserError(
+            f"the image has {len(shape)} axes of {pixels}, expected three of real numbers: give a 3D volume"
+        )
+    check_size("the image", shape)
+    affine = lps_affine(image.GetDirection(), image.GetSpacing(), image.GetOrigin())
+
+    sitk = optional("SimpleITK", "the image")
+
+    def read(dtype: type | None) -> np.ndarray:
+        return np.array(sitk.GetArrayViewFromImage(image).swapaxes(0, 2), dtype=dtype)
+
+    return ImageFile(Grid((shape[0], shape[1], shape[2]), affine), read)
+
+
 def lps_affine(direction: Sequence[float], spacing: Sequence[float], origin: Sequence[float]) -> np.ndarray:
     """Convert ITK's geometry to an affine.
 

@@ -1,4 +1,4 @@
-"""Label classes: named label values or unions of them, with their tolerance, and how users write them.
+"""Label sets as users write them, and label classes: named label values or unions of them, with their tolerance.
 
 `1=pancreas,2=cancer,1+2=both` are three classes of two label values.
 """
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import CHOICES, UserError, listed
+from sam2_3dmed_jax.errors import CHOICES, UserError, listed, naming
+from sam2_3dmed_jax.volume.anatomy_codes import parse_label
 from sam2_3dmed_jax.volume.label_layers import LabelLayers, mask_of_values
 
 # mm, by the task's name; two public presets attribute them to Antonelli et al. 2022 (docs/explanation/method.md).
@@ -22,6 +23,15 @@ Target = tuple[int, ...]  # the label values of an object that is prompted
 
 _TUMOUR = re.compile(r"cancer|tumou?r|lesion", re.IGNORECASE)
 _HOST = re.compile(r"pancreas|liver|kidney", re.IGNORECASE)  # organs whose tumours are inside of them
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Labels that are taken together, as the user wrote them."""
+
+    values: tuple[int, ...]
+    name: str  # after `=`; "": none was given
+    text: str  # all of it, for messages
 
 
 @dataclass(frozen=True)
@@ -52,54 +62,83 @@ def declared_classes(labels: Mapping[int, str]) -> list[LabelClass]:
     return classes
 
 
-def parse_classes(text: str, declared: Mapping[int, str]) -> list[LabelClass]:
-    """Read `1=spleen,2,cancer,1+2=both`: label values or declared names, unions with a plus, names after `=`.
+def parse_label_sets(text: str, names: Mapping[int, str], option: str) -> list[LabelSet]:
+    """Read `1=spleen,2+3=lesions,cancer`, the one spelling of label sets in flags, fields and files of settings.
+
+    Sets are separated by commas. A set is a label value, the name of a label or a union of these with plus signs, and
+    may have a name after `=`.
 
     Args:
         text: as above.
+        names: label value to name, where names are known; other values are accepted too.
+        option: the flag or field, for messages.
+
+    Raises:
+        UserError: not a label, the background, or a label twice in one set.
+    """
+    values_of = {name: value for value, name in names.items()}
+    sets: list[LabelSet] = []
+    for part in text.split(","):
+        key, _, name = (word.strip() for word in part.partition("="))
+        words = [key] if key in values_of else [word.strip() for word in key.split("+")]
+        labels = [str(values_of.get(word, word)) for word in words]
+        if not all(re.fullmatch("[0-9]{1,9}", label) for label in labels):
+            known = f"one of {listed(values_of, CHOICES)}" if values_of else "VALUE=NAME"
+            raise UserError(f"{option}: '{part}' is neither a label value nor {known}; give some, such as 1=spleen,2+3")
+        values = tuple(map(int, labels))
+        if 0 in values:
+            raise UserError(f"{option}: 0 is the background, in '{part}'; give label values, such as 1=spleen,2+3")
+        if len(set(values)) < len(values):
+            raise UserError(f"{option}: '{part}' repeats a label; give each once")
+        sets.append(LabelSet(values, name, part))
+    return sets
+
+
+def class_sets(classes: Sequence[int | str], names: Mapping[int, str]) -> list[LabelSet]:
+    """Return the label sets of `data.classes`, whose entries are label values or texts as `parse_label_sets` reads.
+
+    Raises:
+        UserError: as `parse_label_sets`.
+    """
+    return parse_label_sets(",".join(map(str, classes)), names, "data.classes") if classes else []
+
+
+def parse_classes(text: str, declared: Mapping[int, str]) -> list[LabelClass]:
+    """Read classes to score.
+
+    Args:
+        text: as `parse_label_sets`.
         declared: value to name, from the dataset; {} accepts any value.
 
     Raises:
         UserError: not a label, a label that the dataset lacks, or one name for two classes.
     """
-    values_of = {name: value for value, name in declared.items()}
     classes: list[LabelClass] = []
-    for part in text.split(","):
-        key, _, name = (word.strip() for word in part.partition("="))
-        values = []
-        for word in [key] if key in values_of else key.split("+"):
-            value = values_of.get(word.strip(), word.strip())
-            if not re.fullmatch("[0-9]{1,9}", str(value)) or int(value) == 0:
-                known = f"one of {listed(values_of, CHOICES)}" if values_of else "VALUE=NAME"
-                raise UserError(
-                    f"--classes: '{part}' is neither a label value nor {known}; give some, such as 1=spleen"
-                )
-            if declared and int(value) not in declared:
-                known = listed(sorted(declared), CHOICES)
-                raise UserError(f"--classes: the dataset has no label {value}; choose from {known}")
-            values.append(int(value))
-        name = name or "+".join(declared.get(value, str(value)) for value in values)
-        if len(set(values)) < len(values) or name in {entry.name for entry in classes}:
-            raise UserError(f"--classes: '{part}' repeats a label or name; give each once")
-        classes.append(LabelClass(name, tuple(values), tumour=len(values) == 1 and is_tumour(name)))
+    for entry in parse_label_sets(text, declared, "--classes"):
+        if declared and (unknown := [value for value in entry.values if value not in declared]):
+            known = listed(sorted(declared), CHOICES)
+            raise UserError(f"--classes: the dataset has no label {unknown[0]}; choose from {known}")
+        with naming("--classes"):
+            name = parse_label(entry.name).name if entry.name else ""
+        name = name or "+".join(declared.get(value, str(value)) for value in entry.values)
+        if name in {each.name for each in classes}:
+            raise UserError(f"--classes: '{entry.text}' repeats the name {name}; give each once")
+        classes.append(LabelClass(name, entry.values, tumour=len(entry.values) == 1 and is_tumour(name)))
     return classes
 
 
-def parse_targets(text: str, option: str = "--targets") -> list[Target]:
-    """Read `1+2,2`: the label values of each object to prompt.
+def parse_targets(text: str, names: Mapping[int, str], option: str = "--targets") -> list[Target]:
+    """Read the label values of each object to prompt, such as `1+2,2`.
 
     Args:
-        text: as above.
+        text: as `parse_label_sets`; names of sets are not used.
+        names: label value to name, where names are known.
         option: the flag or field, for messages.
 
     Raises:
-        UserError: not a label value, the background, or an object whose labels all belong to later objects.
+        UserError: not a label, or an object whose labels all belong to later objects.
     """
-    if not re.fullmatch(r"\s*\d{1,9}(\s*[+,]\s*\d{1,9})*\s*", text):
-        raise UserError(f"{option}: '{text}' is not a list of label values; give some, such as 1+2,2")
-    targets = [tuple(int(value) for value in part.split("+")) for part in text.split(",")]
-    if any(0 in target for target in targets):
-        raise UserError(f"{option}: 0 is the background; give the values of labels, such as 1+2,2")
+    targets = [entry.values for entry in parse_label_sets(text, names, option)]
     written_values(targets, option)
     return targets
 
@@ -181,18 +220,19 @@ def with_tumours(classes: Sequence[LabelClass], text: str | None) -> list[LabelC
 
 
 def parse_remap(text: str | None) -> dict[int, int]:
-    """Read `2=1,3=1`: label values of a prediction and their replacements; 0 is the background.
+    """Read `2=1,3+4=0`: label sets of a prediction, whose names are the values that replace theirs; 0: the background.
 
     Raises:
         UserError: another form, or a value twice.
     """
     remap: dict[int, int] = {}
-    for part in text.split(",") if text else ():
-        if not (found := re.fullmatch(r"\s*(\d{1,9})\s*=\s*(\d{1,9})\s*", part)) or int(found[1]) in remap:
+    for entry in parse_label_sets(text, {}, "--remap") if text else ():
+        if not re.fullmatch("[0-9]{1,9}", entry.name) or not remap.keys().isdisjoint(entry.values):
             raise UserError(
-                f"--remap: '{part}' is not a pair of label values, each given once; give some, such as 2=1,3=1"
+                f"--remap: '{entry.text}' is not LABELS=VALUE with labels that are given once; give some, such as "
+                "2=1,3+4=1"
             )
-        remap[int(found[1])] = int(found[2])
+        remap.update(dict.fromkeys(entry.values, int(entry.name)))
     return remap
 
 

@@ -24,6 +24,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
+from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.formats import FORMATS, suffix_of
 from sam2_3dmed_jax.volume.geometry import GRID_TOLERANCE_MM, Grid, Volume, from_canonical, largest_displacement_mm
 from sam2_3dmed_jax.volume.image_file import (
@@ -68,25 +69,58 @@ def open_image(
         raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
     if not isinstance(image, nib.Nifti1Pair):
         raise UserError(f"{path} is {type(image).__name__}, expected NIfTI: convert it, for example with nibabel")
-    shape, dtype = image.shape, image.get_data_dtype()
-    if len(shape) < 3:
-        raise UserError(f"{path} has shape {shape}, expected three axes: give a 3D volume")
-    if dtype.kind not in "iuf":
-        raise UserError(f"{path} holds {dtype} voxels, expected real numbers: export the CT in HU as int16 or float32")
-    check_size(path, shape[:3])
-    volume = _volume_index(path, shape, index)
+    volume, grid = _checked(image, str(path), index)
     _check_data_file(path, image)
-    header = image.header
+    return ImageFile(grid, functools.partial(_read, image, volume, grid))
+
+
+def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
+    """Return an image that nibabel has loaded or made, of NIfTI or another format with an affine.
+
+    Args:
+        image: a spatial image of nibabel; its voxels may still be on disk.
+        index: as `open_image`.
+
+    Raises:
+        UserError: as `open_image`.
+    """
+    name = str(image.get_filename() or "the image")
+    volume, grid = _checked(image, name, index)
+
+    def read(dtype: type | None) -> np.ndarray:
+        try:
+            proxy = image.dataobj
+            scaled = nib.is_proxy(proxy) and hasattr(proxy, "get_unscaled")
+            voxels = proxy.get_unscaled() if scaled else np.asanyarray(proxy)
+            one = voxels.reshape(*grid.shape, -1, order="F")[..., volume]
+            one = apply_read_scaling(one, proxy.slope, proxy.inter) if scaled else one
+            return np.asarray(one, dtype=dtype)
+        except _DAMAGED as error:
+            raise UserError(f"{name} cannot be read by nibabel ({one_line(error)}): load it again") from None
+
+    return ImageFile(grid, read)
+
+
+def _checked(image: Any, name: str, index: int | None) -> tuple[int, Grid]:
+    """Check the header of an image of nibabel, and return the number of its volume `index` and its grid."""
+    shape, dtype, header = image.shape, image.get_data_dtype(), image.header
+    if len(shape) < 3:
+        raise UserError(f"{name} has shape {shape}, expected three axes: give a 3D volume")
+    if dtype.kind not in "iuf":
+        raise UserError(f"{name} holds {dtype} voxels, expected real numbers: export the CT in HU as int16 or float32")
+    check_size(name, shape[:3])
+    volume = _volume_index(name, shape, index)
+    i, j, k = shape[:3]
+    if not isinstance(header, nib.Nifti1Header):
+        return volume, Grid((i, j, k), image.affine, name)
     units = int(header["xyzt_units"]) & 7
     if units in (_METRE, _MICRON):
         unit = "metres" if units == _METRE else "micrometres"
-        raise UserError(f"{path} declares lengths in {unit}, expected millimetres: rewrite its affine and xyzt_units")
-    fields = {name: np.array(header[name]) for name in _GEOMETRY_FIELDS}
+        raise UserError(f"{name} declares lengths in {unit}, expected millimetres: rewrite its affine and xyzt_units")
+    fields = {field: np.array(header[field]) for field in _GEOMETRY_FIELDS}
     fields["pixdim"] = np.array(header["pixdim"][:4])
     version = 2 if isinstance(header, nib.Nifti2Header) else 1
-    i, j, k = shape[:3]
-    grid = Grid((i, j, k), image.affine, str(path), fields, version)
-    return ImageFile(grid, functools.partial(_read, image, volume, grid))
+    return volume, Grid((i, j, k), image.affine, name, fields, version)
 
 
 def write_labels(
@@ -106,23 +140,33 @@ def write_labels(
     Raises:
         UserError: another suffix, a label out of range, the path is the image itself, or the file cannot be written.
     """
+    labels_ijk = _stored_labels(labels, like.grid, str(path))
+    source = like.grid.source
+    if source and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        raise UserError(f"{path} is the image that the labels were made from: give another output file")
+    _save(path, labels_ijk, like.grid, descrip)
+
+
+def label_image(labels: np.ndarray, like: Volume, descrip: str = "research use only") -> Any:
+    """Return a label map as an image of nibabel, with the voxels and the header that `write_labels` writes."""
+    return _nifti_image(_stored_labels(labels, like.grid, "the label map"), like.grid, descrip)
+
+
+def _stored_labels(labels: np.ndarray, grid: Grid, name: str) -> np.ndarray:
+    """Return labels `[D, H, W]` in file order, uint8 where they fit, else uint16."""
     if labels.dtype.kind not in "biu":
         raise ValueError(f"labels are {labels.dtype}, expected integers")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > 65535:
-        raise UserError(f"{path} would hold labels from {low} to {high}, expected 0 to 65535: renumber the classes")
-    source = like.grid.source
-    if source and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-        raise UserError(f"{path} is the image that the labels were made from: give another output file")
-    dtype = np.uint8 if high <= 255 else np.uint16
-    _save(path, from_canonical(labels, like.grid).astype(dtype), like.grid, descrip)
+        raise UserError(f"{name} would hold labels from {low} to {high}, expected 0 to 65535: renumber the classes")
+    return from_canonical(labels, grid).astype(np.uint8 if high <= 255 else np.uint16)
 
 
 def write_segmentation(
     path: str | os.PathLike[str],
     labels: np.ndarray,
     like: Volume,
-    names: Mapping[int, str],
+    names: Mapping[int, str | ObjectLabel],
     source: object = None,
 ) -> None:
     """Write a label map as `write_labels` does; NIfTI stores neither `names` nor a DICOM `source`."""
@@ -216,6 +260,12 @@ def _save(path: str | os.PathLike[str], array_ijk: np.ndarray, grid: Grid, descr
     suffix = suffix_of(target.name, FORMATS[0].suffixes)
     if suffix is None:
         raise UserError(f"{path} has the suffix {target.suffix!r}, expected .nii or .nii.gz: rename the output")
+    image = _nifti_image(array_ijk, grid, descrip)
+    with atomic_path(path, suffix) as part:
+        image.to_filename(part)
+
+
+def _nifti_image(array_ijk: np.ndarray, grid: Grid, descrip: str) -> Any:
     wide = grid.nifti_version == 2 or max(grid.shape) > 32767  # NIfTI-1 stores lengths in 16 bits
     header = nib.Nifti2Header() if wide else nib.Nifti1Header()
     header.set_data_dtype(array_ijk.dtype)
@@ -223,9 +273,7 @@ def _save(path: str | os.PathLike[str], array_ijk: np.ndarray, grid: Grid, descr
     _set_geometry(header, grid)
     header["descrip"] = descrip.encode("ascii", "replace")[:79]
     image_class: Any = nib.Nifti2Image if wide else nib.Nifti1Image
-    image = image_class(array_ijk, header.get_best_affine(), header)
-    with atomic_path(path, suffix) as part:
-        image.to_filename(part)
+    return image_class(array_ijk, header.get_best_affine(), header)
 
 
 def _set_geometry(header: Any, grid: Grid) -> None:

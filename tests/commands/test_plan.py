@@ -10,7 +10,7 @@ from sam2_3dmed_jax.commands.main import main, parser
 from sam2_3dmed_jax.commands.plan import Options, experiment_to_plan
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.plan import toolchain
+from sam2_3dmed_jax.plan import process, toolchain
 from sam2_3dmed_jax.plan.programs import programs_to_compile
 from sam2_3dmed_jax.plan.topologies import PLANNED, gpu_target, parse_topology
 from sam2_3dmed_jax.runtime.chips import CHIPS
@@ -70,6 +70,12 @@ def test_a_mesh_that_does_not_cover_the_chips_is_refused_as_in_training(experime
     config = planned(experiment, "--mesh.data", "3", "--model", "nano", "--image-size", "64", "--slices", "2")
     with pytest.raises(UserError, match="mesh: 3 x 1 does not cover 4 devices"):
         programs_to_compile(config, "train", [object()] * 4)
+
+
+def test_a_batch_that_the_chips_cannot_share_is_refused_before_the_compiler_starts(experiment, monkeypatch, capsys):
+    monkeypatch.setattr(process, "_run", lambda *_: pytest.fail("the compiler was started"))
+    assert main(["plan", experiment, "--topology", "v5e:4x4", "--training.batch_size", "24"]) == 2
+    assert "training.batch_size: 24 is not divisible by 16 devices" in capsys.readouterr().err
 
 
 def test_an_official_model_is_planned_as_initialised_from_its_checkpoint_which_need_not_exist(experiment):

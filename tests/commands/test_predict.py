@@ -1,22 +1,25 @@
 """`sam2-3dmed predict` from files to files: all kinds of prompts, one file per object, pictures, and many cases."""
 
+import csv
 import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from scipy import ndimage
 
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.commands.main import main
-from sam2_3dmed_jax.commands.predict import object_files
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import compiled_programs
+from sam2_3dmed_jax.inference.predict_case import object_files
 from sam2_3dmed_jax.prompts.case_table import read_cases
 from sam2_3dmed_jax.prompts.flags import PromptFlags, gather_prompts
 from sam2_3dmed_jax.volume import dicom_seg
 from sam2_3dmed_jax.volume.geometry import to_canonical
-from sam2_3dmed_jax.volume.io import read_volume, write_nifti
+from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_nifti
 from tests.helpers.dicom_files import write_series
 from tests.helpers.segment_files import (
     rectangle,
@@ -87,7 +90,7 @@ def test_all_kinds_of_prompts_and_all_outputs_work_in_one_command(
     assert predict(checkpoint, image, "--out", out / "seg.nii.gz", *words) == 0
     apart = {1: "big_cyst", 2: "object2"}
     files = [f"seg_{name}.nii.gz" for name in apart.values()]
-    assert names(out) == sorted(["planes.png", "seg.nii.gz", "sheet.png", *files])
+    assert names(out) == sorted(["planes.png", "seg.json", "seg.nii.gz", "sheet.png", *files])
     whole = stored(out / "seg.nii.gz")
     masks = {value: stored(out / f"seg_{name}.nii.gz") for value, name in apart.items()}
     assert (whole > 0).any() and all(set(np.unique(mask)) <= {0, 1} for mask in masks.values())
@@ -95,6 +98,39 @@ def test_all_kinds_of_prompts_and_all_outputs_work_in_one_command(
     assert np.array_equal(whole > 0, np.any([mask > 0 for mask in masks.values()], axis=0))
     assert all(mask[whole == value].all() for value, mask in masks.items())
     assert "object 1 (big cyst): " in capsys.readouterr().out
+
+
+def test_the_record_describes_the_written_masks_and_its_prompts_give_them_again(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    image, out = scan(tmp_path / "ct.nii.gz"), tmp_path / "seg.nii.gz"
+    assert predict(checkpoint, image, "--out", out, "--point", "5,5,1", "--point", "20,15,3,0", "--separate") == 0
+    record = json.loads((tmp_path / "seg.json").read_text())
+    labels, (entry,) = stored(out), record["objects"]
+    assert entry["volume_ml"] == pytest.approx((labels == 1).sum() * 0.8 * 0.8 * 3.0 / 1000)
+    assert [click["inside"] for click in entry["clicks"]] == [bool(labels[5, 5, 1]), bool(labels[20, 15, 3])]
+    assert entry["prompted_slices"] == [1, 3] and len(entry["predicted_iou"]) == len(entry["object_score"]) == 5
+    assert record["model"]["checkpoint"] == checkpoint and record["image"] == str(image)
+    err = capsys.readouterr().err
+    assert f"warning: {checkpoint} was never trained" in err
+    assert all(f"warning: {warning}" in err for warning in record["warnings"])
+
+    words = ["--prompts", tmp_path / "seg.json", "--out", tmp_path / "again.nii.gz", "--separate"]
+    assert predict(checkpoint, image, *words, "--keep-component", "largest") == 0
+    again = stored(tmp_path / "again.nii.gz")
+    components, count = ndimage.label(labels, np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel())[1:]
+    assert count > 1 and np.array_equal(again > 0, components == 1 + sizes.argmax())
+    assert np.array_equal(stored(tmp_path / "again_object1.nii.gz") > 0, again > 0)
+    assert json.loads((tmp_path / "again.json").read_text())["keep_component"] == "largest"
+
+
+def test_a_record_replaces_no_other_file(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    image, prompts = scan(tmp_path / "ct.nii.gz"), tmp_path / "seg.json"
+    prompts.write_text(json.dumps({"objects": [{"points": [{"voxel": [5, 5, 1]}]}]}))
+    error = mistake(capsys, checkpoint, image, "--prompts", prompts, "--out", tmp_path / "seg.nii.gz")
+    assert "seg.json would be replaced by the record of the segmentation" in error
+    assert names(tmp_path) == ["ct.nii.gz", "seg.json"] and "objects" in json.loads(prompts.read_text())
 
 
 @pytest.mark.parametrize(
@@ -109,6 +145,9 @@ def test_all_kinds_of_prompts_and_all_outputs_work_in_one_command(
         (["--point", "1,1,1", "--reference", "r.nii.gz"], "--reference is drawn in pictures; give --overlay"),
         (["--point", "1,1,1", "--overlay", "a.png", "--planes", "a.png"], "--planes: it is the same file as --overlay"),
         (["--point", "1,1,1", "--planes", "a.png", "--reference", "absent.nii.gz"], "absent.nii.gz does not exist"),
+        (["--point", "1,1,1", "--window", "lung"], "--window is for pictures; give --overlay"),
+        (["--point", "1,1,1", "--overlay", "a.png", "--window", "lungs"], "--window is 'lungs', expected LEVEL,WIDTH"),
+        (["--point", "1,1,1,0", "--keep-component", "clicked"], "--keep-component clicked: object 1 has no click"),
         (["--cases", "cases.csv"], "IMAGE is for a single volume; with --cases, give it in the table"),
     ],
 )
@@ -143,7 +182,10 @@ def test_a_batch_lists_its_failures_and_a_second_run_repeats_only_these(
     table.write_text("\n".join([*rows, *bad, f"b.nii.gz,c,{two}"]))
     words = [checkpoint, "--cases", table, "--out", out, "--planes", tmp_path / "pictures"]
     assert "--cases: 3 of 5 failed" in mistake(capsys, *words)
-    assert names(out) == ["a.nii.gz", "c.nii.gz"] and names(tmp_path / "pictures") == ["a_planes.png", "c_planes.png"]
+    assert names(out) == ["a.json", "a.nii.gz", "c.json", "c.nii.gz"] and names(tmp_path / "pictures") == [
+        "a_planes.png",
+        "c_planes.png",
+    ]
 
     compiled = compiled_programs.propagate_block._cache_size()
     (out / "c.nii.gz").unlink()
@@ -154,8 +196,10 @@ def test_a_batch_lists_its_failures_and_a_second_run_repeats_only_these(
     assert (out / "a.nii.gz").stat().st_mtime_ns == before
 
     table.write_text("\n".join(rows))
-    assert predict(*words) == 0
+    assert predict(*words, "--statistics", tmp_path / "objects.csv") == 0
     assert "a: skipped" in capsys.readouterr().out
+    rows_of_a = list(csv.DictReader((tmp_path / "objects.csv").open()))
+    assert [(row["case"], row["object"]) for row in rows_of_a] == [("a", "1"), ("a", "2")]
 
 
 def test_failures_of_a_batch_are_printed_with_their_reasons(
@@ -173,7 +217,7 @@ def test_failures_of_a_batch_are_printed_with_their_reasons(
     assert "failed: gone: " in printed.out and "gone.nii.gz does not exist" in printed.out
     assert "left out, because they have no prompt files: bare.nii.gz" in printed.out
     assert printed.err.strip().splitlines()[-1].startswith("error: --cases: 1 of 2 failed")
-    assert names(tmp_path / "out") == ["a.nii.gz"]
+    assert names(tmp_path / "out") == ["a.json", "a.nii.gz"]
 
 
 def test_a_batch_does_not_mistake_an_image_for_its_segmentation(
@@ -204,6 +248,33 @@ def test_a_dicom_series_becomes_a_label_map_and_a_dicom_segmentation(checkpoint:
     assert (tmp_path / "seg.dcm").read_bytes()[128:132] == b"DICM"
     assert predict(checkpoint, series, *words[-2:], "--out", tmp_path / "drawn.nii.gz") == 0
     assert stored(tmp_path / "drawn.nii.gz").any()
+
+
+def test_a_structure_set_has_the_voxels_of_the_label_map_and_statistics_have_its_objects(
+    checkpoint: str, tmp_path: Path
+):
+    series = write_series(tmp_path / "a")
+    words = [checkpoint, series, "--box", "1,1,0,5,4,3,4", "--classes", "1=spleen,4=left kidney"]
+    for name in ("seg.nii.gz", "seg.rtstruct.dcm"):
+        assert predict(*words, "--out", tmp_path / name, "--statistics", tmp_path / "objects.csv") == 0
+    volume = read_volume(series)
+    found = read_labels(tmp_path / "seg.nii.gz", volume)
+    assert found.any()
+    np.testing.assert_array_equal(read_labels(tmp_path / "seg.rtstruct.dcm", volume), found)
+    (roi,) = pydicom.dcmread(tmp_path / "seg.rtstruct.dcm").StructureSetROISequence
+    assert (roi.ROINumber, roi.ROIName) == (4, "left kidney")
+    (row,) = csv.DictReader((tmp_path / "objects.csv").open())
+    assert (row["case"], row["object"], row["name"], row["code"]) == ("a", "4", "left kidney", "64033007")
+    assert float(row["volume_ml"]) == pytest.approx((found == 4).sum() * 0.8 * 0.7 * 2.5 / 1000, rel=1e-4)
+    assert float(row["mean"]) == pytest.approx(volume.array[found == 4].mean(), rel=1e-4)
+
+
+def test_wrong_classes_and_statistics_are_refused_before_the_image_is_read(checkpoint: str, tmp_path: Path, capsys):
+    (tmp_path / "other.csv").write_text("x,y")
+    words = [checkpoint, "no image", "--point", "1,1,1", "--out", tmp_path / "seg.nii.gz"]
+    for given in ("1", "1=spleen,1=liver", "1+2=both", "70000=spleen", "1=a/b", "1=spleen:red", "0=air"):
+        assert "--classes: " in mistake(capsys, *words, "--classes", given)
+    assert "other.csv is not a table of statistics" in mistake(capsys, *words, "--statistics", tmp_path / "other.csv")
 
 
 def test_one_volume_of_a_4d_file_is_selected_by_its_index(checkpoint: str, tmp_path: Path, capsys, realdata: Path):
@@ -251,8 +322,8 @@ def test_masks_that_fail_as_dicom_seg_after_the_model_are_saved_as_nifti(
     for kept, right in (("seg_2", "right"), ("seg_object1", "right_object1")):
         np.testing.assert_array_equal(stored(tmp_path / f"{kept}.nii.gz"), stored(tmp_path / f"{right}.nii.gz"))
     assert (tmp_path / "seg.nii.gz").read_bytes() == b"another result"
-    others = ["a", "planes.png", "right.nii.gz", "right_object1.nii.gz", "seg.nii.gz"]
-    assert names(tmp_path) == [*others, "seg_2.nii.gz", "seg_object1.nii.gz"]
+    others = ["a", "planes.png", "right.json", "right.nii.gz", "right_object1.nii.gz", "seg.nii.gz"]
+    assert names(tmp_path) == [*others, "seg_2.json", "seg_2.nii.gz", "seg_object1.nii.gz"]
 
 
 def mask_of_object(volume, layers, object_id: int) -> np.ndarray:

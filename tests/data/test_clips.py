@@ -127,7 +127,7 @@ def test_classes_have_the_vocabulary_of_evaluate_targets(tmp_path):
     dataset = write_prepared(tmp_path / "d", {"x": tumour_in_an_organ()}, LABELS)
     for classes in (("1+2,2",), ("1+2", 2), ("1+2", "2")):
         assert CaseReader(dataset, replace(STILL, classes=classes), 32).targets == ((1, 2), (2,))
-    with pytest.raises(UserError, match=r"data\.classes: '1-2' is not a list of label values"):
+    with pytest.raises(UserError, match=r"data\.classes: '1-2' is neither a label value nor one of"):
         CaseReader(dataset, replace(STILL, classes=("1-2",)), 32)
 
 
@@ -259,6 +259,21 @@ def test_percentiles_of_other_modalities_than_ct_are_computed_once_per_volume(tm
     reads = []
     dataset.read = lambda *arguments: reads.append(arguments)  # type: ignore[method-assign]
     assert reader.window(case) == pytest.approx(((low + high) / 2, high - low)) and not reads
+
+
+@pytest.mark.parametrize("depth", [14, 1])
+def test_a_kept_case_without_an_object_is_clicked_anywhere_and_its_masks_are_empty(tmp_path, depth):
+    values, labels = make_case()
+    case = values[:depth], labels[:depth] * 0
+    dataset = write_prepared(tmp_path / "d", {"x": case}, LABELS, keep_empty=True)
+    reader, clicked = CaseReader(dataset, STILL, 32), set()
+    for seed in range(30):
+        clip = cut_clip(reader, dataset.cases[0], STILL, np.random.default_rng(seed))
+        assert clip["object_valid"].tolist() == [True, *[False] * (STILL.clips.objects - 1)]
+        assert not clip["masks"].any() and clip["point_labels"][0].tolist() == [1, -1, -1, -1]
+        assert clip["slice_valid"][clip["prompt_step"][0]]
+        clicked.add((clip["slice_index"][clip["prompt_step"][0]], *clip["coords"][0, 0]))
+    assert len({index for index, *_ in clicked}) > depth / 2 and len(clicked) > 20
 
 
 def test_a_case_without_the_classes_is_refused(tmp_path):

@@ -44,6 +44,16 @@ def test_patches_without_foreground_are_inside_the_volume(dataset):
     assert 0 < sum(bool(patch["labels"].any()) for patch in anywhere) < len(anywhere)
 
 
+def test_a_patch_of_a_case_without_the_classes_is_anywhere(tmp_path):
+    values = np.random.default_rng(0).integers(-100, 200, (12, 20, 24)).astype(np.int16)
+    negative = write_prepared(
+        tmp_path / "d", {"a": (values, np.zeros(values.shape, np.uint8))}, {1: "x", 2: "y", 4: "z"}
+    )
+    found = patches(negative, STILL, (4, 8, 8))
+    assert not any(patch["labels"].any() for patch in found)
+    assert len({patch["image"].tobytes() for patch in found}) > len(found) / 2
+
+
 def test_a_volume_smaller_than_the_patch_is_centred_and_padded_with_the_lowest_value(dataset):
     (patch,) = patches(dataset, STILL, (16, 32, 32), 1)
     values, _ = CaseReader(dataset, STILL, 0).read(dataset.cases[0], range(12))

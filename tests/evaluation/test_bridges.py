@@ -41,7 +41,7 @@ def test_prompts_come_from_an_automatic_prediction_and_not_from_the_reference(
         received.append(prompts)
         depth = len(volume.array)
         return Segmentation(
-            np.zeros(volume.array.shape, np.uint16), Result((), np.zeros((0, depth, 0, 0)), np.zeros(0))
+            np.zeros(volume.array.shape, np.uint16), Result((), np.zeros((0, depth, 0, 0)), np.zeros(0), np.zeros(0))
         )
 
     monkeypatch.setattr(score_cases, "segment_objects", segment)

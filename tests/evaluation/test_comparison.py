@@ -113,6 +113,17 @@ def test_seeds_are_matched_by_id_and_otherwise_independent():
     assert result(apart, "dice")["p_crossed"] == pytest.approx(welch.pvalue)
 
 
+def test_the_console_calls_fewer_than_six_cases_too_few_to_be_significant():
+    lines = {
+        cases: difference_line(
+            result(compare_methods(rows_of(OURS[:cases]), rows_of(THEIRS[:cases])), "dice"), "theirs"
+        )
+        for cases in (3, 5, 6)
+    }
+    assert "too few to be significant (the exact Wilcoxon test has p >= 0.25)" in lines[3]
+    assert "p >= 0.062" in lines[5] and "too few" not in lines[6]
+
+
 def test_with_one_seed_the_results_state_that_only_cases_are_covered():
     comparison = compare_methods(rows_of(OURS), rows_of(THEIRS))
     dice = result(comparison, "dice")

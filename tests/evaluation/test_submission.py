@@ -56,7 +56,7 @@ def segmented(monkeypatch: pytest.MonkeyPatch) -> list:
             for prompt in own:
                 labels[prompt.slice, own[0].object_id] = own[0].object_id
         received.append(prompts)
-        return Segmentation(labels, Result((), np.zeros((0, len(labels), 0, 0)), np.zeros((0, len(labels)))))
+        return Segmentation(labels, Result((), np.zeros((0, len(labels), 0, 0)), *[np.zeros((0, len(labels)))] * 2))
 
     monkeypatch.setattr(submission, "segment_objects", segment)
     return received

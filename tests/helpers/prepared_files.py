@@ -17,6 +17,7 @@ def write_prepared(
     labels: Mapping[int, str],
     spacing: tuple[float, float, float] = (2.5, 1.0, 1.0),
     modality: str = "CT",
+    keep_empty: bool = False,
 ) -> PreparedDataset:
     """Write a dataset of `cases`, each values int16 and labels uint8 `[D, H, W]` in canonical order."""
     (folder / "shards").mkdir(parents=True)
@@ -31,5 +32,6 @@ def write_prepared(
             PreparedCase(name, shard, size, values.shape, spacing, affine, "LPS", modality, 1.0, 0.0, areas, {})
         )
     source = {"ids": sorted(cases), "fingerprint": folder.name}
-    write_index(PreparedDataset(str(folder), "test", dict(labels), {}, source, tuple(entries)))
+    settings = {"keep_empty": True} if keep_empty else {}
+    write_index(PreparedDataset(str(folder), "test", dict(labels), settings, source, tuple(entries)))
     return read_prepared(folder)

@@ -9,6 +9,7 @@ from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import compiled_programs, feature_store
+from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
 from sam2_3dmed_jax.inference.propagation import merge_directions
 from sam2_3dmed_jax.model.build import random_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
@@ -149,6 +150,26 @@ def test_a_preview_of_corrections_does_not_change_the_result(model):
         masks.append(session.result().mask_logits)
     np.testing.assert_array_equal(masks[0], masks[1])
     np.testing.assert_array_equal(preview[1, 9], masks[1][0, 9])
+
+
+@pytest.mark.parametrize("order", ["sequential", "independent"])
+def test_each_slice_has_a_predicted_iou_and_a_mask_prompt_has_1(model, order):
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[20:40, 20:40] = True
+    result = VolumePredictor(model, order).predict(volume(9), [click(2), Prompt(2, 3, mask=mask), click(7)])
+    assert result.predicted_iou.shape == (2, 9)
+    assert (result.predicted_iou > 0).all() and (result.predicted_iou < 1).sum() == 17
+    assert result.predicted_iou[1, 3] == 1
+
+
+def test_the_predicted_iou_of_a_click_is_the_one_of_the_decoder():
+    model = busy_model(srpp=False)
+    prompt = click(2)
+    features = model.encode_image(volume(5)[2:3])
+    candidates = model.candidates(model.without_memory(features.embedding), features, batch_prompts([prompt], 1))
+    predicted = VolumePredictor(model).predict(volume(5), [prompt]).predicted_iou[0, 2]
+    # `nano` has a single candidate. Programs that are compiled in another way round differently.
+    assert predicted == pytest.approx(float(candidates.ious[0, 0]), abs=1e-4)
 
 
 def test_directions_that_disagree_never_give_a_present_object_with_a_gated_mask():

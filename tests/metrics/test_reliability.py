@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import special
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.comparison import compare_methods
@@ -21,6 +22,7 @@ from sam2_3dmed_jax.metrics.reliability import (
     UNKNOWN,
     band_statistics,
     boundary_band,
+    fit_temperature,
     object_reliability,
     pooled_bins,
 )
@@ -48,6 +50,19 @@ def test_calibrated_probabilities_have_no_error_and_certain_wrong_ones_have_the_
     assert statistics([1, 1, 0], [0, 0, 1]) == [0, 1, 1]  # certain and wrong
     assert statistics([1, 0], [1, 0]) == [0, 0, 0]
     assert all(map(math.isnan, statistics([], [])))
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_fitted_temperature_makes_overconfident_logits_calibrated_again(temperature: float):
+    logits = np.linspace(-6, 6, 41)
+    inside = 1000 * special.expit(logits)  # the expected counts of calibrated logits
+    fitted = fit_temperature(temperature * logits, inside, 1000 - inside)
+    assert fitted == pytest.approx(temperature, rel=1e-4)  # the optimizer's tolerance is 1e-6 in log T
+
+
+def test_no_temperature_is_fitted_without_voxels_on_both_sides():
+    assert fit_temperature(np.ones(3), np.ones(3), np.zeros(3)) is None
+    assert fit_temperature(np.zeros(0), np.zeros(0), np.zeros(0)) is None
 
 
 def test_bins_have_equal_width_and_contain_the_values_of_a_diagram():

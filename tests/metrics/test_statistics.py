@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sam2_3dmed_jax.metrics.statistics import Estimate, estimate, holm, interval, over_seeds, spread, t_test, wilcoxon
+from sam2_3dmed_jax.metrics.statistics import (
+    Estimate,
+    estimate,
+    holm,
+    interval,
+    over_seeds,
+    smallest_wilcoxon_p,
+    spread,
+    t_test,
+    wilcoxon,
+)
 
 NAN = math.nan
 
@@ -120,6 +130,12 @@ def test_wilcoxon_without_ties_equals_scipys_exact_test_up_to_50_cases(cases: in
     differences = np.random.default_rng(cases).normal(0.2, 1, cases)
     exact = stats.wilcoxon(differences, method="exact").pvalue
     assert wilcoxon(differences) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 5, 6, 12])
+def test_the_smallest_p_value_is_scipys_for_differences_of_equal_sign(pairs: int):
+    expected = stats.wilcoxon(np.arange(1.0, pairs + 1), method="exact").pvalue
+    assert smallest_wilcoxon_p(pairs) == pytest.approx(expected)
 
 
 def test_wilcoxon_with_ties_equals_the_count_over_all_signs():

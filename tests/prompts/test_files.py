@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.prompts.files import read_prompt_files
+from sam2_3dmed_jax.prompts.files import add_labels, objects_json, read_prompt_files
 from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
+from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical, voxel_to_canonical
 from sam2_3dmed_jax.volume.io import read_volume, write_nifti
 
@@ -58,6 +59,25 @@ def test_voxels_and_mm_of_an_object_are_the_same_voxel(volume: Volume, tmp_path:
     for prompt in result.prompts:
         assert prompt.points[0] == pytest.approx((w, h), abs=1e-3)  # float32 in the header
     assert result.names == {4: "spleen"}
+
+
+def test_an_object_may_have_a_code_and_a_colour_which_are_written_again(volume: Volume, tmp_path: Path):
+    entry = {"name": "node", "code": "59441001", "color": "#44AC64", "points": [{"voxel": VOXEL}]}
+    result = read(volume, tmp_path, objects(entry))
+    assert result.labels() == {1: ObjectLabel("node", "59441001", "#44ac64")}
+    assert read(volume, tmp_path, objects_json(result, volume.grid)).labels() == result.labels()
+    named = add_labels(read(volume, tmp_path, objects({**entry, "id": 3})), {3: ObjectLabel("node")}, "--classes")
+    assert named.labels() == {3: ObjectLabel("node", "59441001", "#44ac64")}
+    with pytest.raises(UserError, match="--classes: object 1 is 'spleen', but 'node' before"):
+        add_labels(result, {1: ObjectLabel("spleen")}, "--classes")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("code", "abc"), ("code", 59441001), ("color", "red"), ("color", [1, 2, 3])]
+)
+def test_a_wrong_code_or_colour_is_refused_with_its_field(volume: Volume, tmp_path: Path, key: str, value: Any):
+    with pytest.raises(UserError, match=rf"prompts0\.json: objects\[0\]\.{key}"):
+        read(volume, tmp_path, objects({key: value, "points": [{"voxel": VOXEL}]}))
 
 
 def test_boxes_cover_the_same_slices_in_voxels_and_in_mm(volume: Volume, tmp_path: Path):
@@ -185,7 +205,7 @@ TILTED = [0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1]
         ("[]", r"the file is \[\]; give an object with objects"),
         ({}, "has no 'objects'"),
         ({"objects": {}}, "objects is {}; give a list"),
-        (objects({"pionts": []}), r"objects\[0\] has the key 'pionts'; the known keys are id, name, points"),
+        (objects({"pionts": []}), r"objects\[0\] has the key 'pionts'; the known keys are id, name, code, color"),
         (objects({"id": 1}), r"objects\[0\] has no prompts; add points"),
         (objects({"id": 0}), r"objects\[0\].id is 0; give a whole number from 1 to 65535"),
         (objects({"id": True}), "id is true"),

@@ -3,7 +3,7 @@
 import pytest
 
 from sam2_3dmed_jax.runtime import progress as progress_module
-from sam2_3dmed_jax.runtime.progress import ConsoleProgress
+from sam2_3dmed_jax.runtime.progress import ConsoleProgress, console_stages
 
 
 def test_the_first_and_last_unit_of_each_kind_of_work_get_a_plain_line(capsys: pytest.CaptureFixture[str]):
@@ -29,3 +29,14 @@ def test_later_lines_show_the_time_left_at_the_mean_speed(
         "training: 1/9 loss 1.250",
         "training: 3/9 loss 1.250  0:01:00 left",
     ]
+
+
+def test_each_stage_gets_a_line_with_the_time_since_the_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    times = iter([5.0, 7.0, 80.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(times))
+    with console_stages("plan") as stage:
+        stage("tracing")
+        stage("compiling")
+    assert capsys.readouterr().err.splitlines() == ["plan: tracing  0:00:02", "plan: compiling  0:01:15"]

@@ -11,6 +11,7 @@ from sam2_3dmed_jax import load_model
 from sam2_3dmed_jax.data.split_files import read_splits, write_run_split
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.metrics.reliability import TEMPERATURES
 from sam2_3dmed_jax.phantom import make_case
 from sam2_3dmed_jax.training.loop import train
 from tests.helpers.prepared_files import write_prepared
@@ -46,6 +47,12 @@ def test_the_best_weights_have_the_highest_dice_on_the_inner_case(whole):
     provenance = json.loads((whole / "best" / "config.json").read_text())["provenance"]
     assert provenance["dice_inner"] == max(inner.values()) == inner[provenance["steps"]]
     assert load_model(whole / "best").info.model.preset == "nano"
+
+
+def test_checkpoints_have_the_temperature_that_was_fitted_on_the_inner_case(whole):
+    temperatures = [load_model(whole / name).info.temperature for name in ("best", "final")]
+    low, high = TEMPERATURES
+    assert all(low < temperature < high for temperature in temperatures)
 
 
 def test_tensorboard_has_losses_norms_and_rates_by_module_images_and_the_config(config, whole):

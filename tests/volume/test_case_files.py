@@ -61,6 +61,13 @@ def test_a_folder_with_the_name_of_an_image_is_left_out(tmp_path: Path):
     assert "a.nii.gz/" in left_out(list_names(tmp_path))
 
 
+def test_the_json_file_of_an_accepted_case_is_not_left_out():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(case_files(["a.json", "a.nii.gz"], SUFFIXES, "folder")) == ["a"]
+    assert "b.json" in left_out(["a.nii.gz", "b.json"])
+
+
 def test_files_with_the_voxels_of_a_header_are_not_left_out():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -10,6 +10,7 @@ import pydicom
 import pytest
 
 from sam2_3dmed_jax.volume import dicom_seg
+from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.dicom_seg import prepare_dicom_seg, write_dicom_seg
 from sam2_3dmed_jax.volume.geometry import from_canonical
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
@@ -64,6 +65,43 @@ def test_several_labels_read_back_where_they_lie(tmp_path, kind):
     described = {item["labelID"]: item for group in meta["segmentAttributes"] for item in group}
     types = [described[number]["SegmentedPropertyTypeCodeSequence"]["CodeMeaning"] for number in (1, 2)]
     assert types == ["Kidney", "Neoplasm"]
+
+
+def test_dcmqi_shows_the_names_codes_sides_and_colours_of_segments(tmp_path):
+    volume = read_volume(write_series(tmp_path / "a"))
+    labels = np.arange(volume.array.size).reshape(volume.array.shape) % 5
+    names = {
+        1: "kidney_left",
+        2: "liver tumour",
+        3: ObjectLabel("node 3", "59441001", "#1020f0"),
+        4: "something",
+    }
+    write_dicom_seg(tmp_path / "seg.dcm", labels, volume, names)
+    _, meta = by_dcmqi(tmp_path / "seg.dcm", tmp_path / "back", volume)
+    kidney, tumour, node, other = sorted(
+        (item for group in meta["segmentAttributes"] for item in group), key=lambda item: item["labelID"]
+    )
+    assert [item["SegmentLabel"] for item in (kidney, tumour, node, other)] == [
+        "kidney_left",
+        "liver tumour",
+        "node 3",
+        "something",
+    ]
+
+    def coded(item, what):
+        return tuple(item[f"{what}CodeSequence"][key] for key in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"))
+
+    assert coded(kidney, "SegmentedPropertyCategory") == ("123037004", "SCT", "Anatomical Structure")
+    assert coded(kidney, "SegmentedPropertyType") == ("64033007", "SCT", "Kidney")
+    assert coded(kidney, "SegmentedPropertyTypeModifier") == ("7771000", "SCT", "Left")
+    assert coded(tumour, "SegmentedPropertyCategory") == ("49755003", "SCT", "Morphologically Abnormal Structure")
+    assert coded(tumour, "SegmentedPropertyType") == ("108369006", "SCT", "Neoplasm")
+    assert tumour["AnatomicRegionSequence"]["CodeMeaning"] == "Liver"
+    assert coded(node, "SegmentedPropertyType") == ("59441001", "SCT", "Lymph Node")
+    assert coded(other, "SegmentedPropertyType") == ("85756007", "SCT", "Tissue")
+    # 3D Slicer's colours of kidney and mass, and the given one; CIELab is stored with 16 bits, and dcmqi rounds.
+    for item, color in ((kidney, (185, 102, 83)), (tumour, (144, 238, 144)), (node, (0x10, 0x20, 0xF0))):
+        np.testing.assert_allclose(item["recommendedDisplayRGBValue"], color, atol=2)
 
 
 def test_each_frame_refers_to_its_slice(tmp_path):

@@ -12,8 +12,8 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from sam2_3dmed_jax.commands.main import main
-from sam2_3dmed_jax.commands.predict import OutputFiles, read_job
 from sam2_3dmed_jax.errors import FileWarning, UserError
+from sam2_3dmed_jax.inference.predict_case import CaseSettings, OutputFiles, read_job
 from sam2_3dmed_jax.prompts.case_table import PredictionCase
 from sam2_3dmed_jax.prompts.flags import PromptFlags
 from sam2_3dmed_jax.volume.io import read_grid, read_volume
@@ -325,5 +325,5 @@ def test_a_dicom_seg_refers_to_the_slices_that_were_not_skipped(tmp_path):
     (tmp_path / "series" / "04.dcm").write_bytes(b"")
     case = PredictionCase("a", str(tmp_path / "series"), PromptFlags(point=["3,3,1"]))
     with pytest.warns(FileWarning, match="left out 1 unreadable file: 04.dcm"):
-        job = read_job(case, OutputFiles(str(tmp_path / "seg.dcm")), skip_unreadable=True)
+        job = read_job(case, OutputFiles(str(tmp_path / "seg.dcm")), CaseSettings(skip_unreadable=True))
     assert len(job.dicom_source.headers) == 3

@@ -82,7 +82,7 @@ def test_every_function_in_the_table_can_be_imported_and_no_suffix_occurs_twice(
 def test_the_suffixes_that_each_list_accepts():
     assert formats.dataset_suffixes() == (".nii.gz", ".nii", ".nrrd", ".mha")
     assert formats.case_suffixes() == (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
-    assert formats.label_folder_suffixes() == (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".dcm")
-    assert formats.segmentation_suffixes() == (".nii.gz", ".nii", ".dcm")
-    assert formats.dicom_suffixes() == (".dcm", ".dicom", ".ima")
+    assert formats.label_folder_suffixes() == (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".rtstruct.dcm", ".dcm")
+    assert formats.segmentation_suffixes() == (".nii.gz", ".nii", ".rtstruct.dcm", ".dcm")
+    assert formats.dicom_suffixes() == (".rtstruct.dcm", ".dcm", ".dicom", ".ima")
     assert formats.compressed_suffixes() == (".nii.gz", ".nii.bz2")

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from sam2_3dmed_jax.config import DataConfig
+from sam2_3dmed_jax.data.case_reader import targets_to_segment
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.label_classes import (
     LabelClass,
@@ -63,9 +65,9 @@ def test_unions_of_an_organ_with_its_tumours_are_prompted_and_others_are_only_sc
 def test_an_object_writes_the_first_label_that_no_later_one_has():
     assert written_values([(1, 2), (2,)]) == [1, 2]
     assert written_values([(1, 2, 3), (3, 2), (2,)]) == [1, 3, 2]
-    assert parse_targets("1+2, 2") == [(1, 2), (2,)]
+    assert parse_targets("1+2, 2", {}) == [(1, 2), (2,)]
     with pytest.raises(UserError, match="all labels of 2 belong to later objects"):
-        parse_targets("2,1+2")
+        parse_targets("2,1+2", {})
 
 
 def test_tolerances_come_from_the_task_from_a_number_or_by_class():
@@ -87,15 +89,27 @@ def test_tumours_are_known_by_name_or_named():
     assert not any(entry.tumour for entry in with_tumours(classes, "none"))
 
 
-def test_a_remap_is_read_as_pairs_of_label_values():
-    assert parse_remap("2=1, 3=0") == {2: 1, 3: 0} and parse_remap(None) == {}
+def test_a_remap_is_read_as_label_sets_with_the_values_that_replace_theirs():
+    assert parse_remap("2=1, 3+4=0") == {2: 1, 3: 0, 4: 0} and parse_remap(None) == {}
+
+
+def test_one_text_means_the_same_labels_as_classes_targets_and_classes_to_train():
+    text, labels = "pancreas+2=both,2=cancer", [(1, 2), (2,)]
+    assert [entry.values for entry in parse_classes(text, PANCREAS)] == labels
+    assert parse_targets(text, PANCREAS) == labels
+    assert list(targets_to_segment(DataConfig(classes=(text,)), PANCREAS, "data")) == labels
+    assert list(targets_to_segment(DataConfig(classes=("1+2", 2)), PANCREAS, "data")) == labels
+
+
+def test_a_label_whose_name_has_a_plus_is_found_by_its_whole_name():
+    assert parse_targets("fat+air,3", {7: "fat+air"}) == [(7,), (3,)]
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: parse_classes("0=air", {}), "--classes: '0=air'"),
-        (lambda: parse_classes("1,1+2=1", {}), "'1\\+2=1' repeats a label or name"),
+        (lambda: parse_classes("0=air", {}), "--classes: 0 is the background, in '0=air'"),
+        (lambda: parse_classes("1,1+2=1", {}), "'1\\+2=1' repeats the name 1"),
         (lambda: parse_classes("1+1", {}), "give each once"),
         (lambda: parse_classes("5", PANCREAS), "no label 5"),
         (lambda: parse_classes("1+knee", PANCREAS), "one of pancreas, cancer"),
@@ -105,7 +119,7 @@ def test_a_remap_is_read_as_pairs_of_label_values():
         (lambda: with_tumours([LabelClass("a", (1,))], "b"), "class 'b' is not scored; choose from a"),
         (lambda: parse_remap("1"), "--remap: '1'"),
         (lambda: parse_remap("1=2,1=3"), "--remap: '1=3'"),
-        (lambda: parse_targets("1++2"), "--targets: '1\\+\\+2'"),
+        (lambda: parse_targets("1++2", {}), "--targets: '1\\+\\+2'"),
     ],
 )
 def test_invalid_options_are_refused_with_the_offending_text(call, named: str):

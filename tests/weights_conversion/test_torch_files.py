@@ -259,12 +259,10 @@ def test_checkpoints_of_transformers_are_converted_in_both_directions(tmp_path):
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_the_readmes_lines_take_an_official_checkpoint_to_a_segmented_ct(tmp_path, realdata, monkeypatch, capsys):
+def test_documented_lines_take_a_pt_file_to_a_segmented_ct(tmp_path, realdata, monkeypatch, capsys):
     """Run the lines with random weights under the official names, and on four slices of a CT."""
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    block = readme.partition("<!-- official weights -->")[2].split("```")[1]
-    install, convert_line, predict_line = block.strip().splitlines()[1:]
-    assert install == "pip install '.[torch]'"  # CI has installed it
+    page = (Path(__file__).resolve().parents[2] / "docs/how-to/convert.md").read_text()
+    convert_line, inspect_line, compare_line, predict_line = page.split("```")[1].strip().splitlines()[1:]
 
     model = new_model("sam2.1_hiera_tiny", image_size=256, seed=0)
     save_model(model, tmp_path / "random")
@@ -272,7 +270,7 @@ def test_the_readmes_lines_take_an_official_checkpoint_to_a_segmented_ct(tmp_pat
     ct = nibabel.load(realdata / "abdomen" / "ct.nii.gz")
     nibabel.save(ct.slicer[:, :, 28:32], tmp_path / "CT.nii.gz")
     monkeypatch.chdir(tmp_path)
-    for line in (convert_line, predict_line):
+    for line in (convert_line, inspect_line, compare_line, predict_line):
         words = shlex.split(line.replace("60,45,30", "60,45,2"))
         assert words[0] == "sam2-3dmed"
         assert main(words[1:]) == 0, capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam2_3dmed_jax.commands.command_line import Parser
+from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser
 
 HELP = "convert a checkpoint of SAM 2 or MedSAM2 between layouts, strictly"
 
@@ -24,7 +24,12 @@ class Options:
 
 def add_arguments(parser: Parser) -> None:
     """Define the arguments."""
-    parser.add_argument("source", metavar="SRC", help=".pt, .safetensors, transformers folder or native folder")
+    parser.add_argument(
+        "source",
+        type=CheckpointName,
+        metavar="SRC",
+        help=".pt, .safetensors, transformers or native folder, or a name of `download`",
+    )
     parser.add_argument("destination", metavar="DST", help="folder, or a name that ends in .safetensors or .pt")
     parser.add_argument("--model", metavar="NAME", help="preset that SRC must fit (default: recognised)")
     parser.add_argument(
@@ -43,12 +48,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Options) -> None:
     """Convert the checkpoint and print what was written."""
-    from weights_conversion.commands.progress import progress_of_long_work
+    from sam2_3dmed_jax.hub.resolve import checkpoint_folder
+    from sam2_3dmed_jax.runtime.progress import progress_of_long_work
     from weights_conversion.convert import convert_checkpoint
 
+    source = checkpoint_folder(options.source)
     with progress_of_long_work() as progress:
         result = convert_checkpoint(
-            Path(options.source),
+            source,
             Path(options.destination),
             preset=options.model,
             image_size=options.image_size,

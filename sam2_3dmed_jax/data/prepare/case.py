@@ -78,12 +78,14 @@ class _LoadedCase:
 
 def _load(case: LabelledCase, original: LabelledCase, dataset: Dataset, settings: PrepareConfig) -> _LoadedCase:
     """Read, check and resample a case; `original` has the names of its files in the dataset."""
-    volume, labels = read_case(case, dataset.labels, scan_modality(dataset, settings.modality))
+    modality = scan_modality(dataset, settings.modality)
+    volume, labels = read_case(case, dataset.labels, modality, settings.keep_empty)
     values, content = volume.array, case_content(volume, labels)
     plan = regrid(volume.grid.canonical_shape, volume.canonical_affine, settings.spacing, case.image)
     if plan.step != (1.0, 1.0, 1.0):
+        was_empty = not labels.any()
         values, labels = resample_values(values, plan), resample_labels(labels, plan)
-        if not labels.any():
+        if not was_empty and not labels.any():
             raise UserError(f"{case.label} has only objects that vanish at this --spacing: choose a finer one")
     source: CaseSource = {
         "image": _source_file(case.image, original.image),

@@ -68,8 +68,8 @@ def claim_folder(out: Path, dataset: Dataset, settings: PrepareConfig) -> Iterat
 
 
 def settings_record(settings: PrepareConfig) -> PrepareSettings:
-    """Return the settings as they are read back from JSON, without a modality that was not given."""
-    given = {name: value for name, value in asdict(settings).items() if value != ""}
+    """Return the settings as they are read back from JSON, without those that were not given."""
+    given = {name: value for name, value in asdict(settings).items() if value not in ("", False)}
     return cast(PrepareSettings, json.loads(json.dumps(given)))
 
 

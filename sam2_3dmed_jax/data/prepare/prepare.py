@@ -31,6 +31,7 @@ from sam2_3dmed_jax.data.prepare.report import PreparedReport, write_refused
 from sam2_3dmed_jax.data.prepare.source import source_record
 from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, is_prepared, read_prepared, write_index
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.runtime.worker_processes import WorkerDied, map_in_processes
 
@@ -65,8 +66,7 @@ def prepare_dataset(
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers: {workers} is not a number of processes; give 1 or more")
-    if "://" in os.fspath(out):
-        raise UserError(f"{out} is not a local folder, which `prepare` needs; give one, and copy it there afterwards")
+    check_local(out)
     root = Path(out)
     with claim_folder(root, dataset, settings):
         modality = scan_modality(dataset, settings.modality)

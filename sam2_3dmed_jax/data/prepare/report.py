@@ -76,6 +76,8 @@ def _contents(dataset: PreparedDataset) -> list[str]:
     ]
     for value, name in sorted(dataset.labels.items()):
         lines.append(f"label {value} ({name}): {_cases(sum(value in case.areas for case in cases))}")
+    if negatives := sum(not case.areas for case in cases):
+        lines.append(f"without an object: {_cases(negatives)}")
     return lines
 
 

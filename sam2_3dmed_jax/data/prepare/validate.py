@@ -1,4 +1,4 @@
-"""Checks of a case: image and labels on one grid, only declared labels, and at least one labelled voxel."""
+"""Checks of a case: image and labels on one grid, only declared labels, and a labelled voxel."""
 
 from __future__ import annotations
 
@@ -16,27 +16,33 @@ from sam2_3dmed_jax.volume.io import read_labels, read_volume
 _MIN_CONTRAST = 10  # HU between the darkest and the brightest voxel; real CTs have more than 1,000
 
 
-def read_case(case: LabelledCase, declared: Collection[int], modality: str) -> tuple[Volume, np.ndarray]:
+def read_case(
+    case: LabelledCase, declared: Collection[int], modality: str, keep_empty: bool = False
+) -> tuple[Volume, np.ndarray]:
     """Read and check a case.
 
     Args:
         case: its files.
         declared: allowed label values without 0; empty: 1 to 255.
         modality: modality of files whose format does not store it.
+        keep_empty: accept a case without a labelled voxel.
 
     Returns:
         The volume and its labels, uint8 `[D, H, W]`, in canonical order.
 
     Raises:
         UserError: a file cannot be read, the grids differ, the image is constant or not in HU, a label is not declared,
-            or no voxel is labelled.
+            or no voxel is labelled and `keep_empty` is False.
     """
     volume = read_volume(case.image, modality=modality)
     labels = read_labels(case.label, volume)
     _check_contrast(case.image, volume)
     low, high = int(labels.min()), int(labels.max())
-    if low == high == 0:
-        raise UserError(f"{case.label} is empty, expected labelled voxels: label the case, or remove it")
+    if low == high == 0 and not keep_empty:
+        raise UserError(
+            f"{case.label} is empty, expected labelled voxels: label the case, remove it, or keep it for training as a "
+            "scan without an object (--keep-empty)"
+        )
     if low < 0 or high > MAX_LABEL:
         wrong = low if low < 0 else high
         raise UserError(f"{case.label} has the label {wrong}, expected 0 to {MAX_LABEL}: renumber the labels")

@@ -43,7 +43,15 @@ class Range:
     high: Number
 
 
-Cell = Number | Range | str | int | None
+@dataclass(frozen=True)
+class Lines:
+    """A cell with several lines: a number, and what belongs to it in small letters."""
+
+    number: Number | str
+    below: tuple[Range | str, ...]
+
+
+Cell = Number | Range | Lines | str | int | None
 
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], heads: int = 1) -> str:
@@ -55,7 +63,7 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], h
         rows: cells of each row.
         heads: number of cells at the start of a row that are headings.
     """
-    right = {at for cells in rows for at, cell in enumerate(cells) if isinstance(cell, Number | Range | int)}
+    right = {at for cells in rows for at, cell in enumerate(cells) if isinstance(cell, Number | Range | Lines | int)}
     columns = "".join(
         f'<th scope="col"{_RIGHT if at in right else ""}>{escape(name)}</th>' for at, name in enumerate(header)
     )
@@ -64,7 +72,7 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], h
     )
     return (
         f'<div class="wide" role="region" tabindex="0" aria-label="{escape(caption.split(".")[0])}">'
-        f"<table><caption>{escape(caption)}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+        f"<table><caption><div>{escape(caption)}</div></caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>"
         "</table></div>"
     )
 
@@ -81,14 +89,22 @@ def figure(kind: Literal["svg+xml", "png"], data: bytes, alt: str, caption: str)
 
 
 def _cell(cell: Cell, head: bool) -> str:
-    if isinstance(cell, Number):
-        return f"<td{_RIGHT}>{_data(cell)}</td>"
-    if isinstance(cell, Range):
-        return f"<td{_RIGHT}>{_data(cell.low)} to {_data(cell.high)}</td>"
+    if isinstance(cell, Number | Range | Lines):
+        return f"<td{_RIGHT}>{_numbers(cell)}</td>"
     text = escape("" if cell is None else str(cell))
     if head:
         return f'<th scope="row">{text}</th>'
     return f"<td{_RIGHT}>{text}</td>" if isinstance(cell, int) else f"<td>{text}</td>"
+
+
+def _numbers(cell: Number | Range | Lines | str) -> str:
+    if isinstance(cell, Number):
+        return _data(cell)
+    if isinstance(cell, Range):
+        return f"{_data(cell.low)} to {_data(cell.high)}"
+    if isinstance(cell, Lines):
+        return _numbers(cell.number) + "".join(f"<div>{_numbers(line)}</div>" for line in cell.below)
+    return escape(cell)
 
 
 def _data(number: Number) -> str:

@@ -10,11 +10,12 @@ from sam2_3dmed_jax.evaluation.comparison import Comparison
 from sam2_3dmed_jax.evaluation.report import plots, sections
 from sam2_3dmed_jax.evaluation.report.cost_tables import cost_tables
 from sam2_3dmed_jax.evaluation.report.frame import html_page
+from sam2_3dmed_jax.evaluation.report.headline import headline
 from sam2_3dmed_jax.evaluation.report.markup import figure, table
 from sam2_3dmed_jax.evaluation.report.wording import name_of, row_cell, tolerances
 from sam2_3dmed_jax.evaluation.report.worst_cases import PICTURE, worst
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, ScoreRow
-from sam2_3dmed_jax.evaluation.summary import values_of
+from sam2_3dmed_jax.evaluation.summary import metric_entry, values_of
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.reliability import BINS
 from sam2_3dmed_jax.metrics.statistics import over_seeds
@@ -22,28 +23,37 @@ from sam2_3dmed_jax.metrics.statistics import over_seeds
 _AGREEMENT_PLOTS = 12  # at most
 
 
-def report_page(rows: Sequence[ScoreRow], summary: dict[str, Any], comparison: Comparison | None = None) -> str:
+def report_page(
+    rows: Sequence[ScoreRow],
+    summary: dict[str, Any],
+    comparison: Comparison | None = None,
+    others: Sequence[ScoreRow] = (),
+) -> str:
     """Return the page of an evaluation, or of several that are summarised together.
+
+    The result comes first, then what it hides, and bookkeeping last.
 
     Args:
         rows: with the columns of `cases.csv`; pictures of rows that have one are shown.
         summary: of these rows.
         comparison: with another method, or None.
+        others: rows of the other method.
     """
     method = summary["method"] or "a method"
     content = [
-        ("What was measured", sections.what_was_measured(rows, summary)),
+        ("Result", headline(rows, summary, comparison)),
+        ("Worst cases", _worst_cases(rows, summary)),
+        ("Comparison", sections.comparison_table(comparison) if comparison else ""),
+        ("Spread over cases", _box_plots(rows, summary, comparison, others)),
         ("Scores", sections.scores(summary) + sections.counts(summary) + sections.lesions(summary)),
         ("Dice by distance from the prompt", sections.by_distance(summary)),
-        ("Comparison", sections.comparison_table(comparison) if comparison else ""),
-        ("Cost", cost_tables(summary)),
-        ("Spread over cases", _box_plots(rows, summary)),
         ("Dice against organ size", _size_plot(rows, summary)),
-        ("Reliability at the boundary", _reliability_plot(summary)),
         ("Agreement of volumes", sections.volumes(summary) + _agreement_plots(rows, summary)),
-        ("Worst cases", _worst_cases(rows, summary)),
+        ("Reliability at the boundary", _reliability_plot(summary)),
         ("All cases", f"<details><summary>{len(rows)} rows</summary>{sections.cases(rows)}</details>"),
-        ("Definitions", sections.definitions(summary)),
+        ("What was measured", sections.what_was_measured(rows, summary)),
+        ("Cost", cost_tables(summary)),
+        ("Definitions", sections.definitions(summary, comparison)),
     ]
     return html_page(f"Evaluation of {method}: {summary['cases']} cases", content)
 
@@ -54,32 +64,56 @@ def _values(rows: Sequence[ScoreRow], summary: dict[str, Any], metric: str) -> d
     return {name: over_seeds(values_of(rows, name, metric, cases)) for name in summary["classes"]}
 
 
-def _box_plots(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:
-    classes = summary["classes"]
+def _box_plots(
+    rows: Sequence[ScoreRow], summary: dict[str, Any], comparison: Comparison | None, others: Sequence[ScoreRow]
+) -> str:
+    """Return a box plot of each metric: one box per class, or two in a comparison."""
     hidden = registry.names_requiring("prompts") if summary["block"] == AUTOMATIC else []
     figures = []
     for metric in registry.METRICS:
         name = metric.name
-        if not metric.plotted or name not in next(iter(classes.values())) or name in hidden:
+        if not metric.plotted or name not in next(iter(summary["classes"].values())) or name in hidden:
             continue
-        values = _values(rows, summary, name)
+        if comparison and others:
+            boxes = _paired_boxes(name, rows, others, comparison)
+        else:
+            values = _values(rows, summary, name)
+            boxes = [plots.Box(class_, "", values[class_], entry[name]) for class_, entry in summary["classes"].items()]
         words = [
-            f"{class_}: median {_text(name, entry[name]['median'])}, mean {_text(name, entry[name]['mean'])}, "
-            f"n = {entry[name]['n']}"
-            for class_, entry in classes.items()
+            f"{', '.join(filter(None, (box.name, box.method)))}: median {_text(name, box.summary['median'])}, mean "
+            f"{_text(name, box.summary['mean'])}, n = {box.summary['n']}"
+            for box in boxes
         ]
         caption = (
             f"{metric.title}. Box: quartiles and median; whiskers: last case within 1.5 times their distance; "
             "grey: cases (means over seeds); diamond: mean, with its 95 % interval as the black line below."
         )
+        caption += " Cases that both methods have." if comparison else ""
         caption += f" Tolerance {tolerances(summary)}." if metric.tolerant else ""
-        if plots.is_logarithmic(name, values):
+        if plots.is_logarithmic(name, boxes):
             caption += " The axis is linear up to 10, and logarithmic beyond."
         if metric.requires == "surfaces" and metric.unit == "mm":
             caption += f" Surfaces as '{summary['definition']}'; one mask empty: '{summary['empty_policy']}'."
         alt = f"Box plots of {metric.title} by class. {'; '.join(words)}."
-        figures.append(figure("svg+xml", plots.boxes(name, values, classes), alt, caption))
+        figures.append(figure("svg+xml", plots.boxes(name, boxes), alt, caption))
     return f'<div class="plots">{"".join(figures)}</div>'
+
+
+def _paired_boxes(
+    metric: str, rows: Sequence[ScoreRow], others: Sequence[ScoreRow], comparison: Comparison
+) -> list[plots.Box]:
+    """Return a box per class and method, over the cases and classes that both methods have."""
+    names = (comparison["method"], comparison["other"])
+    if names[0] == names[1]:
+        names = (names[0], f"{names[1]} (other)")
+    cases = sorted({row["case"] for row in rows} & {row["case"] for row in others})
+    boxes = []
+    for class_ in dict.fromkeys(entry["class"] for entry in comparison["results"]):
+        for method, side in zip(names, (rows, others), strict=True):
+            own = [row for row in side if row["class"] == class_ and row["case"] in cases]
+            values = values_of(own, class_, metric, cases)
+            boxes.append(plots.Box(class_, method, over_seeds(values), metric_entry(own, metric, values)))
+    return boxes
 
 
 def _size_plot(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:
@@ -140,7 +174,7 @@ def _worst_cases(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:
     body = [[row_cell(row, column) for column in columns] for row in worst_rows]
     caption = (
         "Worst cases. The rows with the lowest Dice, an equal share per class; among equal ones, the larger reference "
-        "first. Missing files, which count as empty, are listed above and not here. "
+        "first. Missing files, which count as empty, are listed under What was measured. "
         f"Tolerance of NSD {tolerances(summary)}."
     )
     listed = table(caption, [name_of(column) for column in columns], body, heads=2)

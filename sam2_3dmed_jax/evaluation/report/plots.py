@@ -6,10 +6,13 @@ they share no state, and equal numbers give equal bytes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,58 +35,89 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
 }
 _LEGEND = 14  # classes named in a legend, at most
+_NAME = 36  # characters of a name in a plot, at most
+_WIDTH = 3.9  # inches of the axes
 
 
-def boxes(metric: str, values: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> bytes:
-    """Draw one box per class: quartiles, whiskers to the last case within 1.5 of their distance, cases, mean, interval.
+@dataclass(frozen=True, eq=False)
+class Box:
+    """One box of a box plot: the cases of a class, segmented by one method."""
+
+    name: str  # of the class
+    method: str  # "" if all boxes are of one method
+    values: np.ndarray  # [C], NaN where a case has no value
+    summary: Mapping[str, Any]  # quartiles, mean and interval, as in `summary.json`
+
+
+def boxes(metric: str, drawn: Sequence[Box]) -> bytes:
+    """Draw boxes: quartiles, whiskers to the last case within 1.5 of their distance, cases, mean, interval.
 
     Args:
         metric: of the axis.
-        values: `[C]` of each class, NaN where a case has no value.
-        summary: the entry of each class in `summary.json`, with quartiles, mean and interval.
+        drawn: in the order from top to bottom, the boxes of one class next to each other. Boxes of several methods have
+            the colour of the method, and others the colour of the class.
     """
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure, axis = _figure(6.4, 0.9 + 0.42 * len(values), left=max(map(_inches, values)) + 0.2)
-        names = list(values)[::-1]
-        for row, name in enumerate(names):
-            scored, entry = values[name][~np.isnan(values[name])], summary[name][metric]
-            if not scored.size:
-                continue
-            spread = np.sin(np.arange(scored.size) * 2.4) * 0.16  # apart from each other, and always in the same place
-            axis.plot(scored, row + spread, "o", color="0.45", markersize=2.5, alpha=0.7, markeredgewidth=0)
-            if entry["median"] is None:
-                continue
-            q1, q3 = entry["q1"], entry["q3"]
-            inside = scored[(scored >= q1 - 1.5 * (q3 - q1)) & (scored <= q3 + 1.5 * (q3 - q1))]
-            colour = COLOURS[(len(names) - 1 - row) % len(COLOURS)]
-            if inside.size:
-                axis.hlines(row, inside.min(), inside.max(), color=colour, linewidth=1, zorder=1)
-            axis.barh(row, q3 - q1, 0.5, q1, color=colour, alpha=0.3, edgecolor=colour)
-            axis.vlines(entry["median"], row - 0.25, row + 0.25, color=colour, linewidth=2)
-            axis.plot(entry["mean"], row, "D", color="black", markersize=4)
-            if entry["ci95"]:
-                axis.hlines(row - 0.33, *entry["ci95"], color="black", linewidth=1.5)
-        axis.set(yticks=range(len(names)), ylim=(-0.6, len(names) - 0.4), xlabel=name_of(metric))
+        names, methods = ([*dict.fromkeys(getattr(box, key) for box in drawn)] for key in ("name", "method"))
+        left = max(map(_inches, names)) + 0.2
+        legend = 0.3 if len(methods) > 1 else 0.0
+        gap = 0.4 if len(methods) > 1 else 0.0  # between classes, in boxes
+        rows = [-number - gap * names.index(box.name) for number, box in enumerate(drawn)]
+        height = 0.42 * (1 - rows[-1]) + legend + 0.8
+        figure, axis = _figure(left + _WIDTH + 0.1, height, left=left, top=0.1 + legend)
+        for box, row in zip(drawn, rows, strict=True):
+            number = methods.index(box.method) if len(methods) > 1 else names.index(box.name)
+            _draw_box(axis, row, box, COLOURS[number % len(COLOURS)])
+        places = {name: [row for box, row in zip(drawn, rows, strict=True) if box.name == name] for name in names}
+        axis.set(yticks=[sum(own) / len(own) for own in places.values()], ylim=(rows[-1] - 0.6, 0.6))
         axis.set_yticklabels([_short(name) for name in names])
+        axis.set_xlabel(name_of(metric))
         if limits := limits_of(metric):
             axis.set_xlim(limits[0] - 0.03, limits[1] + 0.03)
-        elif is_logarithmic(metric, values):
+        elif is_logarithmic(metric, drawn):
             axis.set_xscale("symlog", linthresh=10)
-            pooled = np.concatenate(list(values.values()))
+            pooled = _pooled(drawn)
             # The axis includes 0, so that it has ticks: similar values may have no power of ten between them.
-            axis.set_xlim(min(0.0, 1.2 * float(np.nanmin(pooled))), max(0.0, 1.2 * float(np.nanmax(pooled))))
+            axis.set_xlim(min(0.0, 1.2 * float(pooled.min())), max(0.0, 1.2 * float(pooled.max())))
             _plain(axis.xaxis)
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
+        if legend:
+            for number, method in enumerate(methods):
+                axis.barh(0, 0, color=COLOURS[number % len(COLOURS)], alpha=0.6, label=_short(method))
+            axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2)
         return _svg(figure)
 
 
-def is_logarithmic(metric: str, values: Mapping[str, np.ndarray]) -> bool:
+def _draw_box(axis: Axes, row: float, box: Box, colour: str) -> None:
+    scored, entry = box.values[~np.isnan(box.values)], box.summary
+    if not scored.size:
+        return
+    spread = np.sin(np.arange(scored.size) * 2.4) * 0.16  # apart from each other, and always in the same place
+    axis.plot(scored, row + spread, "o", color="0.45", markersize=2.5, alpha=0.7, markeredgewidth=0)
+    if entry["median"] is None:
+        return
+    q1, q3 = entry["q1"], entry["q3"]
+    inside = scored[(scored >= q1 - 1.5 * (q3 - q1)) & (scored <= q3 + 1.5 * (q3 - q1))]
+    if inside.size:
+        axis.hlines(row, inside.min(), inside.max(), color=colour, linewidth=1, zorder=1)
+    axis.barh(row, q3 - q1, 0.5, q1, color=colour, alpha=0.3, edgecolor=colour)
+    axis.vlines(entry["median"], row - 0.25, row + 0.25, color=colour, linewidth=2)
+    axis.plot(entry["mean"], row, "D", color="black", markersize=4)
+    if entry["ci95"]:
+        axis.hlines(row - 0.33, *entry["ci95"], color="black", linewidth=1.5)
+
+
+def is_logarithmic(metric: str, drawn: Sequence[Box]) -> bool:
     """Return whether `boxes` uses a logarithmic axis: a miss has the image's diagonal, and others must stay legible."""
-    pooled = np.concatenate(list(values.values()))
-    return limits_of(metric) is None and bool((np.abs(pooled[~np.isnan(pooled)]) > 100).any())
+    return limits_of(metric) is None and bool((np.abs(_pooled(drawn)) > 100).any())
+
+
+def _pooled(drawn: Sequence[Box]) -> np.ndarray:
+    values = np.concatenate([box.values for box in drawn])
+    return values[~np.isnan(values)]
 
 
 def dice_against_size(volume_ml: Mapping[str, np.ndarray], dice: Mapping[str, np.ndarray]) -> bytes:
@@ -92,13 +126,14 @@ def dice_against_size(volume_ml: Mapping[str, np.ndarray], dice: Mapping[str, np
 
     with matplotlib.rc_context(_STYLE):
         named = len(volume_ml) <= _LEGEND
-        figure, axis = _figure(6.4, 3.6, right=max(map(_inches, volume_ml)) + 0.4 if named else 0.1)
+        figure, axis = _figure_with_legend(volume_ml if named else (), 3.6)
         for number, name in enumerate(volume_ml):
             size, score = volume_ml[name], dice[name]
             drawn = (size > 0) & ~np.isnan(score)
             axis.plot(size[drawn], score[drawn], linestyle="", markersize=5, label=_short(name), **_look(number))
-        axis.set(xscale="log", ylim=(-0.03, 1.03), xlabel="reference volume (mL)", ylabel="Dice")
-        _plain(axis.xaxis)
+        axis.set(ylim=(-0.03, 1.03), xlabel="reference volume (mL)", ylabel="Dice")
+        sizes = np.concatenate(list(volume_ml.values()))
+        _logarithmic(axis, sizes[sizes > 0])
         axis.grid(color="0.9")
         if named:
             axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -112,7 +147,7 @@ def bland_altman(
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure, axis = _figure(4.2, 3.2, left=0.85, top=0.35)
+        figure, axis = _figure(4.3, 3.2, top=0.35)
         axis.axhline(0, color="0.8", linewidth=1)
         axis.plot(
             (prediction_ml + reference_ml) / 2, prediction_ml - reference_ml, markersize=4, linestyle="", **_look(0)
@@ -122,6 +157,8 @@ def bland_altman(
                 axis.axhline(value, color=COLOURS[1], linestyle=style, linewidth=1.2)
         axis.set(xlabel="mean of both volumes (mL)", ylabel="prediction minus reference (mL)")
         axis.set_title(_short(title), fontsize=9)
+        axis.locator_params(axis="x", nbins=5)
+        _fit_left(figure, axis)
         return _svg(figure)
 
 
@@ -135,8 +172,7 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        names = max(map(_inches, bins)) + 0.4
-        figure, axis = _figure(4.2 + names, 3.8, right=names)
+        figure, axis = _figure_with_legend(bins, 3.8, 3.5)
         axis.plot((0, 1), (0, 1), "--", color="0.6", linewidth=1)
         for number, (name, class_bins) in enumerate(bins.items()):
             if not class_bins:
@@ -165,10 +201,11 @@ def curves(points: Sequence[Mapping[str, Any]], x: str, y: str) -> bytes:
         y: name of the vertical axis.
     """
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context(_STYLE):
         names = list(dict.fromkeys(str(point["series"]) for point in points))
-        figure, axis = _figure(6.4, 3.6, right=max(map(_inches, names)) + 0.4)
+        figure, axis = _figure_with_legend(names, 3.6)
         for number, series in enumerate(names):
             line = sorted((p for p in points if str(p["series"]) == series), key=lambda p: float(p["x"]))
             places = [float(point["x"]) for point in line]
@@ -177,6 +214,8 @@ def curves(points: Sequence[Mapping[str, Any]], x: str, y: str) -> bytes:
             axis.plot(places, means, label=_short(series), markersize=5, **_look(number))
             axis.fill_between(places, ends[:, 0], ends[:, 1], color=_look(number)["color"], alpha=0.15, linewidth=0)
         axis.set(xlabel=x, ylabel=y)
+        if all(float(point["x"]).is_integer() for point in points):
+            axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))  # no half slices
         axis.grid(color="0.9")
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         return _svg(figure)
@@ -187,14 +226,26 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    """Return a name short enough for the plot, with question marks for characters that cannot be drawn."""
+    """Return a name short enough for a plot, with question marks for characters that cannot be drawn.
+
+    The middle is left out, because names of many classes often start alike.
+    """
     shown = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return shown if len(shown) <= 28 else f"{shown[:27]}…"
+    half = (_NAME - 1) // 2
+    return shown if len(shown) <= _NAME else f"{shown[: _NAME - 1 - half]}…{shown[-half:]}"
 
 
+@functools.lru_cache(maxsize=1024)
 def _inches(name: str) -> float:
-    """Return the approximate width of a name in the plot."""
-    return 0.085 * len(_short(name))
+    """Return the width of a name in the plot."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    with _characters_without_glyph():
+        points, *_ = text_to_path.get_text_width_height_descent(
+            _short(name), FontProperties(size=_STYLE["font.size"]), ismath=False
+        )
+    return float(points) / 72
 
 
 def _figure(
@@ -204,8 +255,38 @@ def _figure(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    sides = {"left": left / width, "right": 1 - right / width, "bottom": 0.5 / height, "top": 1 - top / height}
-    return figure, figure.subplots(gridspec_kw=sides)
+    figure.subplots_adjust(left / width, 0.5 / height, 1 - right / width, 1 - top / height)
+    return figure, figure.subplots()
+
+
+def _figure_with_legend(names: Collection[str], height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:
+    """Return a figure and its axes, with room for a legend of these names on the right."""
+    right = max(map(_inches, names)) + 0.4 if names else 0.1
+    return _figure(0.6 + width + right, height, right=right)
+
+
+def _fit_left(figure: Figure, axis: Axes) -> None:
+    """Make the left margin wide enough for the numbers and the label of the vertical axis."""
+    numbers = axis.yaxis.get_major_formatter().format_ticks(list(axis.get_yticks()))
+    margin = max(map(_inches, numbers)) + 0.4
+    figure.subplots_adjust(left=margin / figure.get_figwidth())
+
+
+def _logarithmic(axis: Axes, values: np.ndarray) -> None:
+    """Make the horizontal axis logarithmic, with at least two numbers: around the values, of 1, 2, 5, 10, 20, ..."""
+    from matplotlib.ticker import FixedLocator
+
+    axis.set_xscale("log")
+    low, high = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
+    exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    grid = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
+    first = max(number for number, tick in enumerate(grid) if tick < low)
+    last = min(number for number, tick in enumerate(grid) if tick > high)
+    axis.set_xlim(grid[first], grid[last])
+    wide = last - first > 7  # then the powers of ten are enough
+    ticks = [grid[number] for number in range(first, last + 1) if not wide or number % 3 == 0]
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    _plain(axis.xaxis)
 
 
 def _plain(axis: Axis) -> None:
@@ -218,8 +299,14 @@ def _plain(axis: Axis) -> None:
 
 def _svg(figure: Figure) -> bytes:
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes; the caption and the alternative text have the name.
-        warnings.filterwarnings("ignore", message="Glyph")
+    with _characters_without_glyph():
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
+
+
+@contextlib.contextmanager
+def _characters_without_glyph() -> Iterator[None]:
+    """Let characters that the font lacks be drawn as boxes; the caption and the alternative text have the name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield

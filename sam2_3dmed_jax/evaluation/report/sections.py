@@ -7,8 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sam2_3dmed_jax.evaluation.comparison import TESTS, Comparison
-from sam2_3dmed_jax.evaluation.report.markup import NO_VALUE, Cell, Number, Range, facts, table
-from sam2_3dmed_jax.evaluation.report.wording import digits_of, name_of, number, row_cell, tolerances
+from sam2_3dmed_jax.evaluation.report.markup import NO_VALUE, Cell, Number, facts, table
+from sam2_3dmed_jax.evaluation.report.wording import (
+    digits_of,
+    interval_cell,
+    name_of,
+    number,
+    p_cell,
+    row_cell,
+    tolerances,
+)
 from sam2_3dmed_jax.evaluation.result_files import case_columns
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, ScoreRow
 from sam2_3dmed_jax.metrics import registry
@@ -61,10 +69,13 @@ def scores(summary: dict[str, Any]) -> str:
         for metric in (metric for metric in averaged if metric in entry):
             if metric not in registry.names_requiring("logits") or entry[metric]["n"]:
                 body.append(_score_cells(name, metric, entry, spreads))
-    for metric in (metric for metric in averaged if metric in summary["macro"]):
+    several = len(summary["classes"]) > 1  # of one class, the mean over classes is its own
+    for metric in (metric for metric in averaged if several and metric in summary["macro"]):
         macro = summary["macro"][metric]
         empty = [""] * (len(header) - 4)
-        body.append(["macro", name_of(metric), number(metric, macro["mean"]), _interval(metric, macro["ci95"]), *empty])
+        body.append(
+            ["macro", name_of(metric), number(metric, macro["mean"]), interval_cell(metric, macro["ci95"]), *empty]
+        )
     surfaces = f" Surfaces as '{summary['definition']}', tolerance of NSD {tolerances(summary)}; empty masks by policy "
     surfaces += f"'{summary['empty_policy']}'."
     caption = (
@@ -84,7 +95,7 @@ def _score_cells(name: str, metric: str, entry: dict[str, Any], spreads: Sequenc
     mean: Cell = "undefined" if "undefined" in score else number(metric, score["mean"])
     registered = registry.metric(metric)
     tolerance = f" at {entry['tolerance_mm']:g} mm" if registered and registered.tolerant else ""
-    return [name, name_of(metric) + tolerance, mean, _interval(metric, score["ci95"]), *sds, *quartiles, score["n"]]
+    return [name, name_of(metric) + tolerance, mean, interval_cell(metric, score["ci95"]), *sds, *quartiles, score["n"]]
 
 
 def counts(summary: dict[str, Any]) -> str:
@@ -154,30 +165,30 @@ def lesions(summary: dict[str, Any]) -> str:
 
 def comparison_table(comparison: Comparison) -> str:
     """Return the paired differences of two methods on the same cases."""
-    header = ("class", "metric", "cases", "left out", "mean", "mean of the other", "difference", "95 % interval")
     body: list[list[Cell]] = []
     for entry in comparison["results"]:
         metric = entry["metric"]
         means = [number(metric, mean) for mean in (entry["mean"], entry["mean_other"])]
         difference = Number(entry["difference"], digits_of(metric), sign=True)
-        interval = _interval(metric, entry["ci95"])
+        interval = interval_cell(metric, entry["ci95"])
         # Comparisons of earlier versions have no test over cases and seeds.
         found: Mapping[str, Any] = entry
-        tests = [_p(found.get(key)) for _, *keys in TESTS for key in keys]
+        tests = [p_cell(found.get(key)) for _, *keys in TESTS for key in keys]
         seeds = [found.get(key, "") for key in ("covers", "seed_pairing")]
         kind = "primary" if entry["primary"] else "exploratory"
-        heads: list[Cell] = [entry["class"], name_of(metric), entry["cases"], entry["left_out"]]
-        body.append([*heads, *means, difference, interval, *seeds, *tests, kind])
+        heads: list[Cell] = [entry["class"], name_of(metric), entry["cases"]]
+        body.append([*heads, *means, difference, interval, *tests, kind, entry["left_out"], *seeds])
     only = comparison["only_one_has"]
-    definitions = " ".join(f"{name.replace('_', ' ')}: {text}." for name, text in comparison["definitions"].items())
     caption = (
         f"Comparison. {comparison['method']} against {comparison['other']} ({comparison['block']}; protocols "
         f"{comparison['protocol']} and {comparison['protocol_other']}; trained on these cases: "
         f"{comparison['trained_on_these_cases']} and {comparison['trained_on_these_cases_other']}) on the "
-        f"{comparison['cases']} cases that both have; {len(only)} cases only one has. {_seeds(comparison)}{definitions}"
+        f"{comparison['cases']} cases that both have; {len(only)} cases only one has. {_seeds(comparison)}The columns "
+        "are defined under Definitions."
     )
     columns = [title for name, *_ in TESTS for title in (f"p ({name})", f"p ({name}, Holm)")]
-    return table(caption, (*header, "covers", "seeds", *columns, "kind"), body, heads=2)
+    header = ("class", "metric", "cases", "mean", "mean of the other", "difference", "95 % interval", *columns)
+    return table(caption, (*header, "kind", "left out", "covers", "seeds"), body, heads=2)
 
 
 def _seeds(comparison: Mapping[str, Any]) -> str:
@@ -218,9 +229,12 @@ def cases(rows: Sequence[ScoreRow]) -> str:
     return table(caption, [name_of(c) for c in columns], [[row_cell(row, c) for c in columns] for row in shown], 2)
 
 
-def definitions(summary: dict[str, Any]) -> str:
-    """Return all definitions of `summary.json`."""
-    return facts("Definitions. As in summary.json.", list(summary["definitions"].items()))
+def definitions(summary: dict[str, Any], comparison: Comparison | None = None) -> str:
+    """Return all definitions of `summary.json`, and of `comparison.json`."""
+    own = facts("Definitions. As in summary.json.", list(summary["definitions"].items()))
+    if not comparison:
+        return own
+    return own + facts("Definitions of the comparison. As in comparison.json.", list(comparison["definitions"].items()))
 
 
 def has_values(rows: Sequence[ScoreRow], column: str) -> bool:
@@ -231,14 +245,6 @@ def has_values(rows: Sequence[ScoreRow], column: str) -> bool:
 
 def _values(rows: Sequence[ScoreRow], column: str) -> str:
     return ", ".join(sorted({str(row.get(column, "")) for row in rows} - {""})) or "unknown"
-
-
-def _interval(metric: str, ends: Sequence[float] | None) -> Range | str:
-    return Range(number(metric, ends[0]), number(metric, ends[1])) if ends else ""
-
-
-def _p(value: float | None) -> Number | str:
-    return "" if value is None else Number(value, 4, least=1e-4)
 
 
 def _badness(row: ScoreRow) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sam2_3dmed_jax.evaluation import cost
-from sam2_3dmed_jax.evaluation.report.markup import Number
+from sam2_3dmed_jax.evaluation.report.markup import Number, Range
 from sam2_3dmed_jax.metrics import registry
 
 _DIGITS = 2  # of columns that are not metrics
@@ -32,6 +33,16 @@ def number(column: str, value: float | None, exact: str | None = None) -> Number
     """Return a value of a column as a cell."""
     metric = registry.metric(column)
     return Number(value, digits_of(column), exact, sign=metric is not None and metric.signed)
+
+
+def interval_cell(column: str, ends: Sequence[float] | None) -> Range | str:
+    """Return an interval of a column as a cell; '' without one."""
+    return Range(number(column, ends[0]), number(column, ends[1])) if ends else ""
+
+
+def p_cell(value: float | None) -> Number | str:
+    """Return a p value as a cell; '' without one."""
+    return "" if value is None else Number(value, 4, least=1e-4)
 
 
 def row_cell(row: dict[str, Any], column: str) -> Number | str:

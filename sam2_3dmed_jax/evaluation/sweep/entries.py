@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from etils import epath
 
 from sam2_3dmed_jax.config import SweepSpec, UNetConfig
 from sam2_3dmed_jax.data.datasets import Dataset
 from sam2_3dmed_jax.data.held_out import DatasetCases, held_out_cases
 from sam2_3dmed_jax.data.split_files import small_file_sha256
 from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.hub.resolve import checkpoint_folder
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, read_info
 
 
@@ -64,6 +64,7 @@ def read_entries(spec: SweepSpec, dataset: Dataset) -> list[Entry]:
 
 def _entry(model: str, path: str, fold: int | None, seed: int | None, cases: DatasetCases) -> Entry:
     with naming("checkpoints"):
+        path = str(checkpoint_folder(path))
         info = read_info(path)
         if isinstance(info.model, UNetConfig):
             raise UserError(f"{path} is a U-Net, which takes no prompts; leave it out")
@@ -79,5 +80,5 @@ def _entry(model: str, path: str, fold: int | None, seed: int | None, cases: Dat
         cases=held_out.split.test,
         info=info,
         notes=held_out.notes,
-        digest=small_file_sha256(epath.Path(path) / "config.json"),
+        digest=small_file_sha256(Path(path) / "config.json"),
     )

@@ -31,6 +31,7 @@ from sam2_3dmed_jax.evaluation.sweep.sweep_report import sweep_page
 from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.prompts.perturbation import OTHER
 from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.local_paths import check_local, check_local_fields
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import check_readable, read_grid, stored_modality
@@ -79,6 +80,7 @@ def read_sweep(spec: SweepSpec) -> Sweep:
     Raises:
         UserError: an invalid field, or files that cannot be read or do not fit each other.
     """
+    check_local_fields(spec)
     check_spec(spec)
     dataset = require_folder(read_dataset(spec.data))
     if not dataset.labels and not spec.classes:
@@ -89,7 +91,7 @@ def read_sweep(spec: SweepSpec) -> Sweep:
     classes = label_classes.with_tolerances(
         named or label_classes.declared_classes(dataset.labels), spec.tolerance_mm or None, dataset.name
     )
-    targets = label_classes.parse_targets(spec.targets) if spec.targets else None
+    targets = label_classes.parse_targets(spec.targets, dataset.labels) if spec.targets else None
     metrics = MetricSettings(spec.definition, spec.empty, spec.metrics == "all")
     sources = ModalitySources(parse_modality(spec.modality, "modality"), dicom_modality(dataset.modality))
     evaluation = EvaluationSettings(classes, targets=targets, metrics=metrics, modality=sources)
@@ -133,6 +135,7 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
     Raises:
         UserError: the folder has another sweep or cannot be written, or files of a case do not fit each other.
     """
+    check_local(out)
     index, parts = parse_shard(shard)
     cells = Cells(out)
     distributed.run_on_first_process(lambda: _claim(sweep, cells))

@@ -10,7 +10,7 @@ from typing import Any
 from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.evaluation.report import plots
 from sam2_3dmed_jax.evaluation.report.frame import html_page
-from sam2_3dmed_jax.evaluation.report.markup import Cell, Number, Range, facts, figure, table
+from sam2_3dmed_jax.evaluation.report.markup import Cell, Lines, Number, Range, facts, figure, table
 from sam2_3dmed_jax.evaluation.report.wording import name_of, number
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, base_of, meaningful
@@ -37,10 +37,11 @@ def sweep_page(spec: SweepSpec, summary: Sequence[ScoreRow], record: dict[str, A
     """
     cases = {case for entry in record["checkpoints"] for case in entry["cases"]}
     sections = [
-        ("What was swept", _spec_table(spec, record, len(cases))),
+        ("Result", _headline(spec, summary)),
         ("Robustness", _robustness(spec, summary)),
         ("Prompt of another object", _click_swap(spec, summary)),
         ("Settings", _settings(summary)),
+        ("What was swept", _spec_table(spec, record, len(cases))),
         ("Definitions", facts("Definitions. As in sweep.json.", list(record["definitions"].items()))),
     ]
     return html_page(f"Sweep (exploratory): {record['settings']} settings on {len(cases)} cases", sections, WHY)
@@ -57,13 +58,15 @@ def curve_points(
     base = base_of(spec)
     several = len({row["model"] for row in summary}) > 1
     branches = {row["bd"] for row in summary}
+    trained = {row["trained_on_these_cases"] for row in summary}
     points = []
     for row in summary:
-        here = Setting(**{name: row[name] for name in FACTORS})
+        here = _setting(row)
         free = {"prompt": here.prompt, "bd": here.bd, factor: getattr(here, factor)}
         if row["class"] != class_ or here != meaningful(dataclasses.replace(base, **free)):
             continue
         name = here.prompt + (f", BD {here.bd}" if len(branches) > 1 else "")
+        name += f", trained on these: {row['trained_on_these_cases']}" if len(trained) > 1 else ""
         ends = row.get(f"{metric}_ci95_low", ""), row.get(f"{metric}_ci95_high", "")
         mean = row.get(f"{metric}_mean", "")
         points.append(
@@ -75,6 +78,44 @@ def curve_points(
             }
         )
     return points
+
+
+def _headline(spec: SweepSpec, summary: Sequence[ScoreRow]) -> str:
+    """Return the box at the top: each model and prompt with all other factors at their base, and at its worst."""
+    classes = list(dict.fromkeys(row["class"] for row in summary))
+    class_ = MACRO if len(classes) > 2 else classes[0]
+    base, metrics = base_of(spec), registry.names_with("primary")
+    metrics = [metric for metric in metrics if any(row.get(f"{metric}_mean", "") != "" for row in summary)]
+    lines_differ_in = ("model", "prompt", "bd", "trained_on_these_cases")
+    named = [name for name in lines_differ_in if name == "prompt" or len({row[name] for row in summary}) > 1]
+    lines: dict[tuple[Any, ...], list[ScoreRow]] = {}
+    for row in summary:
+        if row["class"] == class_ and row["prompt_of"] == OWN and row.get("dice_mean", "") != "":
+            lines.setdefault(tuple(row[name] for name in named), []).append(row)
+    body: list[list[Cell]] = []
+    for line, rows in lines.items():
+        at_base = meaningful(dataclasses.replace(base, prompt=rows[0]["prompt"], bd=rows[0]["bd"]))
+        start = next((row for row in rows if _setting(row) == at_base), rows[0])
+        worst = min(rows, key=lambda row: float(row["dice_mean"]))
+        changed = [name for name in FACTORS if worst[name] != start[name]]
+        where = ", ".join(f"{_CURVES.get(name, name_of(name))} {_factor(worst[name])}" for name in changed)
+        scores = [_lines(start, metric) for metric in metrics]
+        body.append([*map(_factor, line), *scores, _lines(worst, "dice"), where or "at the base"])
+    caption = (
+        f"Result. {'Mean over classes' if class_ == MACRO else class_}: means over cases with 95 % t intervals, all "
+        "factors at their base, and the setting with the lowest Dice."
+    )
+    header = [*map(name_of, named), *map(name_of, metrics), "lowest Dice", "where"]
+    return f'<div class="headline">{table(caption, header, body, heads=len(named))}</div>'
+
+
+def _setting(row: ScoreRow) -> Setting:
+    return Setting(**{name: row[name] for name in FACTORS})
+
+
+def _lines(row: ScoreRow, metric: str) -> Cell:
+    mean, low, high = (row.get(f"{metric}_{what}", "") for what in ("mean", "ci95_low", "ci95_high"))
+    return "undefined" if mean == "" else Lines(_exact(metric, mean), (_range(metric, low, high) or "no interval",))
 
 
 def _spec_table(spec: SweepSpec, record: dict[str, Any], cases: int) -> str:

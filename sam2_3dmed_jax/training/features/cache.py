@@ -21,6 +21,7 @@ from sam2_3dmed_jax.data.record_files import OpenFileCache
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.training.features.shards import FeatureShard, Shapes
 
 FORMAT = 1
@@ -88,8 +89,7 @@ class FeatureCache:
         Raises:
             UserError: it holds something else, or features of another encoder, preprocessing or dataset.
         """
-        if "://" in self.path:
-            raise UserError(f"data.features: {self.path} is not a local folder, which shards need; give one")
+        check_local(self.path)
         folder, file = Path(self.path), Path(self.path, INDEX)
         if not file.exists():
             # `claim` may have been killed before it wrote the record.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
+import jax
 import numpy as np
 
 from sam2_3dmed_jax.config import AnyModelConfig, DataConfig, ExperimentConfig, TrainingConfig, UNetConfig
@@ -74,6 +75,9 @@ class Method(Protocol):
 
     def terms(self, out: Any, batch: Batch) -> dict[str, Term]:
         """Return the terms of the loss and `dice`, by column of the log."""
+
+    def logit_counts(self, out: Any, batch: Batch) -> jax.Array:
+        """Return the histogram that a temperature is fitted to (`calibration.logit_counts`)."""
 
     def image_data(self, out: Any) -> Any:
         """Return the outputs that `images` draws."""

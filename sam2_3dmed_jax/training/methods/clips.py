@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -17,7 +19,9 @@ from sam2_3dmed_jax.data.pipeline import clip_batches
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.pictures.training_images import ClipPredictions, clip_images
+from sam2_3dmed_jax.sam2.layers import resize_masks
 from sam2_3dmed_jax.sam2.presets import preset_config
+from sam2_3dmed_jax.training.calibration import logit_counts
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from sam2_3dmed_jax.training.features.encoder import feature_shapes
 from sam2_3dmed_jax.training.losses import LOSSES, Loss, Term, clip_inputs, compute_terms
@@ -87,6 +91,13 @@ class ClipMethod:
     def terms(self, out: UnrolledClips, batch: Batch) -> dict[str, Term]:
         """Return the terms of the losses of clips."""
         return compute_terms(self.losses, clip_inputs(out, batch), self.model)
+
+    def logit_counts(self, out: UnrolledClips, batch: Batch) -> jax.Array:
+        """Count the pixels of propagated slices on which the model finds the object, at the decoder's resolution."""
+        inputs = clip_inputs(out, batch)
+        inside = resize_masks(inputs.target, out.mask_logits.shape[-1]) > 0.5
+        found = inputs.propagated & (out.candidates.object_score_logits > 0)
+        return logit_counts(out.mask_logits, inside, jnp.broadcast_to(found[..., None, None], inside.shape))
 
     def image_data(self, out: UnrolledClips) -> ClipPredictions:
         """Return masks, boundaries and positions."""

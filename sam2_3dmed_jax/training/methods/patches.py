@@ -24,10 +24,12 @@ from sam2_3dmed_jax.data.pipeline import patch_batches
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.pictures.training_images import CLIPS, outline_image
+from sam2_3dmed_jax.training.calibration import BINS
 from sam2_3dmed_jax.training.losses import LOSSES, Loss, PatchLogits, Term, compute_terms, patch_inputs
 from sam2_3dmed_jax.training.parameter_groups import FrozenPatterns
 from sam2_3dmed_jax.training.sharding import BATCH_AXES
 from sam2_3dmed_jax.training.unroll import Batch
+from sam2_3dmed_jax.volume.label_classes import class_sets
 from sam2_3dmed_jax.volume.resample import Spacing
 
 
@@ -56,8 +58,9 @@ class PatchMethod:
         Raises:
             UserError: no classes, a union of classes, or features of an encoder.
         """
-        classes = tuple(int(entry) for entry in config.data.classes if str(entry).isdecimal())
-        if len(classes) < len(config.data.classes):
+        sets = class_sets(config.data.classes, {})
+        classes = tuple(entry.values[0] for entry in sets)
+        if any(len(entry.values) > 1 for entry in sets):
             raise UserError("data.classes: a U-Net has no unions; name label values, such as --data.classes 1 2")
         if not classes or len({0, *classes}) <= len(classes):
             raise UserError(
@@ -92,6 +95,10 @@ class PatchMethod:
     def terms(self, out: PatchLogits, batch: Batch) -> dict[str, Term]:
         """Return the terms of the losses of patches."""
         return compute_terms(self.losses, patch_inputs(out, batch), self.model)
+
+    def logit_counts(self, out: PatchLogits, batch: Batch) -> jax.Array:
+        """Return an empty histogram: the classes of a U-Net exclude each other, so they have no logits of their own."""
+        return jnp.zeros((BINS, 2), jnp.int32)
 
     def image_data(self, out: PatchLogits) -> jax.Array:
         """Return the class of each voxel of the middle slice of each patch, uint8 `[B, H, W]`."""

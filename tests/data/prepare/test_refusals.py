@@ -74,12 +74,12 @@ REFUSALS = {
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):
-    """Prepare all refused cases and two valid ones by the command, in two processes."""
+    """Prepare all refused cases, which are most, and two valid ones by the command, in two processes."""
     root = tmp_path_factory.mktemp("refused")
     some_cases(root / "data", 2)
     for name, (write, _) in REFUSALS.items():
         write(root / "data", name)
-    assert main(["prepare", str(root / "data"), str(root / "out"), "--workers", "2"]) == 0
+    assert main(["prepare", str(root / "data"), str(root / "out"), "--workers", "2"]) == 2
     return root / "out"
 
 
@@ -114,6 +114,35 @@ def test_the_exit_code_is_2_with_reasons_if_no_case_can_be_prepared(tmp_path, ca
     lines = [line for line in output.err.splitlines() if not line.startswith("cases: ")]
     assert len(lines) == 1 and "no case could be prepared" in lines[0]
     assert not (tmp_path / "out" / "index.json").exists()
+
+
+@pytest.mark.parametrize(("others", "code"), [(1, 2), (2, 0)])
+def test_the_exit_code_is_2_if_most_cases_are_refused_and_the_others_are_prepared(others, code, tmp_path, capsys):
+    some_cases(tmp_path / "data", others)
+    for name in ("empty_1", "empty_2"):
+        add_case(tmp_path / "data", name, VALUES, 0 * MASK)
+    assert main(["prepare", str(tmp_path / "data"), str(tmp_path / "out"), "--workers", "1"]) == code
+    output = capsys.readouterr()
+    assert f"refused 2 of {others + 2} cases" in output.out
+    assert ("2 of 3 cases were refused, for the reasons above" in output.err) == (code == 2)
+    assert len(read_prepared(tmp_path / "out").cases) == others
+
+
+def test_cases_without_an_object_are_kept_on_request_and_are_a_setting_of_the_folder(tmp_path, capsys):
+    some_cases(tmp_path / "data", 1)
+    add_case(tmp_path / "data", "negative", VALUES, 0 * MASK)
+    add_case(tmp_path / "data", "one_slice", VALUES[..., :1], 0 * MASK[..., :1])
+    words = ["prepare", str(tmp_path / "data"), str(tmp_path / "out"), "--workers", "1"]
+    assert main([*words, "--keep-empty", "--spacing", "2,2,2"]) == 0
+    assert "without an object: 2 cases" in capsys.readouterr().out
+    prepared = read_prepared(tmp_path / "out")
+    assert {case.id: bool(case.areas) for case in prepared.cases} == {
+        "case_0": True,
+        "negative": False,
+        "one_slice": False,
+    }
+    assert main([*words, "--spacing", "2,2,2"]) == 2
+    assert "keep_empty was true and is now null" in capsys.readouterr().err
 
 
 def test_an_object_that_vanishes_at_the_given_spacing_is_refused(tmp_path, capsys):
@@ -169,7 +198,7 @@ def test_wrong_folders_are_reported_in_one_line(tmp_path, capsys):
     mistake(capsys, "absent", tmp_path / "absent", tmp_path / "out")
     mistake(capsys, "files that `prepare` did not write", tmp_path / "data", tmp_path / "data")
     mistake(capsys, "files that `prepare` did not write", tmp_path / "data", tmp_path / "data" / "dataset.json")
-    mistake(capsys, "is not a local folder", tmp_path / "data", "gs://bucket/out")
+    mistake(capsys, "is a remote address", tmp_path / "data", "gs://bucket/out")
     mistake(capsys, "cannot be written", tmp_path / "data", tmp_path / "data" / "dataset.json" / "out")
     assert sorted(os.walk(tmp_path)) == before
 

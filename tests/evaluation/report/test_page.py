@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.prompts.protocols import INFORMATION, NEAREST_COMPONENT, PROTOCOLS
 from sam2_3dmed_jax.volume.io import write_nifti
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -184,6 +185,55 @@ def test_the_comparison_has_the_numbers_of_its_json(root: Path, page: Page):
         assert of["kind"][0] == ("primary" if entry["primary"] else "exploratory")
 
 
+def test_the_result_comes_first_and_bookkeeping_last(text: str):
+    headings = re.findall("<h2>(.*?)</h2>", text)
+    assert headings[:4] == ["Result", "Worst cases", "Comparison", "Spread over cases"]
+    assert headings[-3:] == ["What was measured", "Cost", "Definitions"]
+
+
+def test_the_headline_has_the_means_and_intervals_of_the_summary(root: Path, page: Page):
+    summary = json.loads((root / "out" / "summary.json").read_text())
+    table = page.table("Result.")
+    assert table.header == ["class", "Dice", "NSD", "cases"] and HOSTILE_METHOD in table.caption
+    of = {cells[0][0]: cells for cells in table.rows}
+    for column, metric in ((1, "dice"), (2, "nsd")):
+        for name, entry in {**summary["classes"], "mean of 2 classes": summary["macro"]}.items():
+            shown = [float(number) for number in of[name][column][1]]
+            assert shown == [entry[metric]["mean"], *entry[metric]["ci95"]]
+    assert of["tumour"][3][0] == "4" and "tumour 1 mm" in table.caption  # one case has no tumour
+
+
+def test_the_headline_compares_the_methods_and_calls_five_cases_too_few(root: Path, page: Page):
+    results = json.loads((root / "out" / "comparison.json").read_text())["results"]
+    table = page.table("Difference.")
+    organ = {cells[0][0]: cells for cells in table.rows}["organ"]
+    (dice,) = [entry for entry in results if (entry["class"], entry["metric"]) == ("organ", "dice")]
+    assert [float(number) for number in organ[1][1]] == [dice["difference"], *dice["ci95"]]
+    assert organ[1][0].endswith("too few cases")
+    # Wilcoxon's exact test of five pairs: 2 of 2^5 combinations of signs are as extreme as equal signs.
+    assert "5 cases cannot show a significant difference" in page.text and "here 0.062" in page.text
+
+
+def test_the_headline_states_what_the_prompts_gave_away_and_what_is_missing(root: Path, page: Page):
+    assert "What the prompts gave away. Nothing: the method is scored as automatic" in page.text
+    assert "Missing. The predictions of 1 of 5 cases; they count as empty." in page.text
+    references = str(root / "references")
+    words = ["--protocol", "box-mid", "--out", str(root / "prompted"), "--classes", "1=organ"]
+    evaluate("--predictions", references, "--references", references, *words)
+    prompted = Page((root / "prompted" / "report.html").read_text(encoding="utf-8"))
+    assert "Of each reference, the extent of the object on the slice where it is largest" in prompted.text
+    assert "Dice without prompted slices" in prompted.table("Result.").header
+
+
+def test_what_the_prompts_of_each_protocol_reveal_is_described():
+    assert INFORMATION.keys() == {*PROTOCOLS, NEAREST_COMPONENT}
+
+
+def test_box_plots_show_both_methods_of_a_comparison(page: Page):
+    (alt,) = [a["alt"] for tag, a in page.tags if tag == "img" and (a["alt"] or "").startswith("Box plots of Dice by")]
+    assert f"organ, {HOSTILE_METHOD}: median" in alt and "organ, references: median 1.0000, mean 1.0000, n = 5" in alt
+
+
 def test_lesions_are_counted_by_diameter(root: Path, page: Page):
     lesions = json.loads((root / "out" / "summary.json").read_text())["classes"]["tumour"]["lesions"]
     first = page.table("Lesions.").rows[0]
@@ -211,7 +261,7 @@ def test_captions_define_the_scores_and_the_page_states_its_purpose(page: Page):
 
 def test_names_with_markup_stay_text(page: Page):
     known = (
-        "html head meta title style body main h1 h2 p section div table caption thead tbody tr th td data figure img"
+        "html head meta title style body main h1 h2 p b section div table caption thead tbody tr th td data figure img"
     )
     assert {tag for tag, _ in page.tags} <= {*known.split(), "figcaption", "details", "summary"}
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
@@ -237,7 +287,7 @@ def test_the_page_fetches_nothing(text: str, page: Page):
 def test_every_picture_has_a_text_and_every_table_has_headings(page: Page):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) > 10 and all(len(image["alt"] or "") > 30 for image in images)
-    assert any("organ: median" in image["alt"] for image in images)
+    assert any(f"organ, {HOSTILE_METHOD}: median" in (image["alt"] or "") for image in images)
     assert all(table.caption and all(table.header) for table in page.tables)
     assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.tags if tag == "th")
     assert ("html", {"lang": "en"}) in page.tags
@@ -282,26 +332,48 @@ def test_images_without_a_reference_are_a_mistake(root: Path, capsys: pytest.Cap
     assert "--images is for --predictions" in capsys.readouterr().err
 
 
-def test_a_browser_shows_every_picture_and_loads_nothing_else(text: str, tmp_path: Path):
+def dom_in_browser(page: Path) -> str:
+    """Return what Chromium makes of a page, after its scripts."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         assert not os.environ.get("SAM2_3DMED_REQUIRE_BROWSER"), "chromium is not on PATH"
         pytest.skip("needs a browser: chromium is not on PATH")
-    # The policy of the page forbids scripts: a copy without it reports in its title what was loaded.
-    probe = (
-        "<script>onload = () => { document.title = 'shown ' + [...document.images].filter(i => i.naturalWidth).length"
-        " + ' fetched ' + performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length }"
-        "</script>"
-    )
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
+    command = [browser, *words, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def with_script(text: str, script: str) -> str:
+    """Return a copy of a page without its policy, which forbids scripts, and with a script."""
     policy = re.search(r"<meta http-equiv[^>]*>", text)
     assert policy
+    return text.replace(policy[0], "") + f"<script>{script}</script>"
+
+
+def test_a_browser_shows_every_picture_and_loads_nothing_else(text: str, tmp_path: Path):
+    probe = (
+        "onload = () => { document.title = 'shown ' + [...document.images].filter(i => i.naturalWidth).length"
+        " + ' fetched ' + performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).length }"
+    )
     images = sum(tag == "img" for tag, _ in Page(text).tags)
-    for name, content in {"own": text, "probed": text.replace(policy[0], "") + probe}.items():
+    for name, content in {"own": text, "probed": with_script(text, probe)}.items():
         (tmp_path / f"{name}.html").write_text(content, encoding="utf-8")
-        words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-        command = [browser, *words, (tmp_path / f"{name}.html").as_uri()]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-        title = re.search("<title>(.*?)</title>", shown, re.DOTALL)
+        title = re.search("<title>(.*?)</title>", dom_in_browser(tmp_path / f"{name}.html"), re.DOTALL)
         assert title
         start = "Evaluation of &lt;/title&gt;" if name == "own" else f"shown {images} fetched 0"
         assert title[1].startswith(start)
+
+
+def test_on_a_phone_captions_fit_the_screen_and_only_tables_scroll(text: str, tmp_path: Path):
+    # The window of a browser has a least width, so that the page is in a frame of 390 pixels.
+    probe = (
+        "onload = () => { const wide = [...document.querySelectorAll('caption div, figcaption, p, h2')]"
+        ".filter(e => e.getBoundingClientRect().right > innerWidth).length;"
+        "const root = document.documentElement;"
+        "parent.postMessage(`${innerWidth} px, beyond ${wide + root.scrollWidth - root.clientWidth}`, '*') }"
+    )
+    (tmp_path / "probed.html").write_text(with_script(text, probe), encoding="utf-8")
+    frame = "<script>onmessage = event => { document.title = event.data }</script>"
+    frame += '<iframe src="probed.html" style="width: 390px; height: 800px; border: 0"></iframe>'
+    (tmp_path / "phone.html").write_text(frame, encoding="utf-8")
+    assert "<title>390 px, beyond 0</title>" in dom_in_browser(tmp_path / "phone.html")

@@ -13,22 +13,69 @@ def texts(svg: bytes) -> list[str]:
     return re.findall("<!-- (.*?) -->", svg.decode())
 
 
-def entry(metric: str, values: np.ndarray) -> dict[str, dict[str, object]]:
-    return {metric: {**spread(values[:, None]), "ci95": [float(np.nanmin(values)), float(np.nanmax(values))]}}
+def places(svg: bytes) -> dict[str, float]:
+    """Return the distance in points of the start of each text from the left edge of the picture."""
+    found = re.findall(r"<!-- (.*?) -->\s*<g[^>]*translate\(([-\d.]+)", svg.decode())
+    return {text: float(x) for text, x in found}
+
+
+def box(name: str, *values: float, method: str = "") -> plots.Box:
+    cases = np.array(values)
+    ends = None if np.isnan(cases).all() else [float(np.nanmin(cases)), float(np.nanmax(cases))]
+    return plots.Box(name, method, cases, {**spread(cases[:, None]), "ci95": ends})
 
 
 def test_box_plots_name_their_classes_and_use_a_logarithmic_axis_only_for_misses():
-    values = {"a": np.array([1.0, 2.0, np.nan]), "$b$": np.array([3.0, 4.0, 5.0]), "never": np.full(3, np.nan)}
-    summary = {name: entry("hd95_mm", v) if name != "never" else {"hd95_mm": {}} for name, v in values.items()}
-    drawn = texts(plots.boxes("hd95_mm", values, summary))
-    assert {"a", "$b$", "never", "HD95 (mm)"} <= set(drawn) and not plots.is_logarithmic("hd95_mm", values)
-    values["a"][0] = 500.0
-    summary["a"] = entry("hd95_mm", values["a"])
-    drawn = texts(plots.boxes("hd95_mm", values, summary))
-    assert plots.is_logarithmic("hd95_mm", values) and {"10", "100"} <= set(drawn)
+    near, absent = box("$b$", 3.0, 4.0, 5.0), box("never", np.nan, np.nan)
+    boxes = [box("a", 1.0, 2.0, np.nan), near, absent]
+    drawn = texts(plots.boxes("hd95_mm", boxes))
+    assert {"a", "$b$", "never", "HD95 (mm)"} <= set(drawn) and not plots.is_logarithmic("hd95_mm", boxes)
+    boxes = [box("a", 500.0, 2.0, np.nan), near, absent]
+    drawn = texts(plots.boxes("hd95_mm", boxes))
+    assert plots.is_logarithmic("hd95_mm", boxes) and {"10", "100"} <= set(drawn)
     assert not any("math" in text for text in drawn)
-    alike = {"a": np.array([205.0, 225.0])}
-    assert {"0", "10", "100"} <= set(texts(plots.boxes("hd95_mm", alike, {"a": entry("hd95_mm", alike["a"])})))
+    assert {"0", "10", "100"} <= set(texts(plots.boxes("hd95_mm", [box("a", 205.0, 225.0)])))
+
+
+def test_box_plots_of_two_methods_name_each_class_once_and_both_methods():
+    boxes = [box(name, 0.5, 0.6, method=method) for name in ("liver", "spleen") for method in ("ours", "theirs")]
+    drawn = texts(plots.boxes("dice", boxes))
+    assert [drawn.count(text) for text in ("liver", "spleen", "ours", "theirs")] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["W" * 60, "M" * 30, "il" * 12, "spleen"])
+def test_no_label_of_a_box_plot_is_cut_at_the_left_edge(name: str):
+    assert min(places(plots.boxes("dice", [box(name, 0.5, 0.6)])).values()) > 2
+
+
+def test_long_names_that_start_alike_stay_distinguishable():
+    names = [f"a structure with a rather long anatomical name, number {number}" for number in range(3)]
+    drawn = texts(plots.boxes("dice", [box(name, 0.5, 0.6) for name in names]))
+    assert {text[-8:] for text in drawn if text.startswith("a structure")} == {"number 0", "number 1", "number 2"}
+
+
+@pytest.mark.parametrize("sizes", [(170.0, 180.0), (100.0,), (86.0, 320.0), (0.3, 0.4), (0.002, 900.0), ()])
+def test_the_axis_of_sizes_has_at_least_two_numbers_around_the_cases(sizes: tuple[float, ...]):
+    volumes = np.array([*sizes, 0.0])
+    drawn = places(plots.dice_against_size({"a": volumes}, {"a": np.full(len(volumes), 0.5)}))
+    below_axis = [float(text) for text in drawn if re.fullmatch(r"[\d.]+(e[-+]\d+)?", text)]
+    numbers = [number for number in below_axis if number not in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0) or number == 1.0]
+    assert len(numbers) >= 2
+    if sizes:
+        assert min(below_axis) <= min(sizes) and max(numbers) >= max(sizes)
+
+
+def test_curves_over_numbers_of_slices_have_no_half_slices():
+    points = [{"x": x, "series": "ours", "mean": 0.5, "ci95": None} for x in (1, 2, 3)]
+    numbers = [text for text in texts(plots.curves(points, "prompted slices", "score")) if re.match(r"\d", text)]
+    assert {"1", "2", "3"} <= set(numbers) and not {"1.5", "2.5", "1.0", "2.0"} & set(numbers)
+
+
+def test_large_differences_of_volumes_leave_room_for_the_label_of_the_axis():
+    reference = np.array([10_000.0, 90_000.0])
+    drawn = places(plots.bland_altman(reference / 2, reference, (-3e4, -9e4, 3e4), "an organ"))
+    numbers = [x for text, x in drawn.items() if re.search(r"\d{5}", text)]
+    assert min(numbers) > drawn["prediction minus reference (mL)"] + 2 > 8
 
 
 def test_the_same_numbers_give_the_same_bytes():
@@ -54,5 +101,4 @@ def test_curves_have_one_line_per_series_and_accept_a_point_without_a_mean():
 
 @pytest.mark.parametrize("name", ["a\nb", "\x07", "x" * 300, "-->", "中文"])
 def test_any_name_can_be_drawn(name: str):
-    values = {name: np.array([0.5, 0.6])}
-    assert b"<svg" in plots.boxes("dice", values, {name: entry("dice", values[name])})
+    assert b"<svg" in plots.boxes("dice", [box(name, 0.5, 0.6)])

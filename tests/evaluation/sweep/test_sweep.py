@@ -183,6 +183,18 @@ def test_the_summary_averages_seeds_and_is_marked_exploratory(swept: Path):
     assert {row["dice_mean"] for row in summary} <= shown
 
 
+def test_the_report_of_a_sweep_starts_with_the_base_and_the_worst_setting(swept: Path):
+    page = (swept / "report.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Result", "Robustness", "Settings", "What was swept", "Definitions"]
+    box = page[page.index('class="headline"') : page.index("<h2>Robustness")]
+    for bd in ("on", "off"):
+        rows = [row for row in table(swept / "summary.csv") if row["class"] == "spleen" and row["bd"] == bd]
+        (base,) = [row for row in rows if float(row["misplacement_mm"]) == float(row["threshold"]) == 0]
+        assert {base["dice_mean"], min((row["dice_mean"] for row in rows), key=float)} <= set(
+            re.findall(r'<data value="([^"]*)"', box)
+        )
+
+
 def test_a_killed_sweep_resumes_to_byte_equal_tables(swept: Path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "sam2_3dmed_jax.commands.main", "sweep", "spec.py", "--out", "killed"]

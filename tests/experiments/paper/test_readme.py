@@ -38,7 +38,7 @@ def test_a_command_takes_its_arguments(line: str):
 
 
 def test_the_decathlon_programme_reads_what_the_commands_before_it_write():
-    written = {shlex.split(line)[-1] for line in LINES if line.startswith("sam2-3dmed convert")}
+    written = {shlex.split(line)[-1] for line in LINES if line.startswith("sam2-3dmed download")}
     prepared = [shlex.split(line) for line in LINES if line.startswith("sam2-3dmed prepare")]
     written |= {words[3] for words in prepared}
     raw = {words[2] for words in prepared}

@@ -133,7 +133,7 @@ def test_an_unreadable_record_is_refused(cache, tmp_path, text):
 def test_a_case_name_with_a_path_and_a_remote_folder_are_refused(cache):
     with pytest.raises(UserError, match="is not a file name"):
         cache.finish(case("../../a"), 1)
-    with pytest.raises(UserError, match="gs://bucket/features is not a local folder"):
+    with pytest.raises(UserError, match="gs://bucket/features is a remote address"):
         FeatureCache("gs://bucket/features", KEY, SHAPES).check()
 
 

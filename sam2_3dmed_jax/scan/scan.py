@@ -1,0 +1,527 @@
+"""Interactive segmentation of one image: prompts in its coordinates, undo, previews, and masks slice by slice.
+
+A scan encodes each slice once. Its masks depend on the current prompts alone, and not on the order in which they were
+given or looked at: they have the voxels that `predict` writes for the same prompts. A `Scan` is used by one thread at a
+time; only `cancel.set()` may be called by another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import nibabel as nib
+import numpy as np
+
+from sam2_3dmed_jax.errors import FileWarning, UserError, listed, naming
+from sam2_3dmed_jax.inference.feature_store import FeatureStore
+from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
+from sam2_3dmed_jax.inference.propagation import PropagationOrder
+from sam2_3dmed_jax.inference.segment import Segmentation, label_result, to_slices
+from sam2_3dmed_jax.inference.segmentation_record import (
+    ModelRecord,
+    SegmentationRecord,
+    check_record_path,
+    model_record,
+    record_path,
+    record_text,
+    segmentation_record,
+    untrained_warning,
+    warn_about,
+)
+from sam2_3dmed_jax.pictures.colours import COLOURS
+from sam2_3dmed_jax.prompts.object_ids import check_object_id, check_object_name
+from sam2_3dmed_jax.prompts.scribbles import scribble_prompts
+from sam2_3dmed_jax.prompts.voxel_prompts import (
+    Triple,
+    VolumePrompts,
+    VoxelPrompt,
+    box_prompts,
+    clipped_box,
+    mask_prompts,
+    merge_prompts,
+    point_prompts,
+    voxel_of_mm,
+)
+from sam2_3dmed_jax.runtime.atomic_files import atomic_paths
+from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.scan.history import History, PromptState
+from sam2_3dmed_jax.scan.images import open_image, read_label_map
+from sam2_3dmed_jax.scan.models import DEFAULT_MODEL, ModelSource, model_source
+from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_color, segment_codes
+from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
+from sam2_3dmed_jax.volume.geometry import Volume, from_canonical, plane_in_file
+from sam2_3dmed_jax.volume.intensity import PreparedSlices, restore_logits
+from sam2_3dmed_jax.volume.io import prepare_segmentation, volume_of, write_segmentation
+from sam2_3dmed_jax.volume.modality import ModalitySources, parse_modality
+from sam2_3dmed_jax.volume.nifti import label_image
+
+BLOCK = 4  # slices between two looks at `cancel`; fewer cost more copies of features
+KEPT = 2  # finished segmentations that are kept, so that `undo` shows the one before at once
+
+OnSlice = Callable[[int, int, np.ndarray], None]
+
+
+class Cancel(Protocol):
+    """A request to stop, such as a `threading.Event`."""
+
+    def is_set(self) -> bool:
+        """Return whether the work should stop."""
+
+
+class SliceMask(NamedTuple):
+    """The mask of one object on one slice of the image."""
+
+    object_id: int
+    slice: int  # its index along `Scan.slice_axis`
+    mask: np.ndarray  # bool, the two other axes of the image in their order
+
+
+class _CancelledError(Exception):
+    """Stops the work of a scan between two slices."""
+
+
+class Scan:
+    """Segments one image from prompts, which may be added and undone at any time."""
+
+    def __init__(
+        self,
+        image: Any,
+        model: Any = DEFAULT_MODEL,
+        *,
+        affine: Any = None,
+        volume: int | None = None,
+        modality: str | None = None,
+        resample: bool = False,
+        order: PropagationOrder = "sequential",
+        progress: Progress | None = None,
+    ):
+        """Read an image; the model is loaded when a mask is first needed.
+
+        Args:
+            image: a path of a NIfTI, NRRD or MHA file or of a DICOM series, an image of nibabel or SimpleITK, or a
+                NumPy array `[i, j, k]` with its `affine`.
+            model: the name of published weights, the folder of a checkpoint, a model of `load_model`, or a
+                `VolumePredictor`, which has its own order.
+            affine: `[4, 4]`, voxel index (i, j, k, 1) to RAS millimetres; for arrays only.
+            volume: 0-based index of the volume of a 4D image.
+            modality: ct, mr or pet; by default the modality of the file, or as the model was trained, or CT.
+            resample: put DICOM slices with gaps or tilt on a regular grid.
+            order: order of the two directions of propagation, "sequential" or "independent".
+            progress: called with the progress of long work.
+
+        Raises:
+            UserError: the image or the checkpoint cannot be read, or they do not fit.
+        """
+        file = open_image(image, affine, volume, resample)
+        self._model: ModelSource = model_source(model, order)
+        if self._model.info.has_random_weights:
+            warnings.warn(untrained_warning(self._model.name), FileWarning, stacklevel=2)
+        given = parse_modality(modality, "modality")
+        sources = ModalitySources(given, preprocessing=self._model.info.preprocessing, checkpoint=self._model.name)
+        self._volume: Volume = volume_of(file, sources)
+        self._progress = progress
+        self._cancel: Cancel | None = None
+        self._objects: dict[int, ObjectLabel] = {}
+        self._history = History()
+        self._finished: list[tuple[PromptState, Segmentation]] = []
+
+    # The image and its objects
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along the axes (i, j, k) of the image as stored."""
+        return self._volume.grid.shape
+
+    @property
+    def affine(self) -> np.ndarray:
+        """`[4, 4]` float64, voxel index (i, j, k, 1) to RAS millimetres."""
+        return self._volume.grid.affine
+
+    @property
+    def slice_axis(self) -> int:
+        """The axis of the image that slices are counted along."""
+        return "ijk".index(plane_in_file(self._volume.grid, 0, 0)[0])
+
+    @property
+    def objects(self) -> dict[int, ObjectLabel]:
+        """Name, SNOMED CT code and colour of each object, by its id; unnamed objects have a name with their id."""
+        return {number: self._label(number) for number in sorted(self._objects)}
+
+    def name_object(self, object: int, name: str, color: str = "") -> None:
+        """Name an object, whose id may be new; prompts and masks may then be given and asked for by the name.
+
+        Args:
+            object: its id, 1 to 65535.
+            name: up to 64 letters, digits and ' .+-_'; organs have SNOMED CT codes and colours by their names.
+            color: "#rrggbb", in place of the colour that follows from the name or the id.
+
+        Raises:
+            UserError: another object has the name, or an argument has another form.
+        """
+        with naming("object"):
+            number = check_object_id(object)
+        label = ObjectLabel(check_object_name(name), color=parse_color(color) if color else "")
+        if any(other.name == name and key != number for key, other in self._objects.items()):
+            raise UserError(f"name: another object is '{name}' already; give each object its own name")
+        self._objects[number] = label
+
+    def _label(self, number: int) -> ObjectLabel:
+        label = self._objects[number]
+        color = segment_codes(label).color or COLOURS[(number - 1) % len(COLOURS)]
+        return ObjectLabel(label.name or f"object {number}", label.code, color)
+
+    def _object_id(self, object: int | str, new: bool) -> int:
+        """Return the id of an object by id or name; an id may be `new`."""
+        if isinstance(object, str):
+            for number, label in self._objects.items():
+                if label.name == object:
+                    return number
+        elif isinstance(object, int | np.integer) and (new or object in self._objects):
+            with naming("object"):
+                return check_object_id(object)
+        known = listed([f"{number} ({label.name})" for number, label in self.objects.items()]) or "none yet"
+        raise UserError(f"object: '{object}' does not exist; objects are {known}; name new ones with name_object")
+
+    # Prompts
+
+    def click(self, xyz: Sequence[float], inside: bool = True, *, object: int | str = 1, mm: bool = False) -> None:
+        """Add a click.
+
+        Args:
+            xyz: voxel index of the image as stored, 0-based; or RAS millimetres.
+            inside: whether it is inside of the object.
+            object: its id, or its name.
+            mm: `xyz` are millimetres.
+
+        Raises:
+            UserError: the click is outside of the image, the name does not exist, or a mask is on this slice.
+        """
+        number = self._object_id(object, new=True)
+        with naming("click"):
+            self._add(point_prompts(self._volume.grid, [(self._voxel(xyz, mm), int(bool(inside)), number)]))
+
+    def box(self, first: Sequence[float], second: Sequence[float], *, object: int | str = 1, mm: bool = False) -> None:
+        """Add a box, which becomes one box on each slice that it covers, in place of earlier boxes there.
+
+        Args:
+            first: a corner, as `xyz` of `click`; voxels are inclusive.
+            second: the opposite corner.
+            object: its id, or its name.
+            mm: the corners are RAS millimetres; a box that reaches beyond the image is cut at its border.
+
+        Raises:
+            UserError: the box is outside of the image, the name does not exist, or a mask is on one of its slices.
+        """
+        number, grid = self._object_id(object, new=True), self._volume.grid
+        with naming("box"):
+            low, high = self._voxel(first, mm), self._voxel(second, mm)
+            if mm:
+                low, high = clipped_box(grid, low, high)
+            self._add(box_prompts(grid, [(low, high, number)]))
+
+    def draw(self, mask: Any, *, object: int | str | None = None) -> None:
+        """Add a drawn mask, in place of earlier prompts on the slices where it is drawn.
+
+        Args:
+            mask: on the grid of the image, a file, an image, or an array `[i, j, k]`. Its values are object ids.
+            object: id or name of the object that all values except 0 belong to.
+
+        Raises:
+            UserError: the mask is empty, has other values, or is on another grid; or the name does not exist.
+        """
+        number = None if object is None else self._object_id(object, new=True)
+        with naming("mask"):
+            layers = read_label_map(mask, self._volume)
+            maps = layers.layers if number is None else (np.where(layers.inside(), np.uint16(number), np.uint16(0)),)
+            self._add([prompt for labels in maps for prompt in mask_prompts(labels)])
+
+    def scribble(self, inside: Any, outside: Any = None, *, object: int | str = 1) -> None:
+        """Add strokes, from which clicks are sampled.
+
+        Args:
+            inside: strokes inside of the object: all values except 0 of a file, an image, or an array `[i, j, k]`.
+            outside: strokes outside of it, on slices where there are strokes inside too.
+            object: its id, or its name.
+
+        Raises:
+            UserError: strokes are missing or on another grid, the name does not exist, or a mask is on a slice.
+        """
+        number = self._object_id(object, new=True)
+        with naming("scribble"):
+            strokes = np.where(read_label_map(inside, self._volume).inside(), number, 0)
+            if outside is not None:
+                strokes[read_label_map(outside, self._volume).inside()] = -1
+            self._add(scribble_prompts(strokes, self._volume.spacing, "the drawing", outside=-1))
+
+    def clear(self, object: int | str | None = None) -> None:
+        """Remove the prompts of one object, or of all; `undo` brings them back.
+
+        Raises:
+            UserError: the object does not exist.
+        """
+        current = self._history.current
+        empty = PromptState() if object is None else current.without_object(self._object_id(object, new=False))
+        self._history.push(empty)
+
+    def undo(self) -> bool:
+        """Return to the prompts before the last change, and return False before the first change; encodes nothing."""
+        return self._history.undo()
+
+    def redo(self) -> bool:
+        """Bring back the prompts that `undo` removed last, and return False if there are none."""
+        return self._history.redo()
+
+    def _voxel(self, xyz: Sequence[float], mm: bool) -> Triple:
+        try:
+            x, y, z = (float(number) for number in xyz)
+        except (TypeError, ValueError):
+            raise UserError(f"{xyz!r} is not a place; give three numbers (x, y, z)") from None
+        return voxel_of_mm(self._volume.grid, (x, y, z)) if mm else (x, y, z)
+
+    def _add(self, prompts: Sequence[VoxelPrompt]) -> None:
+        self._history.push(self._history.current.with_prompts(prompts))
+        for prompt in prompts:
+            self._objects.setdefault(prompt.object_id, ObjectLabel(""))
+
+    # Masks
+
+    def encode(self, near: int | None = None, cancel: Cancel | None = None) -> bool:
+        """Encode the slices of the image that are not encoded yet; later work needs no more than the model's rest.
+
+        Args:
+            near: slice along `slice_axis` that is encoded first, followed by its neighbours.
+            cancel: stops the work between two slices when it is set.
+
+        Returns:
+            Whether all slices are encoded; False if the work was cancelled.
+
+        Raises:
+            UserError: the slice does not exist.
+        """
+        depth = self.shape[self.slice_axis]
+        if near is not None and not 0 <= near < depth:
+            raise UserError(f"near: slice {near} does not exist; slices of the image are 0 to {depth - 1}")
+        centre = 0 if near is None else self._other_index(near)
+        order = sorted(range(depth), key=lambda index: abs(index - centre))
+        with self._cancellable(cancel) as work:
+            self._store.encode(order)
+        return work.complete
+
+    def preview(self) -> SliceMask:
+        """Segment one slice at once: the slice of the latest prompt, or the middle one of several.
+
+        It is made from the prompts of one object on this slice alone, so that it takes the same short time for any
+        image and any number of prompts.
+
+        Raises:
+            UserError: there are no prompts, or the latest change added none.
+        """
+        state = self._state()
+        if state.latest is None:
+            raise UserError("preview: the latest change added no prompt; use propagate() or mask()")
+        object_id, index = state.latest
+        on_slice = [prompt for prompt in state.prompts if (prompt.object_id, prompt.slice) == state.latest]
+        session = Session(self._predictor, self._store)
+        session.add(to_slices(on_slice, self._slice_shape, self._size))
+        (logits,) = session.preview().values()
+        return SliceMask(object_id, self._other_index(index), self._mask_in_file(logits))
+
+    def propagate(self, on_slice: OnSlice | None = None, cancel: Cancel | None = None) -> bool:
+        """Segment all slices from the current prompts.
+
+        Args:
+            on_slice: called once for each object and slice, with the id of the object, the slice along `slice_axis` and
+                its mask as in `SliceMask`: first the slices with prompts, then their neighbours, away from the prompts.
+            cancel: stops the work between two slices when it is set, for example because of another click.
+
+        Returns:
+            Whether the masks are complete; False if the work was cancelled.
+
+        Raises:
+            UserError: there are no prompts.
+        """
+        state = self._state()
+
+        def report(object_id: int, index: int, logits: np.ndarray) -> None:
+            if on_slice:
+                on_slice(object_id, self._other_index(index), self._mask_in_file(logits))
+            self._stop_if_cancelled()
+
+        with self._cancellable(cancel) as work:
+            if segmentation := self._finished_segmentation(state):
+                result = segmentation.result
+                for object_id, logits in zip(result.object_ids, result.mask_logits, strict=True):
+                    for index in range(len(logits)):
+                        report(object_id, index, logits[index])
+            else:
+                session = Session(self._predictor, self._store, self._report, BLOCK)
+                session.add(to_slices(state.prompts, self._slice_shape, self._size))
+                finished = state, label_result(session.result(report), self._slice_shape)
+                self._finished = [*self._finished, finished][-KEPT:]
+        return work.complete
+
+    def mask(self, object: int | str | None = None) -> np.ndarray:
+        """Return masks in the axis order of the image; missing ones are computed.
+
+        Args:
+            object: id or name of one object; None for all.
+
+        Returns:
+            Of all objects, a label map uint16 `[i, j, k]`: object ids, and 0 outside; where objects overlap, the
+            likelier one. Of one object, its whole mask, bool `[i, j, k]`.
+
+        Raises:
+            UserError: there are no prompts, or the object does not exist.
+        """
+        number = None if object is None else self._object_id(object, new=False)
+        segmentation = self._segmentation()
+        if number is None:
+            found = segmentation.labels
+        else:
+            masks = (mask for object_id, mask in segmentation.object_masks() if object_id == number)
+            found = next(masks, np.zeros(self._volume.array.shape, bool))
+        return np.ascontiguousarray(from_canonical(found, self._volume.grid))
+
+    def volumes_ml(self) -> dict[int, float]:
+        """Return the millilitres of each object in the label map, by its id.
+
+        Raises:
+            UserError: there are no prompts.
+        """
+        segmentation = self._segmentation()
+        counts = np.bincount(segmentation.labels.reshape(-1))
+        return {
+            object_id: float(counts[object_id]) * self._volume.voxel_volume_ml if object_id < len(counts) else 0.0
+            for object_id in segmentation.result.object_ids
+        }
+
+    def to_nibabel(self) -> nib.Nifti1Image:
+        """Return the label map as an image of nibabel on the grid of the image.
+
+        Raises:
+            UserError: there are no prompts.
+        """
+        return label_image(self._segmentation().labels, self._volume)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the label map, and its record as `predict` does: seg.json next to seg.nii.gz.
+
+        A `FileWarning` reports each sign that a mask is wrong.
+
+        Args:
+            path: *.nii.gz or *.nii; or, of an image that was read from DICOM, *.dcm for DICOM-SEG or *.rtstruct.dcm.
+
+        Raises:
+            UserError: there are no prompts, the name or the image does not fit, or a file cannot be written.
+        """
+        volume, prompts = self._volume, self._prompt_set()
+        suffix = suffix_of(os.fspath(path), segmentation_suffixes())
+        if suffix is None:
+            raise UserError(
+                f"{path} is not the name of a segmentation; let it end in .nii.gz, or in .dcm for DICOM-SEG"
+            )
+        if os.path.exists(path) and os.path.exists(volume.grid.source) and os.path.samefile(path, volume.grid.source):
+            raise UserError(f"{path} is the image itself; give another file")
+        check_record_path(path)
+        source = prepare_segmentation(path, volume, prompts.labels())
+        with atomic_paths() as temporary_path:
+            record_file, labels_file = temporary_path(record_path(path)), temporary_path(path, suffix)
+            record = self.record()
+            record_file.write_text(record_text(record), encoding="utf-8")
+            write_segmentation(labels_file, self._segmentation().labels, volume, prompts.labels(), source)
+        warn_about(record)
+
+    def record(self) -> SegmentationRecord:
+        """Return what `save` writes next to the label map: sizes, clicks inside, scores, prompts, model and warnings.
+
+        Raises:
+            UserError: there are no prompts.
+        """
+        segmentation, prompts = self._segmentation(), self._prompt_set()
+        window = self._model.info.preprocessing.window
+        return segmentation_record(segmentation, self._volume, prompts, self._model_record, window)
+
+    def _prompt_set(self) -> VolumePrompts:
+        """Return the current prompts, one per object and slice, and what is known about the objects."""
+        named = {number: label for number, label in self._objects.items() if label.name}
+        names = {number: label.name for number, label in named.items()}
+        colors = {number: label.color for number, label in named.items() if label.color}
+        return VolumePrompts(merge_prompts(self._state().prompts), names, colors=colors)
+
+    def _state(self) -> PromptState:
+        if not self._history.current.prompts:
+            raise UserError("the scan has no prompts; add a click, a box or a mask first")
+        return self._history.current
+
+    def _segmentation(self) -> Segmentation:
+        """Return the segmentation of the current prompts, which is computed if it is not there yet."""
+        self.propagate()
+        segmentation = self._finished_segmentation(self._history.current)
+        assert segmentation is not None  # Without `cancel`, propagation is complete.
+        return segmentation
+
+    def _finished_segmentation(self, state: PromptState) -> Segmentation | None:
+        return next((segmentation for known, segmentation in self._finished if known is state), None)
+
+    @cached_property
+    def _predictor(self) -> VolumePredictor:
+        return self._model.load()
+
+    @cached_property
+    def _model_record(self) -> ModelRecord:
+        return model_record(self._predictor, self._model.folder)
+
+    @cached_property
+    def _store(self) -> FeatureStore:
+        slices = PreparedSlices(self._volume, self._model.info.preprocessing, self._size)
+        return self._predictor.open(slices, self._report)
+
+    @property
+    def _size(self) -> int:
+        return self._predictor.model.config.image_size
+
+    @property
+    def _slice_shape(self) -> tuple[int, int]:
+        _, height, width = self._volume.array.shape
+        return height, width
+
+    def _other_index(self, index: int) -> int:
+        """Return the slice of the image at a canonical slice, or the canonical slice at a slice of the image."""
+        return plane_in_file(self._volume.grid, 0, index)[1]
+
+    def _mask_in_file(self, logits: np.ndarray) -> np.ndarray:
+        """Return the mask of a slice, bool in the axis order of the image, from logits `[S/4, S/4]`."""
+        mask = restore_logits(logits[None], self._slice_shape)[0] > 0
+        repeated = from_canonical(np.broadcast_to(mask, self._volume.array.shape), self._volume.grid)
+        return np.ascontiguousarray(np.take(repeated, 0, axis=self.slice_axis))
+
+    def _report(self, what: str, done: int, total: int, note: str = "") -> None:
+        if self._progress:
+            self._progress(what, done, total, note)
+        self._stop_if_cancelled()
+
+    def _stop_if_cancelled(self) -> None:
+        if self._cancel and self._cancel.is_set():
+            raise _CancelledError
+
+    @contextlib.contextmanager
+    def _cancellable(self, cancel: Cancel | None) -> Iterator[_Work]:
+        """Run a block that `cancel` may stop; what is encoded stays, and no half of a segmentation is kept."""
+        work, self._cancel = _Work(), cancel
+        try:
+            yield work
+        except _CancelledError:
+            work.complete = False
+        finally:
+            self._cancel = None
+
+
+class _Work:
+    """Work that may be cancelled."""
+
+    complete = True
