@@ -58,6 +58,16 @@ class History:
         """The state that masks are computed from."""
         return self._states[self._position]
 
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a state before the current one."""
+        return self._position > 0
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a state that was undone."""
+        return self._position + 1 < len(self._states)
+
     def push(self, state: PromptState) -> None:
         """Make a state the current one; states that were undone are dropped."""
         del self._states[self._position + 1 :]
@@ -66,10 +76,10 @@ class History:
 
     def undo(self) -> bool:
         """Return to the state before; False if the current one is the first."""
-        self._position -= (moved := self._position > 0)
+        self._position -= (moved := self.can_undo)
         return moved
 
     def redo(self) -> bool:
         """Return to the state that was undone last; False if the current one is the latest."""
-        self._position += (moved := self._position + 1 < len(self._states))
+        self._position += (moved := self.can_redo)
         return moved

@@ -11,6 +11,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -34,6 +35,7 @@ from sam2_3dmed_jax.inference.segmentation_record import (
     warn_about,
 )
 from sam2_3dmed_jax.pictures.colours import COLOURS
+from sam2_3dmed_jax.prompts.files import read_prompt_files
 from sam2_3dmed_jax.prompts.object_ids import check_object_id, check_object_name
 from sam2_3dmed_jax.prompts.scribbles import scribble_prompts
 from sam2_3dmed_jax.prompts.voxel_prompts import (
@@ -52,6 +54,7 @@ from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.scan.history import History, PromptState
 from sam2_3dmed_jax.scan.images import open_image, read_label_map
 from sam2_3dmed_jax.scan.models import DEFAULT_MODEL, ModelSource, model_source
+from sam2_3dmed_jax.scan.prompt_files import write_prompt_files
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_color, segment_codes
 from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical, plane_in_file
@@ -187,7 +190,29 @@ class Scan:
         known = listed([f"{number} ({label.name})" for number, label in self.objects.items()]) or "none yet"
         raise UserError(f"object: '{object}' does not exist; objects are {known}; name new ones with name_object")
 
+    def to_image(self) -> nib.Nifti1Image:
+        """Return the voxels of the image, as stored, as an image of nibabel: int16 if they fit, otherwise float32."""
+        voxels = from_canonical(self._volume.array, self._volume.grid)
+        low, high = float(voxels.min()), float(voxels.max())
+        whole = -(2**15) <= low and high < 2**15 and bool((voxels == np.rint(voxels)).all())
+        return nib.Nifti1Image(np.ascontiguousarray(voxels, np.int16 if whole else np.float32), self.affine)
+
     # Prompts
+
+    @property
+    def prompts(self) -> tuple[VoxelPrompt, ...]:
+        """The current prompts on canonical slices; another tuple after each change, and the same one until then."""
+        return self._history.current.prompts
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether `undo` has an effect."""
+        return self._history.can_undo
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether `redo` has an effect."""
+        return self._history.can_redo
 
     def click(self, xyz: Sequence[float], inside: bool = True, *, object: int | str = 1, mm: bool = False) -> None:
         """Add a click.
@@ -276,6 +301,34 @@ class Scan:
         """Bring back the prompts that `undo` removed last, and return False if there are none."""
         return self._history.redo()
 
+    def save_prompts(self, path: str | os.PathLike[str]) -> None:
+        """Write the prompts and the names of objects, as `predict --prompts` and `load_prompts` read them.
+
+        Drawn masks become label maps next to the file, such as prompts.mask-1.nii.gz. Without prompts, the list of
+        objects is empty.
+
+        Args:
+            path: *.json.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        write_prompt_files(path, self._prompt_set(), self._volume)
+
+    def load_prompts(self, path: str | os.PathLike[str]) -> None:
+        """Replace all prompts by those of a file, as one change, and name its objects.
+
+        Args:
+            path: prompts in a format that `predict --prompts` reads, such as a file of `save_prompts`.
+
+        Raises:
+            UserError: the file does not fit.
+        """
+        found = read_prompt_files([path], self._volume)
+        self._history.push(PromptState().with_prompts(found.prompts) if found.prompts else PromptState())
+        for object_id, label in found.labels().items():
+            self._objects[object_id] = replace(label, name=found.names.get(object_id, ""))
+
     def _voxel(self, xyz: Sequence[float], mm: bool) -> Triple:
         try:
             x, y, z = (float(number) for number in xyz)
@@ -311,6 +364,11 @@ class Scan:
         with self._cancellable(cancel) as work:
             self._store.encode(order)
         return work.complete
+
+    @property
+    def has_preview(self) -> bool:
+        """Whether the latest change added a prompt, whose slice `preview` segments."""
+        return self._history.current.latest is not None
 
     def preview(self) -> SliceMask:
         """Segment one slice at once: the slice of the latest prompt, or the middle one of several.
@@ -419,6 +477,7 @@ class Scan:
         Raises:
             UserError: there are no prompts, the name or the image does not fit, or a file cannot be written.
         """
+        self._state()
         volume, prompts = self._volume, self._prompt_set()
         suffix = suffix_of(os.fspath(path), segmentation_suffixes())
         if suffix is None:
@@ -451,7 +510,7 @@ class Scan:
         named = {number: label for number, label in self._objects.items() if label.name}
         names = {number: label.name for number, label in named.items()}
         colors = {number: label.color for number, label in named.items() if label.color}
-        return VolumePrompts(merge_prompts(self._state().prompts), names, colors=colors)
+        return VolumePrompts(merge_prompts(self.prompts), names, colors=colors)
 
     def _state(self) -> PromptState:
         if not self._history.current.prompts:

@@ -1,0 +1,1 @@
+"""The browser page: static files, and its routes over the session core."""
