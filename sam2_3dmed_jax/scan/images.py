@@ -21,7 +21,8 @@ def open_image(image: Any, affine: Any = None, index: int | None = None, resampl
     """Check an image; its voxels are read later (`io.volume_of`).
 
     Args:
-        image: a path of a format that `predict` reads; an image of nibabel or SimpleITK; or an array `[i, j, k]`.
+        image: a path of a format that `predict` reads; an image of nibabel or SimpleITK; an array `[i, j, k]`; or an
+            image that this function has opened.
         affine: `[4, 4]`, voxel index to RAS millimetres, of an array; other images have their own.
         index: 0-based volume of a 4D image.
         resample: put irregular slices of a DICOM series on a regular grid.
@@ -33,6 +34,8 @@ def open_image(image: Any, affine: Any = None, index: int | None = None, resampl
         return _array_image(image, affine)
     if affine is not None:
         raise UserError(f"affine: it is for NumPy arrays, and a {type(image).__name__} has its own; leave it out")
+    if isinstance(image, ImageFile):
+        return image
     if isinstance(image, str | os.PathLike):
         return io.open_image(image, index=index, resample=resample)
     if isinstance(image, nib.spatialimages.SpatialImage):

@@ -39,8 +39,8 @@ def model_source(model: Any, order: PropagationOrder) -> ModelSource:
     """Return what is known of a model before its weights are loaded.
 
     Args:
-        model: the name of published weights, the folder of a checkpoint, a model, or a predictor, which has its own
-            order.
+        model: the name of published weights, the folder of a checkpoint, a model, or a predictor or source, which
+            have their own order.
         order: order of the two directions of propagation.
 
     Raises:
@@ -48,6 +48,8 @@ def model_source(model: Any, order: PropagationOrder) -> ModelSource:
     """
     compilation_cache.enable_by_default()
     check_order(order)
+    if isinstance(model, ModelSource):
+        return model
     if isinstance(model, VolumePredictor):
         return ModelSource("the model", model.model.info, None, lambda: model)
     if not isinstance(model, str | os.PathLike):
