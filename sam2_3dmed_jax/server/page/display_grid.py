@@ -13,8 +13,15 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
-from sam2_3dmed_jax.volume.geometry import Grid, Volume, canonical_to_voxel, from_canonical, to_canonical
-from sam2_3dmed_jax.volume.geometry import voxel_to_canonical
+from sam2_3dmed_jax.volume.geometry import (
+    Grid,
+    Volume,
+    canonical_to_voxel,
+    from_canonical,
+    plane_in_file,
+    to_canonical,
+    voxel_to_canonical,
+)
 
 Triple = tuple[float, float, float]
 
@@ -41,6 +48,14 @@ class DisplayGrid:
         """Millimetres along (x, y, z) of the page."""
         dz, dy, dx = self._grid.spacing
         return dx, dy, dz
+
+    def from_slice(self, slice: int, x: float, y: float) -> Triple:
+        """Return the voxel (x, y, z) of the page at a place (column, row) of a canonical slice."""
+        return self._width - 1 - x, self._height - 1 - y, float(slice)
+
+    def slice_in_file(self, z: int) -> int:
+        """Return the index, along the axis of the file that slices are counted along, of the slice z of the page."""
+        return plane_in_file(self._grid, 0, z)[1]
 
     def to_file(self, voxel: Sequence[float]) -> Triple:
         """Return the voxel (i, j, k) of the file at a voxel (x, y, z) of the page."""

@@ -34,6 +34,11 @@ class Open:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """The page shows the image: its state and masks may follow."""
+
+
+@dataclass(frozen=True)
 class Click:
     """A click inside or outside of an object."""
 
@@ -53,11 +58,11 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Scribble:
-    """Strokes inside and outside of an object on one slice; bool `[y, x]` of the slice."""
+    """Strokes inside or outside of an object on one slice, bool `[y, x]`; at least one of the two."""
 
     object: int
     z: int
-    inside: np.ndarray
+    inside: np.ndarray | None
     outside: np.ndarray | None
 
 
@@ -103,7 +108,7 @@ class Look:
     z: int
 
 
-Message = Open | Click | Box | Scribble | Draw | Undo | Redo | Clear | Name | Look
+Message = Open | Ready | Click | Box | Scribble | Draw | Undo | Redo | Clear | Name | Look
 
 
 def parse_message(text: str, shape: tuple[int, int, int] | None) -> Message:
@@ -166,7 +171,7 @@ def _box(fields: dict[str, Field], shape: tuple[int, int, int]) -> Box:
 
 
 def _scribble(fields: dict[str, Field], shape: tuple[int, int, int]) -> Scribble:
-    inside = _bits(fields["inside"], shape)
+    inside = _bits(fields["inside"], shape) if "inside" in fields else None
     outside = _bits(fields["outside"], shape) if "outside" in fields else None
     return Scribble(_object(fields), fields["z"].whole(0, shape[2] - 1), inside, outside)
 
@@ -189,6 +194,7 @@ def _look(fields: dict[str, Field], shape: tuple[int, int, int]) -> Look:
 
 _PARSERS: dict[str, Callable[[dict[str, Field], tuple[int, int, int]], Message]] = {
     "open": lambda fields, shape: Open(),
+    "ready": lambda fields, shape: Ready(),
     "click": _click,
     "box": _box,
     "scribble": _scribble,

@@ -1,0 +1,256 @@
+"""Conversation with one page: its messages become changes of the session, and the session's events its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from sam2_3dmed_jax.errors import UserError, message_line
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.scan.scan import Scan
+from sam2_3dmed_jax.server.events import (
+    Closed,
+    Event,
+    EventStream,
+    Failed,
+    ProgressMade,
+    SessionState,
+    SliceChanged,
+    StateChanged,
+)
+from sam2_3dmed_jax.server.page.display_grid import DisplayGrid
+from sam2_3dmed_jax.server.page.image_description import image_description
+from sam2_3dmed_jax.server.page.messages import (
+    MAX_OBJECTS,
+    Box,
+    Clear,
+    Click,
+    Draw,
+    Look,
+    Message,
+    Name,
+    Open,
+    Ready,
+    Redo,
+    Scribble,
+    Undo,
+    parse_message,
+    slice_update,
+)
+from sam2_3dmed_jax.server.page.uploads import Uploads
+from sam2_3dmed_jax.server.session import INTERNAL_ERROR, InteractiveSession
+from sam2_3dmed_jax.server.sessions import BusyError, Sessions, UnknownSessionError
+
+
+class Conversation:
+    """One page and the session that it shows. It holds no masks and no prompts: several pages may show one session."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        uploads: Uploads,
+        send_text: Callable[[str], Awaitable[None]],
+        send_bytes: Callable[[bytes], Awaitable[None]],
+    ):
+        """Begin without an image.
+
+        Args:
+            sessions: of the server.
+            uploads: of the server.
+            send_text: sends JSON to the page.
+            send_bytes: sends a slice of a mask to the page.
+        """
+        self._sessions = sessions
+        self._uploads = uploads
+        self._send_text = send_text
+        self._send_bytes = send_bytes
+        self._session: InteractiveSession | None = None
+        self._grid: DisplayGrid | None = None
+        self._use = contextlib.ExitStack()  # keeps the session in use
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._events: asyncio.Task[None] | None = None
+
+    async def receive(self, text: str | None) -> None:
+        """Answer one message of the page; mistakes are answered too."""
+        try:
+            if text is None:
+                raise UserError("message: it is binary; send JSON")
+            message = parse_message(text, self._grid.shape if self._grid else None)
+            match message:
+                case Open():
+                    await self._open(message)
+                case Ready():
+                    await self._show_events()
+                case Look(z=z):
+                    self._open_session.look_at(self._display.slice_in_file(z))
+                case _:
+                    change = _change(message, self._display)
+                    self._start(self._report(self._open_session.change(change)))
+        except (UserError, BusyError, UnknownSessionError) as error:
+            await self._send({"type": "error", "message": message_line(error)})
+
+    async def end(self) -> None:
+        """Stop all answers, and let go of the session."""
+        for task in (*self._tasks, *([self._events] if self._events else [])):
+            task.cancel()
+        self._use.close()
+
+    @property
+    def _open_session(self) -> InteractiveSession:
+        assert self._session is not None  # `parse_message` refuses messages before an image is open
+        return self._session
+
+    @property
+    def _display(self) -> DisplayGrid:
+        assert self._grid is not None
+        return self._grid
+
+    async def _open(self, message: Open) -> None:
+        """Open an image, and describe it; a mistake is reported with the list of images."""
+        try:
+            if message.upload:
+                name, path = "uploaded image", self._uploads.path_of(message.upload)
+            else:
+                name, path = message.image, self._sessions.files.path_of(message.image)
+            session_id = await asyncio.to_thread(self._sessions.open, path)
+            session = self._sessions.get(session_id)
+        except (UserError, BusyError, UnknownSessionError) as error:
+            await self._send({"type": "error", "about": "open", "message": message_line(error)})
+            return
+        await self._stop_events()
+        self._use.close()
+        self._use.enter_context(session.in_use())
+        self._session, self._grid = session, DisplayGrid(session.scan.volume.grid)
+        description = await asyncio.to_thread(image_description, name, session_id, session.scan.volume)
+        source = {"upload": message.upload} if message.upload else {"image": message.image}
+        await self._send({"type": "opened", "session": session_id, "source": source, "image": description})
+
+    async def _show_events(self) -> None:
+        """Send the state and all masks, and from now on what changes."""
+        await self._stop_events()
+        self._events = asyncio.create_task(self._pump(self._open_session, self._display))
+
+    async def _stop_events(self) -> None:
+        if self._events is not None:
+            self._events.cancel()
+            await asyncio.gather(self._events, return_exceptions=True)
+            self._events = None
+
+    async def _pump(self, session: InteractiveSession, grid: DisplayGrid) -> None:
+        stream = EventStream()
+        revision = -1
+        unsubscribe = session.subscribe(stream.put)
+        try:
+            while True:
+                events = await stream.take()
+                # The state first, so that the page knows the revision and the objects of the masks that follow.
+                events.sort(key=lambda event: not isinstance(event, StateChanged))
+                for event in events:
+                    if isinstance(event, StateChanged) and event.state.revision != revision:
+                        revision = event.state.revision
+                        await self._send({"type": "prompts", "prompts": _prompts(session.scan.prompts, grid)})
+                    await self._send_event(event, session, grid)
+        except (RuntimeError, OSError):  # the page has left
+            return
+        finally:
+            unsubscribe()
+
+    async def _send_event(self, event: Event, session: InteractiveSession, grid: DisplayGrid) -> None:
+        match event:
+            case StateChanged(state=state):
+                await self._send(_state(state))
+            case SliceChanged():
+                z, mask = grid.slice_of_page(event.mask, session.scan.slice_axis, event.key.slice)
+                if event.key.object_id <= MAX_OBJECTS:
+                    await self._send_bytes(slice_update(event.key.object_id, event.revision, z, mask))
+            case ProgressMade(what=what, done=done, total=total):
+                await self._send({"type": "progress", "what": what, "done": done, "total": total})
+            case Failed(message=text):
+                await self._send({"type": "error", "message": message_line(text)})
+            case Closed():
+                message = "The image was closed on the server; open it again, its prompts are kept."
+                await self._send({"type": "gone", "message": message})
+
+    async def _report(self, change: Future[Any]) -> None:
+        """Tell the page if a change is refused."""
+        try:
+            await asyncio.wrap_future(change)
+        except UserError as error:
+            await self._send({"type": "error", "message": message_line(error)})
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # the session has logged it
+            await self._send({"type": "error", "message": INTERNAL_ERROR})
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self._send_text(json.dumps(message, allow_nan=False))
+
+
+def _change(message: Message, grid: DisplayGrid) -> Callable[[Scan], Any]:
+    """Return the change of a scan that a message asks for, in voxels of the file."""
+    match message:
+        case Click(object=number, voxel=voxel, inside=inside):
+            return lambda scan: scan.click(grid.to_file(voxel), inside, object=number)
+        case Box(object=number, first=first, second=second):
+            return lambda scan: scan.box(grid.to_file(first), grid.to_file(second), object=number)
+        case Scribble(object=number, z=z, inside=inside_strokes, outside=outside_strokes):
+            strokes = [_volume(grid, z, mask) for mask in (inside_strokes, outside_strokes)]
+            return lambda scan: scan.scribble(*strokes, object=number)
+        case Draw(object=number, z=z, mask=mask):
+            return lambda scan: scan.draw(_volume(grid, z, mask), object=number)
+        case Undo():
+            return Scan.undo
+        case Redo():
+            return Scan.redo
+        case Clear(object=number):
+            return lambda scan: scan.clear(number)
+        case Name(object=number, name=name, color=color):
+            return lambda scan: scan.name_object(number, name, color)
+    raise AssertionError(f"{type(message).__name__} changes no prompts")
+
+
+def _volume(grid: DisplayGrid, z: int, mask: np.ndarray | None) -> np.ndarray | None:
+    return None if mask is None else grid.volume_of_file({z: mask})
+
+
+def _state(state: SessionState) -> dict[str, Any]:
+    """Return the message with everything about a session but its masks."""
+    return {
+        "type": "state",
+        "revision": state.revision,
+        "objects": [
+            {"id": number, "name": label.name, "color": label.color, "prompted": number in state.prompted}
+            for number, label in state.objects.items()
+        ],
+        "canUndo": state.can_undo,
+        "canRedo": state.can_redo,
+        "activity": state.activity,
+        "complete": state.is_complete,
+        "clickSeconds": state.click_seconds,
+        "volumes": {str(number): ml for number, ml in state.volumes_ml.items()},
+    }
+
+
+def _prompts(prompts: tuple[VoxelPrompt, ...], grid: DisplayGrid) -> list[dict[str, Any]]:
+    """Return points and boxes in voxels of the page."""
+    shown: list[dict[str, Any]] = []
+    for prompt in prompts:
+        for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
+            voxel = grid.from_slice(prompt.slice, x, y)
+            shown.append({"kind": "point", "object": prompt.object_id, "voxel": voxel, "inside": bool(label)})
+        if prompt.box is not None:
+            x0, y0, x1, y1 = prompt.box
+            first, last = grid.from_slice(prompt.slice, x0, y0), grid.from_slice(prompt.slice, x1, y1)
+            shown.append({"kind": "box", "object": prompt.object_id, "first": first, "last": last})
+    return shown
