@@ -17,6 +17,7 @@ from sam2_3dmed_jax.commands import (
     plan,
     predict,
     prepare,
+    serve,
     sweep,
     train,
 )
@@ -35,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "experiments": experiments,
     "train": train,
     "predict": predict,
+    "serve": serve,
     "evaluate": evaluate,
     "sweep": sweep,
     "export": export,

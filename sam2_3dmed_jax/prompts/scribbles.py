@@ -34,16 +34,32 @@ def scribble_prompts(
     prompts = []
     for object_id in drawn_object_ids(objects, source):
         strokes = objects == object_id
-        for d in np.flatnonzero(strokes.any((1, 2))).tolist():
-            positive = spread_points(strokes[d], POINTS, spacing[1:])
-            negative = spread_points(is_outside[d], POINTS, spacing[1:])
-            point_labels = (1,) * len(positive) + (0,) * len(negative)
-            prompts.append(VoxelPrompt(object_id, d, (*positive, *negative), point_labels))
+        prompted = strokes.any((1, 2))
+        prompts += stroke_prompts(strokes, object_id, 1, spacing)
+        prompts += stroke_prompts(is_outside & prompted[:, None, None], object_id, 0, spacing)
     only_outside = is_outside.any((1, 2)) & ~objects.any((1, 2))
     if only_outside.any():
         raise UserError(
             f"{source}: canonical slice {only_outside.argmax()} has only strokes outside; draw the object there too"
         )
+    return prompts
+
+
+def stroke_prompts(
+    strokes: np.ndarray, object_id: int, label: int, spacing: tuple[float, float, float]
+) -> list[VoxelPrompt]:
+    """Return the prompts of strokes of one object.
+
+    Args:
+        strokes: bool `[D, H, W]`.
+        object_id: the object.
+        label: 1, the strokes are inside of it; 0, outside.
+        spacing: (dz, dy, dx) in mm.
+    """
+    prompts = []
+    for d in np.flatnonzero(strokes.any((1, 2))).tolist():
+        points = spread_points(strokes[d], POINTS, spacing[1:])
+        prompts.append(VoxelPrompt(object_id, d, points, (label,) * len(points)))
     return prompts
 
 

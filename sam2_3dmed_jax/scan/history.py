@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sam2_3dmed_jax.prompts.simulation import box_of
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
+
+# Slices on either side of a correction whose drawn masks are left out, so that the correction reaches them.
+CORRECTED_SLICES = 4
+MAX_STATES = 200  # that are kept for `undo`, so that memory does not grow with the number of clicks
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,14 +25,20 @@ class PromptState:
     prompts: tuple[VoxelPrompt, ...] = ()
     latest: tuple[int, int] | None = None
 
-    def with_prompts(self, new: Sequence[VoxelPrompt]) -> PromptState:
+    def with_prompts(self, new: Sequence[VoxelPrompt], corrects_masks: bool = False) -> PromptState:
         """Return the state after further prompts.
 
         On a slice, a box replaces the earlier box of the object, and a mask replaces all of its earlier prompts.
 
+        Args:
+            new: the prompts.
+            corrects_masks: clicks may be on slices with masks, see `_with_corrected_masks`.
+
         Raises:
-            UserError: a click on a slice with a mask, or too many points on one slice.
+            UserError: a click on a slice with a mask that it does not correct, or too many points on one slice.
         """
+        if corrects_masks:
+            return self._with_corrected_masks(new).with_prompts(new)
         boxes = {(prompt.object_id, prompt.slice) for prompt in new if prompt.box is not None}
         masks = {(prompt.object_id, prompt.slice) for prompt in new if prompt.mask is not None}
         kept = [
@@ -39,6 +50,27 @@ class PromptState:
         merge_prompts(prompts)  # refuses prompts that cannot be combined
         middle = new[len(new) // 2]
         return PromptState(prompts, (middle.object_id, middle.slice))
+
+    def _with_corrected_masks(self, corrections: Sequence[VoxelPrompt]) -> PromptState:
+        """Return the state with less of the masks that the model would keep as they are near the corrections.
+
+        The mask on the slice of a correction becomes its box, unless the correction has one; the masks of the object on
+        the slices next to it are left out.
+        """
+        kept = []
+        for prompt in self.prompts:
+            near = [
+                (abs(new.slice - prompt.slice), new)
+                for new in corrections
+                if new.object_id == prompt.object_id and abs(new.slice - prompt.slice) <= CORRECTED_SLICES
+            ]
+            if prompt.mask is None or not near:
+                kept.append(prompt)
+            elif not any(distance == 0 for distance, _ in near):
+                continue
+            elif not any(distance == 0 and new.box is not None for distance, new in near):
+                kept.append(replace(prompt, box=box_of(prompt.mask), mask=None, mask_file=None))
+        return PromptState(tuple(kept), self.latest)
 
     def without_object(self, object_id: int) -> PromptState:
         """Return the state without the prompts of one object."""
@@ -69,10 +101,10 @@ class History:
         return self._position + 1 < len(self._states)
 
     def push(self, state: PromptState) -> None:
-        """Make a state the current one; states that were undone are dropped."""
+        """Make a state the current one; states that were undone, and the oldest of too many, are dropped."""
         del self._states[self._position + 1 :]
-        self._states.append(state)
-        self._position += 1
+        self._states = [*self._states, state][-MAX_STATES:]
+        self._position = len(self._states) - 1
 
     def undo(self) -> bool:
         """Return to the state before; False if the current one is the first."""

@@ -37,7 +37,7 @@ from sam2_3dmed_jax.inference.segmentation_record import (
 from sam2_3dmed_jax.pictures.colours import COLOURS
 from sam2_3dmed_jax.prompts.files import read_prompt_files
 from sam2_3dmed_jax.prompts.object_ids import check_object_id, check_object_name
-from sam2_3dmed_jax.prompts.scribbles import scribble_prompts
+from sam2_3dmed_jax.prompts.scribbles import stroke_prompts
 from sam2_3dmed_jax.prompts.voxel_prompts import (
     Triple,
     VolumePrompts,
@@ -146,6 +146,11 @@ class Scan:
         return self._volume.grid.affine
 
     @property
+    def volume(self) -> Volume:
+        """The voxels of the image in canonical order, with the grid of its file; not to be changed."""
+        return self._volume
+
+    @property
     def slice_axis(self) -> int:
         """The axis of the image that slices are counted along."""
         return "ijk".index(plane_in_file(self._volume.grid, 0, 0)[0])
@@ -214,7 +219,15 @@ class Scan:
         """Whether `redo` has an effect."""
         return self._history.can_redo
 
-    def click(self, xyz: Sequence[float], inside: bool = True, *, object: int | str = 1, mm: bool = False) -> None:
+    def click(
+        self,
+        xyz: Sequence[float],
+        inside: bool = True,
+        *,
+        object: int | str = 1,
+        mm: bool = False,
+        corrects_masks: bool = False,
+    ) -> None:
         """Add a click.
 
         Args:
@@ -222,15 +235,26 @@ class Scan:
             inside: whether it is inside of the object.
             object: its id, or its name.
             mm: `xyz` are millimetres.
+            corrects_masks: on a slice with a drawn mask, the mask becomes its box, and masks on the next slices are
+                left out, so that the click has an effect.
 
         Raises:
             UserError: the click is outside of the image, the name does not exist, or a mask is on this slice.
         """
         number = self._object_id(object, new=True)
         with naming("click"):
-            self._add(point_prompts(self._volume.grid, [(self._voxel(xyz, mm), int(bool(inside)), number)]))
+            points = [(self._voxel(xyz, mm), int(bool(inside)), number)]
+            self._add(point_prompts(self._volume.grid, points), corrects_masks)
 
-    def box(self, first: Sequence[float], second: Sequence[float], *, object: int | str = 1, mm: bool = False) -> None:
+    def box(
+        self,
+        first: Sequence[float],
+        second: Sequence[float],
+        *,
+        object: int | str = 1,
+        mm: bool = False,
+        corrects_masks: bool = False,
+    ) -> None:
         """Add a box, which becomes one box on each slice that it covers, in place of earlier boxes there.
 
         Args:
@@ -238,6 +262,7 @@ class Scan:
             second: the opposite corner.
             object: its id, or its name.
             mm: the corners are RAS millimetres; a box that reaches beyond the image is cut at its border.
+            corrects_masks: as in `click`.
 
         Raises:
             UserError: the box is outside of the image, the name does not exist, or a mask is on one of its slices.
@@ -247,7 +272,7 @@ class Scan:
             low, high = self._voxel(first, mm), self._voxel(second, mm)
             if mm:
                 low, high = clipped_box(grid, low, high)
-            self._add(box_prompts(grid, [(low, high, number)]))
+            self._add(box_prompts(grid, [(low, high, number)]), corrects_masks)
 
     def draw(self, mask: Any, *, object: int | str | None = None) -> None:
         """Add a drawn mask, in place of earlier prompts on the slices where it is drawn.
@@ -265,23 +290,33 @@ class Scan:
             maps = layers.layers if number is None else (np.where(layers.inside(), np.uint16(number), np.uint16(0)),)
             self._add([prompt for labels in maps for prompt in mask_prompts(labels)])
 
-    def scribble(self, inside: Any, outside: Any = None, *, object: int | str = 1) -> None:
+    def scribble(
+        self, inside: Any = None, outside: Any = None, *, object: int | str = 1, corrects_masks: bool = False
+    ) -> None:
         """Add strokes, from which clicks are sampled.
 
         Args:
             inside: strokes inside of the object: all values except 0 of a file, an image, or an array `[i, j, k]`.
-            outside: strokes outside of it, on slices where there are strokes inside too.
+            outside: strokes outside of it.
             object: its id, or its name.
+            corrects_masks: as in `click`.
 
         Raises:
             UserError: strokes are missing or on another grid, the name does not exist, or a mask is on a slice.
         """
         number = self._object_id(object, new=True)
         with naming("scribble"):
-            strokes = np.where(read_label_map(inside, self._volume).inside(), number, 0)
-            if outside is not None:
-                strokes[read_label_map(outside, self._volume).inside()] = -1
-            self._add(scribble_prompts(strokes, self._volume.spacing, "the drawing", outside=-1))
+            given = [(strokes, label) for strokes, label in ((inside, 1), (outside, 0)) if strokes is not None]
+            prompts = [
+                prompt
+                for strokes, label in given
+                for prompt in stroke_prompts(
+                    read_label_map(strokes, self._volume).inside(), number, label, self._volume.spacing
+                )
+            ]
+            if not prompts:
+                raise UserError("the drawing is empty; draw strokes inside or outside of the object")
+            self._add(merge_prompts(prompts), corrects_masks)
 
     def clear(self, object: int | str | None = None) -> None:
         """Remove the prompts of one object, or of all; `undo` brings them back.
@@ -292,6 +327,10 @@ class Scan:
         current = self._history.current
         empty = PromptState() if object is None else current.without_object(self._object_id(object, new=False))
         self._history.push(empty)
+
+    def reset(self) -> None:
+        """Remove all prompts and objects for good: nothing can be undone or redone, and the memory of masks is freed."""
+        self._history, self._objects, self._finished = History(), {}, []
 
     def undo(self) -> bool:
         """Return to the prompts before the last change, and return False before the first change; encodes nothing."""
@@ -336,8 +375,8 @@ class Scan:
             raise UserError(f"{xyz!r} is not a place; give three numbers (x, y, z)") from None
         return voxel_of_mm(self._volume.grid, (x, y, z)) if mm else (x, y, z)
 
-    def _add(self, prompts: Sequence[VoxelPrompt]) -> None:
-        self._history.push(self._history.current.with_prompts(prompts))
+    def _add(self, prompts: Sequence[VoxelPrompt], corrects_masks: bool = False) -> None:
+        self._history.push(self._history.current.with_prompts(prompts, corrects_masks))
         for prompt in prompts:
             self._objects.setdefault(prompt.object_id, ObjectLabel(""))
 

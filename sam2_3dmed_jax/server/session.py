@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -44,6 +44,13 @@ ENDED = "the session has ended; open the image again"
 INTERNAL_ERROR = "the server failed; its log has the reason"
 
 _log = logging.getLogger(__name__)
+
+
+class _Arrival(NamedTuple):
+    """A change of prompts that has arrived."""
+
+    time: float  # of `time.perf_counter`
+    propagate: bool
 
 
 class InteractiveSession:
@@ -118,17 +125,21 @@ class InteractiveSession:
 
     # Work
 
-    def change(self, work: Callable[[Scan], T]) -> Future[T]:
+    def change(self, work: Callable[[Scan], T], propagate: bool = True) -> Future[T]:
         """Change prompts or objects: `session.change(lambda scan: scan.click((x, y, z), object=2))`.
 
         Propagation is interrupted, and starts again from the new prompts. If the prompts have changed, a `SliceChanged`
         of the latest prompt's slice follows within the time of one slice, and then one for each slice that changes.
 
+        Args:
+            work: the change.
+            propagate: whether masks are computed at once; otherwise `read` or a later change computes them.
+
         Returns:
             The future result of `work`, or its `UserError`; it is known before the masks are. Use
             `asyncio.wrap_future` in coroutines.
         """
-        return self._submit(work, self._changes, arrival=time.perf_counter())
+        return self._submit(work, self._changes, _Arrival(time.perf_counter(), propagate))
 
     def read(self, work: Callable[[Scan], T]) -> Future[T]:
         """Use the complete masks: `session.read(lambda scan: scan.save(path))`.
@@ -198,7 +209,7 @@ class InteractiveSession:
     # The worker
 
     def _submit(
-        self, work: Callable[[Scan], T], queue: deque[Callable[[], None]], arrival: float | None = None
+        self, work: Callable[[Scan], T], queue: deque[Callable[[], None]], arrival: _Arrival | None = None
     ) -> Future[T]:
         future: Future[T] = Future()
 
@@ -266,19 +277,20 @@ class InteractiveSession:
         self._update_state(activity=activity)
         return work
 
-    def _answer(self, arrival: float | None) -> None:
+    def _answer(self, arrival: _Arrival | None) -> None:
         """Show the latest prompt's slice and remove masks without prompts, after a change of prompts."""
+        propagate = arrival is None or arrival.propagate
         with self._work:
-            self._is_stale, self._is_stopped = bool(self.scan.prompts), False
+            self._is_stale, self._is_stopped = bool(self.scan.prompts) and propagate, not propagate
         self._update_state(revision=self._state.revision + 1, is_complete=False, volumes_ml={})
         for key, shown in list(self._shown.items()):
             if key.object_id not in self._state.prompted:
                 self._show(key, np.zeros(shown.shape, bool))
-        if self.scan.has_preview and not self._is_closed:
+        if self.scan.has_preview and propagate and not self._is_closed:
             object_id, index, mask = self.scan.preview()
             self._show(SliceKey(object_id, index), mask, is_preview=True)
             if arrival is not None:
-                self._update_state(click_seconds=time.perf_counter() - arrival)
+                self._update_state(click_seconds=time.perf_counter() - arrival.time)
         self._write_prompts()
 
     def _propagate(self) -> None:

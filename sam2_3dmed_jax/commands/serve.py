@@ -1,0 +1,176 @@
+"""`sam2-3dmed serve`: segmentation by clicks, in the browser and in viewers that know nnInteractive's protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, start
+from sam2_3dmed_jax.errors import Stopped, UserError
+from sam2_3dmed_jax.volume.modality import WORDS
+
+if TYPE_CHECKING:
+    from sam2_3dmed_jax.server.settings import ServeSettings
+
+HELP = "segment by clicking, in the browser or in 3D Slicer, napari and MITK"
+
+PORT = 1527
+SHUTDOWN_SECONDS = 5  # for requests in progress, after SIGTERM or Ctrl-C
+MAX_CONNECTIONS = 200
+MAX_MESSAGE_BYTES = 64 * 2**20  # a drawn mask of a whole volume, as run lengths
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `serve`. None: not given."""
+
+    checkpoint: str
+    image: str | None
+    root: str | None
+    port: int
+    host: str
+    key: str | None
+    allow_host: tuple[str, ...]
+    modality: str | None
+
+
+def add_arguments(parser: Parser) -> None:
+    """Define the arguments."""
+    parser.add_argument("checkpoint", type=CheckpointName, metavar="CKPT|NAME", help="native checkpoint, or a name")
+    parser.add_argument(
+        "image", nargs="?", metavar="IMAGE", help="image that the page opens; viewers send their own images"
+    )
+    parser.add_argument("--root", metavar="FOLDER", help="folder of images that the page can open")
+    parser.add_argument("--port", type=int, default=PORT, metavar="N", help="port; 0 for a free one")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; others than loopback need --key"
+    )
+    parser.add_argument("--key", metavar="KEY", help="secret that the page and viewers must give, 16 characters or more")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of this machine in the address bar, as behind a proxy; may be repeated",
+    )
+    parser.add_argument("--modality", choices=WORDS, help="of images whose files have none (default: as CKPT)")
+
+
+def run(options: Options) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    start()
+    try:
+        import uvicorn
+        import websockets  # noqa: F401 # imported by uvicorn when the first WebSocket is opened
+
+        from sam2_3dmed_jax.server.app import application
+    except ModuleNotFoundError as error:
+        raise UserError(f"serve needs {error.name}; pip install 'sam2-3dmed-jax[serve]'") from error
+
+    settings = _settings(options)
+    app = application(settings)
+    listener = _listener(settings)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    config = uvicorn.Config(
+        app,
+        access_log=False,  # addresses contain names of files, which may be names of patients
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # messages are small already, and this keeps memory per connection small
+    )
+    print(_greeting(settings, listener), flush=True)
+    with _stopping_on_signals() as received:
+        uvicorn.Server(config).run([listener])
+    if received:
+        raise Stopped("stopped; prompts are saved", received[0])
+
+
+def _settings(options: Options) -> ServeSettings:
+    """Return the settings.
+
+    Raises:
+        UserError: an argument does not fit.
+    """
+    from sam2_3dmed_jax.server.security import check_exposure
+    from sam2_3dmed_jax.server.settings import ServeSettings
+
+    if options.image is not None and options.root is not None:
+        raise UserError("--root: an image is given too; give one of them")
+    if options.root is not None and not Path(options.root).is_dir():
+        raise UserError(f"--root: {options.root} is not a folder; give the folder that contains the images")
+    if options.image is not None and not Path(options.image).exists():
+        raise UserError(f"{options.image} does not exist; give an image, or --root FOLDER")
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port: {options.port} is not a port; give 1 to 65535, or 0 for a free one")
+    settings = ServeSettings(
+        model=options.checkpoint,
+        image=None if options.image is None else Path(options.image).absolute(),
+        root=None if options.root is None else Path(options.root).resolve(),
+        host=options.host,
+        port=options.port,
+        key=options.key,
+        allowed_hosts=options.allow_host,
+        modality=options.modality,
+    )
+    check_exposure(settings)
+    return settings
+
+
+def _listener(settings: ServeSettings) -> socket.socket:
+    """Return the socket that listens, so that the address is known, and its errors are, before the first request.
+
+    Raises:
+        UserError: the address does not exist on this machine, or another program listens there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"--host {settings.host} --port {settings.port}: {error.strerror or error}; give another, or --port 0"
+        ) from error
+    return listener
+
+
+def _greeting(settings: ServeSettings, listener: socket.socket) -> str:
+    """Return the lines that tell the user what to open."""
+    host, port = settings.host, listener.getsockname()[1]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    elif ":" in host:
+        host = f"[{host}]"
+    # The key is not printed: outputs of jobs are files that others may read.
+    query = "" if settings.key is None else "/?key=KEY, with your key"
+    return (
+        f"page: http://{host}:{port}{query}\n"
+        f"viewers: http://{host}:{port} as the server of nnInteractive{'' if settings.key is None else ', with your key'}\n"
+        "for research use only; Ctrl-C ends the server"
+    )
+
+
+@contextlib.contextmanager
+def _stopping_on_signals() -> Iterator[list[int]]:
+    """Yield a list of the signals that uvicorn has received; it repeats them when it has shut down in order."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
