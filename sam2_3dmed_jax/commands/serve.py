@@ -51,7 +51,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; others than loopback need --key"
     )
-    parser.add_argument("--key", metavar="KEY", help="secret that the page and viewers must give, 16 characters or more")
+    parser.add_argument(
+        "--key", metavar="KEY", help="secret that the page and viewers must give, 16 characters or more"
+    )
     parser.add_argument(
         "--allow-host",
         action="append",
@@ -155,10 +157,11 @@ def _greeting(settings: ServeSettings, listener: socket.socket) -> str:
     elif ":" in host:
         host = f"[{host}]"
     # The key is not printed: outputs of jobs are files that others may read.
-    query = "" if settings.key is None else "/?key=KEY, with your key"
+    address = f"http://{host}:{port}"
+    query, too = ("", "") if settings.key is None else ("/?key=KEY with your key", ", with your key")
     return (
-        f"page: http://{host}:{port}{query}\n"
-        f"viewers: http://{host}:{port} as the server of nnInteractive{'' if settings.key is None else ', with your key'}\n"
+        f"page: {address}{query}\n"
+        f"viewers: {address} as the server of nnInteractive{too}\n"
         "for research use only; Ctrl-C ends the server"
     )
 

@@ -199,7 +199,7 @@ class Scan:
         """Return the voxels of the image, as stored, as an image of nibabel: int16 if they fit, otherwise float32."""
         voxels = from_canonical(self._volume.array, self._volume.grid)
         low, high = float(voxels.min()), float(voxels.max())
-        whole = -(2**15) <= low and high < 2**15 and bool((voxels == np.rint(voxels)).all())
+        whole = low >= -(2**15) and high < 2**15 and bool((voxels == np.rint(voxels)).all())
         return nib.Nifti1Image(np.ascontiguousarray(voxels, np.int16 if whole else np.float32), self.affine)
 
     # Prompts
@@ -329,7 +329,7 @@ class Scan:
         self._history.push(empty)
 
     def reset(self) -> None:
-        """Remove all prompts and objects for good: nothing can be undone or redone, and the memory of masks is freed."""
+        """Remove all prompts and objects for good: `undo` brings nothing back, and the memory of masks is freed."""
         self._history, self._objects, self._finished = History(), {}, []
 
     def undo(self) -> bool:

@@ -1,7 +1,7 @@
 """nnInteractive's interactions as prompts of a scan.
 
-Points are clicks. Boxes become one box per slice, and lassos masks. SAM 2 has no counterpart of some interactions: boxes
-and lassos that exclude, and those drawn in planes that are not slices, become clicks sampled from their area.
+Points are clicks. Boxes become one box per slice, and lassos masks. SAM 2 has no counterpart of boxes and lassos that
+exclude, nor of those drawn in planes that are not slices: they become clicks sampled from their area.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def box(body: dict[str, Any]) -> SteppingChange:
 
     def change(scan: Scan) -> int:
         low, high = _clipped(limits, scan.shape)
-        is_flat_elsewhere = any(
-            high[axis] - low[axis] == 1 for axis in range(3) if axis != scan.slice_axis
-        ) and high[scan.slice_axis] - low[scan.slice_axis] > 1
+        is_flat_elsewhere = (
+            any(high[axis] - low[axis] == 1 for axis in range(3) if axis != scan.slice_axis)
+            and high[scan.slice_axis] - low[scan.slice_axis] > 1
+        )
         if include and not is_flat_elsewhere:
             last = [end - 1 for end in high]
             scan.box(low, last, object=OBJECT, corrects_masks=True)

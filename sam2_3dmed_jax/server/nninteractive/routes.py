@@ -7,6 +7,7 @@ which the mask has changed, and the mask in it. Requests of one lease are done o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -128,10 +129,8 @@ class _Handlers:
         )
 
     async def release(self, request: Request) -> Response:
-        try:
+        with contextlib.suppress(UnknownSessionError):  # viewers release at exit, when the lease may have expired
             self._leases.release(self._leases.get(request.headers.get(LEASE_HEADER)))
-        except UnknownSessionError:
-            pass  # viewers release at exit, when the lease may have expired
         return JSONResponse({"released": True})
 
     async def heartbeat(self, request: Request) -> Response:

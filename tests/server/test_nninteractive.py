@@ -1,0 +1,95 @@
+"""nnInteractive's own clients against this server, and what viewers rely on beyond them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam2_3dmed_jax import Scan
+from sam2_3dmed_jax.server.nninteractive.axes import guessed_affine
+from tests.helpers.running_server import running_server, small_checkpoint
+from tests.helpers.scans import scan_array
+
+DRIVER = Path(__file__).parents[1] / "helpers" / "drive_nninteractive.py"
+SPACING = (3.0, 0.7, 0.8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return small_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, checkpoint):
+    with running_server(tmp_path_factory.mktemp("state"), checkpoint) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory, server):
+    """The client's mask after each interaction, of the client that is installed."""
+    pytest.importorskip("nnInteractive.inference.remote")
+    return _drive(tmp_path_factory.mktemp("client"), server.url)
+
+
+def _drive(folder, url, *python_path):
+    np.save(folder / "image.npy", scan_array())
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join([*python_path, *sys.path])}
+    command = [sys.executable, str(DRIVER), url, str(folder / "image.npy"), str(folder / "out.npz")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    with np.load(folder / "out.npz") as found:
+        return dict(found)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint):
+    """A function from prompts of a scan to its mask."""
+
+    def mask(*change):
+        scan = Scan(scan_array(), checkpoint, affine=guessed_affine(scan_array().shape, SPACING))
+        for one in change:
+            one(scan)
+        return scan.mask(1)
+
+    return mask
+
+
+def test_the_client_receives_the_masks_of_a_scan_with_the_same_prompts(steps, expected):
+    point = lambda scan: scan.click((5, 9, 10))  # noqa: E731
+    outside = lambda scan: scan.click((5, 18, 20), inside=False)  # noqa: E731
+    box = lambda scan: scan.box((7, 4, 6), (7, 11, 14))  # noqa: E731
+    assert steps["point"].any()
+    np.testing.assert_array_equal(steps["point"] > 0, expected(point))
+    np.testing.assert_array_equal(steps["outside"] > 0, expected(point, outside))
+    np.testing.assert_array_equal(steps["box"] > 0, expected(point, box))
+
+
+def test_undo_brings_back_the_mask_before(steps):
+    np.testing.assert_array_equal(steps["undo"], steps["point"])
+    assert not steps["all undone"].any()
+    np.testing.assert_array_equal(steps["point again"], steps["point"])
+
+
+def test_a_lasso_is_the_mask_of_its_slice(steps):
+    lasso = np.zeros(scan_array().shape[1:], bool)
+    lasso[4:9, 5:12] = True
+    np.testing.assert_array_equal(steps["lasso"][11] > 0, lasso)
+
+
+def test_a_seed_is_shown_as_it_is_and_can_be_corrected(steps):
+    assert steps["seed"].sum() == 4 * 8 * 10
+    assert (steps["corrected seed"] != steps["seed"]).any()
+
+
+@pytest.mark.slow
+def test_an_older_client_receives_the_same_masks(tmp_path, server, steps):
+    old = ["--target", str(tmp_path / "old"), "nninteractive-client==2.5.0"]
+    result = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *old], capture_output=True)
+    if result.returncode:
+        pytest.skip("nninteractive-client 2.5.0 cannot be installed")
+    found = _drive(tmp_path, server.url, str(tmp_path / "old"))
+    for name, mask in steps.items():
+        np.testing.assert_array_equal(found[name], mask, err_msg=name)
