@@ -23,7 +23,6 @@ HELP = "segment by clicking, in the browser or in 3D Slicer, napari and MITK"
 PORT = 1527
 SHUTDOWN_SECONDS = 5  # for requests in progress, after SIGTERM or Ctrl-C
 MAX_CONNECTIONS = 200
-MAX_MESSAGE_BYTES = 64 * 2**20  # a drawn mask of a whole volume, as run lengths
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def run(options: Options) -> None:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_max_size=settings.max_message_bytes,
         ws_per_message_deflate=False,  # messages are small already, and this keeps memory per connection small
     )
     print(_greeting(settings, listener), flush=True)

@@ -195,13 +195,6 @@ class Scan:
         known = listed([f"{number} ({label.name})" for number, label in self.objects.items()]) or "none yet"
         raise UserError(f"object: '{object}' does not exist; objects are {known}; name new ones with name_object")
 
-    def to_image(self) -> nib.Nifti1Image:
-        """Return the voxels of the image, as stored, as an image of nibabel: int16 if they fit, otherwise float32."""
-        voxels = from_canonical(self._volume.array, self._volume.grid)
-        low, high = float(voxels.min()), float(voxels.max())
-        whole = low >= -(2**15) and high < 2**15 and bool((voxels == np.rint(voxels)).all())
-        return nib.Nifti1Image(np.ascontiguousarray(voxels, np.int16 if whole else np.float32), self.affine)
-
     # Prompts
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 SILENCE_SECONDS = 60.0  # between two parts of a body, after which the client is given up
 
@@ -70,6 +70,3 @@ def parse_json_object(text: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HTTPException(400, "the body is not a JSON object")
     return value
-
-
-__all__ = ["ClientDisconnect", "parse_json_object", "read_body", "read_json", "stream_body"]

@@ -41,6 +41,7 @@ class Sessions:
 
         Raises:
             UserError: the checkpoint does not exist, is damaged, or takes no prompts.
+            OSError: the state folder cannot be made.
         """
         self.settings = settings
         self.files = ImageFiles(settings.image, settings.root, settings.max_listed)
@@ -48,6 +49,7 @@ class Sessions:
         self._opening = threading.Lock()  # one image at a time, since each needs memory of several volumes
         self._sessions: dict[str, InteractiveSession] = {}
         self._ids: dict[Path, str] = {}  # of images from files
+        settings.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = model_source(settings.model, settings.order)
         self._model: ModelSource = replace(source, load=_once(source.load))
 

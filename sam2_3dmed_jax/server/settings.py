@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.inference.propagation import PropagationOrder
 from sam2_3dmed_jax.runtime.cache_folder import cache_folder
+
+if TYPE_CHECKING:
+    from sam2_3dmed_jax.inference.propagation import PropagationOrder  # which loads JAX
 
 MIB = 2**20
 DEFAULT_PORT = 1527  # of nnInteractive's server, which viewers propose
@@ -31,7 +34,8 @@ class ServeSettings:
         idle_seconds: an image that nobody uses is closed after this time; its prompts are kept on disk.
         liveness_seconds: a viewer that sends no heartbeat loses its session after this time.
         max_upload_bytes: of one request with voxels, as it arrives.
-        max_json_bytes: of any other request, and of one WebSocket message.
+        max_json_bytes: of any other request.
+        max_message_bytes: of one WebSocket message, such as a drawn mask.
         max_voxels: of one image.
         max_listed: images of `root` that are listed.
     """
@@ -51,5 +55,6 @@ class ServeSettings:
     liveness_seconds: float = 120.0
     max_upload_bytes: int = 1024 * MIB
     max_json_bytes: int = MIB
+    max_message_bytes: int = 16 * MIB
     max_voxels: int = 2**28
     max_listed: int = 2000
