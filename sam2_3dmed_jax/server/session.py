@@ -154,7 +154,8 @@ class InteractiveSession:
     def look_at(self, index: int) -> None:
         """Encode the slices near this slice, an index along `Scan.slice_axis`, first."""
         with self._work:
-            if index != self._near and not self._is_encoded:
+            is_slice = 0 <= index < self.scan.shape[self.scan.slice_axis]
+            if is_slice and index != self._near and not self._is_encoded:
                 self._near = index
                 self._interrupt_encoding.set()
 
@@ -216,7 +217,7 @@ class InteractiveSession:
         def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
-            before = self.scan.prompts
+            before, objects = self.scan.prompts, self.scan.objects
             try:
                 if self._is_closed and queue is self._reads:  # its masks may take minutes
                     raise UserError(ENDED)
@@ -231,6 +232,8 @@ class InteractiveSession:
                 future.set_result(result)
             if self.scan.prompts is not before:
                 self._answer(arrival)
+            elif self.scan.objects != objects:
+                self._write_prompts()
 
         with self._work:
             if self._is_closed:
@@ -244,16 +247,19 @@ class InteractiveSession:
 
     def _run(self) -> None:
         while work := self._next_work():
-            try:
-                work()
-            except UserError as error:
-                self._publish(Failed(str(error)))
-            except Exception:
-                _log.exception("work on a session failed")
-                self._publish(Failed(INTERNAL_ERROR))
+            self._do(work)
         for pending in (*self._changes, *self._reads):  # of callers that wait
-            pending()
+            self._do(pending)
         self._publish(Closed())
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except UserError as error:
+            self._publish(Failed(str(error)))
+        except Exception:
+            _log.exception("work on a session failed")
+            self._publish(Failed(INTERNAL_ERROR))
 
     def _next_work(self) -> Callable[[], None] | None:
         """Return the work to do, once there is some; None if the session is closed."""
