@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.atomic_files import write_errors
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.scan.images import open_image
 from sam2_3dmed_jax.scan.models import ModelSource, model_source
@@ -40,8 +41,7 @@ class Sessions:
         """Read the description of the model; its weights are loaded with the first image.
 
         Raises:
-            UserError: the checkpoint does not exist, is damaged, or takes no prompts.
-            OSError: the state folder cannot be made.
+            UserError: the checkpoint does not exist, is damaged, or takes no prompts; or the state folder cannot be made.
         """
         self.settings = settings
         self.files = ImageFiles(settings.image, settings.root, settings.max_listed)
@@ -49,7 +49,8 @@ class Sessions:
         self._opening = threading.Lock()  # one image at a time, since each needs memory of several volumes
         self._sessions: dict[str, InteractiveSession] = {}
         self._ids: dict[Path, str] = {}  # of images from files
-        settings.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with write_errors(settings.state_folder):
+            settings.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         source = model_source(settings.model, settings.order)
         self._model: ModelSource = replace(source, load=_once(source.load))
 
