@@ -348,7 +348,7 @@ class Scan:
         write_prompt_files(path, self._prompt_set(), self._volume)
 
     def load_prompts(self, path: str | os.PathLike[str]) -> None:
-        """Replace all prompts by those of a file, as one change, and name its objects.
+        """Replace all prompts by the prompts of a file, as one change, and name its objects.
 
         Args:
             path: prompts in a format that `predict --prompts` reads, such as a file of `save_prompts`.

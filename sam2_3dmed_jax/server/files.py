@@ -19,7 +19,7 @@ class ImageFiles:
 
     Attributes:
         image: a single image; it has precedence over `root`.
-        root: folder of images; None if there is none.
+        root: folder of images, if any.
         max_listed: images that `names` returns at most.
     """
 

@@ -41,7 +41,8 @@ class Sessions:
         """Read the description of the model; its weights are loaded with the first image.
 
         Raises:
-            UserError: the checkpoint does not exist, is damaged, or takes no prompts; or the state folder cannot be made.
+            UserError: the checkpoint does not exist, is damaged, or takes no prompts; or the state folder cannot
+                be made.
         """
         self.settings = settings
         self.files = ImageFiles(settings.image, settings.root, settings.max_listed)

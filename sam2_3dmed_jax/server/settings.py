@@ -21,8 +21,8 @@ class ServeSettings:
 
     Attributes:
         model: folder of a checkpoint, or a name of published weights.
-        image: the image that the page opens; None if there is none.
-        root: folder with images that the page can open; None if there is none.
+        image: the image that the page opens, if any.
+        root: folder with images that the page can open, if any.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
         key: secret that requests must have; None: only on a loopback address.

@@ -49,7 +49,7 @@ def guessed_affine(shape: Sequence[int], spacing: Sequence[float]) -> np.ndarray
 
 
 def parse_spacing(properties: object) -> tuple[float, float, float]:
-    """Return the spacing in a viewer's `image_properties`, in the order of the voxels; 1 mm where there is none.
+    """Return the spacing in a viewer's `image_properties`, in the order of the voxels; without one, 1 mm.
 
     Raises:
         UserError: it is not three positive numbers.

@@ -81,7 +81,7 @@ class Lease:
             UserError: the viewer has sent no image or no target buffer.
         """
         if self.mask is None:
-            raise UserError("there is no target buffer; send an image and a target buffer first")
+            raise UserError("the viewer has sent no target buffer yet; send an image and a target buffer first")
         return self.mask
 
 
@@ -135,11 +135,11 @@ class Leases:
         """Return the session of a lease's image.
 
         Raises:
-            UserError: there is no image.
+            UserError: it has no image.
             UnknownSessionError: the image was closed since it was idle.
         """
         if lease.session_id is None:
-            raise UserError("there is no image; send one first")
+            raise UserError("the viewer has sent no image yet; send one first")
         return self.sessions.get(lease.session_id)
 
     def remaining_seconds(self, lease: Lease) -> float:

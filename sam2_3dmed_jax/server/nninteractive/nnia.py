@@ -45,7 +45,7 @@ def pack(array: np.ndarray) -> bytes:
     parts += [struct.pack(f"<{array.ndim}q", *array.shape), struct.pack("<I", len(starts))]
     for start in starts:
         chunk = raw[start : start + CHUNK_BYTES]
-        # The size of an element must be right: blosc2 cannot read its own frame of zeros whose length is no multiple.
+        # The size of an element must be right: blosc2 cannot read frames of zeros of other lengths.
         frame = blosc2.compress2(
             chunk,
             typesize=array.itemsize,

@@ -161,7 +161,7 @@ class _Handlers:
     async def set_target_buffer(self, request: Request, lease: Lease) -> Response:
         body = await read_json(request, self._settings.max_json_bytes)
         if lease.shape is None:
-            raise UserError("there is no image; send one first")
+            raise UserError("the viewer has sent no image yet; send one first")
         if body.get("shape") != list(lease.shape):
             raise UserError(f"shape: the target buffer does not have the shape {list(lease.shape)} of the image")
         name = body.get("dtype")
