@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class _Handlers:
         return JSONResponse({"ok": True})
 
     async def capabilities(self, request: Request) -> Response:
-        return JSONResponse({**CAPABILITIES, "license": f"as of the weights of {self._sessions.model_name}"})
+        return JSONResponse({**CAPABILITIES, "license": f"the licence of {Path(self._sessions.model_name).name}"})
 
     async def claim(self, request: Request) -> Response:
         lease = self._leases.claim()
