@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+from starlette.websockets import WebSocketDisconnect
 
 from sam2_3dmed_jax.errors import UserError, message_line
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
@@ -46,6 +47,8 @@ from sam2_3dmed_jax.server.page.messages import (
 from sam2_3dmed_jax.server.page.uploads import Uploads
 from sam2_3dmed_jax.server.session import INTERNAL_ERROR, InteractiveSession
 from sam2_3dmed_jax.server.sessions import BusyError, Sessions, UnknownSessionError
+
+PAGE_HAS_LEFT = (WebSocketDisconnect, RuntimeError, OSError)  # what sending raises then
 
 
 class Conversation:
@@ -156,7 +159,7 @@ class Conversation:
                         revision = event.state.revision
                         await self._send({"type": "prompts", "prompts": _prompts(session.scan.prompts, grid)})
                     await self._send_event(event, session, grid)
-        except (RuntimeError, OSError):  # the page has left
+        except PAGE_HAS_LEFT:
             return
         finally:
             unsubscribe()
@@ -181,12 +184,13 @@ class Conversation:
         """Tell the page if a change is refused."""
         try:
             await asyncio.wrap_future(change)
+            return
         except UserError as error:
-            await self._send({"type": "error", "message": message_line(error)})
-        except asyncio.CancelledError:
-            raise
+            refusal = message_line(error)
         except Exception:  # the session has logged it
-            await self._send({"type": "error", "message": INTERNAL_ERROR})
+            refusal = INTERNAL_ERROR
+        with contextlib.suppress(*PAGE_HAS_LEFT):
+            await self._send({"type": "error", "message": refusal})
 
     def _start(self, work: Any) -> None:
         task = asyncio.create_task(work)

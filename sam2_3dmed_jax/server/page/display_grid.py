@@ -1,9 +1,9 @@
 """Voxel grid of the browser page: the image's voxels in the order right, anterior, superior.
 
-The viewer reorders the axes of a file by rules of its own, and reports voxels in that order. The page therefore gets each
-image in an order that the viewer leaves alone, on a grid with diagonal affine: x from left to right, y from posterior to
-anterior, z from inferior to superior. Voxels are reordered, never interpolated, so that voxels of the page and of the
-file correspond exactly, for oblique and sheared images too.
+The viewer reorders the axes of a file by rules of its own, and reports voxels in that order. The page therefore gets
+each image in an order that the viewer leaves alone, on a grid with a diagonal affine: x from left to right, y from
+posterior to anterior, z from inferior to superior. Voxels are reordered, never interpolated, so that voxels of the page
+and of the file correspond exactly, for oblique and sheared images too.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from urllib.parse import unquote
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.scan.scan import Scan
 from sam2_3dmed_jax.server.bodies import stream_body
-from sam2_3dmed_jax.server.page.conversation import Conversation
+from sam2_3dmed_jax.server.page.conversation import PAGE_HAS_LEFT, Conversation
 from sam2_3dmed_jax.server.page.display_grid import DisplayGrid
 from sam2_3dmed_jax.server.page.image_description import SAVE_FORMATS
 from sam2_3dmed_jax.server.page.uploads import Uploads
@@ -116,7 +116,7 @@ class _Page:
         try:
             while (message := await socket.receive())["type"] != "websocket.disconnect":
                 await conversation.receive(message.get("text"))
-        except (WebSocketDisconnect, OSError, RuntimeError):  # the page left while it was answered
+        except PAGE_HAS_LEFT:
             return
         finally:
             await conversation.end()

@@ -18,6 +18,7 @@ let socket = null;
 let retrySeconds = 1;
 let isFirstState = true; // of the image
 let sentAt = 0; // time of the last prompt, until its slice arrives
+let sentRevision = 0; // revision at that time
 
 async function request(path, options = {}) {
   const response = await fetch(path, { credentials: "same-origin", ...options });
@@ -61,6 +62,7 @@ function send(message) {
 function sendPrompt(message) {
   if (!session.image) return;
   sentAt = performance.now();
+  sentRevision = session.revision;
   send({ object: selected, ...message });
 }
 
@@ -78,6 +80,7 @@ const RECEIVERS = {
     setColours();
     showObjects();
     showTiming();
+    if (message.revision > sentRevision && message.activity !== "answering") clickAnswered();
     drawMarks();
   },
   prompts: (message) => { session.prompts = message.prompts; drawMarks(); },
@@ -105,11 +108,15 @@ function receiveSlice(buffer) {
   const [x, y, width, height] = [10, 12, 14, 16].map((offset) => view.getUint16(offset, true));
   const part = { x, y, width, height, bits: new Uint8Array(buffer, HEADER_BYTES) };
   masks.set(view.getUint16(2, true), view.getUint16(8, true), part);
-  if (sentAt && view.getUint32(4, true) >= session.revision) {
-    lastClickMs = performance.now() - sentAt;
-    sentAt = 0;
-    showTiming();
-  }
+  if (view.getUint32(4, true) > sentRevision) clickAnswered();
+}
+
+/** Note the time of the last click, once its slice or, if no mask has changed, the state after it has arrived. */
+function clickAnswered() {
+  if (!sentAt) return;
+  lastClickMs = performance.now() - sentAt;
+  sentAt = 0;
+  showTiming();
 }
 
 let lastClickMs = null;
@@ -201,13 +208,19 @@ function paintBits(target, nx, part, value) {
   }
 }
 
-/** A place inside of a part: the voxel in the middle of the row in its middle. */
+/** The voxel of a part that is nearest to the mean of its voxels, so that it is inside of a ring, too. */
 function centroid({ x, y, width, height, bits }) {
+  const isSet = (bit) => bits[bit >> 3] & (128 >> (bit & 7));
   let sumX = 0, sumY = 0, count = 0;
   for (let bit = 0; bit < width * height; bit++) {
-    if (bits[bit >> 3] & (128 >> (bit & 7))) { sumX += bit % width; sumY += Math.floor(bit / width); count++; }
+    if (isSet(bit)) { sumX += bit % width; sumY += Math.floor(bit / width); count++; }
   }
-  return [Math.round(x + sumX / count), Math.round(y + sumY / count)];
+  let best = [0, 0], nearest = Infinity;
+  for (let bit = 0; bit < width * height; bit++) {
+    const u = bit % width, v = Math.floor(bit / width), distance = (u - sumX / count) ** 2 + (v - sumY / count) ** 2;
+    if (distance < nearest && isSet(bit)) [nearest, best] = [distance, [u, v]];
+  }
+  return [x + best[0], y + best[1]];
 }
 
 /** A slice with one byte per voxel as the bounding box of its voxels, for the server; null if it is empty. */
@@ -423,7 +436,8 @@ function drawNumbers(pen) {
   for (const [object, slices] of masks.slices) {
     const part = slices.get(crosshair[2]);
     if (!part || part.count < 40) continue;
-    const at = positionOf([...centroid(part), crosshair[2]], AXIAL);
+    part.centre ??= centroid(part);
+    const at = positionOf([...part.centre, crosshair[2]], AXIAL);
     if (at) drawText(pen, String(object), at[0] - 4, at[1] + 5);
   }
 }
@@ -757,8 +771,12 @@ function listenToControls() {
     $("name-dialog").close();
   };
   $("filter").oninput = showImages;
-  $("pick-file").onchange = () => upload([...$("pick-file").files].map((file) => [file.name, file]));
-  $("pick-folder").onchange = () => upload([...$("pick-folder").files].map((file) => [file.name, file]));
+  for (const input of [$("pick-file"), $("pick-folder")]) {
+    input.onchange = () => {
+      upload([...input.files].map((file) => [file.name, file]));
+      input.value = ""; // the same file may be chosen again
+    };
+  }
 }
 
 // --------------------------------------------------------------------------------------------------- opening and saving
@@ -865,6 +883,7 @@ async function imageOpened(message) {
   await nv.loadVolumes([{ url: message.image.url, name: "image.nii", cal_min: first.level - first.width / 2,
     cal_max: first.level + first.width / 2 }]);
   nv.createEmptyDrawing();
+  nv.clickToSegmentGrowingBitmap = null; // as large as the image, and not used here
   session.image = message.image;
   selected = 1;
   session.objects = [];
