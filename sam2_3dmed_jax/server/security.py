@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import http.cookies
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlsplit
@@ -25,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.server.settings import ServeSettings
 
+_HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(:\d{1,5})?")
 COOKIE = "sam2_3dmed_key"
 MIN_KEY = 16  # characters
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -168,9 +170,8 @@ def _is_same_origin(headers: Headers, scope: Scope) -> bool:
 
 def _host_name(host: str) -> str:
     """Return the name or address in a Host header, in lower case, without port and brackets; "" if it has none."""
-    with contextlib.suppress(ValueError):
-        return urlsplit(f"//{host}").hostname or ""
-    return ""
+    match = _HOST.fullmatch(host.lower())
+    return match["address"] or match["name"] if match else ""
 
 
 def _is_loopback(host: str) -> bool:
