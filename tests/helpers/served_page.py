@@ -69,6 +69,12 @@ class User:
         self.page.click(*self.place(voxel, plane), button=button, alt=alt)
         self.page.wait(f"session.revision > {revision}", 120)
 
+    def drag(self, first: Sequence[float], last: Sequence[float], alt: bool = False) -> None:
+        """Drag from a voxel to another one of the same axial slice."""
+        revision = self.page.run("session.revision")
+        self.page.drag([self.place(first), self.place(last)], alt=alt)
+        self.page.wait(f"session.revision > {revision}", 120)
+
     def press(self, selector: str) -> None:
         self.page.run(f"document.querySelector({json.dumps(selector)}).click()")
 

@@ -205,12 +205,12 @@ def _change(message: Message, grid: DisplayGrid) -> Callable[[Scan], Any]:
     """Return the change of a scan that a message asks for, in voxels of the file."""
     match message:
         case Click(object=number, voxel=voxel, inside=inside):
-            return lambda scan: scan.click(grid.to_file(voxel), inside, object=number)
+            return lambda scan: scan.click(grid.to_file(voxel), inside, object=number, corrects_masks=True)
         case Box(object=number, first=first, second=second):
-            return lambda scan: scan.box(grid.to_file(first), grid.to_file(second), object=number)
+            return lambda scan: scan.box(grid.to_file(first), grid.to_file(second), object=number, corrects_masks=True)
         case Scribble(object=number, z=z, inside=inside_strokes, outside=outside_strokes):
             strokes = [_volume(grid, z, mask) for mask in (inside_strokes, outside_strokes)]
-            return lambda scan: scan.scribble(*strokes, object=number)
+            return lambda scan: scan.scribble(*strokes, object=number, corrects_masks=True)
         case Draw(object=number, z=z, mask=mask):
             return lambda scan: scan.draw(_volume(grid, z, mask), object=number)
         case Undo():
