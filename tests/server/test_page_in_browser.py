@@ -229,6 +229,13 @@ def test_an_uploaded_nifti_file_is_opened_and_a_damaged_one_is_explained(user, r
     assert user.page.run("session.image.shape") == [122, 101, 16]
 
 
+def test_the_wheel_shows_the_next_slice(user):
+    user.open(CT)
+    x, y = user.place((40, 45, 10))
+    user.page.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=120)
+    user.page.wait("Math.abs(crosshair[2] - 10) === 1", 10)
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (820, 1180), (1180, 820)])
 def test_everything_fits_a_desktop_and_a_tablet(user, width, height):
     user.open(CT, width, height)
@@ -236,7 +243,7 @@ def test_everything_fits_a_desktop_and_a_tablet(user, width, height):
     assert user.page.run("document.documentElement.scrollHeight") <= height
     tiles = user.page.run("nv.screenSlices.map(({ axCorSag, leftTopWidthHeight: at }) => [axCorSag, at[2], at[3]])")
     assert sorted(kind for kind, *_ in tiles) == [0, 1, 2, 4]
-    assert all(tile_width >= 120 and tile_height >= 100 for _, tile_width, tile_height in tiles)
+    assert all(min(tile[1:]) >= 350 for tile in tiles if tile[0] == 0)
     shown = user.page.run(
         "['.notice', '#help-button', '#tools', '#undo', '#connection'].map((name) => {"
         "const box = document.querySelector(name).getBoundingClientRect(); return [box.left, box.right, box.top]; })"
@@ -252,6 +259,12 @@ def test_question_mark_lists_the_shortcuts_and_every_one_of_them_works(user):
     for key, tool in {"i": "inside", "o": "outside", "b": "box", "s": "scribble", "p": "brush", "e": "eraser"}.items():
         user.page.key(key)
         assert user.page.run("tool") == tool
+    user.place((40, 45, 10))
+    user.page.key("ArrowDown")
+    assert user.page.run("crosshair") == [40, 45, 9]
+    user.page.key("l")
+    user.page.click(*user.place((30, 60, 5)))
+    assert user.page.run("[crosshair, session.prompts]") == [[30, 60, 5], []]
     user.page.key("w")
     assert user.page.run("$('window').value") == "Lung"
     user.page.key("f")

@@ -256,6 +256,15 @@ const nv = new niivue.Niivue({
   dragMode: niivue.DRAG_MODE.none, isNearestInterpolation: false,
 });
 
+// The rendering shows masks in the chosen opacity, also where planes show contours alone.
+const drawImage3D = nv.drawImage3D;
+nv.drawImage3D = (...view) => {
+  const opacity = nv.drawOpacity;
+  nv.drawOpacity = opacity && Number($("opacity").value) / 100;
+  drawImage3D.apply(nv, view);
+  nv.drawOpacity = opacity;
+};
+
 let crosshair = [0, 0, 0];
 let framePlanned = false;
 let drawnAt = 0, drawMs = 0;
@@ -347,8 +356,11 @@ function crosshairMoved(voxel) {
 }
 nv.onLocationChange = (location) => { if (session.image) crosshairMoved(location.vox); };
 
+let shownColours = null; // by the viewer
 function setColours() {
-  const lut = nv.drawLut.lut;
+  const lut = nv.drawLut.lut, colours = session.objects.map(({ id, color }) => `${id} ${color}`).join();
+  if (session.image && colours === shownColours) return;
+  shownColours = session.image ? colours : null;
   for (let object = 1; object < 256; object++) lut.set([...rgb(colourOf(object)), 255], 4 * object);
   lut[3] = 0;
   if (nv._gl && session.image) nv.refreshColormaps();
@@ -868,6 +880,7 @@ async function imageOpened(message) {
   session.revision = 0;
   const [[kind, name]] = Object.entries(message.source);
   history.replaceState(null, "", `#${kind}=${encodeURIComponent(name)}`);
+  $("open-message").textContent = "";
   if ($("open-dialog").open) $("open-dialog").close();
   if (isSame) { // the connection was lost for a moment
     masks.keepOnly(new Set());
