@@ -13,7 +13,7 @@ from sam2_3dmed_jax.errors import UserError
 
 MAX_FILES = 5000  # of one upload; a DICOM series of a whole body has about two thousand slices
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
-_OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9.]+")
+_SUFFIX = re.compile(r"(\.[a-z]{2,5})?\.(gz|bz2)\Z|\.[a-z][a-z0-9]{1,4}\Z")
 
 
 class Uploads:
@@ -94,7 +94,6 @@ class Uploads:
 
 
 def _suffix(name: str) -> str:
-    """Return the suffix of a file name, such as .nii.gz, with letters and digits only."""
-    _, *suffixes = _OTHER_CHARACTERS.sub("", name)[-80:].rsplit(".", 2)
-    known = [f".{suffix}" for suffix in suffixes if 0 < len(suffix) <= 5]
-    return "".join(known[-2:] if known[-1:] in ([".gz"], [".bz2"]) else known[-1:]).lower()
+    """Return the suffix of a file name in lower case, such as .nii.gz; "" for none, and for the end of a DICOM UID."""
+    found = _SUFFIX.search(name.lower())
+    return found[0] if found else ""
