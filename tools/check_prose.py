@@ -18,6 +18,7 @@ LEFT_OUT = (
     "experiments/benchmarks/results/",
     "tests/parity/logs/",
     "tools/idioms.toml",
+    "sam2_3dmed_jax/server/page/static/niivue.",  # vendored
     "LICENSE",
 )
 

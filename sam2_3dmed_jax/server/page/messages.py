@@ -1,7 +1,7 @@
 """Messages of the page's WebSocket: JSON from the page, and JSON or slices of masks to it.
 
-Voxels are those of the page's grid (`display_grid.py`). A part of a slice is its bounding box and one bit per voxel,
-row by row, the first voxel in the highest bit, so that a slice of an organ takes about a kilobyte.
+Voxels have the indices of the page's grid (`display_grid.py`). A part of a slice is its bounding box and one bit per
+voxel, row by row, the first voxel in the highest bit, so that a slice of an organ takes about a kilobyte.
 """
 
 from __future__ import annotations
