@@ -217,8 +217,8 @@ def _change(message: Message, grid: DisplayGrid) -> Callable[[Scan], Any]:
             return Scan.undo
         case Redo():
             return Scan.redo
-        case Clear(object=number):
-            return lambda scan: scan.clear(number)
+        case Clear(object=cleared):
+            return lambda scan: scan.clear(cleared)
         case Name(object=number, name=name, color=color):
             return lambda scan: scan.name_object(number, name, color)
     raise AssertionError(f"{type(message).__name__} changes no prompts")
