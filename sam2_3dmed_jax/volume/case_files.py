@@ -20,7 +20,7 @@ _OF_THE_SYSTEM = ("._", ".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def list_names(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the sorted names in a folder, on disk or in a bucket; subfolders end with a slash.
+    """Return the sorted names in a folder; subfolders end with a slash.
 
     Raises:
         UserError: the folder cannot be read.

@@ -81,7 +81,12 @@ def curve_points(
 
 
 def _headline(spec: SweepSpec, summary: Sequence[ScoreRow]) -> str:
-    """Return the box at the top: each model and prompt with all other factors at their base, and at its worst."""
+    """Return the box at the top: each model and prompt with all other factors at their base, and at its worst.
+
+    It is empty without scores.
+    """
+    if not summary:
+        return ""
     classes = list(dict.fromkeys(row["class"] for row in summary))
     class_ = MACRO if len(classes) > 2 else classes[0]
     base, metrics = base_of(spec), registry.names_with("primary")
