@@ -9,8 +9,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Arrays of different rank must be broadcast explicitly: a forgotten axis would otherwise broadcast to a wrong result.
 # An environment variable, so that it also holds in the processes that tests start.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
-# Tests compile more than they compute. This leaves out LLVM's optimisation of the loops that XLA generates for CPUs.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 ROOT = Path(__file__).resolve().parents[1]
 

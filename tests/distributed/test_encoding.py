@@ -10,8 +10,7 @@ from tests.helpers import encode_on_devices
 
 
 def test_eight_devices_give_the_features_of_one_device_when_blocks_do_not_divide(tmp_path):
-    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     words = [sys.executable, "-m", encode_on_devices.__name__, str(tmp_path)]
     subprocess.run(words, env={**os.environ, **flags}, check=True, timeout=600)
     one, eight = (dict(np.load(tmp_path / f"{count}.npz")) for count in (1, 8))

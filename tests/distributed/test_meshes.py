@@ -14,8 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(mesh: str, out: Path) -> dict[str, np.ndarray]:
-    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     words = [sys.executable, "-m", train_on_meshes.__name__, str(out), mesh]
     subprocess.run(words, env={**os.environ, **flags}, check=True, timeout=900)
     return dict(np.load(out / f"{mesh}.npz"))

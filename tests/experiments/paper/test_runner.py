@@ -43,7 +43,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(data: Path, *folders: Path) -> subprocess.Popen:
     words = [sys.executable, "-m", "tests.helpers.two_seeds", *map(str, (data, *folders))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    quick = "--xla_backend_optimization_level=0"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quick}"}
     return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
