@@ -9,8 +9,8 @@ root=$1 ct=${SAM2_3DMED_REALDATA:+$SAM2_3DMED_REALDATA/abdomen/ct.nii.gz}
 [ -e "${ct:-}" ] || ct=$2
 model=hf://facebook/sam2.1-hiera-tiny@main
 
-# What Meta publishes in this repository, at 256 pixels for speed.
-python -c 'from sam2_3dmed_jax import new_model, save_model as save; save(new_model("sam2.1_hiera_tiny", 256), "random")'
+# What Meta publishes in this repository, at 128 pixels for speed.
+python -c 'from sam2_3dmed_jax import new_model, save_model as save; save(new_model("sam2.1_hiera_tiny", 128), "random")'
 sam2-3dmed convert random hub/facebook/sam2.1-hiera-tiny --to transformers
 (cd "$root" && exec python -m tests.helpers.hub_server "$OLDPWD/hub") >endpoint.txt &
 trap 'kill %%' EXIT
