@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # From an installed wheel to a mask on a CT, by the name of weights, from a hub on this machine. Called by try_wheel.sh
-# in a fresh environment with the extra `hub`. Arguments: the source tree, and a CT for want of a real one.
+# in a fresh environment with the extra `hub`. Arguments: the source tree, and a CT to use where no real one is present.
 #
-# The hub has random weights. The table pins the hash of `sam2.1_hiera_tiny`, which they cannot have; its repository at
-# another revision takes the same way and pins none.
+# The hub has random weights. They cannot have the hash that the table pins for `sam2.1_hiera_tiny`, so another revision
+# of its repository is used, for which the table pins no hash.
 set -euo pipefail
 root=$1 ct=${SAM2_3DMED_REALDATA:+$SAM2_3DMED_REALDATA/abdomen/ct.nii.gz}
 [ -e "${ct:-}" ] || ct=$2

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import errno
 import os
 import re
 import signal
@@ -20,14 +19,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, cut, message_line
+from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line, path_errors_as_mistakes
 from sam2_3dmed_jax.runtime import compilations, interrupts
 from sam2_3dmed_jax.runtime.local_paths import check_local
 
 FIELD_FLAGS = "field_flags"  # the field of a verb's options that takes all unknown flags, such as --model.preset
 READER = "reader"  # key in the metadata of a field: the function that returns its value from the parsed arguments
 
-PATH_ERRORS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR)
 _COORDINATES = re.compile(r"-([\d.][\d.eE+-]*)?(,[\d.eE+-]+)+")
 
 Record = TypeVar("Record")
@@ -208,7 +206,7 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
     interrupted = f"interrupted; {after_interrupt}"
     try:
         interrupting = interrupts.ended_during(compilations.in_progress, interrupted)
-        with _file_warnings_on_stderr(), interrupting, _path_errors_as_mistakes():
+        with _file_warnings_on_stderr(), interrupting, path_errors_as_mistakes():
             work()
     except UserError as error:
         if debug:
@@ -227,17 +225,6 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
         _print_error(f"a bug: {type(error).__name__}: ", error, " (run again with --debug and report it)")
         return 1
     return 0
-
-
-@contextlib.contextmanager
-def _path_errors_as_mistakes() -> Iterator[None]:
-    """Report a path that the operating system refuses as a user's mistake, wherever it is touched first."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in PATH_ERRORS or not error.filename:
-            raise
-        raise UserError(f"{cut(os.fsdecode(error.filename), 160)}: {error.strerror}; give another path") from error
 
 
 @contextlib.contextmanager

@@ -66,10 +66,14 @@ class History:
 
     def undo(self) -> bool:
         """Return to the state before; False if the current one is the first."""
-        self._position -= (moved := self._position > 0)
-        return moved
+        if self._position == 0:
+            return False
+        self._position -= 1
+        return True
 
     def redo(self) -> bool:
         """Return to the state that was undone last; False if the current one is the latest."""
-        self._position += (moved := self._position + 1 < len(self._states))
-        return moved
+        if self._position + 1 == len(self._states):
+            return False
+        self._position += 1
+        return True
