@@ -4,6 +4,8 @@ The command line prints a `UserError` as one line and exits with 2. `listed` and
 a message is written; `message_line` shortens messages that are still too long.
 """
 
+import errno
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from itertools import islice
 LINE = 300  # characters of a message of the command line
 NAME = 80  # characters of one name in a list
 CHOICES = 10  # number of valid values in "choose from ..."
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR)
 
 
 class UserError(Exception):
@@ -46,6 +49,17 @@ def naming(field: str) -> Iterator[None]:
         raise UserError(f"{field}: {error}") from None
 
 
+@contextmanager
+def path_errors_as_mistakes() -> Iterator[None]:
+    """Raise a `UserError` in place of the operating system's refusal of a path, wherever the block touches it first."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in PATH_ERRORS or not error.filename:
+            raise
+        raise UserError(f"{cut(os.fsdecode(error.filename), 160)}: {error.strerror}; give another path") from error
+
+
 def listed(names: Collection[object], most: int = 3, separator: str = ", ") -> str:
     """Return the first names of a list, and the number of the others, for messages.
 
@@ -56,6 +70,17 @@ def listed(names: Collection[object], most: int = 3, separator: str = ", ") -> s
     """
     first = separator.join(cut(str(name), NAME) for name in islice(names, most))
     return f"{first} and {len(names) - most} more" if len(names) > most else first
+
+
+def number_of(count: int, noun: str, plural: str = "") -> str:
+    """Return a count and its noun, such as "1 case" or "3 cases".
+
+    Args:
+        count: the number.
+        noun: in the singular.
+        plural: of the noun; "": the noun and an s.
+    """
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def counted(groups: Mapping[str, Collection[str]], most: int = 3, characters: int = 100) -> str:

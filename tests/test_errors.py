@@ -1,9 +1,11 @@
 """Messages stay short for any content of the files."""
 
+from pathlib import Path
+
 import pytest
 
 from sam2_3dmed_jax.commands.command_line import Parser, exit_code
-from sam2_3dmed_jax.errors import LINE, UserError, counted, listed, message_line
+from sam2_3dmed_jax.errors import LINE, UserError, counted, listed, message_line, path_errors_as_mistakes
 
 
 def test_a_list_has_its_first_names_and_the_number_of_the_others():
@@ -73,3 +75,10 @@ def test_debug_prints_the_complete_message_and_its_notes(capsys):
     exit_code(work, debug=True, after_interrupt="")
     written = capsys.readouterr().err
     assert "z" * 1000 in written and "all of them" in written
+
+
+def test_a_path_that_the_system_refuses_is_a_mistake_and_a_missing_file_is_not():
+    with pytest.raises(UserError, match="File name too long; give another path"), path_errors_as_mistakes():
+        Path(300 * "x").stat()
+    with pytest.raises(FileNotFoundError), path_errors_as_mistakes():
+        Path("missing").stat()

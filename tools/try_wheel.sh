@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Build the source distribution and the wheel, and try the wheel in fresh environments, far from the source tree.
-# Needs `build` and `twine` (the extra `dev`). Arguments: the versions of Python; one that is absent is reported.
+# Build the source distribution and the wheel, and try the wheel in fresh environments, far from the source tree: from
+# `pip install` to a mask on a CT, by the name of weights. Needs `build` and `twine` (the extra `dev`).
+# Arguments: the versions of Python; one that is absent is reported.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -17,14 +19,14 @@ try_wheel() {
   local version=$1 place="$scratch/$1"
   PYENV_VERSION=$version "python$version" -m venv "$place"
   cd "$place"
-  bin/pip install --no-compile "$scratch"/dist/*.whl
+  bin/pip install --no-compile "$(echo "$scratch"/dist/*.whl)[hub]"
   export PATH="$place/bin:$PATH"
   sam2-3dmed --version
   sam2-3dmed --help >help.txt
   sam2-3dmed train demo --help >help.txt
   sam2-3dmed doctor
   sam2-3dmed phantom data --cases 1 >phantom.txt 2>&1
-  test -s data/dataset.json
+  "$root/tools/try_first_mask.sh" "$root" data/imagesTr/*.nii.gz
 }
 
 declare -A tries

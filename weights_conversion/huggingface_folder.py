@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import FORMAT, parse_info, read_info
 from weights_conversion.names import EXTRA
@@ -70,8 +69,7 @@ def with_native_part(source: Source) -> Source:
         raise UserError(f"{path}: it is missing, but config.json names it; download it too")
     file = SafetensorsFile(path)
     info = parse_info(file.metadata.get(CONFIG_KEY, "{}"), str(path))
-    assert isinstance(info.model, ModelConfig)
-    plain = replace(info.model, srpp=False, bd=False)
+    plain = replace(info.sam2, srpp=False, bd=False)
     found = fit(source.tensors, plain, "transformers")
     require_fit(source, plain, found, None)
     shapes = native_shapes(plain)

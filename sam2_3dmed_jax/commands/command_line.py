@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
-from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line
+from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line, path_errors_as_mistakes
 from sam2_3dmed_jax.runtime import compilations, interrupts
 from sam2_3dmed_jax.runtime.local_paths import check_local
 
@@ -205,7 +205,8 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     interrupted = f"interrupted; {after_interrupt}"
     try:
-        with _file_warnings_on_stderr(), interrupts.ended_during(compilations.in_progress, interrupted):
+        interrupting = interrupts.ended_during(compilations.in_progress, interrupted)
+        with _file_warnings_on_stderr(), interrupting, path_errors_as_mistakes():
             work()
     except UserError as error:
         if debug:

@@ -114,6 +114,7 @@ def _write_huggingface_folder(
     from sam2_3dmed_jax.export.folder import write_hashes
     from sam2_3dmed_jax.export.model_card import CardRecords, model_card, read_summary
     from sam2_3dmed_jax.export.processor_files import processor_files
+    from sam2_3dmed_jax.hub.catalog import NOT_STATED
     from sam2_3dmed_jax.model.checkpoint import read_info
     from sam2_3dmed_jax.runtime.hashing import sha256_of_file
     from weights_conversion.convert import convert_checkpoint
@@ -130,7 +131,8 @@ def _write_huggingface_folder(
     size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["image_size"]
     for name, content in processor_files(size).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    licence = options.licence or str(info.provenance.get("licence", "")).split(";")[0]
+    stated = str(info.provenance.get("licence", NOT_STATED))
+    licence = options.licence or ("" if stated == NOT_STATED else stated.split(";")[0])
     records = CardRecords(
         name=Path(options.destination).resolve().name,
         info=info,

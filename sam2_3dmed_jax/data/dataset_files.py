@@ -46,7 +46,7 @@ class DatasetFiles(Protocol):
 
 
 class FolderFiles:
-    """A dataset in a folder, on disk or in a bucket."""
+    """A dataset in a folder."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self._root = Path(path)
@@ -66,9 +66,9 @@ class FolderFiles:
         return printable(self.path(name))
 
     def contains(self, name: str) -> bool:
-        """Return whether a file, or a link to a file, exists."""
-        file = self._root / name
-        return file.exists() and not file.is_dir()
+        """Return whether a file, or a link to a file, exists; no name is too long for the question."""
+        path = self.path(name)
+        return os.path.exists(path) and not os.path.isdir(path)
 
     def list_files(self, folder: str) -> list[str]:
         """Return the sorted names in a folder."""

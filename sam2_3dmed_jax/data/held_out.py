@@ -29,7 +29,7 @@ from sam2_3dmed_jax.data.split_choice import (
 )
 from sam2_3dmed_jax.data.split_files import first_ids, read_split_description, read_splits
 from sam2_3dmed_jax.data.splits import Split
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, number_of
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
@@ -196,7 +196,7 @@ def _split(ids: Sequence[str], run: TrainingRun, settings: Mapping[str, Any]) ->
     if not test:
         return choose_split(ids, with_split(settings)), []
     new = sorted(present - run.data.cases.keys())
-    notes = [f"{len(new)} cases are not of the training run and are left out: {first_ids(new)}"] if new else []
+    notes = [f"{number_of(len(new), 'case')} left out, not in the training run: {first_ids(new)}"] if new else []
     return Split(train, val, test), notes
 
 

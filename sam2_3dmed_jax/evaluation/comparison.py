@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError, listed
+from sam2_3dmed_jax.errors import UserError, listed, number_of
 from sam2_3dmed_jax.evaluation.result_files import (
     COMPARISON,
     COMPARISON_CASES,
@@ -105,7 +105,8 @@ def compare_methods(rows: Sequence[ScoreRow], others: Sequence[ScoreRow]) -> Com
     names = [name for name in dict.fromkeys(row["class"] for row in rows) if name in other_names]
     if not cases or not names:
         raise UserError(
-            f"--compare: the two results share {len(cases)} cases and {len(names)} classes; give results of the same "
+            f"--compare: the two results share {number_of(len(cases), 'case')} and "
+            f"{number_of(len(names), 'class', 'classes')}; give results of the same "
             "cases, with the same names of classes"
         )
     rows, others = ([row for row in side if row["case"] in cases and row["class"] in names] for side in (rows, others))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sam2_3dmed_jax.errors import number_of
 from sam2_3dmed_jax.evaluation.comparison import Difference
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.statistics import SIGNIFICANT, smallest_wilcoxon_p
@@ -22,7 +23,7 @@ def class_line(name: str, entry: dict[str, Any]) -> str:
             mean = entry[metric.name]["mean"]
             words = f"{metric.label} {'none' if mean is None else f'{mean:.{metric.digits - 1}f}'}"
             words += f" {metric.unit}" if metric.unit else ""
-            words += f" over {entry[metric.name]['n']} cases" if not means else ""
+            words += f" over {number_of(entry[metric.name]['n'], 'case')}" if not means else ""
             words += f" at {entry['tolerance_mm']:g} mm" if metric.tolerant else ""
             means.append(words)
     line = f"{name}: mean {', '.join(means)}"
@@ -45,5 +46,5 @@ def difference_line(entry: Difference, other: str) -> str:
         p = f", too few to be significant (the exact Wilcoxon test has p >= {least:.2g})"
     return (
         f"{entry['class']}: {entry['metric']} {entry['difference']:+.3f} [{low:+.3f}, {high:+.3f}] against {other} "
-        f"over {entry['cases']} cases{p}"
+        f"over {number_of(entry['cases'], 'case')}{p}"
     )

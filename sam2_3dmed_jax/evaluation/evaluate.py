@@ -12,7 +12,7 @@ from sam2_3dmed_jax.data.datasets import Dataset, read_dataset, require_folder
 from sam2_3dmed_jax.data.held_out import DatasetCases, held_out_cases
 from sam2_3dmed_jax.data.split_choice import absolute_path
 from sam2_3dmed_jax.data.split_files import first_ids
-from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.errors import UserError, naming, number_of
 from sam2_3dmed_jax.evaluation.comparison import compare_methods, comparison_cases, comparison_texts
 from sam2_3dmed_jax.evaluation.console_lines import class_line, difference_line
 from sam2_3dmed_jax.evaluation.cost import fixed_cost
@@ -277,7 +277,7 @@ def _prompt_files(folder: str, cases: Sequence[str]) -> dict[str, str]:
     files = by_name(folder)
     if not any(case in files for case in cases):
         raise UserError(
-            f"--prompts-from: {folder} has no prediction of the {len(cases)} cases to score, first "
+            f"--prompts-from: {folder} has no prediction of the {number_of(len(cases), 'case')} to score, first "
             f"{cases[0]}.nii.gz; name each like its case"
         )
     return {case: str(files[case]) for case in cases if case in files}

@@ -14,7 +14,7 @@ from typing import Any
 
 from sam2_3dmed_jax.data.datasets import UnlabelledDataset, read_test_set
 from sam2_3dmed_jax.data.split_files import first_ids
-from sam2_3dmed_jax.errors import CHOICES, UserError, listed, naming
+from sam2_3dmed_jax.errors import CHOICES, UserError, listed, naming, number_of
 from sam2_3dmed_jax.evaluation.label_files import by_name
 from sam2_3dmed_jax.evaluation.prompted_segmentation import segment_objects
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
@@ -105,12 +105,9 @@ def export_submission(
         progress("cases", number, len(tests.images))
     without_prompts = [case for case, prompts in finished.items() if not prompts]
     verdict = "admissible if those predictions are" if identity["admissible"] else "not admissible"
+    left_empty = f"note: {number_of(len(without_prompts), 'case')} without prompts, left empty: "
     return [
-        *(
-            [f"note: {len(without_prompts)} cases had no prompts and are empty: {first_ids(without_prompts)}"]
-            if without_prompts
-            else []
-        ),
+        *([left_empty + first_ids(without_prompts)] if without_prompts else []),
         f"{len(finished)} segmentations in {folder} ({verdict}: {identity['reason']}; for research use only)",
         f"manifest in {manifest}, which must not be uploaded",
     ]
@@ -171,8 +168,8 @@ def _check_cases(flag: str, where: str, tests: UnlabelledDataset, cases: Collect
         )
     if other := sorted(set(cases) - set(tests.images)):
         raise UserError(
-            f"{flag}: {where} has {len(other)} cases that are not test images of {tests.task}: {first_ids(other)}; "
-            "remove them"
+            f"{flag}: {where} has {number_of(len(other), 'case')} beyond the test images of {tests.task}: "
+            f"{first_ids(other)}; remove them"
         )
 
 

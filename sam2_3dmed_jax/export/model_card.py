@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, number_of
 from sam2_3dmed_jax.export.folder import describe_preprocessing
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo
 from sam2_3dmed_jax.sam2.presets import preset_config
 
-TRANSFORMERS_MEM_DIM = 64  # of the keys of memory attention, which transformers does not configure
+TRANSFORMERS_MEM_DIM = 64  # channels of the keys of memory attention, which transformers cannot configure
 METRICS = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95, mm"}  # the columns of the table
 
 
@@ -74,11 +74,11 @@ def _model(info: CheckpointInfo) -> str:
     modules = [name for name, used in (("SRPP", model.srpp), ("BD", model.bd)) if used]
     text = f"SAM 2 with the preset `{model.preset}`"
     text += f" and the modules {' and '.join(modules)} of SAM2-3dMed" if modules else ""
-    lines = [f"{text}, trained on {describe_preprocessing(info.preprocessing)}."]
+    lines = [f"{text}. Its input is {describe_preprocessing(info.preprocessing)}."]
     if modules:
         lines.append(
-            f"transformers runs the SAM 2 part only: without {' and '.join(modules)} its masks differ from the scores "
-            "below. `sam2_3dmed.safetensors` has the rest, which `sam2-3dmed` reads."
+            f"transformers runs the SAM 2 part only: without {' and '.join(modules)} its masks differ, and the scores "
+            "below do not hold for them. `sam2_3dmed.safetensors` has the rest, which `sam2-3dmed` reads."
         )
     return "## Model\n\n" + "\n".join(lines)
 
@@ -120,7 +120,7 @@ def _scores(summary: Mapping[str, Any]) -> str:
     trained = summary.get("trained_on_these_cases", "")
     notes = [
         f"Protocol {protocol}: {summary['protocol_definition']}.",
-        f"Means over {summary['cases']} cases with 95 % intervals, which cover {summary['ci95_covers']}.",
+        f"Means over {number_of(summary['cases'], 'case')} with 95 % intervals, which cover {summary['ci95_covers']}.",
     ]
     if trained and trained != "no":
         notes.append(f"Trained on these cases: {trained}.")

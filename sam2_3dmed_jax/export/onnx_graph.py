@@ -16,6 +16,8 @@ import onnx
 from jax.extend import core
 from onnx import TensorProto, helper, numpy_helper
 
+from sam2_3dmed_jax.runtime.hashing import sha256_of_chunks
+
 OPSET = 18
 IR_VERSION = 10  # understood by ONNX Runtime since 1.18
 _INLINED = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
@@ -82,9 +84,9 @@ class _Graph:
         return [read(atom) for atom in jaxpr.outvars]
 
     def constant(self, value: Any) -> str:
-        """Return the name of a constant; equal small ones are stored once."""
+        """Return the name of a constant; equal ones are stored once."""
         array = np.asarray(value)
-        key = (array.dtype.str, array.shape, array.tobytes() if array.size <= 1024 else id(value))
+        key = (array.dtype.str, array.shape, sha256_of_chunks([array.tobytes()]))
         if key not in self.constants:
             self.constants[key] = numpy_helper.from_array(array, self._new_name("constant"))
         return self.constants[key].name
@@ -122,7 +124,7 @@ def _same(kind: str) -> Rule:
     return lambda graph, equation, x: graph.node(kind, *x)
 
 
-def _comparison(kind: str) -> Rule:
+def _negated(kind: str) -> Rule:
     return lambda graph, equation, x: graph.node("Not", graph.node(kind, *x))
 
 
@@ -191,7 +193,10 @@ def _dot(graph: _Graph, equation: Equation, x: list[str]) -> str:
 
 
 def _gather(graph: _Graph, equation: Equation, x: list[str]) -> str:
-    """Gather single elements or whole rows; indices are cut to the valid range, which JAX's default equals there."""
+    """Gather single elements or whole rows.
+
+    Indices are clipped to the valid range. Inside of it, all of JAX's modes agree.
+    """
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     shape = _shape(equation.invars[0])
     batch, indexed = tuple(numbers.operand_batching_dims), tuple(numbers.start_index_map)
@@ -241,7 +246,7 @@ RULES: dict[str, Rule] = {
             "stop_gradient": "Identity",
         }.items()
     },
-    "ne": _comparison("Equal"),
+    "ne": _negated("Equal"),
     "square": lambda graph, equation, x: graph.node("Mul", x[0], x[0]),
     "rsqrt": lambda graph, equation, x: graph.node("Reciprocal", graph.node("Sqrt", x[0])),
     "reduce_sum": _reduction("ReduceSum"),

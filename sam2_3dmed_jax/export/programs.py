@@ -47,9 +47,9 @@ def programs_of(model: SAM2, depth: Length, steps: Length | None) -> dict[str, P
 
     Args:
         model: SAM2 or SAM2With3DMed.
-        depth: D, slices that `context` takes, the last ones padding.
-        steps: T, slices that `propagate` takes in one `lax.scan`, those with index -1 padding. None: one slice,
-            without a loop.
+        depth: D, slices that `context` takes; the last ones may be padding.
+        steps: T, slices that `propagate` takes in one `lax.scan`; slices with the index -1 are padding. None: one
+            slice, without a loop.
     """
     graphdef, _ = split(model)
     config = model.config

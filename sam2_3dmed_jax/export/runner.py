@@ -25,8 +25,8 @@ For research use only. Not for diagnosis or treatment.
 python run.py SLICES.npy SLICE X Y LOGITS.npy
 ```
 
-- `SLICES.npy`: float32 `[D, {size}, {size}, 3]`. The model was trained on {preprocessing}: map this window to [0, 1],
-  resize each slice to {size} x {size} pixels, repeat it three times, subtract {mean} and divide by {std}.
+- `SLICES.npy`: float32 `[D, {size}, {size}, 3]`. The input of the model is {preprocessing}: map this window to
+  [0, 1], resize each slice to {size} x {size} pixels, repeat it three times, subtract {mean} and divide by {std}.
 - `LOGITS.npy`: float32 `[D, {quarter}, {quarter}]`, positive inside the object.
 
 `run.py` propagates up, then down, from one prompted slice with at most {points} points, of which a box takes two. Call

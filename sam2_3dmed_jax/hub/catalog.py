@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from sam2_3dmed_jax.errors import UserError
 
 SCHEME = "hf://"
+NOT_STATED = "not stated; see the repository"  # licence of weights outside of the table
 SAFETENSORS = "model.safetensors"  # the file of a repository in the layout of transformers
 _ADDRESS = re.compile(r"hf://(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w.-]*))?(?:/(\S+\.\w+))?/?")
 
@@ -31,7 +32,7 @@ class Weights:
     name: str
     repository: str
     files: tuple[WeightsFile, ...]  # the first one that the repository has is used; .safetensors need no PyTorch
-    licence: str = "not stated; see the repository"
+    licence: str = NOT_STATED
     revision: str = ""  # commit; "": the newest one at the first download
     preset: str | None = None  # None: recognised
     image_size: int | None = None  # in pixels; None: as the file states, otherwise the preset's

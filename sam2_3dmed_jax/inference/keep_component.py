@@ -10,6 +10,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.metrics.components import components_of
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.volume.label_layers import values_in
 
 KeepRule = Literal["clicked", "largest"]
 KEEP_RULES: tuple[KeepRule, ...] = get_args(KeepRule)
@@ -53,6 +54,6 @@ def mask_filter(rule: KeepRule, prompts: Sequence[VoxelPrompt], affine: np.ndarr
 
 def filter_labels(labels: np.ndarray, keep: MaskFilter) -> None:
     """Set what a filter removes from each object of a label map `[D, H, W]` to 0, in place."""
-    for object_id in {int(value) for plane in labels if plane.any() for value in np.unique(plane)} - {0}:
+    for object_id in values_in(labels):
         mask = labels == object_id
         labels[mask & ~keep(object_id, mask)] = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, path_errors_as_mistakes
 from sam2_3dmed_jax.inference.keep_component import KeepRule, MaskFilter, filter_labels, mask_filter
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.segment import Segmentation, segment_volume
@@ -101,7 +101,7 @@ def read_job(case: PredictionCase, outputs: OutputFiles, settings: CaseSettings 
         modality=settings.modality,
     )
     for path in (outputs.labels, outputs.overlay, outputs.planes):
-        if path and os.path.exists(path) and os.path.samefile(path, case.image):
+        if path and _same_file(path, case.image):
             raise UserError(f"--out: {path} is the image itself; give another file")
     check_record_path(outputs.labels)
     prompt_set = add_labels(gather_prompts(case.prompts, volume), settings.labels, "--classes")
@@ -181,15 +181,8 @@ def _temporary_files(job: Job, temporary_path: Callable[..., Path]) -> _Temporar
 
 def _write_files(files: _TemporaryFiles, job: Job, segmentation: Segmentation, record: SegmentationRecord) -> None:
     """Write all files of a case."""
-    from sam2_3dmed_jax.pictures.display_window import display_window
-    from sam2_3dmed_jax.pictures.overlay import overlay
-    from sam2_3dmed_jax.pictures.planes import three_planes
-
-    prompts = job.prompt_set.prompts
-    window = display_window(job.volume, prompts, record["intensities"]["window"], job.settings.window)
-    for draw, path in ((overlay, files.overlay), (three_planes, files.planes)):
-        if path:
-            draw(path, job.volume, segmentation.labels, job.reference, prompts, window, objects=job.labels)
+    if files.overlay or files.planes:
+        _draw_pictures(files, job, segmentation.labels, record["intensities"]["window"])
     for object_id, mask in segmentation.object_masks() if files.objects else ():
         kept = job.keep(object_id, mask) if job.keep else mask
         _write_labels(files.objects[object_id], kept, job, {1: job.labels[object_id]})
@@ -197,6 +190,19 @@ def _write_files(files: _TemporaryFiles, job: Job, segmentation: Segmentation, r
         files.statistics.write_text(_statistics_text(job, segmentation.labels), encoding="utf-8")
     files.record.write_text(record_text(record), encoding="utf-8")
     _write_labels(files.labels, segmentation.labels, job, job.labels)
+
+
+def _draw_pictures(files: _TemporaryFiles, job: Job, labels: np.ndarray, model_window: str) -> None:
+    """Draw the pictures of a case; only this needs matplotlib."""
+    from sam2_3dmed_jax.pictures.display_window import display_window
+    from sam2_3dmed_jax.pictures.overlay import overlay
+    from sam2_3dmed_jax.pictures.planes import three_planes
+
+    prompts = job.prompt_set.prompts
+    window = display_window(job.volume, prompts, model_window, job.settings.window)
+    for draw, path in ((overlay, files.overlay), (three_planes, files.planes)):
+        if path:
+            draw(path, job.volume, labels, job.reference, prompts, window, objects=job.labels)
 
 
 def _nifti_instead(job: Job) -> Job:
@@ -261,7 +267,8 @@ def segment_cases(
                 _add_missing_statistics(case, files, settings)
                 lines.append(f"{case.name}: skipped, {files.labels} exists")
                 continue
-            record = segment_case(read_job(case, files, settings), predictor, model, progress)
+            with path_errors_as_mistakes():
+                record = segment_case(read_job(case, files, settings), predictor, model, progress)
             warn_about(record, f"{case.name}: ")
             lines.append(f"{case.name}: {', '.join(size_lines(record))}")
         except Exception as error:  # a bug on one case must not cost the others
@@ -304,4 +311,4 @@ def _write_labels(path: Path, labels: np.ndarray, job: Job, names: Mapping[int, 
 
 
 def _same_file(path: str, other: str) -> bool:
-    return os.path.exists(other) and os.path.samefile(path, other)
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)

@@ -26,12 +26,17 @@ class Segmentation:
 
     def object_masks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each object id with the mask of the object, bool `[D, H, W]`; masks may overlap."""
+        for object_id in self.result.object_ids:
+            yield object_id, self.object_mask(object_id)
+
+    def object_mask(self, object_id: int) -> np.ndarray:
+        """Return the mask of one object, bool `[D, H, W]`, which is empty for an id without a mask."""
         _, height, width = self.labels.shape
-        for object_id, logits in zip(self.result.object_ids, self.result.mask_logits, strict=True):
-            mask = np.empty(self.labels.shape, bool)
+        mask = np.zeros(self.labels.shape, bool)
+        if (logits := self.result.logits_of(object_id)) is not None:
             for d in range(len(mask)):
                 mask[d] = restore_logits(logits[d : d + 1], (height, width))[0] > self.threshold
-            yield object_id, mask
+        return mask
 
 
 def segment_volume(

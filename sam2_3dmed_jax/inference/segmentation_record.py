@@ -25,7 +25,7 @@ from sam2_3dmed_jax.metrics.components import Components, components_of
 from sam2_3dmed_jax.prompts.files import objects_json
 from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts, VoxelPrompt
 from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
-from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
+from sam2_3dmed_jax.volume.formats import case_id, segmentation_suffixes
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, canonical_to_voxel, plane_in_file
 from sam2_3dmed_jax.volume.intensity import restore_logits, window_of
 
@@ -123,8 +123,7 @@ class SegmentationRecord(TypedDict):
 def record_path(segmentation: str | os.PathLike[str]) -> Path:
     """Return the file of the record next to a segmentation: `seg.nii.gz` has `seg.json`."""
     path = Path(segmentation)
-    suffix = suffix_of(path.name, segmentation_suffixes()) or path.suffix
-    return path.with_name(f"{path.name[: len(path.name) - len(suffix)]}.json")
+    return path.with_name(f"{case_id(path.name, segmentation_suffixes()) or path.stem}.json")
 
 
 def check_record_path(segmentation: str | os.PathLike[str]) -> None:
@@ -246,8 +245,8 @@ def _object_record(
     wanted |= {components.at(place) for place, click in clicks if click["label"]} - {0}
     wanted_voxels = sum(int(components.sizes[number - 1]) for number in wanted)
     areas = np.count_nonzero(mask, axis=(1, 2))
-    extent = sorted(plane_in_file(grid, 0, int(d))[1] for d in np.flatnonzero(areas))
     in_file = [plane_in_file(grid, 0, d)[1] for d in range(len(areas))]
+    extent = sorted(in_file[d] for d in np.flatnonzero(areas))
     scores = special.expit(result.object_score_logits[row])
     return ObjectRecord(
         id=object_id,

@@ -37,18 +37,19 @@ def statistics_rows(case: str, labels: np.ndarray, volume: Volume, objects: Mapp
         found = object_statistics(labels == object_id, volume.array, volume.canonical_affine)
         codes = segment_codes(label)
         nowhere = (None, None, None)
-        numbers = (
-            *(found.volume_ml, found.slices, found.mean, found.sd, found.min, found.max),
-            *(found.box_min_mm or nowhere),
-            *(found.box_max_mm or nowhere),
-            *(found.centroid_mm or nowhere),
-            found.axial_diameter_mm,
+        places = *(found.box_min_mm or nowhere), *(found.box_max_mm or nowhere), *(found.centroid_mm or nowhere)
+        cells = (
+            *(case, str(object_id), label.name, codes.type.code if codes.is_known else ""),
+            *map(_cell, (found.volume_ml, found.slices, found.mean, found.sd, found.min, found.max)),
+            "HU" if volume.modality == "CT" else "",
+            *map(_cell, (*places, found.axial_diameter_mm)),
         )
-        cells = ["" if number is None else f"{number:.6g}" for number in numbers]
-        cells.insert(6, "HU" if volume.modality == "CT" else "")
-        code = codes.type.code if codes.is_known else ""
-        rows.append(dict(zip(COLUMNS, (case, str(object_id), label.name, code, *cells), strict=True)))
+        rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return rows
+
+
+def _cell(number: float | None) -> str:
+    return "" if number is None else f"{number:.6g}"
 
 
 def read_table(path: str | os.PathLike[str]) -> list[Row]:

@@ -168,7 +168,7 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
 
 
 def _other_format(path: Path) -> str:
-    """Return the format of a checkpoint of another project that `convert` reads; "": it is none."""
+    """Return the format of a checkpoint of another project, which `convert` reads, or "" for any other path."""
     if path.is_file():
         return f"a {path.suffix} file" if path.name.endswith(FILES_OF_OTHERS) else ""
     holds_weights = any((path / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))

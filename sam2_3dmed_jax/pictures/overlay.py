@@ -12,12 +12,13 @@ import matplotlib
 import numpy as np
 
 from sam2_3dmed_jax.pictures.display_window import display_window
-from sam2_3dmed_jax.pictures.view import Interval, label_values, slices_through, zoom_box
+from sam2_3dmed_jax.pictures.view import Interval, slices_through, zoom_box
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.geometry import Volume, plane_in_file
 from sam2_3dmed_jax.volume.intensity import Window, apply_window
+from sam2_3dmed_jax.volume.label_layers import values_in
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -100,7 +101,7 @@ def _zooms(
     volume: Volume, prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]
 ) -> Iterator[_Zoom]:
     """Yield the enlarged slices of the first objects that are prompted or predicted."""
-    ids = {*label_values(prediction)} | {prompt.object_id for prompt in prompts}
+    ids = {*values_in(prediction)} | {prompt.object_id for prompt in prompts}
     for object_id in sorted(ids)[:ZOOMED_OBJECTS]:
         own = [prompt for prompt in prompts if prompt.object_id == object_id]
         mask = prediction == object_id

@@ -26,11 +26,12 @@ from sam2_3dmed_jax.pictures.overlay import (
     slice_title,
     write_figure_with_legend,
 )
-from sam2_3dmed_jax.pictures.view import Interval, centre_of_prompts, centre_voxel, label_values, zoom_box
+from sam2_3dmed_jax.pictures.view import Interval, centre_of_prompts, centre_voxel, zoom_box
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import Window, apply_window
+from sam2_3dmed_jax.volume.label_layers import values_in
 
 OBJECTS = 4  # maximum number of objects in a picture
 SMALL = 0.4  # an object is enlarged if the part around it is less than this of the volume's height and width
@@ -113,9 +114,9 @@ def _views(
     volume: Volume, prediction: np.ndarray, reference: np.ndarray | None, prompts: Sequence[VoxelPrompt]
 ) -> Iterator[_View]:
     """Yield the rows of the picture; without any object, one through the middle of the volume."""
-    ids = {*label_values(prediction)} | {prompt.object_id for prompt in prompts}
+    ids = {*values_in(prediction)} | {prompt.object_id for prompt in prompts}
     if reference is not None and not ids:
-        ids = {*label_values(reference)}
+        ids = {*values_in(reference)}
     depth, height, width = prediction.shape
     middle = depth // 2, height // 2, width // 2
     if not ids:

@@ -47,7 +47,7 @@ def training_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) ->
 
 
 def _running_mean(values: list[float]) -> list[float]:
-    """Return the mean of each value and those before it, a tenth of all values together; NaN is left out."""
+    """Return, for each value, the mean of the last values up to it, a tenth of all values; NaN is left out."""
     width = max(len(values) // 10, 1)
     means = []
     for end in range(1, len(values) + 1):

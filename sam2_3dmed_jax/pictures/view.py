@@ -18,7 +18,7 @@ Interval = tuple[int, int]  # first and last voxel
 
 
 def prompt_places(prompt: VoxelPrompt) -> list[Place]:
-    """Return the places of a prompt: its points, those inside of the object first, the centre of its box or mask."""
+    """Return the places of a prompt: its points, those inside the object first, and the centre of its box or mask."""
     order = np.argsort([-label for label in prompt.labels], kind="stable")
     places = [(float(prompt.slice), prompt.points[i][1], prompt.points[i][0]) for i in order]
     if prompt.box is not None:
@@ -54,11 +54,6 @@ def centre_voxel(mask: np.ndarray) -> tuple[int, int, int]:
     slices = np.flatnonzero(area)
     d = int(slices[np.abs(slices - np.average(slices, weights=area[slices])).argmin()])
     return d, *centre_pixel(mask[d])
-
-
-def label_values(labels: np.ndarray) -> list[int]:
-    """Return the values of a label map `[D, H, W]` except 0, in order."""
-    return sorted({int(value) for plane in labels if plane.any() for value in np.unique(plane)} - {0})
 
 
 def slices_through(present: np.ndarray, prompts: Sequence[VoxelPrompt], fewest: int, most: int) -> list[int]:

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.geometry import Grid, voxel_to_canonical
+from sam2_3dmed_jax.volume.label_layers import values_in
 
 MAX_POINTS = 256  # per object and slice; each point is a token that the decoder attends to
 
@@ -127,7 +128,8 @@ def mask_prompts(labels: np.ndarray, source: str = "the mask") -> list[VoxelProm
     prompts = []
     for value in drawn_object_ids(labels, source):
         mask = labels == value
-        prompts += [VoxelPrompt(value, int(d), mask=mask[d]) for d in np.flatnonzero(mask.any((1, 2)))]
+        # Copies, because a view would keep the mask of the whole volume in memory for as long as a prompt is kept.
+        prompts += [VoxelPrompt(value, int(d), mask=mask[d].copy()) for d in np.flatnonzero(mask.any((1, 2)))]
     return prompts
 
 
@@ -137,7 +139,7 @@ def drawn_object_ids(labels: np.ndarray, source: str) -> list[int]:
     Raises:
         UserError: the label map is empty, or a value is not an object id.
     """
-    values = [int(value) for value in np.unique(labels) if value]
+    values = values_in(labels)
     if not values:
         raise UserError(f"{source} is empty; draw the object on at least one slice")
     for value in (values[0], values[-1]):

@@ -108,10 +108,14 @@ class History:
 
     def undo(self) -> bool:
         """Return to the state before; False if the current one is the first."""
-        self._position -= (moved := self.can_undo)
-        return moved
+        if not self.can_undo:
+            return False
+        self._position -= 1
+        return True
 
     def redo(self) -> bool:
         """Return to the state that was undone last; False if the current one is the latest."""
-        self._position += (moved := self.can_redo)
-        return moved
+        if not self.can_redo:
+            return False
+        self._position += 1
+        return True

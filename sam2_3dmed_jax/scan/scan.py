@@ -63,7 +63,7 @@ from sam2_3dmed_jax.volume.io import prepare_segmentation, volume_of, write_segm
 from sam2_3dmed_jax.volume.modality import ModalitySources, parse_modality
 from sam2_3dmed_jax.volume.nifti import label_image
 
-BLOCK = 4  # slices between two looks at `cancel`; fewer cost more copies of features
+CANCEL_BLOCK = 4  # slices between two checks of `cancel`; smaller blocks copy features more often
 KEPT = 2  # finished segmentations that are kept, so that `undo` shows the one before at once
 
 OnSlice = Callable[[int, int, np.ndarray], None]
@@ -376,7 +376,7 @@ class Scan:
     # Masks
 
     def encode(self, near: int | None = None, cancel: Cancel | None = None) -> bool:
-        """Encode the slices of the image that are not encoded yet; later work needs no more than the model's rest.
+        """Encode the slices of the image that are not encoded yet, so that later calls run the rest of the model only.
 
         Args:
             near: slice along `slice_axis` that is encoded first, followed by its neighbours.
@@ -403,7 +403,7 @@ class Scan:
         return self._history.current.latest is not None
 
     def preview(self) -> SliceMask:
-        """Segment one slice at once: the slice of the latest prompt, or the middle one of several.
+        """Segment one slice immediately: the slice of the latest prompt, or the middle one of several.
 
         It is made from the prompts of one object on this slice alone, so that it takes the same short time for any
         image and any number of prompts.
@@ -427,6 +427,7 @@ class Scan:
         Args:
             on_slice: called once for each object and slice, with the id of the object, the slice along `slice_axis` and
                 its mask as in `SliceMask`: first the slices with prompts, then their neighbours, away from the prompts.
+                Masks that are known already are reported object by object.
             cancel: stops the work between two slices when it is set, for example because of another click.
 
         Returns:
@@ -449,7 +450,7 @@ class Scan:
                     for index in range(len(logits)):
                         report(object_id, index, logits[index])
             else:
-                session = Session(self._predictor, self._store, self._report, BLOCK)
+                session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
                 session.add(to_slices(state.prompts, self._slice_shape, self._size))
                 finished = state, label_result(session.result(report), self._slice_shape)
                 self._finished = [*self._finished, finished][-KEPT:]
@@ -470,11 +471,7 @@ class Scan:
         """
         number = None if object is None else self._object_id(object, new=False)
         segmentation = self._segmentation()
-        if number is None:
-            found = segmentation.labels
-        else:
-            masks = (mask for object_id, mask in segmentation.object_masks() if object_id == number)
-            found = next(masks, np.zeros(self._volume.array.shape, bool))
+        found = segmentation.labels if number is None else segmentation.object_mask(number)
         return np.ascontiguousarray(from_canonical(found, self._volume.grid))
 
     def volumes_ml(self) -> dict[int, float]:
@@ -484,9 +481,8 @@ class Scan:
             UserError: there are no prompts.
         """
         segmentation = self._segmentation()
-        counts = np.bincount(segmentation.labels.reshape(-1))
         return {
-            object_id: float(counts[object_id]) * self._volume.voxel_volume_ml if object_id < len(counts) else 0.0
+            object_id: np.count_nonzero(segmentation.labels == object_id) * self._volume.voxel_volume_ml
             for object_id in segmentation.result.object_ids
         }
 
@@ -589,7 +585,8 @@ class Scan:
         """Return the mask of a slice, bool in the axis order of the image, from logits `[S/4, S/4]`."""
         mask = restore_logits(logits[None], self._slice_shape)[0] > 0
         repeated = from_canonical(np.broadcast_to(mask, self._volume.array.shape), self._volume.grid)
-        return np.ascontiguousarray(np.take(repeated, 0, axis=self.slice_axis))
+        # `np.take` would copy all slices of this view.
+        return np.ascontiguousarray(np.moveaxis(repeated, self.slice_axis, 0)[0])
 
     def _report(self, what: str, done: int, total: int, note: str = "") -> None:
         if self._progress:

@@ -1,7 +1,7 @@
 """SNOMED CT codes and display colours of organs and lesions, by name.
 
-Codes and meanings are of DICOM's context groups (PS3.16); a test compares them with pydicom's dictionary. Colours are
-those of 3D Slicer's "General Anatomy" terminology, so that an organ has one colour in all viewers; concepts that it
+Codes and meanings are of DICOM's context groups (PS3.16); a test compares them with pydicom's dictionary. Colours
+come from 3D Slicer's "General Anatomy" terminology, so that an organ has one colour in all viewers; concepts that it
 lacks have the colour of a related one. Names of other structures have neither code nor colour.
 """
 
@@ -42,7 +42,7 @@ class SegmentCodes:
 
     @property
     def is_known(self) -> bool:
-        """Whether the type says more than that the segment is tissue."""
+        """Whether the type is more specific than tissue."""
         return self.type != TISSUE
 
 

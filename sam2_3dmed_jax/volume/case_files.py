@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sam2_3dmed_jax.errors import FileWarning, UserError, cut, listed
+from sam2_3dmed_jax.errors import FileWarning, UserError, cut, listed, number_of
 from sam2_3dmed_jax.volume import formats
 from sam2_3dmed_jax.volume.formats import case_id, suffix_of
 
@@ -20,7 +20,7 @@ _OF_THE_SYSTEM = ("._", ".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def list_names(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the sorted names in a folder, on disk or in a bucket; subfolders end with a slash.
+    """Return the sorted names in a folder; subfolders end with a slash.
 
     Raises:
         UserError: the folder cannot be read.
@@ -69,15 +69,11 @@ def warn_left_out(names: Sequence[str], folder: str | os.PathLike[str], reason: 
     """Warn about files of a folder that are not used, with at most three names; hidden files are only counted."""
     mentioned = [name for name in names if not name.startswith(_OF_THE_SYSTEM)]
     visible = [cut(name, _NAME) for name in mentioned if not name.startswith(".")]
-    parts = [f"{_files(len(visible))} left out ({reason}): {listed(visible)}"] if visible else []
+    parts = [f"{number_of(len(visible), 'file')} left out ({reason}): {listed(visible)}"] if visible else []
     if hidden := len(mentioned) - len(visible):
-        parts.append(f"{_files(hidden, 'hidden ')} left out")
+        parts.append(f"{number_of(hidden, 'hidden file')} left out")
     if parts:
         warnings.warn(f"{folder}: {'; '.join(parts)}", FileWarning, stacklevel=2)
-
-
-def _files(count: int, kind: str = "") -> str:
-    return f"1 {kind}file" if count == 1 else f"{count} {kind}files"
 
 
 def _belongs_to(name: str, files: dict[str, str]) -> bool:

@@ -26,6 +26,7 @@ from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, as_label, rgb, segm
 from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource, data_set, library_errors, source_of
 from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Volume, from_canonical
 from sam2_3dmed_jax.volume.image_file import optional
+from sam2_3dmed_jax.volume.label_layers import values_in
 
 _RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, but what readers of referenced studies expect
@@ -61,7 +62,7 @@ def write_rtstruct(
         raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected integers {like.grid.canonical_shape}")
     source = source or source_of(path, like)
     stored = from_canonical(labels, like.grid)
-    values = sorted({int(value) for each in labels for value in np.unique(each)} - {0} | set(names))
+    values = sorted({*values_in(labels), *names})
     if values and values[0] < 0:
         raise UserError(f"{path} would hold the label {values[0]}, expected 1 or more: renumber the labels")
     to_lps = LPS_TO_RAS @ like.grid.affine
@@ -179,6 +180,7 @@ def _structure_set(
         RTReferencedSeriesSequence=[series],
     )
     frame = data_set(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
+    slices = _slice_references(source)
     now, version = datetime.datetime.now(), metadata.version("sam2-3dmed-jax")
     result = data_set(
         SpecificCharacterSet="ISO_IR 192",
@@ -209,9 +211,7 @@ def _structure_set(
             )
             for value, label in labels.items()
         ],
-        ROIContourSequence=[
-            _drawn(value, label, contours.get(value, ()), _slice_references(source)) for value, label in labels.items()
-        ],
+        ROIContourSequence=[_drawn(value, label, contours.get(value, ()), slices) for value, label in labels.items()],
         RTROIObservationsSequence=[_observation(value, label) for value, label in labels.items()],
     )
     result.file_meta = optional("pydicom.dataset", "RTSTRUCT").FileMetaDataset()

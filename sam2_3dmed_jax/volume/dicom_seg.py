@@ -22,6 +22,7 @@ from sam2_3dmed_jax.volume.anatomy_codes import Concept, ObjectLabel, as_label, 
 from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource, library_errors, source_of
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical
 from sam2_3dmed_jax.volume.image_file import optional
+from sam2_3dmed_jax.volume.label_layers import values_in
 
 
 def write_dicom_seg(
@@ -52,7 +53,7 @@ def write_dicom_seg(
         raise ValueError(f"labels are {labels.dtype} {labels.shape}, expected integers {like.grid.canonical_shape}")
     hd = _library(path)
     source = source or source_of(path, like)
-    values = sorted({int(value) for each in labels for value in np.unique(each)} - {0})
+    values = values_in(labels)
     if not values or values[0] < 0 or values[-1] > np.iinfo(np.uint16).max:
         raise UserError(
             f"{path} would hold {len(values)} labels up to {max(values, default=0)}, expected one or more from 1 to "

@@ -40,7 +40,7 @@ _MAY_BE_EMPTY = {
     "ReferringPhysicianName": "PN",
     "PositionReferenceIndicator": "LO",
 }
-NIFTI_INSTEAD = "write NIfTI (.nii.gz) instead"
+_NIFTI_INSTEAD = "write NIfTI (.nii.gz) instead"
 _SEXES = ("M", "F", "O")
 _LARGEST_SERIES_NUMBER = 2**31 - 1 - 1000  # DICOM's integers are 32-bit, and the segmentation's number is 1000 more
 # Leading zeros are wrong, but common, and every reader accepts them; a corrected UID would name another object.
@@ -88,7 +88,7 @@ def library_errors(path: str | os.PathLike[str], like: Volume) -> Iterator[None]
     except Exception as error:
         raise UserError(
             f"{path} cannot be made from {like.grid.source} ({type(error).__name__}: {one_line(error)[:120]}): "
-            f"{NIFTI_INSTEAD}"
+            f"{_NIFTI_INSTEAD}"
         ) from error
 
 
@@ -128,16 +128,16 @@ def _stack_of(path: str | os.PathLike[str], like: Volume) -> Stack:
     """
     source = like.grid.source
     if not source or not is_dicom(source):
-        raise UserError(f"{path} needs a DICOM series as its source, found {source or 'an array'}: {NIFTI_INSTEAD}")
+        raise UserError(f"{path} needs a DICOM series as its source, found {source or 'an array'}: {_NIFTI_INSTEAD}")
     # The volume was read with or without unreadable files; its grid is compared below.
     stack = stack_frames(find_series(source, skip_unreadable=True).frames, source, resample=True)
     if stack.resampling:
         raise UserError(
             f"{path} would segment {source}, whose slices were resampled to a regular grid: DICOM segmentations "
-            f"refer to the slices as they are, {NIFTI_INSTEAD}"
+            f"refer to the slices as they are, {_NIFTI_INSTEAD}"
         )
     if stack.grid.shape != like.grid.shape or not np.allclose(stack.grid.affine, like.grid.affine, rtol=0, atol=1e-6):
-        raise UserError(f"{source} has changed since it was read, or the volume was resampled: {NIFTI_INSTEAD}")
+        raise UserError(f"{source} has changed since it was read, or the volume was resampled: {_NIFTI_INSTEAD}")
     if any(os.path.exists(path) and os.path.samefile(path, frame.path) for frame in stack.frames):
         raise UserError(f"{path} is a slice of the source series: give another output file")
     return stack

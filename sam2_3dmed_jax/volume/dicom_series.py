@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError, listed
+from sam2_3dmed_jax.errors import UserError, listed, number_of
 from sam2_3dmed_jax.volume.dicom_deflate import NO_CHECKSUM, is_deflated
 from sam2_3dmed_jax.volume.dicom_file import is_companion, is_dicom_file
 from sam2_3dmed_jax.volume.dicom_frame import Frame, frame_count, frames_in, read_header, reading, text_of
@@ -206,16 +206,16 @@ def _notes(place: Path, files: _Files) -> Iterable[str]:
     """Yield what a user should know about a series that can be read."""
     if files.unreadable:
         names = listed([file.name for file in files.unreadable])
-        yield f"{place}: left out {_count(len(files.unreadable), 'unreadable file')}: {names}"
+        yield f"{place}: left out {number_of(len(files.unreadable), 'unreadable file')}: {names}"
     classes = {file: _sop_class(header) for file, header in files.others.items()}
     if others := [f"{file.name} ({name})" for file, name in classes.items() if name != _DIRECTORY]:
-        yield f"{place}: left out {_count(len(others), 'DICOM file')} without slices of a volume: {listed(others)}"
+        yield f"{place}: left out {number_of(len(others), 'DICOM file')} without slices of a volume: {listed(others)}"
     if any(map(is_deflated, files.slices.values())):
         yield f"{place} {NO_CHECKSUM}"
     signs = [*_counts(list(files.slices.values())), *_numbering([*files.slices.values(), *files.others.values()])]
     if signs:
         slices = sum(map(frame_count, files.slices.values()))
-        yield f"{place} has {_count(slices, 'slice')} and may be incomplete: {'; '.join(signs)}"
+        yield f"{place} has {number_of(slices, 'slice')} and may be incomplete: {'; '.join(signs)}"
 
 
 def _counts(headers: Sequence[Any]) -> Iterable[str]:
@@ -263,7 +263,3 @@ def _whole_number(header: Any, keyword: str) -> int | None:
         return None if value in (None, "") else int(value)
     except Exception:  # pydicom parses elements on access and raises errors of many kinds
         return None
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -9,6 +9,7 @@ The canonical order of a file is its own. A second file on the same grid is brou
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ _SINGULAR = 1e-6
 GRID_TOLERANCE_MM = 0.01
 _DIRECTION_DECIMALS = 4  # of the cosines that choose the canonical order, so that rounding in files does not choose it
 _IDENTITY = np.array([[0, 1], [1, 1], [2, 1]])
+_IDENTITY.flags.writeable = False
 
 NEIGHBOURS_26 = np.ones((3, 3, 3), bool)  # voxels that share a corner belong to one connected component
 
@@ -77,16 +79,17 @@ class Grid:
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", shape)
 
-    @property
+    @functools.cached_property  # read for each click and each slice
     def transform(self) -> np.ndarray:
         """`[3, 2]` int: for each file axis its canonical axis (0 D, 1 H, 2 W) and direction (1, or -1 if flipped)."""
         if self.is_canonical:
-            return _IDENTITY.copy()
+            return _IDENTITY
         left, _, right = np.linalg.svd(self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0))
         rotation = np.eye(4)
         rotation[:3, :3] = np.round(left @ right, _DIRECTION_DECIMALS) + 0.0  # the sum turns -0.0 into 0.0
-        transform = orientations.ornt_transform(orientations.io_orientation(rotation), _CANONICAL)
-        return np.asarray(transform).astype(int)
+        transform = orientations.ornt_transform(orientations.io_orientation(rotation), _CANONICAL).astype(int)
+        transform.flags.writeable = False
+        return np.asarray(transform)
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:

@@ -81,7 +81,7 @@ def read_volume(
 def open_image(
     path: str | os.PathLike[str], *, index: int | None = None, resample: bool = False, skip_unreadable: bool = False
 ) -> ImageFile:
-    """Read and check the header of an image, for `volume_of`; arguments and errors are those of `read_volume`."""
+    """Read and check the header of an image, for `volume_of`; arguments and errors as in `read_volume`."""
     image = _open(path, index, resample, skip_unreadable)
     for note in image.notes:
         warnings.warn(note, FileWarning, stacklevel=3)

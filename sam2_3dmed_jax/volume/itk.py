@@ -117,7 +117,6 @@ def from_simpleitk(image: Any) -> ImageFile:
         )
     check_size("the image", shape)
     affine = lps_affine(image.GetDirection(), image.GetSpacing(), image.GetOrigin())
-
     sitk = optional("SimpleITK", "the image")
 
     def read(dtype: type | None) -> np.ndarray:

@@ -34,6 +34,12 @@ def mask_of_values(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
     return np.asarray(labels == values[0]) if len(values) == 1 else np.isin(labels, values)
 
 
+def values_in(labels: np.ndarray) -> list[int]:
+    """Return the values of a label map `[D, H, W]` except 0, in order."""
+    # Most planes of most label maps are empty; `np.unique` of a whole volume takes seconds.
+    return sorted({int(value) for plane in labels if plane.any() for value in np.unique(plane)} - {0})
+
+
 @dataclass(frozen=True, eq=False)
 class LabelLayers:
     """Label maps of one grid. Each label is in one layer; labels of different layers may overlap.
@@ -64,7 +70,7 @@ class LabelLayers:
 
     def values(self) -> list[int]:
         """Return the labels of all layers but 0, sorted."""
-        return sorted({int(value) for layer in self.layers for value in np.unique(layer)} - {0})
+        return sorted({value for layer in self.layers for value in values_in(layer)})
 
     def map_layers(self, change: Callable[[np.ndarray], np.ndarray]) -> LabelLayers:
         """Return the layers after a function of a label map, such as resampling."""

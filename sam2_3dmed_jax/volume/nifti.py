@@ -90,6 +90,7 @@ def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
     def read(dtype: type | None) -> np.ndarray:
         try:
             proxy = image.dataobj
+            # Scaled by the same function as a file that is given by its path, so that the values are the same.
             scaled = nib.is_proxy(proxy) and hasattr(proxy, "get_unscaled")
             voxels = proxy.get_unscaled() if scaled else np.asanyarray(proxy)
             one = voxels.reshape(*grid.shape, -1, order="F")[..., volume]

@@ -447,3 +447,19 @@ def test_a_process_prints_a_mistake_on_stderr_and_help_without_loading_jax(tmp_p
     failed = subprocess.run([*module, "predict", *words], env=environment, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 2 and failed.stdout == ""
     assert failed.stderr.startswith("error: ") and len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "phantom LONG",
+        "prepare LONG out",
+        "inspect LONG",
+        "train demo --data.path LONG --out o",
+        "predict LONG x --out o.nii",
+    ],
+)
+def test_a_name_too_long_for_the_file_system_is_one_line(words: str, capsys: pytest.CaptureFixture[str]):
+    assert main(words.replace("LONG", 300 * "x").split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1

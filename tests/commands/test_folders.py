@@ -109,7 +109,7 @@ def test_a_case_with_any_ending_is_segmented(checkpoint: str, tmp_path: Path, en
         save(cases / f"x{ending}", SCAN)
     (cases / "x.Prompts.JSON").write_text(json.dumps({"objects": [{"points": [{"voxel": [6, 6, 3]}]}]}))
     assert main(["predict", checkpoint, "--cases", str(cases), "--out", str(tmp_path / "out")]) == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.json", "x.nii.gz"]
 
 
 def test_two_images_of_one_prompted_case_are_refused_and_other_files_are_named(checkpoint: str, tmp_path: Path, capsys):

@@ -115,7 +115,7 @@ def test_of_a_run_of_version_0_1_cases_with_the_ids_of_training_cases_are_refuse
     other = RecordedCases([*IDS, "new"], "other sizes")
     split, run, trained, notes = held_out_cases(other, checkpoint, {})
     assert (split.test, run["fold"], trained) == (HELD_OUT, 1, "unknown")
-    assert "1 cases are not of the training run and are left out: 'new'" in notes[0]
+    assert "1 case left out, not in the training run: 'new'" in notes[0]
     assert "cannot tell whether" in notes[1] and "recorded no contents" in notes[1]
     with pytest.raises(UserError, match="was trained on 2 of 3 cases"):
         held_out_cases(other, checkpoint, {"fold": 0})

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_the_volume_benchmark_prints_one_row_per_number_of_objects():
     words = ["--model", "nano", "--image-size", "64", "--slices", "6", "--objects", "1", "2"]
     command = [sys.executable, ROOT / "experiments" / "benchmarks" / "volume.py", *words]
@@ -24,6 +23,7 @@ def test_the_volume_benchmark_prints_one_row_per_number_of_objects():
         assert values[0] == objects and all(value > 0 for value in values)
 
 
+@pytest.mark.slow
 def test_the_data_benchmark_compares_shards_with_nifti_and_shows_memory_at_intervals():
     words = ["--cases", "2", "--depth", "16", "--clips", "5", "--memory-clips", "20"]
     command = [sys.executable, ROOT / "experiments" / "benchmarks" / "data.py", *words]
@@ -38,6 +38,7 @@ def test_the_data_benchmark_compares_shards_with_nifti_and_shows_memory_at_inter
     assert rows[-1].startswith("Growth after the first 2 clips")
 
 
+@pytest.mark.slow
 def test_the_tpu_benchmark_prints_the_plan_and_attention_stores_no_score_matrix():
     words = ["--presets", "nano", "--image-size", "512", "--work", "attention", "--attention", "flash"]
     command = [sys.executable, "-m", "experiments.benchmarks.tpu", *words]

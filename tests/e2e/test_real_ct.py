@@ -14,7 +14,7 @@ import pytest
 
 from sam2_3dmed_jax.commands.main import main
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 EXPERIMENT = """
 from sam2_3dmed_jax.config import *

@@ -126,7 +126,7 @@ def test_a_submission_that_is_not_possible_is_refused_in_one_sentence(
         capsys, checkpoint, "CT.nii.gz", "--prompts-from", str(auto), "--out", "x.nii.gz"
     )
     shutil.copy(auto / "pancreas_3.nii.gz", auto / "pancreas_5.nii.gz")
-    assert "1 cases that are not test images of Task07_Pancreas: 'pancreas_5'" in mistake(capsys, *words)
+    assert "1 case beyond the test images of Task07_Pancreas: 'pancreas_5'" in mistake(capsys, *words)
     (auto / "pancreas_5.nii.gz").unlink()
     (auto / "pancreas_4.nii.gz").unlink()
     assert "lacks 1 of the 2 test images of Task07_Pancreas: 'pancreas_4'" in mistake(capsys, *words)

@@ -91,7 +91,7 @@ def test_a_missing_or_useless_folder_is_a_mistake(words: list[str], home: Path, 
     assert capsys.readouterr().err.startswith(f"error: experiments {words[0]}: ")
 
 
-@pytest.mark.slow
+@pytest.mark.long  # builds a wheel; tools/try_wheel.sh tries one in each run of CI
 def test_a_wheel_contains_the_experiments_once_and_no_other_file_of_their_folder(tmp_path: Path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
     subprocess.run(command, check=True, timeout=500)

@@ -4,7 +4,7 @@
 
 serves `FOLDER/owner/repository/...` and prints the value for `HF_ENDPOINT`. Large files (`.safetensors`, `.pt`) are
 redirected to another host, with their SHA-256 as ETag, and are sent in ranges; small ones are sent at once. A
-repository has one content, which is served under every revision: a branch has a commit derived from the content.
+repository has one content, which is served as the branch `main`, whose commit is derived from it, and as every commit.
 """
 
 from __future__ import annotations

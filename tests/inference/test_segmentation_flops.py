@@ -1,11 +1,17 @@
 """FLOPs of segmenting a volume: per slice, per object, per direction and per branch."""
 
+import math
+import re
+from pathlib import Path
+
 import jax
 import pytest
 
 from sam2_3dmed_jax import VolumePredictor, new_model
+from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, slice_context
 from sam2_3dmed_jax.inference.segmentation_flops import SegmentationFlops
+from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.model.checkpoint import without_boundary
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
@@ -63,3 +69,16 @@ def test_independent_propagation_visits_slices_between_prompts_twice(model, coun
 def test_a_model_without_the_boundary_branch_needs_fewer_flops(model, counted: SegmentationFlops):
     session = [(10, [click(1, 2), click(1, 6)])]
     assert SegmentationFlops(VolumePredictor(without_boundary(model)))(session) < counted(session)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["tiny", "small", "base_plus", "large"])
+def test_the_table_of_presets_in_the_documentation_has_the_counted_numbers(size: str):
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "which-preset.md"
+    (row,) = re.findall(rf"^\| `{size}` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    parameters, megabytes, *_, gflop = row.split(" | ")
+    graphdef, weights = abstract_model(ModelConfig(f"sam2.1_hiera_{size}", 256, srpp=False, bd=False))
+    numbers = sum(math.prod(shape.shape) for shape in weights.values())
+    assert parameters == f"{numbers / 1e6:.1f} M" and megabytes == f"{4 * numbers / 1e6:.0f} MB"
+    images = jax.ShapeDtypeStruct((1, 256, 256, 3), "float32")
+    assert gflop == f"{flops(encode_block.trace(graphdef, weights, images).jaxpr) / 1e9:.0f}"

@@ -13,8 +13,6 @@ from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.setup import set_up
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
@@ -35,6 +33,7 @@ def steps_in(cache: Path) -> set[str]:
     return {file.name for file in cache.glob("jit_train_step-*-cache")}
 
 
+@pytest.mark.long
 def test_a_long_run_reads_the_step_that_another_process_compiled(one_step, cache, tmp_path, monkeypatch):
     started = []
     run = subprocess.run
@@ -60,6 +59,7 @@ def test_a_long_run_reads_the_step_that_another_process_compiled(one_step, cache
     assert rows[0] == rows[1] == rows[2]  # without the seconds, the last column
 
 
+@pytest.mark.slow
 def test_only_long_runs_on_one_cpu_with_a_cache_use_another_process(cache, monkeypatch):
     assert compilation.pays_off(compilation.LONG)
     assert not compilation.pays_off(compilation.LONG - 1)

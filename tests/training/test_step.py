@@ -37,6 +37,7 @@ def plain():
     return two_steps()
 
 
+@pytest.mark.long  # compiles three train steps
 def test_accumulation_and_rematerialisation_do_not_change_losses_and_weights(plain):
     states, logged = plain
     others, again = two_steps(accumulation=2, remat_trunk="all", remat_slices="dots")

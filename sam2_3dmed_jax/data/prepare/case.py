@@ -20,7 +20,7 @@ from sam2_3dmed_jax.data.prepare.stored_values import Scaling, choose_scaling
 from sam2_3dmed_jax.data.prepare.validate import label_areas, read_case
 from sam2_3dmed_jax.data.prepared import CaseSource, PreparedCase, SourceFile
 from sam2_3dmed_jax.data.shards import Shard, write_shard
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, path_errors_as_mistakes
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.resample import Regrid, regrid, resample_labels, resample_values
@@ -50,7 +50,7 @@ def prepare_case(task: PrepareTask, dataset: Dataset, out: str, settings: Prepar
     """
     folder = Path(out, TEMPORARY, task.case.id)
     try:
-        with unpack_case(dataset, task.case, folder) as case:
+        with path_errors_as_mistakes(), unpack_case(dataset, task.case, folder) as case:
             loaded = _load(case, task.case, dataset, settings)
     except UserError as error:
         return RefusedCase(" ".join(str(error).split()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sam2_3dmed_jax.data.prepare.folder import NEW
 from sam2_3dmed_jax.data.prepared import PreparedDataset
-from sam2_3dmed_jax.errors import listed
+from sam2_3dmed_jax.errors import listed, number_of
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 
 REFUSED = "refused.csv"
@@ -45,16 +45,17 @@ class PreparedReport:
         unchanged = len(self.dataset.cases) - len(self.done)
         if self.dataset.cases and not (self.done or self.removed):
             return [
-                f"nothing to do: {_cases(unchanged)} in {self.dataset.path}, and "
+                f"nothing to do: {number_of(unchanged, 'case')} in {self.dataset.path}, and "
                 f"{'its' if unchanged == 1 else 'their'} sources have not changed"
             ]
-        lines = [f"{_cases(unchanged)} unchanged"] if unchanged else []
+        lines = [f"{number_of(unchanged, 'case')} unchanged"] if unchanged else []
         for reason in sorted(set(self.done.values())):
             ids = [case_id for case_id, each in self.done.items() if each == reason]
             if reason != NEW or unchanged:
-                lines.append(f"{_cases(len(ids))} prepared, {reason}: {_names(ids)}")
+                lines.append(f"{number_of(len(ids), 'case')} prepared, {reason}: {_names(ids)}")
         if self.removed:
-            lines.append(f"{_cases(len(self.removed))} removed, no longer in the dataset: {_names(self.removed)}")
+            removed = number_of(len(self.removed), "case")
+            lines.append(f"{removed} removed, no longer in the dataset: {_names(self.removed)}")
         return lines
 
 
@@ -71,23 +72,19 @@ def _contents(dataset: PreparedDataset) -> list[str]:
     amount = f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
     ranges = [_range([case.spacing[axis] for case in cases]) for axis in range(3)]
     lines = [
-        f"{dataset.path}: {_cases(len(cases))}, {slices} slices, {amount}",
+        f"{dataset.path}: {number_of(len(cases), 'case')}, {slices} slices, {amount}",
         f"spacing (dz, dy, dx): {' x '.join(ranges)} mm",
     ]
     for value, name in sorted(dataset.labels.items()):
-        lines.append(f"label {value} ({name}): {_cases(sum(value in case.areas for case in cases))}")
+        lines.append(f"label {value} ({name}): {number_of(sum(value in case.areas for case in cases), 'case')}")
     if negatives := sum(not case.areas for case in cases):
-        lines.append(f"without an object: {_cases(negatives)}")
+        lines.append(f"without an object: {number_of(negatives, 'case')}")
     return lines
 
 
 def _range(values: list[float]) -> str:
     low, high = f"{min(values):.4g}", f"{max(values):.4g}"
     return low if low == high else f"{low}-{high}"
-
-
-def _cases(count: int) -> str:
-    return f"{count} case" if count == 1 else f"{count} cases"
 
 
 def _names(ids: list[str]) -> str:

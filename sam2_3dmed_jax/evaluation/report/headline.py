@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from sam2_3dmed_jax.errors import number_of
 from sam2_3dmed_jax.evaluation.comparison import Comparison, Difference
 from sam2_3dmed_jax.evaluation.report.markup import Cell, Lines, Number, Range, table
 from sam2_3dmed_jax.evaluation.report.wording import digits_of, name_of, p_cell, tolerances
@@ -42,7 +44,7 @@ def few_cases(cases: int) -> str:
     if least <= SIGNIFICANT:
         return ""
     return (
-        f"{cases} {'case' if cases == 1 else 'cases'} cannot show a significant difference between methods: the "
+        f"{number_of(cases, 'case')} cannot show a significant difference between methods: the "
         f"smallest p value of the exact Wilcoxon test of n pairs is 2 / 2^n, here {least:.2g}. The t test needs to "
         "assume a normal distribution, which so few cases cannot support."
     )
@@ -55,8 +57,8 @@ def _scores(summary: dict[str, Any]) -> str:
         metrics.append("dice_without_prompted_slices")
     metrics = [metric for metric in metrics if metric in summary["macro"]]
     classes: dict[str, Any] = summary["classes"]
-    worst_first = sorted(classes, key=lambda name: (mean := classes[name]["dice"]["mean"]) is None or mean)
-    shown = list(classes) if len(classes) <= _CLASSES else worst_first[:_CLASSES]
+    shown = list(classes) if len(classes) <= _CLASSES else sorted(classes, key=lambda name: _dice(classes[name]))
+    shown = shown[:_CLASSES]
     body: list[list[Cell]] = []
     if len(summary["macro_classes"]) > 1:
         means = [_estimate(metric, summary["macro"][metric]) for metric in metrics]
@@ -72,6 +74,12 @@ def _scores(summary: dict[str, Any]) -> str:
         + (f" The {len(shown)} classes with the lowest Dice; {left_out} others are under Scores." if left_out else "")
     )
     return table(caption, ["class", *map(name_of, metrics), "cases"], body)
+
+
+def _dice(entry: dict[str, Any]) -> float:
+    """Return the mean Dice of a class, infinity without one."""
+    mean = entry["dice"]["mean"]
+    return math.inf if mean is None else float(mean)
 
 
 def _estimate(metric: str, entry: dict[str, Any]) -> Lines:
@@ -160,5 +168,5 @@ def _doubts_about(comparison: Comparison) -> list[tuple[str, str]]:
         text = f"{comparison['protocol']}, and {comparison['protocol_other']} for {comparison['other']}"
         doubts.append(("Different prompts", f"{text}: the difference may come from the prompts."))
     if left := len(comparison["only_one_has"]):
-        doubts.append(("Left out of the comparison", f"{left} cases that only one of the methods has."))
+        doubts.append(("Left out of the comparison", f"{number_of(left, 'case')} that only one of the methods has."))
     return doubts

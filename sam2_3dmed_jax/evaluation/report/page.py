@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from sam2_3dmed_jax.errors import number_of
 from sam2_3dmed_jax.evaluation.comparison import Comparison
 from sam2_3dmed_jax.evaluation.report import plots, sections
 from sam2_3dmed_jax.evaluation.report.cost_tables import cost_tables
@@ -55,7 +56,7 @@ def report_page(
         ("Cost", cost_tables(summary)),
         ("Definitions", sections.definitions(summary, comparison)),
     ]
-    return html_page(f"Evaluation of {method}: {summary['cases']} cases", content)
+    return html_page(f"Evaluation of {method}: {number_of(summary['cases'], 'case')}", content)
 
 
 def _values(rows: Sequence[ScoreRow], summary: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -122,7 +123,8 @@ def _size_plot(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:
     if not any(numbers.values()):
         return "<p>No reference contains an object.</p>"
     words = "; ".join(
-        f"{name}: {number} cases, {volume[name][volume[name] > 0].min():.3g} to {volume[name].max():.3g} mL"
+        f"{name}: {number_of(number, 'case')}, "
+        f"{volume[name][volume[name] > 0].min():.3g} to {volume[name].max():.3g} mL"
         for name, number in numbers.items()
         if number
     )
@@ -155,7 +157,8 @@ def _agreement_plots(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:
     for name, entry in list(summary["classes"].items())[:_AGREEMENT_PLOTS]:
         error = entry["volume_error_ml"]
         lines = (error["mean"], *sections.limits(error))
-        alt = f"Bland-Altman plot of {name}: bias {_text('volume_error_ml', lines[0])} mL over {error['n']} cases."
+        bias = f"bias {_text('volume_error_ml', lines[0])} mL over {number_of(error['n'], 'case')}"
+        alt = f"Bland-Altman plot of {name}: {bias}."
         caption = f"{name}: bias (solid) and limits of agreement (dashed), as in the table."
         plot = plots.bland_altman(prediction[name], reference[name], lines, name)
         figures.append(figure("svg+xml", plot, alt, caption))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sam2_3dmed_jax.errors import number_of
 from sam2_3dmed_jax.evaluation.comparison import TESTS, Comparison
 from sam2_3dmed_jax.evaluation.report.markup import NO_VALUE, Cell, Number, facts, table
 from sam2_3dmed_jax.evaluation.report.wording import (
@@ -183,8 +184,8 @@ def comparison_table(comparison: Comparison) -> str:
         f"Comparison. {comparison['method']} against {comparison['other']} ({comparison['block']}; protocols "
         f"{comparison['protocol']} and {comparison['protocol_other']}; trained on these cases: "
         f"{comparison['trained_on_these_cases']} and {comparison['trained_on_these_cases_other']}) on the "
-        f"{comparison['cases']} cases that both have; {len(only)} cases only one has. {_seeds(comparison)}The columns "
-        "are defined under Definitions."
+        f"{number_of(comparison['cases'], 'case')} that both have; {number_of(len(only), 'case')} that only one has. "
+        f"{_seeds(comparison)}The columns are defined under Definitions."
     )
     columns = [title for name, *_ in TESTS for title in (f"p ({name})", f"p ({name}, Holm)")]
     header = ("class", "metric", "cases", "mean", "mean of the other", "difference", "95 % interval", *columns)

@@ -17,7 +17,7 @@ from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.data.case_content import recorded_to_json
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
 from sam2_3dmed_jax.data.held_out import DatasetCases
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, number_of
 from sam2_3dmed_jax.evaluation.result_files import table_text, write_files
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
@@ -69,8 +69,10 @@ class Sweep:
             for thresholds in propagations_of(self.settings, entry).values()
         ) * len(self.evaluation.classes)
         return (
-            f"{cells} cells: {len(self.settings)} settings, {len(self.entries)} checkpoints, {len(self.jobs)} cases, "
-            f"{len(self.evaluation.classes)} classes; {self.propagations(self.jobs)} propagations through volumes"
+            f"{number_of(cells, 'cell')}: {number_of(len(self.settings), 'setting')}, "
+            f"{number_of(len(self.entries), 'checkpoint')}, {number_of(len(self.jobs), 'case')}, "
+            f"{number_of(len(self.evaluation.classes), 'class', 'classes')}; "
+            f"{number_of(self.propagations(self.jobs), 'propagation')} through volumes"
         )
 
 

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from sam2_3dmed_jax.config import SweepSpec
+from sam2_3dmed_jax.errors import number_of
 from sam2_3dmed_jax.evaluation.report import plots
 from sam2_3dmed_jax.evaluation.report.frame import html_page
 from sam2_3dmed_jax.evaluation.report.markup import Cell, Lines, Number, Range, facts, figure, table
@@ -44,7 +45,8 @@ def sweep_page(spec: SweepSpec, summary: Sequence[ScoreRow], record: dict[str, A
         ("What was swept", _spec_table(spec, record, len(cases))),
         ("Definitions", facts("Definitions. As in sweep.json.", list(record["definitions"].items()))),
     ]
-    return html_page(f"Sweep (exploratory): {record['settings']} settings on {len(cases)} cases", sections, WHY)
+    size = f"{number_of(record['settings'], 'setting')} on {number_of(len(cases), 'case')}"
+    return html_page(f"Sweep (exploratory): {size}", sections, WHY)
 
 
 def curve_points(
@@ -81,7 +83,12 @@ def curve_points(
 
 
 def _headline(spec: SweepSpec, summary: Sequence[ScoreRow]) -> str:
-    """Return the box at the top: each model and prompt with all other factors at their base, and at its worst."""
+    """Return the box at the top: each model and prompt with all other factors at their base, and at its worst.
+
+    It is empty without scores.
+    """
+    if not summary:
+        return ""
     classes = list(dict.fromkeys(row["class"] for row in summary))
     class_ = MACRO if len(classes) > 2 else classes[0]
     base, metrics = base_of(spec), registry.names_with("primary")

@@ -260,7 +260,7 @@ def test_a_folder_takes_more_cells_and_refuses_another_sweep(swept: Path, capsys
 
 def test_a_dry_run_counts_the_cells_and_writes_nothing(capsys: pytest.CaptureFixture[str]):
     assert main(["sweep", "spec.py", "--out", "new", "--dry-run"]) == 0
-    assert "16 cells: 8 settings, 2 checkpoints, 1 cases, 1 classes; 8 propagations" in capsys.readouterr().out
+    assert "16 cells: 8 settings, 2 checkpoints, 1 case, 1 class; 8 propagations" in capsys.readouterr().out
     assert not Path("new").exists()
 
 

@@ -24,7 +24,7 @@ from sam2_3dmed_jax.evaluation.result_files import read_results, table_text
 from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS
 from tests.helpers.two_seeds import SIZE, programme
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[3]
 
