@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 
 Activity = Literal["idle", "answering", "propagating", "encoding", "reading"]
@@ -53,7 +54,7 @@ class SessionState:
     Attributes:
         revision: counts changes of prompts, also by undo and redo.
         objects: names and colours of objects, with or without prompts.
-        prompted: ids of the objects that have prompts.
+        prompts: on canonical slices.
         can_undo: `undo` has an effect.
         can_redo: `redo` has an effect.
         activity: what the worker does.
@@ -64,13 +65,18 @@ class SessionState:
 
     revision: int = 0
     objects: Mapping[int, ObjectLabel] = field(default_factory=dict)
-    prompted: frozenset[int] = frozenset()
+    prompts: tuple[VoxelPrompt, ...] = field(default=(), compare=False)  # `revision` changes with them
     can_undo: bool = False
     can_redo: bool = False
     activity: Activity = "idle"
     is_complete: bool = False
     click_seconds: float | None = None
     volumes_ml: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def prompted(self) -> frozenset[int]:
+        """The ids of the objects that have prompts."""
+        return frozenset(prompt.object_id for prompt in self.prompts)
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,9 @@ class InteractiveSession:
             A function that ends the subscription.
         """
         with self._lock:
-            for event in (StateChanged(self._state), *self._shown.values()):
-                listener(event)
+            listener(StateChanged(self._state))
+            for shown in self._shown.values():
+                listener(shown)
             if self._is_closed:
                 listener(Closed())
             self._listeners.append(listener)
@@ -228,11 +229,11 @@ class InteractiveSession:
                 _log.exception("a request failed")
                 future.set_exception(error)
             else:
-                self._update_state()
                 future.set_result(result)
             if self.scan.prompts is not before:
                 self._answer(arrival)
             elif self.scan.objects != objects:
+                self._update_state()
                 self._write_prompts()
 
         with self._work:
@@ -289,8 +290,9 @@ class InteractiveSession:
         with self._work:
             self._is_stale, self._is_stopped = bool(self.scan.prompts) and propagate, not propagate
         self._update_state(revision=self._state.revision + 1, is_complete=False, volumes_ml={})
+        prompted = self._state.prompted
         for key, shown in list(self._shown.items()):
-            if key.object_id not in self._state.prompted:
+            if key.object_id not in prompted:
                 self._show(key, np.zeros(shown.shape, bool))
         if self.scan.has_preview and propagate and not self._is_closed:
             object_id, index, mask = self.scan.preview()
@@ -347,7 +349,7 @@ class InteractiveSession:
         state = replace(
             self._state,
             objects=scan.objects,
-            prompted=frozenset(prompt.object_id for prompt in scan.prompts),
+            prompts=scan.prompts,
             can_undo=scan.can_undo,
             can_redo=scan.can_redo,
             **changes,

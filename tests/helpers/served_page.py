@@ -1,43 +1,21 @@
-"""The server in a thread of a test, and what a user does on its page in headless Chromium."""
+"""What a user does on the page of the server in headless Chromium."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import uvicorn
-from starlette.applications import Starlette
-
 from tests.helpers.chromium import Page
-
-
-@contextlib.contextmanager
-def served(app: Starlette, port: int = 0) -> Iterator[str]:
-    """Serve an application on this machine, and yield its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.05)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive(), "the server did not stop"
 
 
 class User:
     """What a user does on the page, in voxels of the page."""
 
-    def __init__(self, page: Page, address: str):
+    def __init__(self, page: Page, port: int):
         self.page = page
-        self.address = address
+        self.address = f"http://127.0.0.1:{port}"
 
     def open(self, image: str, width: int = 1280, height: int = 800) -> None:
         self.page.open("about:blank")

@@ -5,8 +5,6 @@ import re
 
 import pytest
 
-pytest.importorskip("starlette")
-
 from sam2_3dmed_jax.server.page.routes import STATIC
 
 

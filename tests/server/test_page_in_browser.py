@@ -8,10 +8,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("websockets")
-
-from sam2_3dmed_jax import save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.server.app import application
 from sam2_3dmed_jax.server.page.display_grid import DisplayGrid
@@ -19,12 +15,11 @@ from sam2_3dmed_jax.server.settings import ServeSettings
 from sam2_3dmed_jax.volume.io import read_grid
 from tests.helpers import chromium
 from tests.helpers.dicom_files import write_series
-from tests.helpers.scans import small_model
-from tests.helpers.served_page import User, served
+from tests.helpers.running_server import served, small_checkpoint
+from tests.helpers.served_page import User
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(chromium.PATH is None, reason="Chromium is not installed"),
     pytest.mark.filterwarnings("ignore::sam2_3dmed_jax.errors.FileWarning"),
 ]
 CT = "ct PIR.nii.gz"  # a name with a space, too
@@ -32,10 +27,8 @@ INSIDE, OUTSIDE, OTHER = (40, 56, 10), (80, 40, 10), (60, 30, 6)  # voxels of th
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "small"
-    save_model(small_model(), folder)
-    return folder
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_checkpoint(tmp_path_factory.mktemp("model") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +48,23 @@ def page() -> Iterator[chromium.Page]:
 
 
 @pytest.fixture
-def settings(model: Path, root: Path, tmp_path: Path) -> ServeSettings:
-    return ServeSettings(model=str(model), root=root, state_folder=tmp_path / "state")
+def settings(model: str, root: Path, tmp_path: Path) -> ServeSettings:
+    return ServeSettings(model=model, root=root, state_folder=tmp_path / "state")
 
 
 @pytest.fixture
 def user(settings: ServeSettings, page: chromium.Page) -> Iterator[User]:
     page.messages.clear()
-    with served(application(settings)) as address:
-        yield User(page, address)
+    with served(application(settings)) as port:
+        yield User(page, port)
         page.open("about:blank")
     assert page.messages == []  # neither errors nor anything that the security policy had to refuse
 
 
-def predicted(model: Path, image: Path, prompts: Path, folder: Path) -> np.ndarray:
+def predicted(model: str, image: Path, prompts: Path, folder: Path) -> np.ndarray:
     """Return the labels that the command writes."""
     out = folder / "predicted.nii.gz"
-    assert main(["predict", str(model), str(image), "--prompts", str(prompts), "--out", str(out)]) == 0
+    assert main(["predict", model, str(image), "--prompts", str(prompts), "--out", str(out)]) == 0
     return np.asarray(nib.load(out).dataobj)
 
 
@@ -178,8 +171,8 @@ def test_boxes_and_scribbles_become_prompts(user):
 
 
 def test_reload_and_a_server_that_starts_again_restore_prompts_names_and_masks(settings, page):
-    with served(application(settings)) as address:
-        user = User(page, address)
+    with served(application(settings)) as port:
+        user = User(page, port)
         user.open(CT)
         user.click(INSIDE)
         user.page.run("$('object-name').value = 'spleen'; $('name-form').requestSubmit()")
@@ -190,7 +183,7 @@ def test_reload_and_a_server_that_starts_again_restore_prompts_names_and_masks(s
         assert user.voxels(1) == before > 0
         user.click(OUTSIDE, button="right")
         user.wait_for_masks("session.prompts.length === 2")
-        before, port = user.voxels(1), int(address.rpartition(":")[2])
+        before = user.voxels(1)
     page.wait("$('connection').textContent !== 'Connected'")
     with served(application(settings), port):
         page.wait("$('connection').textContent === 'Connected'")

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("starlette")
-
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.server.page.messages import Box, Clear, Click, Draw, Look, Name, Open, parse_message, slice_update
 

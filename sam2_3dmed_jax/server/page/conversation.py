@@ -78,6 +78,7 @@ class Conversation:
         self._use = contextlib.ExitStack()  # keeps the session in use
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: asyncio.Task[None] | None = None
+        self._shown_revision = -1  # of the prompts that the page has
 
     async def receive(self, text: str | None) -> None:
         """Answer one message of the page; mistakes are answered too."""
@@ -147,7 +148,7 @@ class Conversation:
 
     async def _pump(self, session: InteractiveSession, grid: DisplayGrid) -> None:
         stream = EventStream()
-        revision = -1
+        self._shown_revision = -1
         unsubscribe = session.subscribe(stream.put)
         try:
             while True:
@@ -155,9 +156,6 @@ class Conversation:
                 # The state first, so that the page knows the revision and the objects of the masks that follow.
                 events.sort(key=lambda event: not isinstance(event, StateChanged))
                 for event in events:
-                    if isinstance(event, StateChanged) and event.state.revision != revision:
-                        revision = event.state.revision
-                        await self._send({"type": "prompts", "prompts": _prompts(session.scan.prompts, grid)})
                     await self._send_event(event, session, grid)
         except PAGE_HAS_LEFT:
             return
@@ -167,7 +165,9 @@ class Conversation:
     async def _send_event(self, event: Event, session: InteractiveSession, grid: DisplayGrid) -> None:
         match event:
             case StateChanged(state=state):
-                await self._send(_state(state))
+                prompts = {} if state.revision == self._shown_revision else {"prompts": _prompts(state.prompts, grid)}
+                self._shown_revision = state.revision
+                await self._send(_state(state) | prompts)
             case SliceChanged():
                 z, mask = grid.slice_of_page(event.mask, session.scan.slice_axis, event.key.slice)
                 if event.key.object_id <= MAX_OBJECTS:
@@ -229,7 +229,7 @@ def _volume(grid: DisplayGrid, z: int, mask: np.ndarray | None) -> np.ndarray | 
 
 
 def _state(state: SessionState) -> dict[str, Any]:
-    """Return the message with everything about a session but its masks."""
+    """Return the message with everything about a session but its prompts and masks."""
     return {
         "type": "state",
         "revision": state.revision,

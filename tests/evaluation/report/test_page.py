@@ -4,9 +4,7 @@ import base64
 import csv
 import json
 import math
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ import pytest
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.prompts.protocols import INFORMATION, NEAREST_COMPONENT, PROTOCOLS
 from sam2_3dmed_jax.volume.io import write_nifti
+from tests.helpers.chromium import browser_path
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 HOSTILE_FILE = "<script>document.title=1<_script> \"'&amp; $x_"
@@ -334,12 +333,8 @@ def test_images_without_a_reference_are_a_mistake(root: Path, capsys: pytest.Cap
 
 def dom_in_browser(page: Path) -> str:
     """Return what Chromium makes of a page, after its scripts."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
-        assert not os.environ.get("SAM2_3DMED_REQUIRE_BROWSER"), "chromium is not on PATH"
-        pytest.skip("needs a browser: chromium is not on PATH")
     words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
-    command = [browser, *words, page.as_uri()]
+    command = [browser_path(), *words, page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 

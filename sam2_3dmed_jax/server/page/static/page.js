@@ -12,7 +12,7 @@ const SLOW_FRAME_MS = 100;
 // ---------------------------------------------------------------------------------------------------------- the server
 
 /** The state that the server has reported last. */
-const session = { id: "", source: null, image: null, revision: 0, objects: [], prompts: [], canUndo: false, canRedo: false };
+const session = { id: "", source: null, image: null, revision: 0, complete: false, objects: [], prompts: [], canUndo: false, canRedo: false };
 
 let socket = null;
 let retrySeconds = 1;
@@ -83,7 +83,6 @@ const RECEIVERS = {
     if (message.revision > sentRevision && message.activity !== "answering") clickAnswered();
     drawMarks();
   },
-  prompts: (message) => { session.prompts = message.prompts; drawMarks(); },
   progress: ({ what, done, total }) => {
     $("progress").hidden = done >= total;
     $("progress").max = total;
@@ -877,7 +876,7 @@ async function imageOpened(message) {
   const isSame = session.image && JSON.stringify(session.source) === JSON.stringify(message.source);
   session.id = message.session;
   session.source = message.source;
-  session.revision = 0;
+  Object.assign(session, { revision: 0, complete: false, prompts: [] }); // until its state arrives
   const [[kind, name]] = Object.entries(message.source);
   history.replaceState(null, "", `#${kind}=${encodeURIComponent(name)}`);
   $("open-message").textContent = "";
@@ -889,7 +888,6 @@ async function imageOpened(message) {
   }
   masks.clear();
   session.image = null;
-  session.prompts = [];
   isFirstState = true;
   $("image-name").textContent = `${message.image.name} (loading…)`;
   const first = message.image.windows[0];
