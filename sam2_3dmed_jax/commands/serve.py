@@ -16,6 +16,10 @@ from sam2_3dmed_jax.errors import Stopped, UserError
 from sam2_3dmed_jax.volume.modality import WORDS
 
 if TYPE_CHECKING:
+    from types import FrameType
+
+    import uvicorn
+
     from sam2_3dmed_jax.server.settings import ServeSettings
 
 HELP = "segment by clicking, in the browser or in 3D Slicer, napari and MITK"
@@ -90,9 +94,10 @@ def run(options: Options) -> None:
         ws_max_size=settings.max_message_bytes,
         ws_per_message_deflate=False,  # messages are small already, and this keeps memory per connection small
     )
-    print(_greeting(settings, listener), flush=True)
-    with _stopping_on_signals() as received:
-        uvicorn.Server(config).run([listener])
+    server = uvicorn.Server(config)
+    with _stopping_on_signals(server) as received:
+        print(_greeting(settings, listener), flush=True)
+        server.run([listener])
     if received:
         raise Stopped("stopped; prompts are saved", received[0])
 
@@ -141,6 +146,7 @@ def _listener(settings: ServeSettings) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # so that requests wait from the moment that the address is printed
     except OSError as error:
         raise UserError(
             f"--host {settings.host} --port {settings.port}: {error.strerror or error}; give another, or --port 0"
@@ -166,11 +172,15 @@ def _greeting(settings: ServeSettings, listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _stopping_on_signals() -> Iterator[list[int]]:
-    """Yield a list of the signals that uvicorn has received; it repeats them when it has shut down in order."""
+def _stopping_on_signals(server: uvicorn.Server) -> Iterator[list[int]]:
+    """Yield a list of the signals that a server has received; uvicorn repeats them when it has shut down in order."""
     received: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        server.should_exit = True  # also before uvicorn handles signals itself
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:

@@ -30,7 +30,6 @@ def server(tmp_path_factory, checkpoint):
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory, server):
     """The client's mask after each interaction, of the client that is installed."""
-    pytest.importorskip("nnInteractive.inference.remote")
     return _drive(tmp_path_factory.mktemp("client"), server.url)
 
 
@@ -73,10 +72,14 @@ def test_undo_brings_back_the_mask_before(steps):
     np.testing.assert_array_equal(steps["point again"], steps["point"])
 
 
-def test_a_lasso_is_the_mask_of_its_slice(steps):
-    lasso = np.zeros(scan_array().shape[1:], bool)
-    lasso[4:9, 5:12] = True
-    np.testing.assert_array_equal(steps["lasso"][11] > 0, lasso)
+def test_a_stroke_is_a_scribble_and_a_lasso_a_drawn_mask(steps, expected):
+    stroke, lasso = np.zeros(scan_array().shape, np.uint8), np.zeros(scan_array().shape, np.uint8)
+    stroke[9, 9, 6:12] = 1
+    lasso[11, 4:9, 5:12] = 1
+    before = [lambda scan: scan.click((5, 9, 10)), lambda scan: scan.box((7, 4, 6), (7, 11, 14))]
+    with_stroke = [*before, lambda scan: scan.scribble(stroke)]
+    np.testing.assert_array_equal(steps["scribble"] > 0, expected(*with_stroke))
+    np.testing.assert_array_equal(steps["lasso"] > 0, expected(*with_stroke, lambda scan: scan.draw(lasso, object=1)))
 
 
 def test_a_seed_is_shown_as_it_is_and_can_be_corrected(steps):

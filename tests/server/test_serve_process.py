@@ -1,5 +1,7 @@
 """The command `serve` as a process: its address, its end by a signal, and its mistakes."""
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -8,6 +10,7 @@ import sys
 import urllib.request
 
 import pytest
+from websockets.sync.client import connect
 
 from sam2_3dmed_jax.commands.main import main
 from tests.helpers.running_server import small_checkpoint
@@ -24,20 +27,73 @@ def checkpoint(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_server_answers_and_ends_in_order(tmp_path, checkpoint, number, code):
-    command = [sys.executable, "-m", "sam2_3dmed_jax", "serve", checkpoint, "--port", "0", "--key", KEY]
-    environment = {**os.environ, "SAM2_3DMED_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        greeting = process.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", greeting).group()
-        assert KEY not in greeting
-        request = urllib.request.Request(f"{address}/healthz", headers={"Authorization": f"Bearer {KEY}"})
-        assert urllib.request.urlopen(request).status == 200
+    with serving(tmp_path, checkpoint) as (process, address):
+        assert get(address, "healthz") == b'{"ok":true}'
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "prompts are saved" in errors and "Traceback" not in errors
+
+
+@contextlib.contextmanager
+def serving(folder, checkpoint, *words):
+    """Run `serve` with a key until the block ends, and yield the process and its address."""
+    command = [sys.executable, "-m", "sam2_3dmed_jax", "serve", checkpoint, *words, "--port", "0", "--key", KEY]
+    environment = {**os.environ, "SAM2_3DMED_CACHE": str(folder / "cache")}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            greeting = process.stdout.readline()
+            assert KEY not in greeting
+            yield process, re.search(r"http://127\.0\.0\.1:\d+", greeting).group()
+        finally:
+            process.kill()
+
+
+def get(address, path):
+    request = urllib.request.Request(f"{address}/{path}", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read()
+
+
+@pytest.mark.slow
+def test_prompts_and_masks_are_there_again_after_the_process_was_killed(tmp_path, checkpoint):
+    image = str(scan_file(tmp_path / "ct.nii.gz"))
+    with serving(tmp_path, checkpoint, image) as (process, address), opened(address) as socket:
+        socket.send(json.dumps({"type": "click", "object": 2, "voxel": [9, 10, 5], "inside": True}))
+        clicked, masks = finished(socket)
+        process.kill()
+    assert clicked["objects"][0]["id"] == 2 and masks
+    with serving(tmp_path, checkpoint, image) as (_, address), opened(address) as socket:
+        restored, again = finished(socket)
+    assert restored["volumes"] == clicked["volumes"] and again.keys() == masks.keys()
+    assert all(again[key] == masks[key] for key in masks)
+
+
+@contextlib.contextmanager
+def opened(address):
+    """The page's WebSocket, after the server's image is shown."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with connect(f"{address.replace('http', 'ws')}/page/socket", additional_headers=headers) as socket:
+        socket.send(json.dumps({"type": "open", "image": "ct.nii.gz"}))
+        assert json.loads(socket.recv(timeout=60))["type"] == "opened"
+        socket.send(json.dumps({"type": "ready"}))
+        yield socket
+
+
+def finished(socket):
+    """Return the state that has all masks, and the last mask of each object and slice, without its revision."""
+    masks = {}
+    while True:
+        message = socket.recv(timeout=120)
+        if isinstance(message, bytes):
+            masks[message[:4], message[8:10]] = message[10:]  # object and slice
+            continue
+        state = json.loads(message)
+        assert state["type"] != "error", state
+        if state.get("complete"):
+            return state, masks
 
 
 @pytest.mark.parametrize(
