@@ -12,6 +12,8 @@ from sam2_3dmed_jax.server.nninteractive.axes import guessed_affine
 from tests.helpers.running_server import running_server, small_checkpoint
 from tests.helpers.scans import scan_array
 
+pytestmark = pytest.mark.slow  # a session of the client takes half a minute
+
 DRIVER = Path(__file__).parents[1] / "helpers" / "drive_nninteractive.py"
 SPACING = (3.0, 0.7, 0.8)
 
@@ -87,7 +89,6 @@ def test_a_seed_is_shown_as_it_is_and_can_be_corrected(steps):
     assert (steps["corrected seed"] != steps["seed"]).any()
 
 
-@pytest.mark.slow
 def test_an_older_client_receives_the_same_masks(tmp_path, server, steps):
     old = ["--target", str(tmp_path / "old"), "nninteractive-client==2.5.0"]
     result = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *old], capture_output=True)
