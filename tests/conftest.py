@@ -15,9 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What one test compiled, another loads, in the other workers too: a train step takes most of a minute."""
+    """What one test compiled, another loads, in the other workers too: a train step takes most of a minute.
+
+    The phases of CI share a folder, $SAM2_3DMED_TEST_CACHE.
+    """
     base = tmp_path_factory.getbasetemp()
-    os.environ["SAM2_3DMED_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+    own = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+    os.environ["SAM2_3DMED_CACHE"] = os.environ.get("SAM2_3DMED_TEST_CACHE", own)
     from sam2_3dmed_jax.runtime import compilation_cache
 
     compilation_cache.enable()

@@ -20,7 +20,8 @@ from weights_conversion.convert import convert_checkpoint
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=stored.PRESETS)
+# The first preset has the same tests against Meta itself in CI.
+@pytest.fixture(scope="module", params=[pytest.param(stored.PRESETS[0], marks=pytest.mark.long), *stored.PRESETS[1:]])
 def preset(request: pytest.FixtureRequest) -> str:
     """Run all tests of a preset in a row, so that they share its compilations."""
     return str(request.param)
