@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, start
 from sam2_3dmed_jax.errors import Stopped, UserError
+from sam2_3dmed_jax.server.settings import DEFAULT_PORT, ServeSettings
 from sam2_3dmed_jax.volume.modality import WORDS
 
 if TYPE_CHECKING:
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
 
     import uvicorn
 
-    from sam2_3dmed_jax.server.settings import ServeSettings
-
 HELP = "segment by clicking, in the browser or in 3D Slicer, napari and MITK"
 
-PORT = 1527
+KEY_VARIABLE = "SAM2_3DMED_KEY"  # unlike arguments, other users of the machine cannot read it
 SHUTDOWN_SECONDS = 5  # for requests in progress, after SIGTERM or Ctrl-C
 MAX_CONNECTIONS = 200
 
@@ -50,12 +50,14 @@ def add_arguments(parser: Parser) -> None:
         "image", nargs="?", metavar="IMAGE", help="image that the page opens; viewers send their own images"
     )
     parser.add_argument("--root", metavar="FOLDER", help="folder of images that the page can open")
-    parser.add_argument("--port", type=int, default=PORT, metavar="N", help="port; 0 for a free one")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, metavar="N", help="port; 0 for a free one")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; others than loopback need --key"
     )
     parser.add_argument(
-        "--key", metavar="KEY", help="secret that the page and viewers must give, 16 characters or more"
+        "--key",
+        metavar="KEY",
+        help=f"secret that the page and viewers must give, 16 characters or more (default: ${KEY_VARIABLE})",
     )
     parser.add_argument(
         "--allow-host",
@@ -109,7 +111,6 @@ def _settings(options: Options) -> ServeSettings:
         UserError: an argument does not fit.
     """
     from sam2_3dmed_jax.server.security import check_exposure
-    from sam2_3dmed_jax.server.settings import ServeSettings
 
     if options.image is not None and options.root is not None:
         raise UserError("--root: an image is given too; give one of them")
@@ -125,7 +126,7 @@ def _settings(options: Options) -> ServeSettings:
         root=None if options.root is None else Path(options.root).resolve(),
         host=options.host,
         port=options.port,
-        key=options.key,
+        key=options.key or os.environ.get(KEY_VARIABLE) or None,
         allowed_hosts=options.allow_host,
         modality=options.modality,
     )

@@ -54,7 +54,7 @@ def check_exposure(settings: ServeSettings) -> None:
         UserError: it has none, or a short one.
     """
     if settings.key is None and not _is_loopback(settings.host):
-        raise UserError(f"--host {settings.host}: other machines can reach it; give --key too, or leave --host out")
+        raise UserError(f"--host {settings.host}: other machines can reach it; give a key too, or leave --host out")
     if settings.key is not None and (len(settings.key) < MIN_KEY or not settings.key.isascii()):
         raise UserError(
             f"--key: it has {len(settings.key)} characters, expected at least {MIN_KEY} of ASCII; make one with "

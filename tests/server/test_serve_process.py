@@ -38,8 +38,8 @@ def test_the_server_answers_and_ends_in_order(tmp_path, checkpoint, number, code
 @contextlib.contextmanager
 def serving(folder, checkpoint, *words):
     """Run `serve` with a key until the block ends, and yield the process and its address."""
-    command = [sys.executable, "-m", "sam2_3dmed_jax", "serve", checkpoint, *words, "--port", "0", "--key", KEY]
-    environment = {**os.environ, "SAM2_3DMED_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "sam2_3dmed_jax", "serve", checkpoint, *words, "--port", "0"]
+    environment = {**os.environ, "SAM2_3DMED_CACHE": str(folder / "cache"), "SAM2_3DMED_KEY": KEY}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -102,7 +102,7 @@ def finished(socket):
         (["absent.nii.gz"], "absent.nii.gz does not exist"),
         (["--root", "absent"], "absent is not a folder"),
         (["--port", "99999"], "--port"),
-        (["--host", "0.0.0.0"], "--key"),
+        (["--host", "0.0.0.0"], "give a key"),
         (["--key", "short"], "at least 16"),
         (["--host", "192.0.2.1", "--key", KEY, "--port", "0"], "--host 192.0.2.1"),
     ],
