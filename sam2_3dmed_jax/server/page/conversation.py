@@ -152,10 +152,8 @@ class Conversation:
         unsubscribe = session.subscribe(stream.put)
         try:
             while True:
-                events = await stream.take()
-                # The state first, so that the page knows the revision and the objects of the masks that follow.
-                events.sort(key=lambda event: not isinstance(event, StateChanged))
-                for event in events:
+                # In the order of their arrival: a state is complete after its masks.
+                for event in await stream.take():
                     await self._send_event(event, session, grid)
         except PAGE_HAS_LEFT:
             return
