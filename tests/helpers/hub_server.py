@@ -4,7 +4,8 @@
 
 serves `FOLDER/owner/repository/...` and prints the value for `HF_ENDPOINT`. Large files (`.safetensors`, `.pt`) are
 redirected to another host, with their SHA-256 as ETag, and are sent in ranges; small ones are sent at once. A
-repository has one content, which is served as the branch `main`, whose commit is derived from it, and as every commit.
+repository has one content, which is served as the branch `main`, whose commit is derived from it, as every commit, and
+as the given tags.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Hub:
     break_after: int = 0  # bytes after which the connection of the next large file is closed; 0: never
     damaged: bool = False  # large files are sent with another last byte
     commits: dict[str, str] = field(default_factory=dict)  # of repositories, in place of a hash of their content
+    tags: tuple[str, ...] = ()  # further revisions of every repository
 
     @property
     def endpoint(self) -> str:
@@ -104,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, body: bool, repository: str, revision: str, file: str) -> None:
         if not (self.hub.folder / repository).is_dir():
             return self._send(404, {"X-Error-Code": "RepoNotFound"}, b"", body)
-        if revision != "main" and not COMMIT.fullmatch(revision):
+        if revision not in ("main", *self.hub.tags) and not COMMIT.fullmatch(revision):
             return self._send(404, {"X-Error-Code": "RevisionNotFound"}, b"", body)
         commit = {"X-Repo-Commit": self.hub.commit(repository, revision)}
         path = self.hub.folder / repository / file

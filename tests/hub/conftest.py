@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from sam2_3dmed_jax import new_model, save_model
-from sam2_3dmed_jax.hub import resolve
-from tests.helpers.hub_server import Hub, serve
+from tests.helpers.hub_server import Hub
+from tests.helpers.local_hub import local_hub
 from weights_conversion.convert import convert_checkpoint
 
 REPOSITORY = "lab/nano"
@@ -39,12 +38,5 @@ def hub(transformers_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     repository.mkdir(parents=True)
     for file in transformers_folder.iterdir():
         (repository / file.name).write_bytes(file.read_bytes())
-    # Not $SAM2_3DMED_CACHE, so that the tests keep sharing their compiled programs.
-    monkeypatch.setattr(resolve, "cache_folder", lambda: tmp_path / "cache")
-    with serve(tmp_path / "hub") as running:
-        # The client has read its environment already, when it was imported.
-        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
-        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "client"))
+    with local_hub(tmp_path / "hub", tmp_path, monkeypatch) as running:
         yield running
