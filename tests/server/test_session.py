@@ -88,7 +88,8 @@ def test_undo_and_clear_remove_masks_from_the_screen(session):
     screen = Screen(session)
     session.change(lambda scan: scan.click(CLICK)).result()
     assert complete(session).any()
-    session.change(lambda scan: scan.undo()).result()
+    session.change(lambda scan: scan.undo())
+    session.read(lambda scan: None).result()  # after the screen was updated
     assert not screen.volume(session.scan, 1).any()
     assert (session.state.prompted, session.state.can_undo, session.state.can_redo) == (frozenset(), False, True)
 
