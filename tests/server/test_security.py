@@ -1,5 +1,7 @@
 """Which requests reach the application."""
 
+import base64
+
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -73,6 +75,22 @@ def test_a_websocket_of_another_site_is_refused():
     evil = {"host": "127.0.0.1:1527", "origin": "http://evil.example"}
     with pytest.raises(WebSocketDisconnect), client().websocket_connect("/socket", headers=evil):
         pass
+
+
+def basic(credentials):
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+@pytest.mark.parametrize("user", ["", "any"])
+def test_the_key_is_a_password_for_programs_that_take_it_in_their_address(user):
+    assert client(key=KEY).get("/", headers={"authorization": basic(f"{user}:{KEY}")}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", [basic(KEY), basic(f"{KEY}:"), basic(f":{KEY}x"), "Basic", "Basic \xe9", "Basic /w=="]
+)
+def test_other_passwords_are_refused(header):
+    assert client(key=KEY).get("/", headers={"authorization": header.encode("latin-1")}).status_code == 401
 
 
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xe9"])
