@@ -17,6 +17,11 @@ from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS
 
 BOUNDARY = "------------------------d74496d66958873e"
 
+# The affine of an oblique image, whose axes are neither in RAS order nor in its directions.
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = np.array([[0.0, 0.6, 0.8], [0.0, -0.8, 0.6], [-1.0, 0.0, 0.0]]) @ np.diag([3.0, 0.7, 0.8])
+OBLIQUE[:3, 3] = 12.5, -40.0, 7.25
+
 
 def image_metadata(shape: tuple[int, ...], affine: np.ndarray) -> dict[str, object]:
     """Return what ITK stores of an image with axes `shape` and an affine to RAS millimetres."""

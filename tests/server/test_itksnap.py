@@ -7,16 +7,11 @@ import pytest
 
 from sam2_3dmed_jax import Scan
 from sam2_3dmed_jax.server import app
-from sam2_3dmed_jax.server.itksnap import connections, images
-from sam2_3dmed_jax.server.sessions import UnknownSessionError
-from tests.helpers.itksnap_client import ItkSnap, image_metadata
+from tests.helpers.itksnap_client import OBLIQUE, ItkSnap
 from tests.helpers.running_server import running_server, small_checkpoint
 from tests.helpers.scans import AFFINE, SHAPE, scan_array
 
-# Oblique, and with axes that are neither in RAS order nor in its directions.
-OBLIQUE = np.eye(4)
-OBLIQUE[:3, :3] = np.array([[0.0, 0.6, 0.8], [0.0, -0.8, 0.6], [-1.0, 0.0, 0.0]]) @ np.diag([3.0, 0.7, 0.8])
-OBLIQUE[:3, 3] = 12.5, -40.0, 7.25
+pytestmark = pytest.mark.slow  # the model of each image shape is compiled
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +112,3 @@ def test_an_idle_image_is_closed(tmp_path, checkpoint, monkeypatch):
         with pytest.raises(AssertionError, match="not open any more"):
             snap.click((5, 9, 10))
         snap.upload()  # as after opening the image again
-
-
-@pytest.mark.parametrize("affine", [AFFINE, OBLIQUE])
-def test_the_metadata_of_an_image_become_its_affine(affine):
-    geometry = images.parse_geometry(image_metadata(SHAPE, affine), 10**6)
-    assert geometry.shape == SHAPE
-    np.testing.assert_allclose(geometry.affine, affine, atol=1e-9)  # rounding of float64
-
-
-def test_the_connection_that_was_not_used_for_the_longest_time_makes_room(monkeypatch):
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
-    kept = connections.Connections(sessions=None)
-    first, second = kept.begin(), kept.begin()
-    first.requests = 1  # in progress, so that it stays
-    third = kept.begin()
-    assert kept.existing(first.token) is first and kept.existing(third.token) is third
-    with pytest.raises(UnknownSessionError):
-        kept.existing(second.token)
