@@ -120,7 +120,7 @@ def test_an_address_that_others_reach_needs_a_long_key():
     check_exposure(ServeSettings("model"))
     check_exposure(ServeSettings("model", host="::1"))
     check_exposure(ServeSettings("model", host="0.0.0.0", key=KEY))
-    with pytest.raises(UserError, match="--key"):
+    with pytest.raises(UserError, match="give a key too"):
         check_exposure(ServeSettings("model", host="0.0.0.0"))
     with pytest.raises(UserError, match="at least 16"):
         check_exposure(ServeSettings("model", key="short"))
