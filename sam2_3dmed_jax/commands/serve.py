@@ -1,4 +1,4 @@
-"""`sam2-3dmed serve`: segmentation by clicks, in the browser and in viewers that know nnInteractive's protocol."""
+"""`sam2-3dmed serve`: segmentation by clicks, in the browser and in viewers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import uvicorn
 
-HELP = "segment by clicking, in the browser or in 3D Slicer, napari and MITK"
+HELP = "segment by clicking, in the browser or in ITK-SNAP, 3D Slicer, napari and MITK"
 
 KEY_VARIABLE = "SAM2_3DMED_KEY"  # unlike arguments, other users of the machine cannot read it
 SHUTDOWN_SECONDS = 5  # for requests in progress, after SIGTERM or Ctrl-C

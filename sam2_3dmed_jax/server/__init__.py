@@ -1,1 +1,1 @@
-"""Server for interactive segmentation: a page for browsers, and the protocol of nnInteractive's viewers."""
+"""Server for interactive segmentation: a page for browsers, and the protocols of nnInteractive and ITK-SNAP."""

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from sam2_3dmed_jax.errors import LINE, UserError, message_line
+from sam2_3dmed_jax.server.itksnap.routes import itksnap_routes
 from sam2_3dmed_jax.server.nninteractive.leases import Leases
 from sam2_3dmed_jax.server.nninteractive.routes import nninteractive_routes
 from sam2_3dmed_jax.server.page.routes import page_routes
@@ -51,7 +52,7 @@ def application(settings: ServeSettings) -> Starlette:
             await run_in_threadpool(sessions.close_all, CLOSE_SECONDS)
 
     return Starlette(
-        routes=[*page_routes(sessions), *nninteractive_routes(sessions, leases)],
+        routes=[*page_routes(sessions), *nninteractive_routes(sessions, leases), *itksnap_routes(sessions)],
         middleware=[Middleware(Security, settings=settings)],
         exception_handlers={
             UserError: _user_error,

@@ -3,12 +3,14 @@
 - Host: a page of another site can make a browser send requests to this machine under its own name (DNS rebinding), but
   not under a name of this machine or an address.
 - Origin and Sec-Fetch-Site: browsers send them with requests that another site's page causes, WebSockets too.
-- Key: where one is set, each request has it, as `Authorization: Bearer KEY` or in a cookie. Opening `/?key=KEY` once
-  sets the cookie and removes the key from the address.
+- Key: where one is set, each request has it, as `Authorization: Bearer KEY`, in a cookie, or as the password of HTTP
+  Basic, for programs without a field for a key (`http://any:KEY@machine`). Opening `/?key=KEY` once sets the cookie and
+  removes the key from the address.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -119,6 +121,8 @@ class Security:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._is_key(given.strip()):
             return True
+        if scheme.lower() == "basic" and self._is_key(_password(given)):
+            return True
         cookies: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
         with contextlib.suppress(http.cookies.CookieError):
             cookies.load(headers.get("cookie", ""))
@@ -137,6 +141,13 @@ class Security:
         response = RedirectResponse("/", 303)
         response.set_cookie(COOKIE, self._cookie(), httponly=True, samesite="strict")
         return response
+
+
+def _password(credentials: str) -> str:
+    """Return the password in the credentials of HTTP Basic, which are base64 of `user:password`; "" if damaged."""
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    return ""
 
 
 def _error(status: int, detail: str) -> Response:

@@ -1,12 +1,20 @@
 """A session with the server by nnInteractive's own client, as a program, so that any version of it can be used.
 
-`python drive_nninteractive.py URL IMAGE.npy OUT.npz`: `OUT.npz` has the client's mask after each interaction.
+`python drive_nninteractive.py URL IMAGE.npy OUT.npz`: `OUT.npz` has the client's mask after each interaction, and its
+version as `client`.
 """
 
 import sys
+from importlib.metadata import distribution
+from pathlib import Path
 
 import numpy as np
+from nnInteractive.inference.remote import remote_session
 from nnInteractive.inference.remote.remote_session import nnInteractiveRemoteInferenceSession
+
+client_package = distribution("nninteractive-client")
+module = Path("nnInteractive", "inference", "remote", "remote_session.py")
+assert Path(client_package.locate_file(module)) == Path(remote_session.__file__), "modules of two versions are mixed"
 
 url, image, out = sys.argv[1:]
 voxels = np.load(image)
@@ -48,4 +56,4 @@ with nnInteractiveRemoteInferenceSession(url) as client:
     note("seed")
     client.add_point_interaction((6, 18, 20), include_interaction=True)
     note("corrected seed")
-np.savez(out, **steps)
+np.savez(out, client=client_package.version, **steps)

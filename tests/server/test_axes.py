@@ -1,5 +1,6 @@
 """The slices of images that come without an affine."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -31,8 +32,15 @@ def test_rows_and_columns_are_those_of_z_y_x_and_x_y_z(shape, order):
     assert grid.spacing == (3.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("spacing", [(1, 2), "abc", (0, 1, 1), (float("nan"), 1, 1), 5, (1, 1, "x"), (-1, 1, 1)])
+@pytest.mark.parametrize("spacing", [(1, 2), "abc", (0, 1, 1), (float("nan"), 1, 1), 5, (1, 1, "x")])
 def test_a_spacing_of_another_form_is_refused(spacing):
     with pytest.raises(UserError, match="spacing"):
         parse_spacing({"spacing": spacing})
     assert parse_spacing({}) == (1.0, 1.0, 1.0)
+
+
+def test_negative_spacings_of_napari_nifti_are_superior_anterior_right():
+    spacing = parse_spacing({"spacing": [-3.0, -0.7, -0.8]})
+    assert guessed_slice_axis((4, 6, 5), spacing) == 0
+    assert nib.aff2axcodes(guessed_affine((4, 6, 5), spacing)) == ("S", "A", "R")
+    assert nib.aff2axcodes(guessed_affine((4, 6, 5), (3.0, 0.7, 0.8))) == ("S", "P", "L")

@@ -1,5 +1,6 @@
 """Hostile requests against a running server, which refuses them, stays alive and takes no more memory."""
 
+import gzip
 import http.client
 import json
 import os
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.server.nninteractive import nnia
+from tests.helpers.itksnap_client import BOUNDARY, form, image_form, image_metadata
 from tests.helpers.running_server import running_server, small_checkpoint
-from tests.helpers.scans import scan_array, scan_file
+from tests.helpers.scans import AFFINE, SHAPE, scan_array, scan_file
 
 KEY = "a key of the test suite"
 MIB = 2**20
@@ -86,6 +88,9 @@ PATHS = [
     ("POST", "/claim"),
     ("POST", "/set_image"),
     ("POST", "/undo"),
+    ("GET", "/start_session"),
+    ("GET", "/v2/process_point_interaction/x"),
+    ("POST", "/upload_raw/x"),
     ("GET", "/page/images"),
     ("POST", "/page/uploads"),
 ]
@@ -237,6 +242,134 @@ def test_drawings_that_do_not_fit_are_refused(server, image, path, shape, box):
     refused(server, {400}, "POST", f"/{path}", nnia.pack(np.ones(shape, np.uint8)), {**image, "X-Meta": meta})
 
 
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+@pytest.fixture(scope="module")
+def itksnap(server):
+    """The path of an ITK-SNAP's requests with an image: `itksnap("upload_raw")`."""
+    token = json.loads(ask(server, "GET", "/v2/start_session/nnInteractive")[1])["session_id"]
+    assert ask(server, "POST", f"/upload_raw/{token}", image_form(scan_array(), AFFINE), FORM)[0] == 200
+    return lambda verb: f"/{verb}/{token}"
+
+
+ITKSNAP_GETS = ["process_point_interaction", "reset_interactions", "end_session"]
+ITKSNAP_POSTS = ["upload_raw", "process_scribble_interaction", "process_lasso_interaction"]
+
+
+@pytest.mark.parametrize("verb", ITKSNAP_GETS + ITKSNAP_POSTS)
+@pytest.mark.parametrize("token", ["unknown", "x" * 1000, "%2e%2e"])
+def test_unknown_sessions_of_itksnap_are_refused_before_their_bodies_are_read(server, verb, token):
+    method = "GET" if verb in ITKSNAP_GETS else "POST"
+    refused(server, {410}, method, f"/{verb}/{token}", b"x" * 1000)
+
+
+@pytest.mark.parametrize("verb", ITKSNAP_GETS)
+def test_links_of_other_sites_change_nothing_of_itksnap(server, itksnap, verb):
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    refused(server, {403}, "GET", itksnap(verb), headers=link)
+    refused(server, {403}, "GET", "/start_session", headers=link)
+
+
+@pytest.mark.parametrize("model", ["SAM2", "..", "%00"])
+def test_other_models_do_not_exist(server, model):
+    status, _ = ask(server, "GET", f"/v2/start_session/{model}")
+    assert status == 404
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "point=1&point=2",
+        "point=1&point=2&point=3&point=4",
+        "point=1&point=2&point=-3",
+        "point=1&point=2&point=1e3",
+        "point=1&point=2&point=%D9%A3",  # a digit, but not of ASCII
+        "point=1&point=2&point=99",
+        "point=1&point=2&point=" + "9" * 5000,
+        "x=1&y=2",
+        "point=1&point=2&point=3&foreground=yes",
+    ],
+)
+def test_other_points_than_voxels_are_refused(server, itksnap, query):
+    refused(server, {400}, "GET", f"{itksnap('process_point_interaction')}?{query}")
+
+
+def image_of(**fields):
+    """Return the form of an image whose metadata has other fields than it should have."""
+    metadata = {**image_metadata(SHAPE, AFFINE), **fields}
+    return form(gzip.compress(scan_array().astype("<f4").tobytes(order="F")), json.dumps(metadata))
+
+
+VOXELS = gzip.compress(bytes(4 * 14 * 22 * 26))
+METADATA = json.dumps(image_metadata(SHAPE, AFFINE))
+FORMS = {
+    "empty": b"",
+    "text": b"hello",
+    "no parts": f"--{BOUNDARY}--\r\n".encode(),
+    "many parts": f"--{BOUNDARY}\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n".encode() * 10**4,
+    "part without a name": form(VOXELS, METADATA).replace(b' name="file";', b""),
+    "part without a file": form(VOXELS, METADATA).replace(b'name="file"', b'name="other"'),
+    "long header": form(VOXELS, METADATA).replace(b"application/gzip", b"x" * 10**6),
+    "truncated": form(VOXELS, METADATA)[:-60],
+    "not gzip": form(b"hello", METADATA),
+    "truncated gzip": form(VOXELS[:-9], METADATA),
+    "wrong checksum": form(VOXELS[:-8] + bytes(8), METADATA),
+    "too few voxels": form(gzip.compress(bytes(100)), METADATA),
+    "bomb": form(gzip.compress(bytes(128 * MIB)), METADATA),
+    "not JSON": form(VOXELS, "{"),
+    "not an object": form(VOXELS, "[]"),
+    "deep JSON": form(VOXELS, "[" * 10**5),
+    "long JSON": form(VOXELS, METADATA + " " * 2 * MIB),
+    "large": image_of(dimensions=[1000, 1000, 1000]),
+    "negative": image_of(dimensions=[-14, -22, 26]),
+    "fraction": image_of(dimensions=[14, 22, 26.5]),
+    "huge number": image_of(dimensions=[10**400, 22, 26]),
+    "two axes": image_of(dimensions=[14, 22]),
+    "word": image_of(dimensions=["14", 22, 26]),
+    "no dimensions": image_of(dimensions=None),
+    "colour": image_of(components_per_pixel=3),
+    "other type": image_of(component_type="float64"),
+    "spacing of 0": image_of(spacing=[0, 1, 1]),
+    "origin of NaN": image_of(origin=[0, float("nan"), 0]),
+    "origin of infinity": image_of(origin=[0, float("inf"), 0]),
+    "flat direction": image_of(direction=[1, 0, 0, 0, 1, 0, 0, 1, 0]),
+    "large direction": image_of(direction=[1e300, 0, 0, 0, 1, 0, 0, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("verb", ITKSNAP_POSTS)
+def test_other_forms_than_images_are_refused(server, itksnap, name, verb):
+    refused(server, {400}, "POST", itksnap(verb), FORMS[name], FORM)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "",
+        "application/json",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "multipart/form-data; boundary=\xe4",
+    ],
+)
+def test_other_content_types_than_forms_are_refused(server, itksnap, kind):
+    refused(server, {400}, "POST", itksnap("upload_raw"), form(VOXELS, METADATA), {"Content-Type": kind})
+
+
+@pytest.mark.parametrize("verb", ITKSNAP_POSTS[1:])
+def test_drawings_of_itksnap_that_do_not_fit_are_refused(server, itksnap, verb):
+    other = np.ones((14, 22, 25))
+    for body in (image_form(other, AFFINE), form(VOXELS, METADATA)):  # the second is empty
+        refused(server, {400}, "POST", itksnap(verb), body, FORM)
+
+
+def test_images_of_itksnap_beyond_the_limit_are_refused_by_their_header(server, itksnap):
+    refused(server, {413}, "POST", itksnap("upload_raw"), b"", {**FORM, "Content-Length": str(2**40)})
+
+
 def test_as_many_leases_as_allowed_are_given(server):
     tokens = [lease_of(server) for _ in range(3)]
     refused(server, {503}, "POST", "/claim")
@@ -262,7 +395,7 @@ def test_connections_that_close_in_the_middle_do_no_harm(server, lease):
     assert ask(server, "POST", "/set_image", nnia.pack(scan_array()[None]), lease)[0] == 200
 
 
-def test_memory_does_not_grow_with_refused_requests(server, lease):
+def test_memory_does_not_grow_with_refused_requests(server, lease, itksnap):
     def resident_bytes():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -270,6 +403,9 @@ def test_memory_does_not_grow_with_refused_requests(server, lease):
         for _ in range(20):
             for name in ("bomb", "large", "truncated"):
                 ask(server, "POST", "/set_image", ARRAYS[name], lease)
+            for name in ("bomb", "many parts", "truncated gzip"):
+                ask(server, "POST", itksnap("upload_raw"), FORMS[name], FORM)
+            ask(server, "GET", "/start_session")
             ask(server, "POST", "/claim", key="wrong")
             ask(server, "POST", "/set_image", bytes(3 * MIB), lease)
 

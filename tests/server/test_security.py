@@ -1,5 +1,7 @@
 """Which requests reach the application."""
 
+import base64
+
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -75,6 +77,22 @@ def test_a_websocket_of_another_site_is_refused():
         pass
 
 
+def basic(credentials):
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+@pytest.mark.parametrize("user", ["", "any"])
+def test_the_key_is_a_password_for_programs_that_take_it_in_their_address(user):
+    assert client(key=KEY).get("/", headers={"authorization": basic(f"{user}:{KEY}")}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", [basic(KEY), basic(f"{KEY}:"), basic(f":{KEY}x"), "Basic", "Basic \xe9", "Basic /w=="]
+)
+def test_other_passwords_are_refused(header):
+    assert client(key=KEY).get("/", headers={"authorization": header.encode("latin-1")}).status_code == 401
+
+
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xe9"])
 def test_a_missing_or_wrong_key_is_refused(header):
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
@@ -102,7 +120,7 @@ def test_an_address_that_others_reach_needs_a_long_key():
     check_exposure(ServeSettings("model"))
     check_exposure(ServeSettings("model", host="::1"))
     check_exposure(ServeSettings("model", host="0.0.0.0", key=KEY))
-    with pytest.raises(UserError, match="--key"):
+    with pytest.raises(UserError, match="give a key too"):
         check_exposure(ServeSettings("model", host="0.0.0.0"))
     with pytest.raises(UserError, match="at least 16"):
         check_exposure(ServeSettings("model", key="short"))

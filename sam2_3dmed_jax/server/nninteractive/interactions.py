@@ -1,21 +1,20 @@
-"""nnInteractive's interactions as prompts of a scan.
+"""nnInteractive's interactions as prompts of a scan (`server.viewer_prompts`).
 
-Points are clicks. Boxes become one box per slice, and lassos masks. SAM 2 has no counterpart of boxes and lassos that
-exclude, nor of those drawn in planes that are not slices: they become clicks sampled from their area.
+Points are clicks. Boxes become one box per slice, and lassos masks; those that exclude, or are drawn in planes that are
+not slices, become clicks sampled from their area.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.scan.scan import Scan
-
-OBJECT = 1  # viewers segment one object at a time, and keep the finished ones themselves
-SteppingChange = Callable[[Scan], int]  # a change, which returns the number of `undo` that take it back
+from sam2_3dmed_jax.server import viewer_prompts
+from sam2_3dmed_jax.server.viewer_prompts import OBJECT, SteppingChange
 
 
 def point(body: dict[str, Any]) -> SteppingChange:
@@ -25,12 +24,7 @@ def point(body: dict[str, Any]) -> SteppingChange:
         UserError: a field is missing or has another form.
     """
     voxel, include = _integers(body, "coordinates", 3), flag(body, "include_interaction")
-
-    def change(scan: Scan) -> int:
-        scan.click(voxel, include, object=OBJECT, corrects_masks=True)
-        return 1
-
-    return change
+    return lambda scan: viewer_prompts.click(scan, voxel, include)
 
 
 def box(body: dict[str, Any]) -> SteppingChange:
@@ -57,7 +51,7 @@ def box(body: dict[str, Any]) -> SteppingChange:
             high = [end - part for end, part in zip(high, quarter, strict=True)]
         area = np.zeros(scan.shape, bool)
         area[_slices(low, high)] = True
-        return _scribbled(scan, area, include)
+        return viewer_prompts.scribble(scan, area, include)
 
     return change
 
@@ -65,7 +59,7 @@ def box(body: dict[str, Any]) -> SteppingChange:
 def scribble(crop: np.ndarray, meta: dict[str, Any]) -> SteppingChange:
     """Return the strokes of a request; arguments as of `lasso`."""
     include, limits = flag(meta, "include_interaction"), _crop_limits(meta)
-    return lambda scan: _scribbled(scan, _whole(crop, limits, scan.shape), include)
+    return lambda scan: viewer_prompts.scribble(scan, _whole(crop, limits, scan.shape), include)
 
 
 def lasso(crop: np.ndarray, meta: dict[str, Any]) -> SteppingChange:
@@ -79,17 +73,7 @@ def lasso(crop: np.ndarray, meta: dict[str, Any]) -> SteppingChange:
         UserError: a field is missing or has another form.
     """
     include, limits = flag(meta, "include_interaction"), _crop_limits(meta)
-
-    def change(scan: Scan) -> int:
-        area = _whole(crop, limits, scan.shape)
-        extents = [int(area.any(tuple({0, 1, 2} - {axis})).sum()) for axis in range(3)]
-        depth = extents.pop(scan.slice_axis)
-        if not include or (depth > 1 and 1 in extents):
-            return _scribbled(scan, area, include)
-        scan.draw(area, object=OBJECT)
-        return 1
-
-    return change
+    return lambda scan: viewer_prompts.lasso(scan, _whole(crop, limits, scan.shape), include)
 
 
 def initial_mask(mask: np.ndarray) -> SteppingChange:
@@ -118,14 +102,6 @@ def flag(body: dict[str, Any], name: str, default: bool | None = None) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{name}: expected true or false")
     return value
-
-
-def _scribbled(scan: Scan, area: np.ndarray, include: bool) -> int:
-    if include:
-        scan.scribble(area, object=OBJECT, corrects_masks=True)
-    else:
-        scan.scribble(None, area, object=OBJECT, corrects_masks=True)
-    return 1
 
 
 def _whole(crop: np.ndarray, limits: Sequence[Sequence[int]] | None, shape: tuple[int, int, int]) -> np.ndarray:

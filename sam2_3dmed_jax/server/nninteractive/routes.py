@@ -28,6 +28,7 @@ from sam2_3dmed_jax.server.nninteractive.axes import guessed_affine, parse_spaci
 from sam2_3dmed_jax.server.nninteractive.leases import Lease, Leases
 from sam2_3dmed_jax.server.nninteractive.replies import MaskChange, MaskReply, change_between, meta_header
 from sam2_3dmed_jax.server.sessions import Sessions, UnknownSessionError, check_voxels
+from sam2_3dmed_jax.server.viewer_prompts import SteppingChange, mask_of
 
 PROTOCOL_VERSION = "2.6.0"  # of the clients that this server is tested with
 LEASE_HEADER = "x-lease-token"
@@ -189,14 +190,14 @@ class _Handlers:
     # Interactions
 
     async def add_from_json(
-        self, parse: Callable[[dict[str, Any]], interactions.SteppingChange], request: Request, lease: Lease
+        self, parse: Callable[[dict[str, Any]], SteppingChange], request: Request, lease: Lease
     ) -> ASGIApp:
         body = await read_json(request, self._settings.max_json_bytes)
         return await self._interact(request, lease, parse(body), interactions.flag(body, "run_prediction", True))
 
     async def add_drawing(
         self,
-        parse: Callable[[np.ndarray, dict[str, Any]], interactions.SteppingChange],
+        parse: Callable[[np.ndarray, dict[str, Any]], SteppingChange],
         request: Request,
         lease: Lease,
     ) -> ASGIApp:
@@ -248,7 +249,7 @@ class _Handlers:
         self,
         request: Request,
         lease: Lease,
-        change: interactions.SteppingChange,
+        change: SteppingChange,
         run_prediction: bool,
         done: Callable[[], None] = lambda: None,
     ) -> ASGIApp:
@@ -264,12 +265,8 @@ class _Handlers:
     async def _predicted(self, lease: Lease) -> MaskChange:
         """Return the change of the mask by the current prompts."""
         session = self._leases.session(lease)
-
-        def mask(scan: Scan) -> np.ndarray:
-            return scan.mask(interactions.OBJECT) if scan.prompts else np.zeros(scan.shape, bool)
-
         with session.in_use():
-            return self._changed(lease, await asyncio.wrap_future(session.read(mask)))
+            return self._changed(lease, await asyncio.wrap_future(session.read(mask_of)))
 
     def _changed(self, lease: Lease, mask: np.ndarray) -> MaskChange:
         change = change_between(lease.buffer(), mask, lease.resend)
