@@ -81,7 +81,7 @@ class OpenNotebook:
 
     def reload(self) -> None:
         self.page.call("Page.reload")
-        self.page.run("new Promise((done) => setTimeout(done, 500))")
+        time.sleep(1)
         self._wait_for_kernel()
 
     def _wait_for_kernel(self) -> None:
@@ -100,7 +100,7 @@ class OpenNotebook:
         outputs = json.loads(self.page.run(f"JSON.stringify({cell}.outputs.toJSON())"))
         for output in outputs:
             assert output["output_type"] != "error", output["evalue"]
-        return "".join("".join(output.get("text", "")) for output in outputs)
+        return "".join("".join(output["text"]) for output in outputs if output.get("name") == "stdout")
 
     def save(self) -> None:
         self.page.run("jupyterapp.commands.execute('docmanager:save')")

@@ -139,7 +139,7 @@ def test_a_box_is_drawn_on_the_axial_plane(user, notebook, folder):
     (entry,) = json.loads((folder / "prompts.json").read_text())["objects"]
     grid = DisplayGrid(read_grid(folder / "ct.nii.gz"))
     (box,) = entry["boxes"]
-    corners = np.sort([grid.from_file(corner) for corner in box["voxel"]], axis=0)
+    corners = np.sort([grid.from_file(box["voxel"][:3]), grid.from_file(box["voxel"][3:])], axis=0)
     np.testing.assert_array_equal(corners, [(30, 40, 10), (50, 60, 10)])
 
 
