@@ -153,6 +153,16 @@ def test_prompts_and_masks_are_shown_again_after_a_reload(user, notebook):
     assert user.page.run(user.text(".volume")) == volume
 
 
+def test_slices_are_shown_while_the_slider_moves(user):
+    user.press("Sagittal")
+    shown = user.page.run(
+        "(async () => { const slider = document.querySelector('.sam2-3dmed .slice'), seen = new Set(); "
+        "for (let index = 20; index < 80; index++) { slider.value = index; slider.dispatchEvent(new Event('input')); "
+        f"await new Promise((done) => setTimeout(done, 30)); seen.add({CANVAS}.toDataURL()); }} return seen.size; }})()"
+    )
+    assert shown >= 5
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (820, 1180)])
 def test_everything_fits_a_desktop_and_a_tablet(user, width, height):
     user.page.resize(width, height)

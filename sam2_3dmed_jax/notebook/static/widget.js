@@ -173,9 +173,9 @@ class View {
   showPicture() {
     const request = { type: "picture", plane: this.plane, index: this.place[PLANES[this.plane].across],
       window: this.find(".window").selectedIndex };
-    const key = JSON.stringify(request), pixels = this.pictures.get(key);
-    if (pixels) {
-      this.shown = { plane: request.plane, index: request.index, pixels };
+    const key = JSON.stringify(request);
+    if (this.pictures.has(key)) {
+      this.shown = { plane: request.plane, index: request.index, pixels: this.pictures.get(key) };
       this.draw();
     } else if (!this.requested || performance.now() - this.requested.time > RETRY_MS) {
       this.requested = { key, time: performance.now() };
@@ -193,7 +193,11 @@ class View {
     const { type, plane, index, window } = request, key = JSON.stringify({ type, plane, index, window });
     this.pictures.set(key, pixels);
     if (this.pictures.size > KEPT_PICTURES) this.pictures.delete(this.pictures.keys().next().value);
-    if (this.requested?.key === key) this.requested = null;
+    if (this.requested?.key === key) { // and not by another view
+      this.requested = null;
+      if (plane === this.plane) this.shown = { plane, index, pixels }; // while the slider moves, the latest that is here
+      this.draw();
+    }
     this.showPicture(); // which may be another one by now
   }
 
