@@ -21,6 +21,8 @@ OPTIONAL = {
     "SimpleITK": "dicom",
     "highdicom": "dicom",
     "huggingface_hub": "hub",
+    "starlette": "serve",
+    "anywidget": "notebook",
     "libtpu": "plan",
     "jax_cuda12_plugin": "plan-gpu",
 }  # module to extra

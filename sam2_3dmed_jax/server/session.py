@@ -41,7 +41,7 @@ from sam2_3dmed_jax.server.events import (
 T = TypeVar("T")
 
 ENDED = "the session has ended; open the image again"
-INTERNAL_ERROR = "the server failed; its log has the reason"
+INTERNAL_ERROR = "an internal error occurred; the log contains it"
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class InteractiveSession:
         self._prompts_file = prompts_file
         if prompts_file is not None and prompts_file.exists():
             self.scan.load_prompts(prompts_file)
-            self._is_stale = bool(self.scan.prompts)
+        self._is_stale = bool(self.scan.prompts)
         self._update_state(revision=int(self._is_stale))
         self._thread = threading.Thread(target=self._run, name="interactive session", daemon=True)
         self._thread.start()

@@ -27,4 +27,6 @@ def test_the_notebook_runs_draws_masks_and_skips_absent_hardware(tmp_path: Path,
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert "skipped: this runtime has no GPU\nskipped: this runtime has no TPU\n" in text
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert (tmp_path / "spleen.nii.gz").is_file() and (tmp_path / "spleen.json").is_file()
+    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    for name in ("spleen.nii.gz", "spleen.json", "clicked.nii.gz"):
+        assert (tmp_path / name).is_file()

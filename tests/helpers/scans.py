@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from sam2_3dmed_jax.config import ModelConfig
@@ -24,6 +25,14 @@ def scan_array() -> np.ndarray:
 def scan_file(path: Path) -> Path:
     """Write the CT as NIfTI and return its path."""
     return make(path, scan_array(), AFFINE)
+
+
+def permuted_abdomen(realdata: Path, path: Path) -> Path:
+    """Write slices of the CT of an abdomen, stored from anterior to posterior, superior to inferior, left to right."""
+    image = nib.load(realdata / "abdomen" / "ct.nii.gz").slicer[:, :, 70:86]
+    change = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("PIR"))
+    image.as_reoriented(change).to_filename(path)
+    return path
 
 
 def small_model() -> SAM2:

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.volume.io import read_grid
 from tests.helpers import chromium
 from tests.helpers.dicom_files import write_series
 from tests.helpers.running_server import served, small_checkpoint
+from tests.helpers.scans import permuted_abdomen
 from tests.helpers.served_page import User
 
 pytestmark = [
@@ -33,11 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def root(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Slices of the CT of an abdomen, stored from anterior to posterior, superior to inferior, left to right."""
     folder = tmp_path_factory.mktemp("images")
-    image = nib.load(realdata / "abdomen" / "ct.nii.gz").slicer[:, :, 70:86]
-    change = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("PIR"))
-    image.as_reoriented(change).to_filename(folder / CT)
+    permuted_abdomen(realdata, folder / CT)
     return folder
 
 

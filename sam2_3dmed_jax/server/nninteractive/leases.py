@@ -28,7 +28,7 @@ class UndoStack:
 
     def push(self, mask: np.ndarray, steps: int) -> None:
         """Add the mask before an interaction, and the number of `Scan.undo` that take the interaction back."""
-        self._masks.append((zlib.compress(np.packbits(mask).tobytes(), 1), steps))
+        self._masks.append((zlib.compress(np.packbits(mask).data, 1), steps))
         del self._masks[:-MAX_UNDO]
 
     def pop(self, shape: tuple[int, ...]) -> tuple[np.ndarray, int] | None:

@@ -39,7 +39,7 @@ def pack(array: np.ndarray) -> bytes:
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     name = array.dtype.name.encode()
-    raw = array.reshape(-1).view(np.uint8).data
+    raw = array.reshape(-1).data.cast("B")
     starts = range(0, len(raw), CHUNK_BYTES)
     parts = [HEADER.pack(MAGIC, VERSION, ZSTD, array.ndim, len(name)), name]
     parts += [struct.pack(f"<{array.ndim}q", *array.shape), struct.pack("<I", len(starts))]

@@ -9,41 +9,14 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 from starlette.websockets import WebSocketDisconnect
 
 from sam2_3dmed_jax.errors import UserError, message_line
-from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
-from sam2_3dmed_jax.scan.scan import Scan
-from sam2_3dmed_jax.server.events import (
-    Closed,
-    Event,
-    EventStream,
-    Failed,
-    ProgressMade,
-    SessionState,
-    SliceChanged,
-    StateChanged,
-)
+from sam2_3dmed_jax.server.events import EventStream
 from sam2_3dmed_jax.server.page.display_grid import DisplayGrid
 from sam2_3dmed_jax.server.page.image_description import image_description
-from sam2_3dmed_jax.server.page.messages import (
-    MAX_OBJECTS,
-    Box,
-    Clear,
-    Click,
-    Draw,
-    Look,
-    Message,
-    Name,
-    Open,
-    Ready,
-    Redo,
-    Scribble,
-    Undo,
-    parse_message,
-    slice_update,
-)
+from sam2_3dmed_jax.server.page.messages import Look, Open, Ready, parse_message
+from sam2_3dmed_jax.server.page.session_messages import EventMessages, change_of
 from sam2_3dmed_jax.server.page.uploads import Uploads
 from sam2_3dmed_jax.server.session import INTERNAL_ERROR, InteractiveSession
 from sam2_3dmed_jax.server.sessions import BusyError, Sessions, UnknownSessionError
@@ -78,7 +51,6 @@ class Conversation:
         self._use = contextlib.ExitStack()  # keeps the session in use
         self._tasks: set[asyncio.Task[None]] = set()
         self._events: asyncio.Task[None] | None = None
-        self._shown_revision = -1  # of the prompts that the page has
 
     async def receive(self, text: str | None) -> None:
         """Answer one message of the page; mistakes are answered too."""
@@ -94,7 +66,7 @@ class Conversation:
                 case Look(z=z):
                     self._open_session.look_at(self._display.slice_in_file(z))
                 case _:
-                    change = _change(message, self._display)
+                    change = change_of(message, self._display)
                     self._start(self._report(self._open_session.change(change)))
         except (UserError, BusyError, UnknownSessionError) as error:
             await self._send({"type": "error", "message": message_line(error)})
@@ -147,36 +119,22 @@ class Conversation:
             self._events = None
 
     async def _pump(self, session: InteractiveSession, grid: DisplayGrid) -> None:
+        messages = EventMessages(grid, session.scan.slice_axis)
         stream = EventStream()
-        self._shown_revision = -1
         unsubscribe = session.subscribe(stream.put)
         try:
             while True:
                 # In the order of their arrival: a state is complete after its masks.
                 for event in await stream.take():
-                    await self._send_event(event, session, grid)
+                    message = messages.about(event)
+                    if isinstance(message, bytes):
+                        await self._send_bytes(message)
+                    elif message is not None:
+                        await self._send(message)
         except PAGE_HAS_LEFT:
             return
         finally:
             unsubscribe()
-
-    async def _send_event(self, event: Event, session: InteractiveSession, grid: DisplayGrid) -> None:
-        match event:
-            case StateChanged(state=state):
-                prompts = {} if state.revision == self._shown_revision else {"prompts": _prompts(state.prompts, grid)}
-                self._shown_revision = state.revision
-                await self._send(_state(state) | prompts)
-            case SliceChanged():
-                z, mask = grid.slice_of_page(event.mask, session.scan.slice_axis, event.key.slice)
-                if event.key.object_id <= MAX_OBJECTS:
-                    await self._send_bytes(slice_update(event.key.object_id, event.revision, z, mask))
-            case ProgressMade(what=what, done=done, total=total):
-                await self._send({"type": "progress", "what": what, "done": done, "total": total})
-            case Failed(message=text):
-                await self._send({"type": "error", "message": message_line(text)})
-            case Closed():
-                message = "The image was closed on the server; open it again, its prompts are kept."
-                await self._send({"type": "gone", "message": message})
 
     async def _report(self, change: Future[Any]) -> None:
         """Tell the page if a change is refused."""
@@ -197,62 +155,3 @@ class Conversation:
 
     async def _send(self, message: dict[str, Any]) -> None:
         await self._send_text(json.dumps(message, allow_nan=False))
-
-
-def _change(message: Message, grid: DisplayGrid) -> Callable[[Scan], Any]:
-    """Return the change of a scan that a message asks for, in voxels of the file."""
-    match message:
-        case Click(object=number, voxel=voxel, inside=inside):
-            return lambda scan: scan.click(grid.to_file(voxel), inside, object=number, corrects_masks=True)
-        case Box(object=number, first=first, second=second):
-            return lambda scan: scan.box(grid.to_file(first), grid.to_file(second), object=number, corrects_masks=True)
-        case Scribble(object=number, z=z, inside=inside_strokes, outside=outside_strokes):
-            strokes = [_volume(grid, z, mask) for mask in (inside_strokes, outside_strokes)]
-            return lambda scan: scan.scribble(*strokes, object=number, corrects_masks=True)
-        case Draw(object=number, z=z, mask=mask):
-            return lambda scan: scan.draw(_volume(grid, z, mask), object=number)
-        case Undo():
-            return Scan.undo
-        case Redo():
-            return Scan.redo
-        case Clear(object=cleared):
-            return lambda scan: scan.clear(cleared)
-        case Name(object=number, name=name, color=color):
-            return lambda scan: scan.name_object(number, name, color)
-    raise AssertionError(f"{type(message).__name__} changes no prompts")
-
-
-def _volume(grid: DisplayGrid, z: int, mask: np.ndarray | None) -> np.ndarray | None:
-    return None if mask is None else grid.volume_of_file({z: mask})
-
-
-def _state(state: SessionState) -> dict[str, Any]:
-    """Return the message with everything about a session but its prompts and masks."""
-    return {
-        "type": "state",
-        "revision": state.revision,
-        "objects": [
-            {"id": number, "name": label.name, "color": label.color, "prompted": number in state.prompted}
-            for number, label in state.objects.items()
-        ],
-        "canUndo": state.can_undo,
-        "canRedo": state.can_redo,
-        "activity": state.activity,
-        "complete": state.is_complete,
-        "clickSeconds": state.click_seconds,
-        "volumes": {str(number): ml for number, ml in state.volumes_ml.items()},
-    }
-
-
-def _prompts(prompts: tuple[VoxelPrompt, ...], grid: DisplayGrid) -> list[dict[str, Any]]:
-    """Return points and boxes in voxels of the page."""
-    shown: list[dict[str, Any]] = []
-    for prompt in prompts:
-        for (x, y), label in zip(prompt.points, prompt.labels, strict=True):
-            voxel = grid.from_slice(prompt.slice, x, y)
-            shown.append({"kind": "point", "object": prompt.object_id, "voxel": voxel, "inside": bool(label)})
-        if prompt.box is not None:
-            x0, y0, x1, y1 = prompt.box
-            first, last = grid.from_slice(prompt.slice, x0, y0), grid.from_slice(prompt.slice, x1, y1)
-            shown.append({"kind": "box", "object": prompt.object_id, "first": first, "last": last})
-    return shown

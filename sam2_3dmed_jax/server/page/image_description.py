@@ -51,18 +51,25 @@ def image_description(name: str, session_id: str, volume: Volume) -> dict[str, A
         session_id: of its session.
         volume: the image.
     """
-    grid = DisplayGrid(volume.grid)
     return {
         "name": name,
         "url": f"page/sessions/{session_id}/image.nii",
+        **volume_description(volume),
+        "formats": [
+            {"id": key, "label": entry.label} for key, entry in SAVE_FORMATS.items() if _can_write(entry, volume)
+        ],
+    }
+
+
+def volume_description(volume: Volume) -> dict[str, Any]:
+    """Return what is needed to show a volume: its grid on the page, modality, millilitres per voxel, and windows."""
+    grid = DisplayGrid(volume.grid)
+    return {
         "shape": list(grid.shape),
         "spacing": list(grid.spacing),
         "modality": volume.modality,
         "voxelMl": volume.voxel_volume_ml,
         "windows": _windows(volume),
-        "formats": [
-            {"id": key, "label": entry.label} for key, entry in SAVE_FORMATS.items() if _can_write(entry, volume)
-        ],
     }
 
 
