@@ -49,3 +49,14 @@ def test_the_tpu_benchmark_prints_the_plan_and_attention_stores_no_score_matrix(
     assert setting.startswith("v5e:1x1, 512 px") and found["program"] == "memory attention, one slice"
     assert float(found["ms"]) > 0 and 0 < float(found["of the peak"].removesuffix("%")) <= 100
     assert found["[N, M] in HBM"] == "no"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_server_clicks_and_prints_its_latency():
+    words = "--model nano --image-size 64 --dtype float32 --shape 64 64 12 --clicks 2"
+    command = [sys.executable, "-m", "experiments.benchmarks.serve", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    rows = dict(line.strip("| ").split(" | ", 1) for line in done.stdout.splitlines()[4:])
+    median, worst = (float(cell) for cell in rows["click to the mask of its slice, ms"].split(" | "))
+    assert 0 < median <= worst
+    assert 0 < float(rows["bytes of a slice"].split(" | ")[0]) <= 64 * 64 / 8 + 18

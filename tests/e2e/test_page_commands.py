@@ -1,7 +1,8 @@
 """The commands of documentation pages run, in order, with small files and a small model under the names they use.
 
-Left out are `convert`, `plan` and `demo`, which have their own tests. A sweep is checked and not computed. A train step
-is traced and not compiled, which takes up to a minute per experiment; everything else of a training run is done.
+Left out are `convert`, `plan`, `demo` and `serve`, which have their own tests. A sweep is checked and not computed. A
+train step is traced and not compiled, which takes up to a minute per experiment; everything else of a training run is
+done.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from tests.helpers.scans import small_model
 from weights_conversion.convert import convert_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = {"convert", "plan", "demo"}
+LEFT_OUT = {"convert", "plan", "demo", "serve"}
 
 FINE_TUNE = "docs/tutorials/fine-tune.md"  # makes files that other pages expect: it runs in the fixture `files`
 # The files and folders that a page expects, and one that its last command writes.
@@ -64,6 +65,8 @@ NOT_RUN = {  # pages with commands that do not run here, with the reason
     "docs/gallery.md": "tools/make_gallery.py runs it, with the demo and a patient's CT",
     "docs/how-to/convert.md": "needs PyTorch; tests/weights_conversion/test_torch_files.py runs it",
     "docs/how-to/plan.md": "has only `plan`, which tests/plan tests",
+    "docs/how-to/serve.md": "has only `serve`, which tests/server tests",
+    "docs/how-to/viewers.md": "has only `serve`",
     "docs/how-to/which-preset.md": "has only `convert` and `plan`",
     "experiments/README.md": "has only `plan`",
     "experiments/launch/README.md": "needs clusters; tests/distributed/test_launch_recipes.py checks the words",
