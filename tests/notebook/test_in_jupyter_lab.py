@@ -8,10 +8,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("anywidget")
-pytest.importorskip("jupyterlab")
-pytest.importorskip("websockets")
-
 from sam2_3dmed_jax import save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.server.page.display_grid import DisplayGrid
@@ -23,7 +19,6 @@ from tests.helpers.widget_user import CANVAS, PLANES, WidgetUser
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(chromium.PATH is None, reason="Chromium is not installed"),
     pytest.mark.filterwarnings("ignore::sam2_3dmed_jax.errors.FileWarning"),
 ]
 INSIDE, OUTSIDE, OTHER = (40, 56, 10), (80, 40, 10), (62, 30, 12)  # right, anterior, superior

@@ -9,8 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.importorskip("anywidget")
-
 from sam2_3dmed_jax import Scan, VolumePredictor, save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.errors import UserError

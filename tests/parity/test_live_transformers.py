@@ -63,7 +63,7 @@ class TestTinyAt512:
         compare.assert_same_propagation(*pairs.track(preset, 512, 12, "one_object"))
 
 
-@pytest.mark.long  # the other six presets run in CI against Meta; here they would take as long again
+@pytest.mark.long  # other presets run in CI against Meta; here they would take as long again
 @pytest.mark.parametrize("preset", OTHERS)
 def test_the_converter_and_a_short_clip_agree_for_every_other_preset(pairs: Pairs, preset: str) -> None:
     compare.assert_same_propagation(*pairs.track(preset, 256, 4, "one_object"))

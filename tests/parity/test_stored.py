@@ -80,7 +80,9 @@ def test_every_stage_agrees_with_the_stored_reference(
     assert not {name: error for name, error in errors.items() if not error <= compare.FEATURES}
 
 
-@pytest.mark.parametrize("case", stored.CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.long if name == "mask_prompt" else ()) for name in stored.CASES]
+)
 def test_propagation_agrees_with_the_stored_reference(
     case: str,
     preset: str,

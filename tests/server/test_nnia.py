@@ -1,5 +1,6 @@
 """NNIA against nnInteractive's own serialization, and damaged or hostile bytes."""
 
+import importlib
 import struct
 
 import blosc2
@@ -35,7 +36,7 @@ def test_an_array_is_the_same_after_pack_and_unpack(dtype):
 
 
 def test_pack_and_unpack_are_the_inverses_of_the_clients():
-    theirs = pytest.importorskip("nnInteractive.inference.remote.serialization")
+    theirs = importlib.import_module("nnInteractive.inference.remote.serialization")  # reads settings when imported
     array = np.random.default_rng(1).normal(size=(1, 4, 5, 6)).astype(np.float32)
     np.testing.assert_array_equal(unpack(theirs.pack_array(array), axes=4), array)
     np.testing.assert_array_equal(theirs.unpack_array(nnia.pack(MASK)), MASK)
