@@ -56,9 +56,9 @@ class Sessions:
         self._model: ModelSource = replace(source, load=_once(source.load))
 
     @property
-    def model_name(self) -> str:
-        """The model in messages."""
-        return self._model.name
+    def licence(self) -> str:
+        """Licence of the weights, as their checkpoint states it."""
+        return str(self._model.info.provenance.get("licence", "not stated"))
 
     def open(self, image: Path) -> str:
         """Open an image file, with the prompts that it had when it was open before; slow.

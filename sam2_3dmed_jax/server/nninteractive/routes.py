@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,7 +116,7 @@ class _Handlers:
         return JSONResponse({"ok": True})
 
     async def capabilities(self, request: Request) -> Response:
-        return JSONResponse({**CAPABILITIES, "license": f"the licence of {Path(self._sessions.model_name).name}"})
+        return JSONResponse({**CAPABILITIES, "license": self._sessions.licence})
 
     async def claim(self, request: Request) -> Response:
         lease = self._leases.claim()
