@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, drawn_object_ids
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, drawn_object_ids, merge_prompts
 
 POINTS = 8  # per object, slice and label
 
@@ -42,7 +42,7 @@ def scribble_prompts(
         raise UserError(
             f"{source}: canonical slice {only_outside.argmax()} has only strokes outside; draw the object there too"
         )
-    return prompts
+    return merge_prompts(prompts)
 
 
 def stroke_prompts(

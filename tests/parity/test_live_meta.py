@@ -88,10 +88,7 @@ class TestCorrectionsAt256:
         compare.assert_same_propagation(*pairs(preset, 256, 24).track(SCENARIOS[name](24)))
 
 
-# The two families have the same shapes, and the tiny presets of both are compared above.
-@pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=[pytest.mark.long] if name.startswith("sam2_") else []) for name in OTHERS]
-)
+@pytest.mark.parametrize("preset", OTHERS)
 def test_the_converter_and_a_short_clip_agree_for_every_other_preset(pairs: Pairs, preset: str) -> None:
     compare.assert_same_propagation(*pairs(preset, 256, 4).track(SCENARIOS["one_object"](4)))
 
