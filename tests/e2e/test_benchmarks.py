@@ -51,7 +51,7 @@ def test_the_tpu_benchmark_prints_the_plan_and_attention_stores_no_score_matrix(
     assert found["[N, M] in HBM"] == "no"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmark_of_the_server_clicks_and_prints_its_latency():
     words = "--model nano --image-size 64 --dtype float32 --shape 64 64 12 --clicks 2"
     command = [sys.executable, "-m", "experiments.benchmarks.serve", *words.split()]

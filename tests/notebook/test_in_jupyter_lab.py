@@ -75,7 +75,10 @@ def test_clicks_on_two_planes_are_saved_as_the_mask_that_predict_writes(user, no
     assert 0 < (labels == 1).sum() < labels.size
 
 
-@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize(
+    "plane",
+    ["Axial", pytest.param("Coronal", marks=pytest.mark.long), pytest.param("Sagittal", marks=pytest.mark.long)],
+)
 def test_the_mask_is_shown_where_the_saved_file_has_it(user, notebook, folder, plane):
     user.click(INSIDE)
     user.wait_for_masks()

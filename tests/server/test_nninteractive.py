@@ -92,7 +92,9 @@ def test_a_seed_is_shown_as_it_is_and_can_be_corrected(steps):
     assert (steps["corrected seed"] != steps["seed"]).any()
 
 
-@pytest.mark.parametrize("version", ["2.5.0", "2.5.1"])  # the oldest, and the oldest that 3D Slicer's extension accepts
+@pytest.mark.parametrize(
+    "version", ["2.5.0", pytest.param("2.5.1", marks=pytest.mark.long)]
+)  # the oldest, and the oldest that 3D Slicer's extension accepts
 def test_older_clients_receive_the_same_masks(tmp_path, server, steps, version):
     old = tmp_path / "old"
     install = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(old), f"nninteractive-client=={version}"]
