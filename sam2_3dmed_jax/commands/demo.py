@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 HELP = "make phantoms, train a nano SAM2-3dMed on them, score it and segment one; minutes on the CPU, no downloads"
 
 CASES = 32
-MINUTES = 4  # at most, on two quiet CPU cores
+MINUTES = 5  # at most, on two quiet CPU cores
 LOG = "run/log.csv"
 MARKER = "demo.json"  # identifies the folder of a demo, and contains its seed
 FILES = {
