@@ -154,6 +154,27 @@ def test_a_brush_stroke_becomes_the_mask_of_the_slice_and_the_eraser_takes_it_aw
     assert user.page.run(inside) == [1, 0, 1]
 
 
+def test_a_stroke_that_follows_before_the_answer_keeps_the_first_one(user):
+    user.open(CT)
+    user.page.run("$('brush-size').value = 14")
+    user.page.key("p")
+    for y in (30, 70):
+        user.page.drag([user.place((20, y, 10)), user.place((100, y, 10))])
+    user.wait_for_masks("session.revision === 2")
+    assert user.page.run("[30, 70].map((y) => masks.slice(1, 10)[y * session.image.shape[0] + 60])") == [1, 1]
+
+
+def test_a_stroke_that_the_server_did_not_get_is_not_shown_after_a_reconnection(user):
+    user.open(CT)
+    user.page.run("retrySeconds = 5; socket.close()")
+    user.page.key("p")
+    user.page.drag([user.place((20, 50, 10)), user.place((60, 50, 10))])
+    assert "cannot be reached" in user.page.run("$('error').textContent")
+    assert user.voxels(1) > 0
+    user.page.wait("socket.readyState === WebSocket.OPEN && !masks.painted && !masks.changed.size")
+    assert user.voxels(1) == 0
+
+
 def test_boxes_and_scribbles_become_prompts(user):
     user.open(CT)
     user.page.key("b")

@@ -32,7 +32,7 @@ const HTML = `
   </div>
   <div class="panel">
     <div class="row">
-      <span class="group tools" role="radiogroup" aria-label="Tool">
+      <span class="group" role="radiogroup" aria-label="Tool">
         <button type="button" data-tool="inside" title="Left click">+ Inside</button>
         <button type="button" data-tool="outside" title="Right click, or Alt and click">− Outside</button>
         <button type="button" data-tool="box" title="Drag from corner to corner">▭ Box</button>
@@ -413,7 +413,7 @@ class View {
 
   newObject() {
     const free = Math.max(this.selected, ...this.session.objects.map(({ id }) => id)) + 1;
-    if (free > MAX_OBJECTS) return;
+    if (free > MAX_OBJECTS) return this.showError(`A widget has at most ${MAX_OBJECTS} objects.`);
     this.select(free);
     this.send({ type: "name", object: free, name: `object ${free}` });
   }

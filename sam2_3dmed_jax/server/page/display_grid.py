@@ -22,6 +22,7 @@ from sam2_3dmed_jax.volume.geometry import (
     to_canonical,
     voxel_to_canonical,
 )
+from sam2_3dmed_jax.volume.modality import CT
 
 Triple = tuple[float, float, float]
 
@@ -95,12 +96,12 @@ class DisplayGrid:
             slices: bool `[y, x]` by z; other slices are empty.
 
         Returns:
-            uint8 `[i, j, k]`.
+            uint8 `[i, j, k]`, in the memory order of canonical slices, in which `Scan` reads it.
         """
         canonical = np.zeros(self._grid.canonical_shape, np.uint8)
         for z, mask in slices.items():
             canonical[z] = mask[::-1, ::-1]
-        return np.ascontiguousarray(from_canonical(canonical, self._grid))
+        return from_canonical(canonical, self._grid)
 
     def nifti(self, volume: Volume) -> bytes:
         """Return the image on the page's grid as an uncompressed NIfTI file.
@@ -111,7 +112,7 @@ class DisplayGrid:
             volume: the image.
         """
         voxels = np.transpose(volume.array[:, ::-1, ::-1])
-        if volume.modality == "CT":
+        if volume.modality == CT:
             voxels = np.clip(np.rint(voxels), -32768, 32767).astype(np.int16)
         affine = np.diag([*self.spacing, 1.0])
         affine[:3, 3] = -(np.array(self.shape) - 1) / 2 * self.spacing

@@ -7,7 +7,6 @@ voxel, row by row, the first voxel in the highest bit, so that a slice of an org
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import struct
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from sam2_3dmed_jax.server.page.display_grid import Triple
 
 MAX_OBJECTS = 255  # the viewer's label map has one byte per voxel
 MAX_TEXT = 4 << 20  # characters of a message: a drawn slice of 4096 x 4096 voxels has 2.8 million
-_HEADER = struct.Struct("<BxHIHHHHH")  # kind, object, generation, z, x, y, width, height of the bounding box
+_HEADER = struct.Struct("<BxHIHHHHH")  # kind, object, revision, z, x, y, width, height of the bounding box
 SLICE = 1
 
 
@@ -142,20 +141,20 @@ def parse_message(text: str, shape: tuple[int, int, int] | None) -> Message:
         raise UserError(f"message: a {kind.value} has no {missing}; add it") from None
 
 
-def slice_update(object_id: int, generation: int, z: int, mask: np.ndarray) -> bytes:
+def slice_update(object_id: int, revision: int, z: int, mask: np.ndarray) -> bytes:
     """Return the message with one slice of an object's mask.
 
     Args:
         object_id: of the object.
-        generation: number of the change of prompts that the mask belongs to.
+        revision: number of the change of prompts that the mask belongs to.
         z: of the slice.
         mask: bool `[y, x]`; an empty one has an empty box.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
-        return _HEADER.pack(SLICE, object_id, generation, z, 0, 0, 0, 0)
+        return _HEADER.pack(SLICE, object_id, revision, z, 0, 0, 0, 0)
     y, x, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-    header = _HEADER.pack(SLICE, object_id, generation, z, x, y, right - x, bottom - y)
+    header = _HEADER.pack(SLICE, object_id, revision, z, x, y, right - x, bottom - y)
     return header + np.packbits(mask[y:bottom, x:right]).tobytes()
 
 
@@ -226,7 +225,7 @@ def _bits(field: Field, shape: tuple[int, int, int]) -> np.ndarray:
         raise parts["box"].wrong(f"a box in a slice of {shape[0]} x {shape[1]} voxels")
     try:
         packed = np.frombuffer(base64.b64decode(parts["bits"].value or "", validate=True), np.uint8)
-    except (TypeError, ValueError, binascii.Error):
+    except (TypeError, ValueError):
         raise parts["bits"].wrong("base64") from None
     if packed.size != (width * height + 7) // 8:
         raise parts["bits"].wrong(f"{width * height} bits in base64")

@@ -95,7 +95,7 @@ const RECEIVERS = {
       showOpenDialog();
       $("open-message").textContent = message;
     } else showError(message);
-    masks.restore();
+    masks.endPainting();
   },
   gone: ({ message }) => { showOpenDialog(); $("open-message").textContent = message; },
 };
@@ -115,6 +115,7 @@ function clickAnswered() {
   if (!sentAt) return;
   lastClickMs = performance.now() - sentAt;
   sentAt = 0;
+  masks.endPainting();
   showTiming();
 }
 
@@ -132,7 +133,7 @@ function showTiming() {
 const masks = {
   slices: new Map(), // object -> Map of z -> {x, y, width, height, bits, count}
   changed: new Set(), // z of slices that the viewer does not show yet
-  painted: null, // {object, z} of a slice that was painted and not confirmed
+  painted: null, // {object, z, mask} of a slice that the user paints, until the server has answered
 
   clear() { this.slices.clear(); this.changed.clear(); this.painted = null; },
 
@@ -142,7 +143,6 @@ const masks = {
     part.count = countBits(part.bits);
     if (part.count) this.slices.get(object).set(z, part);
     else this.slices.get(object).delete(z);
-    if (this.painted?.z === z && this.painted.object === object) this.painted = null;
     this.changed.add(z);
     requestFrame();
   },
@@ -156,13 +156,24 @@ const masks = {
     requestFrame();
   },
 
-  /** Show a painted slice again as it was, after the server has refused it. */
-  restore() {
-    if (this.painted) { this.changed.add(this.painted.z); this.painted = null; requestFrame(); }
+  /** Show a mask, one byte per voxel, in place of the server's mask of an object on a slice. */
+  paint(object, z, mask) {
+    this.changed.add(this.painted?.z ?? z).add(z);
+    this.painted = { object, z, mask };
+    requestFrame();
   },
 
-  /** The mask of an object on a slice, one byte per voxel. */
+  /** Show the server's mask again, unless the user is painting. */
+  endPainting() {
+    if (!this.painted || gesture?.kind === "paint") return;
+    this.changed.add(this.painted.z);
+    this.painted = null;
+    requestFrame();
+  },
+
+  /** A copy of the shown mask of an object on a slice, one byte per voxel. */
   slice(object, z) {
+    if (this.painted?.object === object && this.painted.z === z) return this.painted.mask.slice();
     const [nx, ny] = session.image.shape;
     const mask = new Uint8Array(nx * ny);
     paintBits(mask, nx, this.slices.get(object)?.get(z), 1);
@@ -172,8 +183,12 @@ const masks = {
   /** Write the label map of a slice; the selected object is on top. */
   compose(z, target) {
     target.fill(0);
-    const objects = [...this.slices.keys()].sort((a, b) => (a === selected) - (b === selected) || a - b);
-    for (const object of objects) paintBits(target, session.image.shape[0], this.slices.get(object).get(z), object);
+    const painted = this.painted?.z === z ? this.painted : null, objects = new Set(this.slices.keys());
+    if (painted) objects.add(painted.object);
+    for (const object of [...objects].sort((a, b) => (a === selected) - (b === selected) || a - b)) {
+      if (object !== painted?.object) paintBits(target, session.image.shape[0], this.slices.get(object).get(z), object);
+      else painted.mask.forEach((value, at) => { if (value) target[at] = object; });
+    }
   },
 
   voxels(object) {
@@ -380,7 +395,7 @@ function setStyle() {
 
 // ----------------------------------------------------------------------------------------------------------- the marks
 
-/** Draw prompts, numbers of objects, and what is being drawn; shapes and numbers repeat what colours say. */
+/** Draw prompts, numbers of objects, and what is being drawn, so that colours are not needed. */
 function drawMarks() {
   const canvas = $("marks"), dpr = devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
@@ -574,7 +589,7 @@ function sendPainted({ mask, last }) {
   if (part) sendPrompt({ type: "draw", z, mask: toMessage(part) });
   else {
     showHint("Nothing would be left on this slice: click outside instead");
-    masks.restore();
+    masks.endPainting();
   }
 }
 
@@ -590,16 +605,7 @@ function paint(from, to) {
       }
     }
   });
-  masks.painted = { object: selected, z };
-  const slice = nv.drawBitmap.subarray(z * nx * ny, (z + 1) * nx * ny), gl = nv.gl;
-  for (let at = 0; at < slice.length; at++) {
-    if (gesture.mask[at]) slice[at] = selected;
-    else if (slice[at] === selected) slice[at] = 0;
-  }
-  gl.activeTexture(gl.TEXTURE0 + DRAW_TEXTURE_UNIT);
-  gl.bindTexture(gl.TEXTURE_3D, nv.drawTexture);
-  gl.texSubImage3D(gl.TEXTURE_3D, 0, 0, 0, z, nx, ny, 1, gl.RED, gl.UNSIGNED_BYTE, slice);
-  requestFrame();
+  masks.paint(selected, z, gesture.mask);
 }
 
 function alongLine(from, to, visit) {
@@ -616,7 +622,7 @@ function listenToPointer() {
   view.addEventListener("pointerdown", (event) => { isOurs = press(event); }, true);
   view.addEventListener("pointermove", move, true);
   view.addEventListener("pointerup", release, true);
-  view.addEventListener("pointercancel", () => { gesture = null; masks.restore(); drawMarks(); }, true);
+  view.addEventListener("pointercancel", () => { gesture = null; masks.endPainting(); drawMarks(); }, true);
   view.addEventListener("pointerleave", () => { pointer = null; drawMarks(); });
   for (const type of ["mousedown", "mousemove", "mouseup", "touchstart", "touchmove", "touchend", "dblclick"]) {
     view.addEventListener(type, (event) => {
@@ -631,7 +637,7 @@ function listenToPointer() {
 
 function showObjects() {
   const known = new Map(session.objects.map((object) => [object.id, object]));
-  if (!known.has(selected)) known.set(selected, { id: selected, name: `object ${selected}`, prompted: false });
+  if (!known.has(selected)) known.set(selected, { id: selected, name: `object ${selected}` });
   const items = [...known.values()].sort((a, b) => a.id - b.id).map((object) => {
     const item = document.createElement("li");
     item.setAttribute("role", "option");
@@ -761,7 +767,9 @@ function listenToControls() {
   document.querySelectorAll("[data-tool]").forEach((button) => { button.onclick = () => setTool(button.dataset.tool); });
   $("undo").onclick = SHORTCUTS.z;
   $("redo").onclick = SHORTCUTS.y;
-  $("clear").onclick = () => send({ type: "clear", object: selected });
+  $("clear").onclick = () => {
+    if (session.objects.some(({ id }) => id === selected)) send({ type: "clear", object: selected });
+  };
   $("new-object").onclick = newObject;
   $("rename-object").onclick = rename;
   $("jump").onclick = jump;
@@ -877,11 +885,13 @@ async function imageOpened(message) {
   session.id = message.session;
   session.source = message.source;
   Object.assign(session, { revision: 0, complete: false, prompts: [] }); // until its state arrives
+  sentAt = 0; // no answer follows for a prompt that was sent before
   const [[kind, name]] = Object.entries(message.source);
   history.replaceState(null, "", `#${kind}=${encodeURIComponent(name)}`);
   $("open-message").textContent = "";
   if ($("open-dialog").open) $("open-dialog").close();
   if (isSame) { // the connection was lost for a moment
+    masks.endPainting();
     masks.keepOnly(new Set());
     send({ type: "ready" });
     return;
