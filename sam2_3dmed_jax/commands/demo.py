@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 HELP = "make phantoms, train a nano SAM2-3dMed on them, score it and segment one; minutes on the CPU, no downloads"
 
-CASES = 32
-MINUTES = 5  # at most, on two quiet CPU cores
+CASES = 28
+MINUTES = 4  # at most, on two quiet CPU cores
 LOG = "run/log.csv"
 MARKER = "demo.json"  # identifies the folder of a demo, and contains its seed
 FILES = {
@@ -109,14 +109,14 @@ def demo_config(data: str) -> ExperimentConfig:
                 absent_probability=0.05,
             ),
             prompts=PromptConfig(box_prompt_probability=0.1, random_point_probability=0.3),
-            # 480 steps do not exhaust the phantoms, and rotation and scaling would smooth their noise.
+            # 440 steps do not exhaust the phantoms, and rotation and scaling would smooth their noise.
             augmentation=AugmentationConfig(
                 rotation=0.0, scaling=0.0, shift=0.0, intensity=0.02, gamma=0.0, noise=0.02
             ),
             preprocessing=PreprocessingConfig(window="60,200"),  # contrast of the organs, not of lung or bone
         ),
         training=TrainingConfig(
-            steps=480,
+            steps=440,
             ema=0.99,  # at 128 px, averaged weights reach in 640 steps the score of the last weights at 800
             batch_size=4,
             learning_rate=2.5e-3,
