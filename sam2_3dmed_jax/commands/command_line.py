@@ -184,11 +184,8 @@ def terminated_as_interrupted() -> Iterator[None]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with interrupts.handled_by(interrupt, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> int:

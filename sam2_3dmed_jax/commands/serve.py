@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, start
 from sam2_3dmed_jax.errors import Stopped, UserError
+from sam2_3dmed_jax.runtime import interrupts
 from sam2_3dmed_jax.server.settings import DEFAULT_PORT, ServeSettings
 from sam2_3dmed_jax.volume.modality import WORDS
 
@@ -181,9 +182,5 @@ def _stopping_on_signals(server: uvicorn.Server) -> Iterator[list[int]]:
         received.append(number)
         server.should_exit = True  # also before uvicorn handles signals itself
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with interrupts.handled_by(stop, signal.SIGTERM, signal.SIGINT):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,9 +1,9 @@
-"""End of the process on Ctrl-C while XLA compiles, which can take minutes.
+"""Signal handlers for a block of code, and end of the process on Ctrl-C while XLA compiles, which can take minutes.
 
-A KeyboardInterrupt does not help: raised in a thread that waits for XLA's compiler, it frees memory that the compiler
-still uses, and Python waits for a compilation in another thread before it exits. The handler therefore ends the
-process. If native code or a handler of the training loop keeps the main thread from doing so, another thread does; it
-learns of the signal through `signal.set_wakeup_fd`.
+A KeyboardInterrupt does not help then: raised in a thread that waits for XLA's compiler, it frees memory that the
+compiler still uses, and Python waits for a compilation in another thread before it exits. The handler therefore ends
+the process. If native code or a handler of the training loop keeps the main thread from doing so, another thread does;
+it learns of the signal through `signal.set_wakeup_fd`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,23 @@ GRACE_SECONDS = 4.0  # for the main thread to answer; a second Ctrl-C ends the p
 INTERRUPTED = 130  # exit code, 128 + SIGINT
 
 Busy = Callable[[], frozenset[object]]
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextlib.contextmanager
+def handled_by(handler: Handler, *numbers: int) -> Iterator[None]:
+    """Handle signals by a function in the block, and as before after it; for the main thread only.
+
+    Args:
+        handler: called with the number of the signal and the frame that it interrupts.
+        numbers: of the signals.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager

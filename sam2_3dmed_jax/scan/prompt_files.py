@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from dataclasses import replace
@@ -46,6 +47,6 @@ def write_prompt_files(path: str | os.PathLike[str], prompts: VolumePrompts, vol
         for object_id, mask in masks.items():
             write_labels(temporary_path(files[object_id], ".nii.gz"), mask, volume)
         temporary_path(target).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for file in target.parent.glob(f"{target.stem}.mask-*.nii.gz"):
+    for file in target.parent.glob(f"{glob.escape(target.stem)}.mask-*.nii.gz"):
         if file not in files.values():
             file.unlink(missing_ok=True)

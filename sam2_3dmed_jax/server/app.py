@@ -24,7 +24,7 @@ from sam2_3dmed_jax.server.session import INTERNAL_ERROR
 from sam2_3dmed_jax.server.sessions import BusyError, Sessions, UnknownSessionError
 from sam2_3dmed_jax.server.settings import ServeSettings
 
-SWEEP_SECONDS = 10.0  # between two looks at idle sessions
+SWEEP_SECONDS = 10.0  # between two searches for idle sessions
 CLOSE_SECONDS = 10.0  # for a session's worker to finish the slice that it computes
 
 _log = logging.getLogger(__name__)

@@ -57,8 +57,12 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
     return parse_json_object(await read_body(request, limit))
 
 
-def parse_json_object(text: bytes | str) -> dict[str, Any]:
+def parse_json_object(text: bytes | str, name: str = "the body") -> dict[str, Any]:
     """Parse a JSON object; an empty text is an empty object.
+
+    Args:
+        text: JSON.
+        name: of the text, in the error.
 
     Raises:
         HTTPException: 400, it is another value.
@@ -68,5 +72,5 @@ def parse_json_object(text: bytes | str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise HTTPException(400, "the body is not a JSON object")
+        raise HTTPException(400, f"{name} is not a JSON object")
     return value

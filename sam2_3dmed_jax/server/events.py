@@ -44,7 +44,7 @@ class SliceChanged:
     def mask(self) -> np.ndarray:
         """Bool, of `shape`."""
         height, width = self.shape
-        return np.unpackbits(self.packed, count=height * width).reshape(self.shape).astype(bool)
+        return np.unpackbits(self.packed, count=height * width).reshape(self.shape).view(bool)
 
 
 @dataclass(frozen=True)

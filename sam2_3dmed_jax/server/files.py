@@ -10,7 +10,7 @@ from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.volume.dicom import is_dicom
 from sam2_3dmed_jax.volume.formats import all_suffixes, dicom_suffixes, suffix_of
 
-MAX_VISITED = 100_000  # files and folders that one listing looks at, so that a huge root does not block the server
+MAX_VISITED = 100_000  # files and folders that one listing reads, so that a huge root does not block the server
 
 
 @dataclass(frozen=True)

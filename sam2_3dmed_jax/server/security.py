@@ -14,14 +14,14 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import http.cookies
 import ipaddress
 import re
 import socket
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -92,17 +92,16 @@ class Security:
 
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the answer to a request that is not passed on, or None."""
-        headers = Headers(scope=scope)
+        request = HTTPConnection(scope)
+        headers = request.headers
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             return _error(403, "this server has another name; use the address that it printed, or --allow-host NAME")
         if not _is_same_origin(headers, scope):
             return _error(403, "requests from pages of other sites are refused")
-        if self._key is None:
+        if self._key is None or self._has_key(request):
             return None
-        if self._has_key(headers):
-            return None
-        key = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))).get("key")
+        key = request.query_params.get("key")
         if key is not None and scope["type"] == "http" and scope["path"] == "/" and self._is_key(key):
             return self._welcome()
         return _error(401, "the key is missing or wrong; open the address that the server printed")
@@ -117,16 +116,14 @@ class Security:
             return bool(ipaddress.ip_address(name))
         return False
 
-    def _has_key(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+    def _has_key(self, request: HTTPConnection) -> bool:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._is_key(given.strip()):
             return True
         if scheme.lower() == "basic" and self._is_key(_password(given)):
             return True
-        cookies: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
-        with contextlib.suppress(http.cookies.CookieError):
-            cookies.load(headers.get("cookie", ""))
-        return COOKIE in cookies and hmac.compare_digest(cookies[COOKIE].value.encode(), self._cookie().encode())
+        cookie = request.cookies.get(COOKIE, "")
+        return hmac.compare_digest(cookie.encode(), self._cookie().encode())
 
     def _is_key(self, given: str) -> bool:
         assert self._key is not None

@@ -77,7 +77,6 @@ class InteractiveSession:
         self._interrupt_propagation = threading.Event()
         self._interrupt_encoding = threading.Event()
         self._is_stale = False  # propagation is needed
-        self._is_stopped = False  # propagation is not wanted until the next change
         self._is_encoded = False
         self._is_closed = False
         self._near: int | None = None
@@ -129,8 +128,9 @@ class InteractiveSession:
     def change(self, work: Callable[[Scan], T], propagate: bool = True) -> Future[T]:
         """Change prompts or objects: `session.change(lambda scan: scan.click((x, y, z), object=2))`.
 
-        Propagation is interrupted, and starts again from the new prompts. If the prompts have changed, a `SliceChanged`
-        of the latest prompt's slice follows within the time of one slice, and then one for each slice that changes.
+        Propagation is interrupted, and starts again from the new prompts. If the prompts have changed, listeners get a
+        `SliceChanged` of the latest prompt's slice within the time of one slice, and then one for each slice that
+        changes.
 
         Args:
             work: the change.
@@ -159,12 +159,6 @@ class InteractiveSession:
             if is_slice and index != self._near and not self._is_encoded:
                 self._near = index
                 self._interrupt_encoding.set()
-
-    def stop(self) -> None:
-        """Stop propagation until the next change of prompts; slices that are not done keep their masks."""
-        with self._work:
-            self._is_stale, self._is_stopped = False, True
-            self._interrupt_propagation.set()
 
     def close(self, timeout: float | None = None) -> bool:
         """Interrupt all work, write the prompts, and end the worker.
@@ -288,13 +282,14 @@ class InteractiveSession:
         """Show the latest prompt's slice and remove masks without prompts, after a change of prompts."""
         propagate = arrival is None or arrival.propagate
         with self._work:
-            self._is_stale, self._is_stopped = bool(self.scan.prompts) and propagate, not propagate
+            self._is_stale = bool(self.scan.prompts) and propagate
         self._update_state(revision=self._state.revision + 1, is_complete=False, volumes_ml={})
         prompted = self._state.prompted
         for key, shown in list(self._shown.items()):
             if key.object_id not in prompted:
                 self._show(key, np.zeros(shown.shape, bool))
-        if self.scan.has_preview and propagate and not self._is_closed:
+        is_seen = bool(self._listeners)  # viewers wait for the complete masks, and have no listener
+        if self.scan.has_preview and propagate and is_seen and not self._is_closed:
             object_id, index, mask = self.scan.preview()
             self._show(SliceKey(object_id, index), mask, is_preview=True)
             if arrival is not None:
@@ -313,7 +308,7 @@ class InteractiveSession:
             self._update_state(is_complete=True, volumes_ml=self.scan.volumes_ml())
             return
         with self._work:
-            self._is_stale = not self._is_stopped  # the change that interrupts may fail, or concern no prompts
+            self._is_stale = True  # the change that interrupts may fail, or concern no prompts
 
     def _encode(self) -> None:
         try:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import write_errors
+from sam2_3dmed_jax.runtime.hashing import sha256_of_text
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.scan.images import open_image
 from sam2_3dmed_jax.scan.models import ModelSource, model_source
@@ -78,7 +78,7 @@ class Sessions:
                 known = self._ids.get(image)
             if known is not None and known in self._sessions:
                 return known
-            session_id = self._add(partial(self._scan, image, None), self._prompts_file(image))
+            session_id = self._add(functools.partial(self._scan, image, None), self._prompts_file(image))
             with self._lock:
                 self._ids[image] = session_id
         return session_id
@@ -98,7 +98,7 @@ class Sessions:
             BusyError: too many images are open and in use.
         """
         with self._opening:
-            return self._add(partial(self._scan, array, affine), None)
+            return self._add(functools.partial(self._scan, array, affine), None)
 
     def get(self, session_id: str) -> InteractiveSession:
         """Return an open session.
@@ -176,7 +176,7 @@ class Sessions:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = image.stat()
         identity = f"{image.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-        return folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+        return folder / f"{sha256_of_text(identity)[:32]}.json"
 
 
 def check_voxels(shape: tuple[int, ...], most: int) -> None:
@@ -192,13 +192,10 @@ def check_voxels(shape: tuple[int, ...], most: int) -> None:
 
 def _once(load: Callable[[], T]) -> Callable[[], T]:
     """Return a function that calls `load` the first time and returns the same result each time, in any thread."""
-    lock = threading.Lock()
-    loaded: list[T] = []
+    lock, cached = threading.Lock(), functools.cache(load)  # without the lock, two threads may call `load`
 
-    def loaded_once() -> T:
+    def load_once() -> T:
         with lock:
-            if not loaded:
-                loaded.append(load())
-        return loaded[0]
+            return cached()
 
-    return loaded_once
+    return load_once

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime import distributed, interrupts
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,5 @@ def stop_requests() -> Iterator[StopRequest]:
             log.warning("stopping after this step; Ctrl-C to stop at once")
         request.signal = request.signal or number
 
-    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with interrupts.handled_by(request_stop, signal.SIGTERM, signal.SIGINT):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,11 +12,9 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
-from sam2_3dmed_jax import save_model
 from sam2_3dmed_jax.commands.serve import SHUTDOWN_SECONDS
 from sam2_3dmed_jax.server.app import application
 from sam2_3dmed_jax.server.settings import ServeSettings
-from tests.helpers.scans import small_model
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,6 @@ class RunningServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-
-def small_checkpoint(folder: Path) -> str:
-    """Write the model of `tests.helpers.scans` and return its folder."""
-    if not folder.exists():
-        save_model(small_model(), folder)
-    return str(folder)
 
 
 @contextlib.contextmanager

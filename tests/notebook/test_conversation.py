@@ -5,32 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import Scan, VolumePredictor
+from sam2_3dmed_jax import Scan
 from sam2_3dmed_jax.notebook.conversation import WidgetConversation
 from sam2_3dmed_jax.server.page.display_grid import DisplayGrid
 from sam2_3dmed_jax.server.session import InteractiveSession
 from sam2_3dmed_jax.volume.intensity import WINDOWS, apply_window
-from tests.helpers.scans import scan_array, scan_file, small_model
+from tests.helpers.scans import scan_array
 from tests.helpers.widget_screen import WidgetScreen
 
 CLICK, OTHER = (5, 9, 10), (9, 15, 18)  # voxels of the file
-
-
-@pytest.fixture(scope="module")
-def predictor():
-    return VolumePredictor(small_model())
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    return scan_file(tmp_path_factory.mktemp("image") / "ct.nii.gz")
-
-
-@pytest.fixture
-def session(image, predictor):
-    session = InteractiveSession(lambda progress: Scan(image, predictor, progress=progress))
-    yield session
-    session.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import Scan, VolumePredictor, save_model
+from sam2_3dmed_jax import Scan, save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.notebook import VolumeWidget
@@ -20,11 +20,6 @@ from tests.helpers.widget_screen import WidgetScreen
 
 CLICK, OTHER = (5, 9, 10), (9, 15, 18)
 pytestmark = pytest.mark.filterwarnings("ignore::sam2_3dmed_jax.errors.FileWarning")
-
-
-@pytest.fixture(scope="module")
-def predictor():
-    return VolumePredictor(small_model())
 
 
 @pytest.fixture

@@ -5,19 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import Scan, VolumePredictor
+from sam2_3dmed_jax import Scan
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.scan.history import CORRECTED_SLICES, MAX_STATES
-from tests.helpers.scans import SHAPE, scan_file, small_model
+from tests.helpers.scans import SHAPE, scan_file
 
 INSIDE = (5, 9, 12)
 DRAWN = np.zeros(SHAPE, np.uint8)
 DRAWN[:, 6:12, 8:16] = 1
-
-
-@pytest.fixture(scope="module")
-def predictor():
-    return VolumePredictor(small_model())
 
 
 @pytest.fixture
@@ -91,6 +86,16 @@ def test_label_maps_of_masks_that_are_gone_are_deleted(tmp_path, scan):
     assert not (tmp_path / "prompts.mask-1.nii.gz").exists()
     scan.load_prompts(tmp_path / "prompts.json")
     assert not scan.prompts
+
+
+def test_files_that_a_name_with_brackets_would_match_as_a_pattern_are_kept(tmp_path, scan):
+    (tmp_path / "prompts1.mask-1.nii.gz").touch()
+    scan.draw(DRAWN)
+    scan.save_prompts(tmp_path / "prompts[12].json")
+    scan.undo()
+    scan.save_prompts(tmp_path / "prompts[12].json")
+    assert not (tmp_path / "prompts[12].mask-1.nii.gz").exists()
+    assert (tmp_path / "prompts1.mask-1.nii.gz").exists()
 
 
 def test_reset_forgets_all(scan):

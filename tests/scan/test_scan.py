@@ -14,22 +14,12 @@ from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.inference import feature_store
 from sam2_3dmed_jax.pictures.colours import COLOURS
 from tests.helpers.dicom_files import write_series
-from tests.helpers.scans import AFFINE, SHAPE, scan_file, small_model
+from tests.helpers.scans import AFFINE, SHAPE
 
 # Masks of random weights have all signs of wrong masks.
 pytestmark = pytest.mark.filterwarnings("ignore::sam2_3dmed_jax.errors.FileWarning")
 # (superior to inferior, right to left, anterior to posterior)
 INSIDE, OUTSIDE, OTHER = (5, 9, 12), (5, 16, 3), (2, 4, 17)
-
-
-@pytest.fixture(scope="module")
-def predictor() -> VolumePredictor:
-    return VolumePredictor(small_model())
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scan_file(tmp_path_factory.mktemp("scan") / "ct.nii.gz")
 
 
 @pytest.fixture

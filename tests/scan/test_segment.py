@@ -12,16 +12,11 @@ from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.runtime import compilation_cache
 from tests.helpers.nifti_files import make
-from tests.helpers.scans import AFFINE, SHAPE, scan_array, scan_file, small_model
+from tests.helpers.scans import AFFINE, SHAPE, scan_array, scan_file
 
 # Masks of random weights have all signs of wrong masks.
 pytestmark = pytest.mark.filterwarnings("ignore::sam2_3dmed_jax.errors.FileWarning")
 POINTS = [(5, 9, 12), (5, 16, 3, 0), (2, 4, 17, 1, 2)]
-
-
-@pytest.fixture(scope="module")
-def predictor() -> VolumePredictor:
-    return VolumePredictor(small_model())
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def test_slices_are_coarse_or_square(shape, spacing, axis):
 
 
 @pytest.mark.parametrize(("shape", "order"), [((4, 6, 5), (0, 1, 2)), ((5, 6, 4), (2, 1, 0))])
-def test_rows_and_columns_are_those_of_z_y_x_and_x_y_z(shape, order):
+def test_rows_and_columns_of_z_y_x_and_x_y_z_are_recognised(shape, order):
     grid = Grid(shape, guessed_affine(shape, [3.0 if extent == 4 else 1.0 for extent in shape]))
     assert grid.canonical_shape == (4, 6, 5)
     np.testing.assert_array_equal(np.argsort(grid.transform[:, 0]), order)

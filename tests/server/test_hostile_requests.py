@@ -14,7 +14,7 @@ import pytest
 
 from sam2_3dmed_jax.server.nninteractive import nnia
 from tests.helpers.itksnap_client import BOUNDARY, form, image_form, image_metadata
-from tests.helpers.running_server import running_server, small_checkpoint
+from tests.helpers.running_server import running_server
 from tests.helpers.scans import AFFINE, SHAPE, scan_array, scan_file
 
 KEY = "a key of the test suite"
@@ -22,14 +22,13 @@ MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, checkpoint):
     folder = tmp_path_factory.mktemp("server")
     (folder / "root").mkdir()
     scan_file(folder / "root" / "ct.nii.gz")
     scan_file(folder / "secret.nii.gz")
     limits = {"max_upload_bytes": 4 * MIB, "max_voxels": 10**6, "max_sessions": 3}
-    model = small_checkpoint(folder / "checkpoint")
-    with running_server(folder / "state", model, root=folder / "root", key=KEY, **limits) as server:
+    with running_server(folder / "state", checkpoint, root=folder / "root", key=KEY, **limits) as server:
         yield server
 
 
@@ -166,7 +165,7 @@ def test_uploads_beyond_the_limit_are_refused_while_they_arrive(server, lease):
 
 
 def bomb(shape, bytes_inside):
-    """Return NNIA whose frame contains more than its header says."""
+    """Return NNIA whose frame contains more than its header states."""
     frame = blosc2.compress2(np.zeros(bytes_inside, np.uint8), typesize=1)
     start = nnia.HEADER.pack(b"NNIA", 1, 1, len(shape), 5) + b"uint8" + struct.pack(f"<{len(shape)}q", *shape)
     return start + struct.pack("<IQQ", 1, int(np.prod(shape)), len(frame)) + frame

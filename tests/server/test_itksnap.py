@@ -8,21 +8,10 @@ import pytest
 from sam2_3dmed_jax import Scan
 from sam2_3dmed_jax.server import app
 from tests.helpers.itksnap_client import OBLIQUE, ItkSnap
-from tests.helpers.running_server import running_server, small_checkpoint
+from tests.helpers.running_server import running_server
 from tests.helpers.scans import AFFINE, SHAPE, scan_array
 
 pytestmark = pytest.mark.slow  # the model of each image shape is compiled
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return small_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, checkpoint):
-    with running_server(tmp_path_factory.mktemp("state"), checkpoint) as server:
-        yield server
 
 
 @pytest.fixture

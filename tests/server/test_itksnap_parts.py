@@ -25,9 +25,9 @@ def test_the_connection_that_was_not_used_for_the_longest_time_makes_room(monkey
     first, second = kept.begin(), kept.begin()
     first.requests = 1  # in progress, so that it stays
     third = kept.begin()
-    assert kept.existing(first.token) is first and kept.existing(third.token) is third
+    assert kept.get(first.token) is first and kept.get(third.token) is third
     with pytest.raises(UnknownSessionError):
-        kept.existing(second.token)
+        kept.get(second.token)
 
 
 def test_the_first_axis_of_an_image_is_the_fastest_in_memory():

@@ -9,24 +9,12 @@ import pytest
 
 from sam2_3dmed_jax import Scan
 from sam2_3dmed_jax.server.nninteractive.axes import guessed_affine
-from tests.helpers.running_server import running_server, small_checkpoint
 from tests.helpers.scans import scan_array
 
 pytestmark = pytest.mark.slow  # a session of the client takes half a minute
 
 DRIVER = Path(__file__).parents[1] / "helpers" / "drive_nninteractive.py"
 SPACING = (3.0, 0.7, 0.8)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return small_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, checkpoint):
-    with running_server(tmp_path_factory.mktemp("state"), checkpoint) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from sam2_3dmed_jax.server.settings import ServeSettings
 from sam2_3dmed_jax.volume.io import read_grid
 from tests.helpers import chromium
 from tests.helpers.dicom_files import write_series
-from tests.helpers.running_server import served, small_checkpoint
+from tests.helpers.running_server import served
 from tests.helpers.scans import permuted_abdomen
 from tests.helpers.served_page import User
 
@@ -25,11 +25,6 @@ pytestmark = [
 ]
 CT = "ct PIR.nii.gz"  # a name with a space, too
 INSIDE, OUTSIDE, OTHER = (40, 56, 10), (80, 40, 10), (60, 30, 6)  # voxels of the page: right, anterior, superior
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return small_checkpoint(tmp_path_factory.mktemp("model") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +41,8 @@ def page() -> Iterator[chromium.Page]:
 
 
 @pytest.fixture
-def settings(model: str, root: Path, tmp_path: Path) -> ServeSettings:
-    return ServeSettings(model=model, root=root, state_folder=tmp_path / "state")
+def settings(checkpoint: str, root: Path, tmp_path: Path) -> ServeSettings:
+    return ServeSettings(model=checkpoint, root=root, state_folder=tmp_path / "state")
 
 
 @pytest.fixture

@@ -13,15 +13,9 @@ import pytest
 from websockets.sync.client import connect
 
 from sam2_3dmed_jax.commands.main import main
-from tests.helpers.running_server import small_checkpoint
 from tests.helpers.scans import scan_file
 
 KEY = "a key of the test suite"
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    return small_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.mark.slow

@@ -6,33 +6,15 @@ import threading
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import Scan, VolumePredictor
+from sam2_3dmed_jax import Scan
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.server.events import Closed, EventStream, Failed, SliceChanged, StateChanged
 from sam2_3dmed_jax.server.session import InteractiveSession
 from sam2_3dmed_jax.server.sessions import BusyError, Sessions, UnknownSessionError
 from sam2_3dmed_jax.server.settings import ServeSettings
-from tests.helpers.running_server import small_checkpoint
-from tests.helpers.scans import scan_file, small_model
+from tests.helpers.scans import scan_file
 
 CLICK, OTHER = (5, 9, 10), (9, 15, 18)
-
-
-@pytest.fixture(scope="module")
-def predictor():
-    return VolumePredictor(small_model())
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    return scan_file(tmp_path_factory.mktemp("image") / "ct.nii.gz")
-
-
-@pytest.fixture
-def session(image, predictor):
-    session = InteractiveSession(lambda progress: Scan(image, predictor, progress=progress))
-    yield session
-    session.close()
 
 
 class Screen:
@@ -130,10 +112,11 @@ def test_a_change_without_propagation_computes_nothing_until_it_is_read(session)
     assert complete(session).any()
 
 
-def test_stop_ends_propagation_until_the_next_change(session):
-    session.stop()
+def test_without_a_listener_no_preview_is_computed(session):
+    previews = []
+    session.scan.preview = lambda: previews.append(1)
     session.change(lambda scan: scan.click(CLICK)).result()
-    assert complete(session).any()
+    assert complete(session).any() and not previews
 
 
 def test_prompts_are_restored(tmp_path, image, predictor):
@@ -160,7 +143,7 @@ def test_prompts_are_restored(tmp_path, image, predictor):
     third.close()
 
 
-def test_a_closed_session_says_so(session):
+def test_a_closed_session_reports_that_it_has_ended(session):
     screen = Screen(session)
     assert session.close()
     assert isinstance(screen.events[-1], Closed)
@@ -199,10 +182,8 @@ def test_unread_events_about_one_slice_are_replaced(session):
 
 
 @pytest.fixture
-def sessions(tmp_path):
-    settings = ServeSettings(
-        small_checkpoint(tmp_path / "model"), state_folder=tmp_path / "state", max_sessions=2, idle_seconds=0.01
-    )
+def sessions(tmp_path, checkpoint):
+    settings = ServeSettings(checkpoint, state_folder=tmp_path / "state", max_sessions=2, idle_seconds=0.01)
     sessions = Sessions(settings)
     yield sessions
     sessions.close_all(60)

@@ -23,10 +23,11 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.scan.scan import Scan
 from sam2_3dmed_jax.server import viewer_prompts
 from sam2_3dmed_jax.server.bodies import parse_json_object, read_body
-from sam2_3dmed_jax.server.itksnap.connections import Connection, Connections
+from sam2_3dmed_jax.server.itksnap.connections import Connections
 from sam2_3dmed_jax.server.itksnap.forms import parse_form
 from sam2_3dmed_jax.server.itksnap.images import Geometry, pack_mask, parse_geometry, unpack_voxels
 from sam2_3dmed_jax.server.sessions import Sessions
+from sam2_3dmed_jax.server.viewers import Viewer
 
 PROTOCOL_VERSION = "0.1.6"  # of `itksnap-dls`; ITK-SNAP refuses servers that are older than it needs
 # ITK-SNAP sends outlines to the model of this name, whatever models a server has; so the one model here has the name,
@@ -35,7 +36,7 @@ MODEL = "nnInteractive"
 MODELS = {"models": [{"id": MODEL, "channels": [1], "dimensions": 3, "interactions": ["point", "scribble", "lasso"]}]}
 UPLOADS = 2  # bodies with voxels that are received and unpacked at the same time, so that memory is bounded
 
-Handler = Callable[[Request, Connection], Awaitable[Response]]
+Handler = Callable[[Request, Viewer], Awaitable[Response]]
 Drawing = Callable[[Scan, np.ndarray, bool], int]
 
 
@@ -89,19 +90,19 @@ class _Handlers:
         async with self._connections.acting(request.path_params["token"]) as connection:
             return await handler(request, connection)
 
-    async def end_session(self, request: Request, connection: Connection) -> Response:
-        self._connections.end(connection.token)
+    async def end_session(self, request: Request, connection: Viewer) -> Response:
+        self._connections.end(connection)
         return JSONResponse({"message": "Session ended"})
 
     # The image
 
-    async def upload_image(self, request: Request, connection: Connection) -> Response:
+    async def upload_image(self, request: Request, connection: Viewer) -> Response:
         array, geometry = await self._voxels(request)
         self._connections.close_image(connection)
         connection.session_id = await run_in_threadpool(self._sessions.open_array, array, geometry.affine)
         return JSONResponse({"message": "the image has arrived"})
 
-    async def reset_interactions(self, request: Request, connection: Connection) -> Response:
+    async def reset_interactions(self, request: Request, connection: Viewer) -> Response:
         session = self._connections.session(connection)
         with session.in_use():
             await asyncio.wrap_future(session.change(Scan.reset, propagate=False))
@@ -109,11 +110,11 @@ class _Handlers:
 
     # Interactions
 
-    async def add_point(self, request: Request, connection: Connection) -> Response:
+    async def add_point(self, request: Request, connection: Viewer) -> Response:
         voxel, include = _voxel(request), _foreground(request)
         return await self._interact(connection, lambda scan: viewer_prompts.click(scan, voxel, include))
 
-    async def add_drawing(self, add: Drawing, request: Request, connection: Connection) -> Response:
+    async def add_drawing(self, add: Drawing, request: Request, connection: Viewer) -> Response:
         include = _foreground(request)
         session = self._connections.session(connection)  # before the upload
         with session.in_use():
@@ -125,7 +126,7 @@ class _Handlers:
             raise UserError("the drawing is empty")
         return await self._interact(connection, lambda scan: add(scan, area, include))
 
-    async def _interact(self, connection: Connection, change: Callable[[Scan], Any]) -> Response:
+    async def _interact(self, connection: Viewer, change: Callable[[Scan], Any]) -> Response:
         """Change the prompts, and return the mask of all slices."""
         session = self._connections.session(connection)
         with session.in_use():
@@ -147,7 +148,7 @@ class _Handlers:
             raise UserError("the form does not have the parts file and metadata")
         if len(parts["metadata"]) > self._settings.max_json_bytes:
             raise UserError("metadata: it is too long")
-        geometry = parse_geometry(parse_json_object(bytes(parts["metadata"])), self._settings.max_voxels)
+        geometry = parse_geometry(parse_json_object(bytes(parts["metadata"]), "metadata"), self._settings.max_voxels)
         return unpack_voxels(parts["file"], geometry.shape), geometry
 
 

@@ -6,7 +6,7 @@ All numbers are little-endian:
     the dtype's name in ASCII, such as "float32"; int64 length of each axis; uint32 number of chunks
     per chunk: uint64 bytes, uint64 compressed bytes, and a frame of blosc2
 
-Arrays are in C order. All sizes are checked before anything is decompressed; the layout is that of
+Arrays are in C order. All sizes are checked before anything is decompressed; the layout is the same as in
 `nnInteractive.inference.remote.serialization`.
 """
 

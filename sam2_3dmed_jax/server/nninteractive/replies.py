@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from sam2_3dmed_jax.metrics.mask_box import extent
 from sam2_3dmed_jax.server.nninteractive import nnia
 
 Box = list[list[int]]  # [[first, after the last], ...] per axis
@@ -40,15 +41,8 @@ def change_between(before: np.ndarray, after: np.ndarray, whole: bool = False) -
     """Return the smallest box around the voxels that differ, or the whole image."""
     if whole:
         return MaskChange(after, whole_box(after.shape))
-    differs = before != after
-    box: Box = []
-    for axis in range(3):
-        other = tuple(number for number in range(3) if number != axis)
-        along = np.flatnonzero(differs.any(other))
-        if not len(along):
-            return MaskChange(after, None)
-        box.append([int(along[0]), int(along[-1]) + 1])
-    return MaskChange(after, box)
+    found = extent(before != after)
+    return MaskChange(after, None if found is None else [[first, last + 1] for first, last in zip(*found, strict=True)])
 
 
 def whole_box(shape: tuple[int, ...]) -> Box:
@@ -80,7 +74,7 @@ class MaskReply:
         """
         self._request, self._shape, self._dtype = request, shape, dtype
         self._work = asyncio.ensure_future(work)
-        self.is_lost = False  # the client was gone before the mask could be sent
+        self.is_lost = True  # until the mask is sent to a client that is still there
 
     async def wait_for_start(self) -> None:
         """Wait until the mask is known or the reply must begin.

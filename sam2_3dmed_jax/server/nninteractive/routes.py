@@ -98,9 +98,11 @@ class _LeasedEndpoint:
         request = Request(scope, receive)
         async with self._leases.acting(request.headers.get(LEASE_HEADER)) as lease:
             response = await self._handler(request, lease)
-            await response(scope, receive, send)
-            if isinstance(response, MaskReply) and response.is_lost:
-                lease.resend = True
+            try:
+                await response(scope, receive, send)
+            finally:
+                if isinstance(response, MaskReply) and response.is_lost:
+                    lease.resend = True
 
 
 class _Handlers:
@@ -131,7 +133,7 @@ class _Handlers:
 
     async def release(self, request: Request) -> Response:
         with contextlib.suppress(UnknownSessionError):  # viewers release at exit, when the lease may have expired
-            self._leases.release(self._leases.get(request.headers.get(LEASE_HEADER)))
+            self._leases.end(self._leases.get(request.headers.get(LEASE_HEADER)))
         return JSONResponse({"released": True})
 
     async def heartbeat(self, request: Request) -> Response:
@@ -153,22 +155,20 @@ class _Handlers:
         if channels != 1:
             raise UserError(f"the image has {channels} channels, expected 1")
         check_voxels(tuple(shape), self._settings.max_voxels)
-        self._leases.forget_image(lease)
+        self._leases.close_image(lease)
         affine = guessed_affine(shape, spacing)
         lease.session_id = await run_in_threadpool(self._sessions.open_array, array[0], affine)
-        lease.shape = (shape[0], shape[1], shape[2])
         return JSONResponse({"original_image_shape": list(array.shape)})
 
     async def set_target_buffer(self, request: Request, lease: Lease) -> Response:
         body = await read_json(request, self._settings.max_json_bytes)
-        if lease.shape is None:
-            raise UserError("the viewer has sent no image yet; send one first")
-        if body.get("shape") != list(lease.shape):
-            raise UserError(f"shape: the target buffer does not have the shape {list(lease.shape)} of the image")
+        shape = self._leases.session(lease).scan.shape
+        if body.get("shape") != list(shape):
+            raise UserError(f"shape: the target buffer does not have the shape {list(shape)} of the image")
         name = body.get("dtype")
         if not isinstance(name, str) or name not in nnia.MASK_DTYPES or np.dtype(name).kind == "f":
             raise UserError("dtype: expected bool or a type of integers of up to 32 bits")
-        lease.dtype, lease.mask = np.dtype(name), np.zeros(lease.shape, bool)
+        lease.dtype, lease.mask = np.dtype(name), np.zeros(shape, bool)
         lease.resend = True  # the buffer may contain something else
         return JSONResponse({})
 
@@ -229,7 +229,7 @@ class _Handlers:
 
     async def undo(self, request: Request, lease: Lease) -> ASGIApp:
         before = lease.buffer()
-        undone = lease.undo.pop(before.shape)
+        undone = await run_in_threadpool(lease.undo.pop, before.shape)
         if undone is None:
             return _nothing_ran()
         mask, steps = undone
@@ -240,7 +240,7 @@ class _Handlers:
                 await asyncio.wrap_future(
                     session.change(lambda scan: [scan.undo() for _ in range(steps)], propagate=False)
                 )
-            return self._changed(lease, mask)
+            return await self._changed(lease, mask)
 
         return await self._reply(request, lease, taken_back())
 
@@ -257,7 +257,7 @@ class _Handlers:
         session = self._leases.session(lease)
         with session.in_use():
             steps = await asyncio.wrap_future(session.change(change, propagate=run_prediction))
-        lease.undo.push(before, steps)
+        await run_in_threadpool(lease.undo.push, before, steps)
         done()
         return await self._reply(request, lease, self._predicted(lease)) if run_prediction else _nothing_ran()
 
@@ -265,10 +265,10 @@ class _Handlers:
         """Return the change of the mask by the current prompts."""
         session = self._leases.session(lease)
         with session.in_use():
-            return self._changed(lease, await asyncio.wrap_future(session.read(mask_of)))
+            return await self._changed(lease, await asyncio.wrap_future(session.read(mask_of)))
 
-    def _changed(self, lease: Lease, mask: np.ndarray) -> MaskChange:
-        change = change_between(lease.buffer(), mask, lease.resend)
+    async def _changed(self, lease: Lease, mask: np.ndarray) -> MaskChange:
+        change = await run_in_threadpool(change_between, lease.buffer(), mask, lease.resend)
         lease.mask, lease.resend = mask, False
         return change
 
@@ -280,7 +280,7 @@ class _Handlers:
     # Parts of requests
 
     def _meta(self, request: Request) -> dict[str, Any]:
-        return parse_json_object(request.headers.get(META_HEADER, ""))
+        return parse_json_object(request.headers.get(META_HEADER, ""), "the header X-Meta")
 
     async def _array(self, request: Request, dtypes: frozenset[str], axes: int) -> np.ndarray:
         async with self._uploads:

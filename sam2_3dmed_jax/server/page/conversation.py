@@ -49,7 +49,8 @@ class Conversation:
         self._session: InteractiveSession | None = None
         self._grid: DisplayGrid | None = None
         self._use = contextlib.ExitStack()  # keeps the session in use
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Reports on changes; not cancelled when the page leaves, since this would cancel changes that wait.
+        self._reports: set[asyncio.Task[None]] = set()
         self._events: asyncio.Task[None] | None = None
 
     async def receive(self, text: str | None) -> None:
@@ -67,14 +68,15 @@ class Conversation:
                     self._open_session.look_at(self._display.slice_in_file(z))
                 case _:
                     change = change_of(message, self._display)
-                    self._start(self._report(self._open_session.change(change)))
+                    report = asyncio.create_task(self._report(self._open_session.change(change)))
+                    self._reports.add(report)
+                    report.add_done_callback(self._reports.discard)
         except (UserError, BusyError, UnknownSessionError) as error:
             await self._send({"type": "error", "message": message_line(error)})
 
     async def end(self) -> None:
-        """Stop all answers, and let go of the session."""
-        for task in (*self._tasks, *([self._events] if self._events else [])):
-            task.cancel()
+        """Stop the events, and let go of the session."""
+        await self._stop_events()
         self._use.close()
 
     @property
@@ -147,11 +149,6 @@ class Conversation:
             refusal = INTERNAL_ERROR
         with contextlib.suppress(*PAGE_HAS_LEFT):
             await self._send({"type": "error", "message": refusal})
-
-    def _start(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _send(self, message: dict[str, Any]) -> None:
         await self._send_text(json.dumps(message, allow_nan=False))

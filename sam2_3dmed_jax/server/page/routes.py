@@ -75,7 +75,7 @@ class _Page:
 
     async def begin_upload(self, request: Request) -> Response:
         """Begin an upload."""
-        return JSONResponse({"upload": self._uploads.begin()})
+        return JSONResponse({"upload": await asyncio.to_thread(self._uploads.begin)})
 
     async def upload_file(self, request: Request) -> Response:
         """Store a file of an upload; its name is in a header, since addresses are written to logs."""
