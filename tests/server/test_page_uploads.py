@@ -70,6 +70,22 @@ def test_tokens_that_were_not_given_out_are_refused(uploads, token):
         add(uploads, token, "a.dcm", b"x")
 
 
+def test_files_that_are_sent_at_once_share_the_limit(uploads):
+    token = uploads.begin()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await asyncio.sleep(0)  # lets the other file go on
+            yield b"ab"
+
+    async def both() -> list[BaseException | None]:
+        files = (uploads.add(token, index, "slice", chunks()) for index in range(2))
+        return await asyncio.gather(*files, return_exceptions=True)
+
+    first, second = asyncio.run(both())
+    assert first is None and isinstance(second, UserError)
+
+
 def test_an_upload_has_a_limited_number_of_files(uploads):
     with pytest.raises(UserError, match="more than"):
         add(uploads, uploads.begin(), "a.dcm", b"x", index=MAX_FILES)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import shutil
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from sam2_3dmed_jax.errors import UserError
 
@@ -31,6 +33,7 @@ class Uploads:
         self._most_bytes = most_bytes
         self._kept = kept
         self._lock = threading.Lock()
+        self._adding: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one file of an upload at a time
 
     def begin(self) -> str:
         """Return the token of a new upload, and delete the oldest ones if there are too many."""
@@ -59,7 +62,11 @@ class Uploads:
         if not 0 <= index < MAX_FILES:
             raise UserError(f"upload: it has more than {MAX_FILES} files; send one NIfTI file or one DICOM series")
         file = folder / f"{index:05d}{_suffix(name)}"
-        left = self._most_bytes - sum(other.stat().st_size for other in folder.iterdir() if other != file)
+        async with self._adding.setdefault(token, asyncio.Lock()):  # so that files sent at once share the limit
+            await self._write(file, chunks)
+
+    async def _write(self, file: Path, chunks: AsyncIterator[bytes]) -> None:
+        left = self._most_bytes - sum(other.stat().st_size for other in file.parent.iterdir() if other != file)
         try:
             with open(file, "wb") as target:
                 async for chunk in chunks:
