@@ -75,7 +75,7 @@ def test_files_that_are_sent_at_once_share_the_limit(uploads):
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(3):
-            await asyncio.sleep(0)  # lets the other file go on
+            await asyncio.sleep(0)  # the other file may continue
             yield b"ab"
 
     async def both() -> list[BaseException | None]:
