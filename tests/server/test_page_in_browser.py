@@ -54,14 +54,14 @@ def user(settings: ServeSettings, page: chromium.Page) -> Iterator[User]:
     assert page.messages == []  # neither errors nor anything that the security policy had to refuse
 
 
-def predicted(model: str, image: Path, prompts: Path, folder: Path) -> np.ndarray:
+def predicted(checkpoint: str, image: Path, prompts: Path, folder: Path) -> np.ndarray:
     """Return the labels that the command writes."""
     out = folder / "predicted.nii.gz"
-    assert main(["predict", model, str(image), "--prompts", str(prompts), "--out", str(out)]) == 0
+    assert main(["predict", checkpoint, str(image), "--prompts", str(prompts), "--out", str(out)]) == 0
     return np.asarray(nib.load(out).dataobj)
 
 
-def test_clicks_on_three_planes_are_saved_as_the_mask_that_predict_writes(user, model, root, tmp_path):
+def test_clicks_on_three_planes_are_saved_as_the_mask_that_predict_writes(user, checkpoint, root, tmp_path):
     user.open(CT)
     user.click(INSIDE)
     user.click(OUTSIDE, button="right")
@@ -75,7 +75,7 @@ def test_clicks_on_three_planes_are_saved_as_the_mask_that_predict_writes(user, 
     assert clicked == {(INSIDE, 1), (OUTSIDE, 0), ((62, 30, 12), 0)}
     labels, image = nib.load(saved), nib.load(root / CT)
     np.testing.assert_array_equal(labels.affine, image.affine)
-    expected = predicted(model, root / CT, prompts, tmp_path)
+    expected = predicted(checkpoint, root / CT, prompts, tmp_path)
     np.testing.assert_array_equal(np.asarray(labels.dataobj), expected)
     assert 0 < user.voxels(1) == (expected == 1).sum() < expected.size
 
