@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.prompts.files import objects_json
-from sam2_3dmed_jax.prompts.voxel_prompts import MaskFile, VolumePrompts, VoxelPrompt
+from sam2_3dmed_jax.prompts.voxel_prompts import MaskFile, VolumePrompts
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.nifti import write_labels
@@ -32,7 +32,7 @@ class PromptFiles:
             volume: the image.
         """
         self._path, self._volume = Path(path), volume
-        self._written: dict[int, list[VoxelPrompt]] = {}  # the drawn prompts in the label map of each object
+        self._written: dict[int, dict[int, np.ndarray]] = {}  # masks in each label map, by object and slice
 
     def write(self, prompts: VolumePrompts) -> None:
         """Write prompts; label maps that are not needed any more are deleted.
@@ -43,10 +43,10 @@ class PromptFiles:
         Raises:
             UserError: a file cannot be written.
         """
-        drawn: dict[int, list[VoxelPrompt]] = {}
+        drawn: dict[int, dict[int, np.ndarray]] = {}
         for prompt in prompts.prompts:
             if prompt.mask is not None:
-                drawn.setdefault(prompt.object_id, []).append(prompt)
+                drawn.setdefault(prompt.object_id, {})[prompt.slice] = prompt.mask
         files = {object_id: self._mask_file(object_id) for object_id in drawn}
         with atomic_paths() as temporary_path:
             for object_id, file in files.items():
@@ -62,18 +62,16 @@ class PromptFiles:
     def _mask_file(self, object_id: int) -> Path:
         return self._path.with_name(f"{self._path.stem}.mask-{object_id}.nii.gz")
 
-    def _is_written(self, object_id: int, drawn: list[VoxelPrompt]) -> bool:
-        """Return whether the label map of an object holds these masks, which are compared by identity."""
-        before = self._written.get(object_id, [])
-        same = len(before) == len(drawn) and all(
-            old.slice == new.slice and old.mask is new.mask for old, new in zip(before, drawn, strict=True)
-        )
+    def _is_written(self, object_id: int, masks: dict[int, np.ndarray]) -> bool:
+        """Return whether the label map of an object holds these masks by slice, which are compared by identity."""
+        before = self._written.get(object_id, {})
+        same = before.keys() == masks.keys() and all(before[index] is mask for index, mask in masks.items())
         return same and self._mask_file(object_id).exists()
 
-    def _label_map(self, drawn: list[VoxelPrompt]) -> np.ndarray:
+    def _label_map(self, masks: dict[int, np.ndarray]) -> np.ndarray:
         labels = np.zeros(self._volume.array.shape, np.uint8)
-        for prompt in drawn:
-            labels[prompt.slice] = prompt.mask
+        for index, mask in masks.items():
+            labels[index] = mask
         return labels
 
     def _content(self, prompts: VolumePrompts, files: dict[int, Path]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class InteractiveSession:
 
         self.scan = open_scan(self._progress)
         self._prompt_files = None if prompts_file is None else self.scan.prompt_files(prompts_file)
-        # Prompts are written beside the preview: after it, a crash while it compiles would lose a click; before it, a
+        # Prompts are written during the preview: after it, a crash while it compiles would lose a click; before it, a
         # click would wait for label maps.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts of a session")
         if prompts_file is not None and prompts_file.exists():
