@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from sam2_3dmed_jax.model.slice_position import add_context
-from sam2_3dmed_jax.sam2.layers import repeat_per_object
+from sam2_3dmed_jax.sam2.layers import cast_kernels, repeat_per_object
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures, SliceOutput
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
@@ -111,9 +111,10 @@ def propagate_block(
 
     Returns:
         The bank after the block, and results with leading axis T. Results of inactive rows are meaningless. A step
-        without active rows is not computed.
+        without active rows is not computed, except on GPUs (`propagation.block_length`).
     """
     model = merge(graphdef, weights)
+    cast_kernels(model)
 
     def propagate(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
         result = propagate_slice(model, bank, step, direction, depth)
@@ -125,11 +126,27 @@ def propagate_block(
 
     def propagate_if_active(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
         after: tuple[MemoryBank, SliceResult] = lax.cond(
-            step.active.any(), propagate, lambda bank, _: (bank, empty_result), bank, step
+            _is_computed(step.active), propagate, lambda bank, _: (bank, empty_result), bank, step
         )
         return after
 
     return lax.scan(propagate_if_active, bank, steps)
+
+
+def _is_computed(active: jax.Array) -> jax.Array:
+    """Return whether a step with `active [R]` rows is computed, for a condition that a GPU's program does not have.
+
+    A condition on a GPU makes the host wait for the device in each step. There, this is a constant, which the compiler
+    removes together with the branch that is never taken.
+    """
+    computed: jax.Array = lax.platform_dependent(
+        active, cuda=_always, rocm=_always, default=lambda active: active.any()
+    )
+    return computed
+
+
+def _always(active: jax.Array) -> jax.Array:
+    return jnp.bool_(True)
 
 
 @partial(jax.jit, static_argnums=(0, 5))

@@ -20,10 +20,10 @@ import jax
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan import toolchain
-from sam2_3dmed_jax.plan.hlo_cost import program_cost
+from sam2_3dmed_jax.plan.hlo_cost import Cost, program_cost
 from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse_module
 from sam2_3dmed_jax.plan.programs import Program, Workload, programs_to_compile
-from sam2_3dmed_jax.plan.report import Buffer, ProgramRecord
+from sam2_3dmed_jax.plan.report import Buffer, Launches, ProgramRecord
 from sam2_3dmed_jax.plan.topologies import Topology
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 
@@ -92,6 +92,16 @@ def compile_program(program: Program, topology: Topology, stage: Callable[[str],
         "collective_bytes": cost.by_kind(),
         "cycles": cost.cycles,
         "unknown_loops": cost.unknown_loops,
+        "launches": _launches(cost) if topology.chip.platform == "cuda" else None,
+    }
+
+
+def _launches(cost: Cost) -> Launches:
+    return {
+        "kernels": cost.kernels,
+        "loop_trips": cost.loop_trips,
+        "conditionals": cost.conditionals,
+        "conditionals_in_loops": cost.conditionals_in_loops,
     }
 
 

@@ -78,6 +78,18 @@ class Linear(nnx.Module):
         return add_bias(product(x, reorder(self.kernel[...]), self.dtype), reorder(self.bias[...]))
 
 
+def cast_kernels(model: nnx.Module) -> None:
+    """Cast the kernels of all products of a model to their compute dtypes, in place.
+
+    Results do not change. A program with a loop over slices calls it before the loop, in which XLA's GPU compiler would
+    otherwise cast them again in each iteration. Do not call it where a gradient is taken, which would be rounded too.
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Linear | Conv | ConvTranspose2x2 | DepthwiseConv7x7):
+            module.kernel = nnx.Param(module.kernel[...].astype(module.dtype))
+            module.bias = nnx.Param(module.bias[...].astype(module.dtype))
+
+
 def apply_in_sequence(x: jax.Array, first: Linear, second: Linear | None) -> jax.Array:
     """Return `second(first(x))`, or `first(x)` if `second` is None, as one product.
 
