@@ -16,11 +16,12 @@ from flax import nnx
 from jax import lax
 
 from sam2_3dmed_jax.model.slice_position import add_context
-from sam2_3dmed_jax.sam2.layers import cast_kernels, repeat_per_object
+from sam2_3dmed_jax.sam2.layers import repeat_per_object
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures, SliceOutput
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
+from sam2_3dmed_jax.sam2.rounded_weights import round_before_loop
 
 
 class SliceResult(NamedTuple):
@@ -111,13 +112,12 @@ def propagate_block(
 
     Returns:
         The bank after the block, and results with leading axis T. Results of inactive rows are meaningless. A step
-        without active rows is not computed, except on GPUs (`propagation.block_length`).
+        without active rows is not computed, except on GPUs (`block_lengths.py`).
     """
-    model = merge(graphdef, weights)
-    cast_kernels(model)
+    rounded_model = round_before_loop(merge(graphdef, weights))
 
     def propagate(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
-        result = propagate_slice(model, bank, step, direction, depth)
+        result = propagate_slice(rounded_model(), bank, step, direction, depth)
         return bank.write_recent(step.slice_index, step.active, result.memory, result.pointer), result
 
     first_step = jax.tree.map(lambda x: x[0], steps)
