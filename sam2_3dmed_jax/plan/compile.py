@@ -37,6 +37,9 @@ MEMORY_KINDS = (
     (r".", "batch"),
 )
 LARGEST_BUFFERS = 8  # number of buffers in the report
+# Triton tilings are tuned by running them on a GPU, and untuned ones can fail, so products use cuBLAS. The optimisation
+# level of kernels changes neither memory, collectives nor the number of kernels.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -61,10 +64,7 @@ def compile_program(program: Program, topology: Topology, stage: Callable[[str],
     stage(f"{program.name}: lowering")
     lowered = traced.lower()
     stage(f"{program.name}: compiling")
-    # Triton tilings are tuned by running them on a GPU, and untuned ones can fail, so products use cuBLAS. The
-    # optimisation level of kernels changes neither memory nor collectives.
-    gpu_options = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0}
-    options = gpu_options if topology.chip.platform == "cuda" else None
+    options = GPU_OPTIONS if topology.chip.platform == "cuda" else None
     try:
         compiled = lowered.compile(compiler_options=options)
     except Exception as error:  # XLA raises one type for all errors

@@ -299,7 +299,7 @@ def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tupl
 def _depthwise_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the gradients of `x` and `kernel`.
 
-    On GPUs they are those of the convolution library. Elsewhere, automatic differentiation would make XLA add up 49
+    On GPUs the convolution library computes them. Elsewhere, automatic differentiation would make XLA add up 49
     padded maps; the transpose is the same loop with the kernel rotated by 180 degrees.
     """
     gradients: tuple[jax.Array, jax.Array] = lax.platform_dependent(
