@@ -146,7 +146,7 @@ def _is_computed(active: jax.Array) -> jax.Array:
 
 
 def _always(active: jax.Array) -> jax.Array:
-    return jnp.bool_(True)
+    return jnp.ones((), bool)
 
 
 @partial(jax.jit, static_argnums=(0, 5))

@@ -44,7 +44,7 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     if jnp.dtype(dtype) == jnp.float32:
         y = jnp.matmul(rows, kernel.astype(dtype), precision=lax.Precision.HIGHEST)
     else:
-        y = checkpoint_name(_half_precision_product(rows, kernel), PRODUCT)
+        y = checkpoint_name(_half_precision_product(rows, kernel), PRODUCT)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -212,7 +212,9 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """Map `[..., C]` to `[..., C]`."""
         if jnp.dtype(self.dtype) == jnp.float32:
-            return super().__call__(x)
+            y: jax.Array = super().__call__(x)
+            return y
+        assert self.scale is not None and self.bias is not None
         x, scale, bias = (a.astype(self.dtype) for a in (x, self.scale[...], self.bias[...]))
         return keep_arguments(functools.partial(_layer_norm, self.epsilon), x, scale, bias)
 
@@ -325,7 +327,8 @@ def _library_depthwise_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.
         )
         return y
 
-    return jax.vjp(convolve, x, kernel)[1](gradient.astype(x.dtype))
+    gradients: tuple[jax.Array, jax.Array] = jax.vjp(convolve, x, kernel)[1](gradient.astype(x.dtype))
+    return gradients
 
 
 def _depthwise_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
