@@ -24,6 +24,7 @@ from sam2_3dmed_jax.plan.hlo_cost import Cost, program_cost
 from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse_module
 from sam2_3dmed_jax.plan.programs import Program, Workload, programs_to_compile
 from sam2_3dmed_jax.plan.report import Buffer, Launches, ProgramRecord
+from sam2_3dmed_jax.plan.target import target_chip
 from sam2_3dmed_jax.plan.topologies import Topology
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 
@@ -58,11 +59,12 @@ def compile_all(
 
 def compile_program(program: Program, topology: Topology, stage: Callable[[str], None]) -> ProgramRecord:
     """Compile one program and return its record."""
-    stage(f"{program.name}: tracing")
-    traced = program.trace(*program.arguments.values())
-    total_flops = flops(traced.jaxpr)
-    stage(f"{program.name}: lowering")
-    lowered = traced.lower()
+    with target_chip(topology.chip):
+        stage(f"{program.name}: tracing")
+        traced = program.trace(*program.arguments.values())
+        total_flops = flops(traced.jaxpr)
+        stage(f"{program.name}: lowering")
+        lowered = traced.lower()
     stage(f"{program.name}: compiling")
     options = GPU_OPTIONS if topology.chip.platform == "cuda" else None
     try:
