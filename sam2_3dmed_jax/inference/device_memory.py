@@ -1,4 +1,4 @@
-"""Device memory for features: how much of it they may fill, and whether the device works beside the host."""
+"""Device memory for features: how much of it they may fill, and whether the device has memory of its own."""
 
 from __future__ import annotations
 

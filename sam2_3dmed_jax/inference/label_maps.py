@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
-from sam2_3dmed_jax.inference.padding import pad_rows
+from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.volume.device_intensity import resize
 from sam2_3dmed_jax.volume.intensity import resize_matrices
 
-BLOCK_VOXELS = 1 << 22  # of a block of slices: 16 slices of 512 x 512
+BLOCK_VOXELS = 1 << 22  # of a block of slices, at most: 16 slices of 512 x 512
+BLOCK = 16  # slices of a block, at most
 
 
 def label_map(
@@ -36,7 +37,7 @@ def label_map(
         uint16 `[D, H, W]`.
     """
     depth = logits.shape[1]
-    rows = min(depth, max(1, BLOCK_VOXELS // (shape[0] * shape[1])))
+    rows = min(BLOCK, next_power_of_two(depth), max(1, BLOCK_VOXELS // (shape[0] * shape[1])))
     labels = np.empty((depth, *shape), np.uint16)
     blocks = range(0, depth, rows)
     launches = launched_ahead(_launch(logits, object_ids, shape, threshold, blocks))

@@ -1,4 +1,4 @@
-"""Features on the device, spilled features, and launches ahead of results; CPU stands in for a separate device."""
+"""Features on the device, spilled features, and launches ahead of results, on a CPU that passes for another device."""
 
 import gc
 from collections.abc import Callable

@@ -146,6 +146,13 @@ def test_encoding_starts_at_the_given_slice_stops_when_cancelled_and_resumes(ima
     assert len(encoded) == SHAPE[0] // 2
 
 
+def test_freed_features_are_encoded_again_and_give_the_same_mask(scan):
+    scan.click(INSIDE)
+    before = scan.preview()
+    scan.free_features()
+    np.testing.assert_array_equal(scan.preview().mask, before.mask)
+
+
 def test_a_preview_needs_the_clicked_slice_only_and_shows_its_mask(image, predictor, monkeypatch):
     calls = []
     encode_block = feature_store.encode_block
