@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sam2_3dmed_jax.config import PreprocessingConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.imagenet import normalise
+from sam2_3dmed_jax.runtime.imagenet import ArrayT, normalise
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.modality import CT, check_modality
+
+if TYPE_CHECKING:
+    import jax
 
 Window = tuple[float, float]  # (level, width) in the values of a volume
 # (level, width) in HU: the usual settings of radiology, and two that published methods use.
@@ -138,8 +142,14 @@ def _two_numbers(text: str) -> tuple[float, float]:
     return first, second
 
 
+def window_ends(window: Window) -> tuple[np.float32, np.float32]:
+    """Return the lower end and the width of a window (level, width), as `window_and_resize` takes them."""
+    level, width = window
+    return np.float32(level - width / 2), np.float32(width)
+
+
 def apply_window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
-    """Map HU linearly onto [0, 1], `level - width / 2` to 0 and `level + width / 2` to 1, and clips.
+    """Map HU linearly onto [0, 1], `level - width / 2` to 0 and `level + width / 2` to 1, and clip.
 
     Args:
         hu: any shape, any real dtype.
@@ -149,10 +159,48 @@ def apply_window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
     Returns:
         float32 in [0, 1], of the same shape.
     """
-    unit = np.subtract(hu, np.float32(level - width / 2), dtype=np.float32)
-    unit /= np.float32(width)
-    np.clip(unit, 0.0, 1.0, out=unit)
-    return np.asarray(unit)
+    unit: np.ndarray = _to_unit(np.asarray(hu), *window_ends((level, width)))
+    return unit
+
+
+def _to_unit(grey: ArrayT, low: np.float32 | jax.Array, width: np.float32 | jax.Array) -> ArrayT:
+    """Map values linearly onto [0, 1], `low` to 0 and `low + width` to 1, and clip; float32."""
+    unit = grey.astype(np.float32)
+    unit -= low  # In place in NumPy; JAX returns another array.
+    unit /= width
+    return unit.clip(0.0, 1.0)
+
+
+def window_and_resize(
+    grey: ArrayT,
+    low: np.float32 | jax.Array,
+    width: np.float32 | jax.Array,
+    vertical: ArrayT | None,
+    horizontal: ArrayT | None,
+) -> ArrayT:
+    """Apply a window, then resize, then clip: the only implementation, on the host and in JAX.
+
+    In JAX, call it through `volume.device_intensity`, which sets the precision of the products.
+
+    Args:
+        grey: `[..., H, W]`, any real dtype.
+        low: the lower end of the window, float32, in the values of `grey`; see `window_ends`.
+        width: its width, float32, positive.
+        vertical: float32 `[S, H]`, see `resize_matrix`; None if the slices have their size already.
+        horizontal: float32 `[W, S]`, the transposed matrix of the columns; None if `vertical` is None.
+
+    Returns:
+        `[..., S, S]` float32 in [0, 1], an array of the same kind.
+    """
+    return resize_by_matrices(_to_unit(grey, low, width), vertical, horizontal).clip(0.0, 1.0)
+
+
+def resize_by_matrices(slices: ArrayT, vertical: ArrayT | None, horizontal: ArrayT | None) -> ArrayT:
+    """Return slices `[..., h, w]` as `[..., H, W]`; without matrices they are returned as they are."""
+    if vertical is None or horizontal is None:
+        return slices
+    resized: ArrayT = vertical @ slices @ horizontal
+    return resized
 
 
 @functools.lru_cache(maxsize=16)
@@ -177,6 +225,22 @@ def resize_matrix(n_in: int, n_out: int) -> np.ndarray:
     return matrix
 
 
+def resize_matrices(shape: Sequence[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Return the matrices that resize slices as `vertical @ slice @ horizontal`.
+
+    Args:
+        shape: (H, W), voxels of a slice.
+        size: (rows, columns) after resizing.
+
+    Returns:
+        float32 `[rows, H]` and `[W, columns]`, read-only; None and None if the slices have the size already.
+    """
+    (h, w), (rows, columns) = shape, size
+    if (h, w) == (rows, columns):
+        return None, None
+    return resize_matrix(h, rows), resize_matrix(w, columns).T
+
+
 def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resize each slice by two matrix products, one slice at a time, so that only the result is large.
 
@@ -190,10 +254,10 @@ def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         `[D, rows, columns]` float32.
     """
     rows, columns = (size, size) if isinstance(size, int) else size
-    depth, h, w = array.shape
-    if (h, w) == (rows, columns):
+    depth, *shape = array.shape
+    vertical, horizontal = resize_matrices(shape, (rows, columns))
+    if vertical is None or horizontal is None:
         return array.astype(np.float32)
-    vertical, horizontal = resize_matrix(h, rows), resize_matrix(w, columns).T
     out = np.empty((depth, rows, columns), np.float32)
     for d in range(depth):
         np.matmul(vertical @ np.asarray(array[d], np.float32), horizontal, out=out[d])
@@ -201,7 +265,7 @@ def resize_slices(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def prepare_slices(hu: np.ndarray, window: tuple[float, float], image_size: int) -> np.ndarray:
-    """Preprocess slices for training, evaluation and prediction: window, then resize, then clip.
+    """Preprocess slices on the host, one slice at a time: window, then resize, then clip.
 
     Args:
         hu: `[D, H, W]` HU.
@@ -211,12 +275,24 @@ def prepare_slices(hu: np.ndarray, window: tuple[float, float], image_size: int)
     Returns:
         `[D, S, S]` float32 in [0, 1].
     """
-    unit = resize_slices(apply_window(hu, *window), image_size)
-    return np.clip(unit, 0.0, 1.0, out=unit)
+    depth, *shape = hu.shape
+    matrices = resize_matrices(shape, (image_size, image_size))
+    unit = np.empty((depth, image_size, image_size), np.float32)
+    for d in range(depth):
+        unit[d] = window_and_resize(hu[d], *window_ends(window), *matrices)
+    return unit
 
 
 class PreparedSlices:
-    """Slices of a volume as the model takes them, `[D, S, S, 3]` float32, computed on indexing and not kept."""
+    """Slices of a volume as the model takes them, `[D, S, S, 3]` float32, computed on indexing and not kept.
+
+    Inference prepares the slices of `volume` on the device instead (`inference.device_slices`).
+
+    Attributes:
+        volume: the volume.
+        window: (level, width), see `window_of`.
+        shape: (D, S, S, 3).
+    """
 
     def __init__(self, volume: Volume, preprocessing: PreprocessingConfig, image_size: int):
         """Compute the window of the whole volume; `image_size` is S.
@@ -224,8 +300,8 @@ class PreparedSlices:
         Raises:
             UserError: as `window_of_model`.
         """
-        self._volume = volume
-        self._window = window_of_model(volume, preprocessing)
+        self.volume = volume
+        self.window = window_of_model(volume, preprocessing)
         self.shape = (len(volume.array), image_size, image_size, 3)
 
     def __len__(self) -> int:
@@ -234,7 +310,7 @@ class PreparedSlices:
 
     def __getitem__(self, at: slice) -> np.ndarray:
         """Return slices `at`, normalised."""
-        return normalise(prepare_slices(self._volume.array[at], self._window, self.shape[1]))
+        return normalise(prepare_slices(self.volume.array[at], self.window, self.shape[1]))
 
 
 def restore_logits(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
