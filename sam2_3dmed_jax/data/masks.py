@@ -64,7 +64,7 @@ class SliceMasks:
         return self._kept[key]
 
     def first_step(self, target: Target, start: int) -> int | None:
-        """Return the first slice that shows an object, from slice `start` on; None if there is none."""
+        """Return the first slice that shows an object, from slice `start` on, or None."""
         return next((step for step in range(start, len(self._labels)) if self.mask(step, target).any()), None)
 
     def any_of(self, step: int, targets: Sequence[Target]) -> np.ndarray:
