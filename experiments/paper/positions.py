@@ -65,7 +65,7 @@ def srpp_distances(
         windows = np.array(list(windows_of(len(volume.array), data)), int).reshape(-1, data.slices)
         unit = 1.0 if srpp.unit == "mm" else volume.spacing[0]
         predicted = [
-            np.asarray(_read(graphdef, weights, store.embedding[window], window.astype(np.float32)))
+            np.asarray(_read(graphdef, weights, store.gather(window)[0].embedding, window.astype(np.float32)))
             for window in windows
         ]
         yield _pairs(case.id, volume, windows, np.array(predicted).reshape(-1, *[data.slices] * 2) * srpp.scale * unit)

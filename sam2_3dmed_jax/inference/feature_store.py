@@ -1,47 +1,55 @@
-"""Image features of a volume, encoded in blocks of slices and stored on the host.
+"""Image features of a volume, encoded in blocks of slices and kept on the device or on the host.
 
-Device memory holds one block, for any depth. A block is encoded when its slices are first read, or earlier by `encode`,
-in any order, and never again.
+A block is encoded when its slices are first read, or earlier by `encode`, in any order, and never again. Features stay
+on the device while it has room (`device_memory`); beyond that, and on CPU, they are host arrays, so that volumes of any
+depth fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sam2_3dmed_jax.inference import device_memory
+from sam2_3dmed_jax.inference.device_slices import DeviceSlices, Slices
+from sam2_3dmed_jax.inference.feature_blocks import FeatureBlocks
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
+from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
 from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.model.slice_position import SlicePosition
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
-from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
 BLOCK = 16  # slices that one call of `propagate_block` propagates; a power of two
 # Pixels that one call of `encode_block` encodes: one slice of 1024 px. More are not faster, and a last block that is
 # not full costs as much as a full one.
 PIXELS_PER_ENCODING = 1 << 20
 
-Slices = np.ndarray | PreparedSlices  # float32 [D, S, S, 3], normalised
+
+class _EncodedBlock(NamedTuple):
+    """A launched encoding."""
+
+    number: int
+    features: SliceFeatures  # [T, ...]
+    position_embeddings: jax.Array  # float32 [T, dim], of SRPP
+    stays: bool  # on the device
 
 
 class FeatureStore:
-    """Features and slice context of one volume, as host arrays.
+    """Features and slice context of one volume.
 
     Attributes:
         arrays: allocator of the session's host arrays.
         depth: D, slices of the volume.
-        embedding: `[D, S/16, S/16, C]`; zeros where a slice is not encoded yet, as in the next two.
-        stride8: `[D, S/8, S/8, C/4]`.
-        stride4: `[D, S/4, S/4, C/8]`.
         context: float32 `[D, C]`, added to the embedding of each slice; None if the model has no context, or before
             all slices are encoded.
     """
@@ -55,19 +63,16 @@ class FeatureStore:
         arrays: HostArrays,
         progress: Progress | None = None,
     ):
-        """Take normalised `slices [D, S, S, 3]`, and allocate their features in `arrays`; nothing is encoded yet."""
+        """Take normalised `slices [D, S, S, 3]`; nothing is encoded yet, and `arrays` has the features on the host."""
         self.arrays = arrays
         self.depth = len(slices)
-        dtype = jnp.dtype(model.config.compute_dtype)
-        side, c = model.config.image_size // 16, model.config.d_model
-        self.embedding = arrays.zeros((self.depth, side, side, c), dtype)
-        self.stride8 = arrays.zeros((self.depth, 2 * side, 2 * side, c // 4), dtype)
-        self.stride4 = arrays.zeros((self.depth, 4 * side, 4 * side, c // 8), dtype)
         self.context: np.ndarray | None = None
         self._graphdef, self._weights, self._model = graphdef, weights, model
-        self._slices: Slices | None = slices  # None when all are encoded, so that their memory can be freed
-        self._progress = progress
         self._block_size = slices_per_encoding(model.config.image_size)
+        # None when all are encoded, so that their memory can be freed.
+        self._slices: DeviceSlices | None = DeviceSlices(slices, self._block_size)
+        self._blocks = FeatureBlocks(model.config, arrays, self.depth, self._block_size)
+        self._progress = progress
         self._position_embeddings: dict[int, np.ndarray] = {}  # SRPP embeddings of each encoded block
 
     def encode(self, slices: Iterable[int] | None = None) -> None:
@@ -80,11 +85,11 @@ class FeatureStore:
         blocks = dict.fromkeys(index // self._block_size for index in order)
         if has_context:
             blocks |= dict.fromkeys(range(self._block_count))
-        for block in blocks:
-            if block not in self._position_embeddings:
-                self._encode_block(block)
+        missing = [block for block in blocks if block not in self._position_embeddings]
+        for encoded in launched_ahead(self._launch(missing)):
+            self._store(encoded)
         if len(self._position_embeddings) == self._block_count:
-            self._slices = None
+            self._slices = self._progress = None
         if has_context and self.context is None:
             embedded = np.concatenate([self._position_embeddings[block] for block in range(self._block_count)])
             self.context = _context_of_slices(self._graphdef, self._weights, self._model, embedded)
@@ -93,18 +98,29 @@ class FeatureStore:
     def _block_count(self) -> int:
         return -(-self.depth // self._block_size)
 
-    def _encode_block(self, number: int) -> None:
-        """Store the features and the SRPP embeddings of a block of slices."""
-        assert self._slices is not None  # It is dropped with the last block.
-        start = number * self._block_size
-        stop = min(start + self._block_size, self.depth)
-        block = pad_rows(np.asarray(self._slices[start:stop], np.float32), self._block_size)
-        features, embedded = jax.device_get(encode_block(self._graphdef, self._weights, block))
-        count = stop - start
-        self.embedding[start:stop] = features.embedding[:count]
-        self.stride8[start:stop] = features.stride8[:count]
-        self.stride4[start:stop] = features.stride4[:count]
-        self._position_embeddings[number] = embedded[:count]
+    def _rows_of(self, block: int) -> slice:
+        """Return the slices of a block."""
+        start = block * self._block_size
+        return slice(start, min(start + self._block_size, self.depth))
+
+    def _launch(self, blocks: Iterable[int]) -> Iterator[_EncodedBlock]:
+        """Launch the encoding of each block when it is taken."""
+        for block in blocks:
+            assert self._slices is not None  # They are dropped with the last block.
+            features, embedded = encode_block(self._graphdef, self._weights, self._slices.block(self._rows_of(block)))
+            stays = device_memory.has_room(features.embedding)
+            copy_to_host_async((embedded, None if stays else features))
+            yield _EncodedBlock(block, features, embedded, stays)
+
+    def _store(self, encoded: _EncodedBlock) -> None:
+        """Wait for a block, and store its features and its SRPP embeddings."""
+        if encoded.stays:
+            self._blocks.keep(encoded.number, jax.block_until_ready(encoded.features))  # type: ignore[no-untyped-call]
+        else:
+            self._blocks.store(encoded.number, jax.device_get(encoded.features))
+        at = self._rows_of(encoded.number)
+        embedded = jax.device_get(encoded.position_embeddings)
+        self._position_embeddings[encoded.number] = embedded[: at.stop - at.start]
         if self._progress:
             done = sum(len(block) for block in self._position_embeddings.values())
             self._progress("encoding slices", done, self.depth)
@@ -122,26 +138,24 @@ class FeatureStore:
         store.context = None
         store._graphdef, store._weights, store._model = graphdef, weights, model
         if slice_position_of(model):
-            blocks = (
-                (start, pad_rows(self.embedding[start : start + BLOCK], BLOCK)) for start in range(0, self.depth, BLOCK)
-            )
-            embedded = [
-                np.asarray(embed_block(graphdef, weights, block))[: self.depth - start] for start, block in blocks
-            ]
+            embedded = []
+            for start in range(0, self.depth, BLOCK):
+                features, _ = self.gather(np.minimum(start + np.arange(BLOCK), self.depth - 1))
+                embedded.append(np.asarray(embed_block(graphdef, weights, features.embedding))[: self.depth - start])
             store.context = _context_of_slices(graphdef, weights, model, np.concatenate(embedded))
         return store
 
     def gather(self, index: Sequence[int] | np.ndarray) -> tuple[SliceFeatures, np.ndarray]:
-        """Return the features and the context of some slices, as host arrays with leading axis `len(index)`.
+        """Return the features and the context of some slices, with the leading axes of `index`.
 
-        Slices that are not encoded yet are encoded.
+        Slices that are not encoded yet are encoded. The features are on the device if any slice of the volume is
+        there, and host arrays otherwise; the context float32 `[..., C]` is a host array.
         """
         at = np.asarray(index)
-        self.encode(at)
-        features = SliceFeatures(self.embedding[at], self.stride8[at], self.stride4[at])
-        channels = self.embedding.shape[-1]
-        context = np.zeros((len(at), channels), np.float32) if self.context is None else self.context[at]
-        return features, context
+        self.encode(at.reshape(-1))
+        channels = self._model.config.d_model
+        context = np.zeros((*at.shape, channels), np.float32) if self.context is None else self.context[at]
+        return self._blocks.gather(at), context
 
 
 def slices_per_encoding(image_size: int) -> int:

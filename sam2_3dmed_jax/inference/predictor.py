@@ -18,7 +18,8 @@ from sam2_3dmed_jax.inference.compiled_programs import (
     segment_from_masks,
     segment_from_points,
 )
-from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore, Slices
+from sam2_3dmed_jax.inference.device_slices import Slices
+from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
 from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from flax import nnx
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.compiled_programs import PropagationSteps, SliceResult, propagate_block
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
+from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
@@ -206,6 +207,26 @@ def _propagate_in_blocks(
 
     Blocks in which all included slices are prompted have no results and are left out.
     """
+    for block in launched_ahead(_launch_blocks(context, bank, objects, path)):
+        results = jax.device_get(block.results)
+        for step in range(block.begin, block.end):
+            yield step, SliceResult(*(x[step - block.begin] for x in results))
+        if context.progress:
+            context.progress(path.label, block.end, len(path.slices))
+
+
+class _PropagatedBlock(NamedTuple):
+    """A launched block: its steps, and its results `[T, G x K, ...]` on the device."""
+
+    begin: int
+    end: int
+    results: SliceResult
+
+
+def _launch_blocks(
+    context: PropagationContext, bank: MemoryBank, objects: list[ObjectState], path: PropagationPath
+) -> Iterator[_PropagatedBlock]:
+    """Launch each block with active slices when it is taken; the bank stays on the device."""
     directions = np.repeat(np.array(path.directions, np.int32), len(objects))
     slices = np.clip(path.slices, 0, context.store.depth - 1)
     row_slices = np.repeat(slices, len(objects), axis=1).astype(np.int32)
@@ -217,25 +238,22 @@ def _propagate_in_blocks(
         if not active[begin:end].any():
             continue
         steps = _block_steps(context.store, slices[begin:end], row_slices[begin:end], active[begin:end])
-        bank, device_results = propagate_block(
+        bank, results = propagate_block(
             context.graphdef, context.weights, bank, steps, directions, np.int32(context.store.depth)
         )
-        results = jax.device_get(device_results)
-        for step in range(begin, end):
-            yield step, SliceResult(*(x[step - begin] for x in results))
-        if context.progress:
-            context.progress(path.label, end, len(slices))
+        copy_to_host_async(results)
+        yield _PropagatedBlock(begin, end, results)
 
 
 def _block_steps(
     store: FeatureStore, slices: np.ndarray, row_slices: np.ndarray, active: np.ndarray
 ) -> PropagationSteps:
     """Gather the inputs of `slices [steps, G]`, padded to `BLOCK` steps; the last slices are repeated, inactive."""
-    groups, missing = slices.shape[1], [(0, BLOCK - len(slices)), (0, 0)]
-    features, context = store.gather(np.pad(slices, missing, mode="edge").reshape(-1))
+    missing = [(0, BLOCK - len(slices)), (0, 0)]
+    features, context = store.gather(np.pad(slices, missing, mode="edge"))
     return PropagationSteps(
-        features=jax.tree.map(lambda x: x.reshape(BLOCK, groups, *x.shape[1:]), features),
-        context=context.reshape(BLOCK, groups, -1),  # type: ignore[arg-type]
+        features=features,
+        context=context,  # type: ignore[arg-type]
         slice_index=np.pad(row_slices, missing, mode="edge"),  # type: ignore[arg-type]
         active=np.pad(active, missing),  # type: ignore[arg-type]
     )

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sam2_3dmed_jax.inference.label_maps import label_map
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.prompts.simulation import to_pixels
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.intensity import PreparedSlices, resize_slices, restore_logits
+from sam2_3dmed_jax.volume.intensity import PreparedSlices, resize_slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,9 @@ class Segmentation:
     def object_mask(self, object_id: int) -> np.ndarray:
         """Return the mask of one object, bool `[D, H, W]`, which is empty for an id without a mask."""
         _, height, width = self.labels.shape
-        mask = np.zeros(self.labels.shape, bool)
-        if (logits := self.result.logits_of(object_id)) is not None:
-            for d in range(len(mask)):
-                mask[d] = restore_logits(logits[d : d + 1], (height, width))[0] > self.threshold
-        return mask
+        if (logits := self.result.logits_of(object_id)) is None:
+            return np.zeros(self.labels.shape, bool)
+        return label_map(logits[None], [1], (height, width), self.threshold).astype(bool)
 
 
 def segment_volume(
@@ -62,13 +61,8 @@ def label_result(result: Result, shape: tuple[int, int], threshold: float = 0.0)
         shape: (H, W), voxels of a slice.
         threshold: voxels with a larger logit are inside.
     """
-    labels = np.zeros((result.mask_logits.shape[1], *shape), np.uint16)
-    ids = np.array([0, *result.object_ids], np.uint16)
-    for d in range(len(labels)):
-        # Logits are interpolated, then thresholded: the threshold acts as the logit of the background.
-        logits = restore_logits(result.mask_logits[:, d], shape)
-        best = np.concatenate([np.full((1, *shape), threshold, np.float32), logits]).argmax(0)
-        labels[d] = ids[best]
+    # Logits are interpolated, then thresholded: the threshold acts as the logit of the background.
+    labels = label_map(result.mask_logits, result.object_ids, shape, threshold)
     return Segmentation(labels, result, threshold)
 
 

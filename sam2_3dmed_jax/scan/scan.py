@@ -408,6 +408,10 @@ class Scan:
             self._store.encode(order)
         return work.complete
 
+    def free_features(self) -> None:
+        """Free the features of the image, on the device and on the host; they are encoded again when needed."""
+        self.__dict__.pop("_store", None)
+
     @property
     def has_preview(self) -> bool:
         """Whether the latest change added a prompt, whose slice `preview` segments."""

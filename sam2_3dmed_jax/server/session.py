@@ -248,6 +248,7 @@ class InteractiveSession:
             self._do(work)
         for pending in (*self._changes, *self._reads):  # of callers that wait
             self._do(pending)
+        self.scan.free_features()  # Cycles of references would keep them, on the device, until a garbage collection.
         self._writer.shutdown()
         self._publish(Closed())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from sam2_3dmed_jax.volume.intensity import window_and_resize
+from sam2_3dmed_jax.volume.intensity import resize_by_matrices, window_and_resize
 
 # Dtypes of slices that are uploaded as they are. Others become float32 on the host, as `prepare_slices` converts them.
 SMALL_DTYPES = frozenset(np.dtype(name) for name in ("int8", "uint8", "int16", "uint16"))
@@ -43,3 +43,9 @@ def prepare(
     """
     with jax.default_matmul_precision("highest"):
         return window_and_resize(grey, low, width, vertical, horizontal)
+
+
+def resize(slices: jax.Array, vertical: jax.Array | None, horizontal: jax.Array | None) -> jax.Array:
+    """Resize slices `[..., h, w]` to float32 `[..., H, W]` in a traced function, with matrices as in `prepare`."""
+    with jax.default_matmul_precision("highest"):
+        return resize_by_matrices(slices.astype(np.float32), vertical, horizontal)

@@ -192,10 +192,15 @@ def window_and_resize(
     Returns:
         `[..., S, S]` float32 in [0, 1], an array of the same kind.
     """
-    unit = _to_unit(grey, low, width)
+    return resize_by_matrices(_to_unit(grey, low, width), vertical, horizontal).clip(0.0, 1.0)
+
+
+def resize_by_matrices(slices: ArrayT, vertical: ArrayT | None, horizontal: ArrayT | None) -> ArrayT:
+    """Return slices `[..., h, w]` as `[..., H, W]`; without matrices they are returned as they are."""
     if vertical is None or horizontal is None:
-        return unit
-    return (vertical @ unit @ horizontal).clip(0.0, 1.0)
+        return slices
+    resized: ArrayT = vertical @ slices @ horizontal
+    return resized
 
 
 @functools.lru_cache(maxsize=16)
@@ -279,7 +284,15 @@ def prepare_slices(hu: np.ndarray, window: tuple[float, float], image_size: int)
 
 
 class PreparedSlices:
-    """Slices of a volume as the model takes them, `[D, S, S, 3]` float32, computed on indexing and not kept."""
+    """Slices of a volume as the model takes them, `[D, S, S, 3]` float32, computed on indexing and not kept.
+
+    Inference prepares the slices of `volume` on the device instead (`inference.device_slices`).
+
+    Attributes:
+        volume: the volume.
+        window: (level, width), see `window_of`.
+        shape: (D, S, S, 3).
+    """
 
     def __init__(self, volume: Volume, preprocessing: PreprocessingConfig, image_size: int):
         """Compute the window of the whole volume; `image_size` is S.
@@ -287,8 +300,8 @@ class PreparedSlices:
         Raises:
             UserError: as `window_of_model`.
         """
-        self._volume = volume
-        self._window = window_of_model(volume, preprocessing)
+        self.volume = volume
+        self.window = window_of_model(volume, preprocessing)
         self.shape = (len(volume.array), image_size, image_size, 3)
 
     def __len__(self) -> int:
@@ -297,7 +310,7 @@ class PreparedSlices:
 
     def __getitem__(self, at: slice) -> np.ndarray:
         """Return slices `at`, normalised."""
-        return normalise(prepare_slices(self._volume.array[at], self._window, self.shape[1]))
+        return normalise(prepare_slices(self.volume.array[at], self.window, self.shape[1]))
 
 
 def restore_logits(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

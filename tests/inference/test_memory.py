@@ -121,7 +121,7 @@ def test_arrays_beyond_the_memory_limit_are_in_files_and_give_the_same_masks(mon
     in_memory = predictor.predict(slices, prompts)
     monkeypatch.setattr(HostArrays.__init__, "__defaults__", (0,))
     session = predictor.start(slices)
-    assert isinstance(session._store.embedding, np.memmap)
+    assert all(isinstance(stored, np.memmap) for stored in session._store._blocks._on_host)
     session.add(prompts)
     np.testing.assert_array_equal(session.result().mask_logits, in_memory.mask_logits)
 

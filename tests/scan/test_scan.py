@@ -140,10 +140,17 @@ def test_encoding_starts_at_the_given_slice_stops_when_cancelled_and_resumes(ima
     scan = Scan(image, predictor, progress=lambda what, done, total, note="": done >= 4 and cancel.set())
     assert not scan.encode(near=4, cancel=cancel)
     canonical = SHAPE[0] - 1 - 4  # the file counts from superior to inferior
-    lowest = scan._store._slices[canonical // 2 * 2 : canonical // 2 * 2 + 2]
-    assert len(encoded) == 2 and np.array_equal(encoded[0], lowest)
+    first = scan._store._slices.block(slice(canonical // 2 * 2, canonical // 2 * 2 + 2))
+    assert len(encoded) == 2 and np.array_equal(encoded[0], first)
     assert scan.encode()
     assert len(encoded) == SHAPE[0] // 2
+
+
+def test_freed_features_are_encoded_again_and_give_the_same_mask(scan):
+    scan.click(INSIDE)
+    before = scan.preview()
+    scan.free_features()
+    np.testing.assert_array_equal(scan.preview().mask, before.mask)
 
 
 def test_a_preview_needs_the_clicked_slice_only_and_shows_its_mask(image, predictor, monkeypatch):

@@ -1,8 +1,10 @@
 """Sessions: events, interruption, restoring, and eviction."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -227,6 +229,18 @@ def test_an_open_image_has_one_session_and_idle_ones_are_closed(tmp_path, sessio
     threading.Event().wait(0.05)
     sessions.close_idle()
     assert len(sessions) == 0
+
+
+def test_a_closed_session_frees_the_features_of_its_image(tmp_path, sessions):
+    key = sessions.open(scan_file(tmp_path / "a.nii.gz"))
+    session = sessions.get(key)
+    session.change(lambda scan: scan.click(CLICK)).result()
+    store = session.read(lambda scan: weakref.ref(scan._store)).result()
+    gc.disable()
+    try:
+        assert session.close() and store() is None
+    finally:
+        gc.enable()
 
 
 def test_names_of_prompt_files_do_not_contain_names_of_images(tmp_path, sessions):
