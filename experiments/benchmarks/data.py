@@ -1,11 +1,13 @@
-"""Throughput of clips from shards and from NIfTI files, and host memory over 2,000 clips.
+"""Throughput of clips from shards and from NIfTI files on the host, and its memory over 2,000 clips.
 
-    python experiments/benchmarks/data.py [--data PREPARED --nifti DATASET] [--cases 4] [--clips 40]
+    python experiments/benchmarks/data.py [--data PREPARED --nifti DATASET] [--image-size 1024] [--cases 4] [--clips 40]
 
 Both readers cut the same clips with the same code, which is checked before anything is timed: one reads the slices of a
 clip from its shard, the other decompresses the case's `.nii.gz` files with nibabel and selects the slices. Without
 --data, a CT-like dataset is generated: smooth tissue with scanner noise, 512 x 512 x 80. MB/s refers to the slices of
-the clips as stored (int16 values, uint8 labels). Prints Markdown tables.
+the clips as stored (int16 values, uint8 labels). Resizing and augmentation are part of the train step, and not
+measured here. The last table has the rate from two threads and the CPU time per clip, each the best of several rounds,
+which is what to compare between versions on a shared machine. Prints Markdown tables.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -39,15 +41,15 @@ MIB = 1 << 20
 
 @dataclasses.dataclass
 class NiftiDataset(PreparedDataset):
-    """The same cases from their image files; `read` decompresses both files completely each time."""
+    """The same cases from their image files; `read_stored` decompresses both files completely each time."""
 
     files: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
-    def read(self, case: PreparedCase, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def read_stored(self, case: PreparedCase, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         image, label = (nib.load(name) for name in self.files[case.id])
         grid = Grid(image.shape, image.affine)
         values, labels = (to_canonical(np.asarray(file.dataobj), grid) for file in (image, label))
-        return values[list(slices)].astype(np.float32), labels[list(slices)].astype(np.uint8)
+        return values[list(slices)].astype(np.int16), labels[list(slices)].astype(np.uint8)
 
 
 def generate(folder: Path, cases: int, depth: int) -> None:
@@ -87,9 +89,9 @@ def open_datasets(prepared_folder: str, nifti_folder: str, cases: int) -> tuple[
     )
 
 
-def batches(dataset: PreparedDataset, config: DataConfig) -> grain.MapDataset:
-    """Return batches of one clip."""
-    return clip_batches(CaseReader(dataset, config, 512), dataset.cases, config, 1, seed=0)
+def batches(dataset: PreparedDataset, config: DataConfig, size: int) -> grain.MapDataset:
+    """Return batches of one clip for an image size."""
+    return clip_batches(CaseReader(dataset, config, size), dataset.cases, config, 1, seed=0)
 
 
 def processes(dataset: grain.MapDataset, workers: int) -> Iterator:
@@ -101,9 +103,9 @@ def processes(dataset: grain.MapDataset, workers: int) -> Iterator:
     return iter(dataset.to_iter_dataset(options).mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
 
-def check_equal(prepared: PreparedDataset, nifti: NiftiDataset, config: DataConfig, clips: int) -> None:
+def check_equal(prepared: PreparedDataset, nifti: NiftiDataset, config: DataConfig, size: int, clips: int) -> None:
     """Exit if shards, NIfTI files and threads do not give the same clips."""
-    ours, theirs = batches(prepared, config), batches(nifti, config)
+    ours, theirs = batches(prepared, config, size), batches(nifti, config, size)
     threads = iterate(ours, 0, 2)
     for number in range(clips):
         clip, spread = theirs[number], next(threads)
@@ -113,8 +115,16 @@ def check_equal(prepared: PreparedDataset, nifti: NiftiDataset, config: DataConf
     threads.close()
 
 
-def seconds_per_clip(stream: Iterator, clips: int, rounds: int = 5) -> tuple[float, float]:
-    """Return the median times of a clip over rounds, without the first clips, which start workers and fill buffers.
+def seconds_per_clip(
+    stream: Iterator, clips: int, rounds: int = 5, choose: Callable[[list[float]], float] = statistics.median
+) -> tuple[float, float]:
+    """Return the times of a clip over rounds, without the first clips, which start workers and fill buffers.
+
+    Args:
+        stream: of clips.
+        clips: in all rounds together.
+        rounds: number of measurements.
+        choose: the statistic over rounds.
 
     Returns:
         Wall-clock seconds, and CPU seconds of this process, which are more reliable on a shared machine.
@@ -129,7 +139,7 @@ def seconds_per_clip(stream: Iterator, clips: int, rounds: int = 5) -> tuple[flo
         clock.append((time.perf_counter() - start) / each)
         cpu.append((time.process_time() - start_cpu) / each)
     stream.close()
-    return statistics.median(clock), statistics.median(cpu)
+    return choose(clock), choose(cpu)
 
 
 def resident() -> float:
@@ -155,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="PREPARED", help="a prepared dataset instead of a generated one")
     parser.add_argument("--nifti", metavar="DATASET", help="the MSD folder from which it was prepared")
+    parser.add_argument("--image-size", type=int, default=1024, help="S, pixels; default: %(default)s")
     parser.add_argument("--cases", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--depth", type=int, default=80, help="slices of a generated case; default: %(default)s")
     parser.add_argument("--clips", type=int, default=40, help="timed for each row; default: %(default)s")
@@ -163,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if bool(options.data) != bool(options.nifti):
         parser.error("--data and --nifti need each other; give both")
     augmented = DataConfig(slices=12)
-    still = dataclasses.replace(augmented, augmentation=NO_AUGMENTATION)
+    still, size = dataclasses.replace(augmented, augmentation=NO_AUGMENTATION), options.image_size
 
     with tempfile.TemporaryDirectory() as folder:
         if options.data:
@@ -173,18 +184,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prepare_dataset(read_dataset(Path(folder, "data")), Path(folder, "prepared"), workers=1)
             prepared, nifti = open_datasets(f"{folder}/prepared", f"{folder}/data", options.cases)
         for config in (still, augmented):
-            check_equal(prepared, nifti, config, min(options.clips, 6))
+            check_equal(prepared, nifti, config, size, min(options.clips, 6))
         stored = augmented.slices * prepared.cases[0].shape[1] * prepared.cases[0].shape[2] * 3 / 1e6
         shape = " x ".join(str(n) for n in prepared.cases[0].shape)
         print(
-            f"{len(prepared.cases)} cases such as {shape}, clips of {augmented.slices} slices of 512 x 512; "
+            f"{len(prepared.cases)} cases such as {shape}, clips of {augmented.slices} slices for {size} px; "
             f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; outputs are equal.\n"
         )
         print("| augmentation | from | workers | clips/s | MB/s | times NIfTI | CPU ms/clip |\n" + "|---" * 7 + "|")
         for name, config in (("none", still), ("default", augmented)):
-            loader, reference = batches(prepared, config), 0.0
+            loader, reference = batches(prepared, config, size), 0.0
             for source, workers, open_stream in (
-                ("NIfTI", "a loop", functools.partial(iterate, batches(nifti, config), 0, 0)),
+                ("NIfTI", "a loop", functools.partial(iterate, batches(nifti, config, size), 0, 0)),
                 ("shards", "0", functools.partial(iterate, loader, 0, 0)),
                 ("shards", "1 thread", functools.partial(iterate, loader, 0, 1)),
                 ("shards", "2 threads", functools.partial(iterate, loader, 0, 2)),
@@ -196,9 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figures = f"{1 / taken:.1f} | {stored / taken:.0f} | {reference / taken:.1f}"
                 own = "" if "processes" in workers else f"{1e3 * cpu:.0f}"
                 print(f"| {name} | {source} | {workers} | {figures} | {own} |", flush=True)
+        taken, cpu = seconds_per_clip(iterate(batches(prepared, augmented, size), 0, 2), options.clips, 8, min)
+        print("\n| feed of a training step | clips/s, 2 threads | CPU ms/clip |\n|---|---|---|")
+        print(f"| D = {augmented.slices}, {size} px, default augmentation | {1 / taken:.1f} | {1e3 * cpu:.0f} |")
         if options.memory_clips:
             every = max(options.memory_clips // 10, 1)
-            rows = peak_of(iterate(batches(prepared, augmented), 0, 2), options.memory_clips, every)
+            rows = peak_of(iterate(batches(prepared, augmented, size), 0, 2), options.memory_clips, every)
             print("\n| clips | peak resident memory, MiB |\n|---|---|")
             for clips, peak in rows:
                 print(f"| {clips} | {peak:.0f} |")

@@ -14,7 +14,7 @@ from experiments.paper import directions, positions
 from experiments.paper.programme import PROMPTED, Cell, Programme, run_of_variant, with_absolute_paths
 from experiments.paper.variants import Scoring, changed
 from sam2_3dmed_jax.config import ClipConfig, DataConfig, ExperimentConfig
-from sam2_3dmed_jax.data.case_reader import MODALITY_FIELD
+from sam2_3dmed_jax.data.case_reader import MODALITY_FIELD, StoredSlices
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
 from sam2_3dmed_jax.data.split_choice import choose_split, split_settings
 from sam2_3dmed_jax.errors import UserError
@@ -32,6 +32,7 @@ from sam2_3dmed_jax.model.checkpoint import read_info
 from sam2_3dmed_jax.prompts.protocols import object_prompts
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.compilation import compile_step
+from sam2_3dmed_jax.training.dataset import check_data
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.run_folder import record
@@ -88,12 +89,16 @@ class CellRunner:
 
     def _set_up(self, config: ExperimentConfig) -> Setup:
         """Return the setup of a run; runs of equal structure share a compiled step."""
-        setup, key = set_up(config), structure(config)
+        setup, prepared = set_up(config), check_data(config)
+        if prepared is None:  # the run prepares its data first
+            return setup
+        reader, _ = prepared
+        key = structure(config, reader.stored_slices)
         if key not in STEPS:
             if len(STEPS) >= KEPT:
                 STEPS.clear()
                 jax.clear_caches()
-            STEPS[key] = compile_step(setup).step
+            STEPS[key] = compile_step(setup, reader.stored_slices).step
         return replace(setup, step=STEPS[key])
 
     def _score(self, cell: Cell, scoring: Scoring, progress: Progress) -> None:
@@ -229,10 +234,13 @@ def is_done(cell: Cell, out: Path) -> bool:
     return all(is_scored(cell, scoring, out) for scoring in cell.scorings)
 
 
-def structure(config: ExperimentConfig) -> str:
-    """Return the part of a config that the compiled step depends on: not the seed, and of the data only the shapes."""
+def structure(config: ExperimentConfig, stored: StoredSlices) -> str:
+    """Return what the compiled step depends on: not the seed, and of the data only shapes and augmentation."""
     shapes = DataConfig(
-        slices=config.data.slices, clips=ClipConfig(objects=config.data.clips.objects), classes=config.data.classes
+        slices=config.data.slices,
+        clips=ClipConfig(objects=config.data.clips.objects),
+        classes=config.data.classes,
+        augmentation=config.data.augmentation,
     )
     plain = changed(config, data=shapes, training__seed=0, model__init="there" if config.model.init else "")
-    return json.dumps({**record(plain), "features": trains_from_features(config)}, sort_keys=True)
+    return json.dumps({**record(plain), "features": trains_from_features(config), "stored": stored}, sort_keys=True)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 HELP = "make phantoms, train a nano SAM2-3dMed on them, score it and segment one; minutes on the CPU, no downloads"
 
 CASES = 28
+MATRIX = 128  # voxels per row and column of a slice
 MINUTES = 4  # at most, on two quiet CPU cores
 LOG = "run/log.csv"
 MARKER = "demo.json"  # identifies the folder of a demo, and contains its seed
@@ -200,6 +201,7 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 
 def _make_data(root: Path, config: ExperimentConfig, seed: int, progress: Progress) -> tuple[Dataset, Setup]:
     """Write the phantoms and their shards, while another thread compiles the train step."""
+    from sam2_3dmed_jax.data.case_reader import StoredSlices
     from sam2_3dmed_jax.data.datasets import read_dataset
     from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
     from sam2_3dmed_jax.phantom import write_phantom_dataset
@@ -208,9 +210,9 @@ def _make_data(root: Path, config: ExperimentConfig, seed: int, progress: Progre
 
     data, workers = root / "data", min(os.cpu_count() or 1, 8)
     with ThreadPoolExecutor(1) as pool:
-        compilation = pool.submit(lambda: compile_step(set_up(config)))
+        compilation = pool.submit(lambda: compile_step(set_up(config), StoredSlices(MATRIX, MATRIX, resized=True)))
         if not (data / "dataset.json").exists():
-            write_phantom_dataset(data, CASES, seed, "spleen", progress, workers=workers)
+            write_phantom_dataset(data, CASES, seed, "spleen", progress, matrix=MATRIX, workers=workers)
         dataset = read_dataset(data)
         prepare_dataset(dataset, root / "prepared", workers=workers, progress=progress)
         return dataset, compilation.result()

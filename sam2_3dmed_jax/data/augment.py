@@ -1,24 +1,33 @@
-"""Augmentation of clips and patches: one in-plane transform for all slices, then contrast, brightness, gamma and noise.
+"""Draws of the augmentation of clips and patches: one in-plane map for all slices, contrast, brightness, gamma, noise.
 
-Slices keep their order and positions. A setting of zero leaves the values bit for bit unchanged.
+The host draws the parameters; the compiled step applies them (`render`). Slices keep their order and positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import TypedDict
 
 import numpy as np
 
 from sam2_3dmed_jax.config import AugmentationConfig
-from sam2_3dmed_jax.data.warp import Warp
-
-_BYTES_SD = math.sqrt(4 * (256**2 - 1) / 12)  # SD of the sum of four uniform bytes
-_BYTES_MEAN = 4 * 255 / 2
-
+from sam2_3dmed_jax.data.warp import IDENTITY, fixed_point_map
 
 NO_AUGMENTATION = AugmentationConfig(**{each.name: 0.0 for each in dataclasses.fields(AugmentationConfig)})
+
+
+class IntensityChange(TypedDict):
+    """The parameters of `render.change_intensity`."""
+
+    intensity: np.ndarray  # float32 [4]: contrast, brightness, gamma, and the SD of the noise
+    noise_key: np.ndarray  # uint32 [2]
+
+
+INTENSITY_SHAPES: dict[str, tuple[tuple[int, ...], type]] = {
+    "intensity": ((4,), np.float32),
+    "noise_key": ((2,), np.uint32),
+}
 
 
 def active_augmentations(config: AugmentationConfig) -> dict[str, float]:
@@ -26,29 +35,14 @@ def active_augmentations(config: AugmentationConfig) -> dict[str, float]:
     return {name: value for name, value in dataclasses.asdict(config).items() if value}
 
 
-class SpatialTransform(NamedTuple):
-    """An in-plane transform: flips of the axes, then an affine map."""
-
-    flips: tuple[bool, bool]  # whether rows and columns are reversed
-    warp: Warp | None  # None: no affine map
-
-    def slices(self, slices: np.ndarray) -> np.ndarray:
-        """Transform values, float32 `[n, S, S]`, with bilinear interpolation and 0 outside of the slice."""
-        flipped = self._flip(slices)
-        return self.warp.linear(flipped) if self.warp else np.ascontiguousarray(flipped)
-
-    def labels(self, labels: np.ndarray) -> np.ndarray:
-        """Transform labels, unsigned integers `[n, S, S]`, by nearest neighbour."""
-        flipped = self._flip(labels)
-        return self.warp.nearest(flipped) if self.warp else np.ascontiguousarray(flipped)
-
-    def _flip(self, array: np.ndarray) -> np.ndarray:
-        return np.flip(array, tuple(axis for axis, flip in enumerate(self.flips, 1) if flip))
+def moves_pixels(config: AugmentationConfig) -> bool:
+    """Return whether a spatial setting is on."""
+    return bool(config.flip_probability or config.rotation or config.scaling or config.shift)
 
 
-def draw_spatial_transform(
+def draw_spatial_map(
     size: int, pixel_mm: tuple[float, float], config: AugmentationConfig, rng: np.random.Generator
-) -> SpatialTransform:
+) -> np.ndarray:
     """Draw flips, rotation, scaling and shift about the slice's centre.
 
     Args:
@@ -56,47 +50,35 @@ def draw_spatial_transform(
         pixel_mm: (dy, dx); the rotation preserves distances in mm.
         config: maximum rotation, scaling and shift, and the probability of flips.
         rng: random generator; the number of draws does not depend on the values drawn.
+
+    Returns:
+        The map of `warp`, int32 `[2, 3]`: flips of the axes, then an affine map.
+
+    Raises:
+        UserError: the settings move pixels too far.
     """
-    flip_rows, flip_columns = (rng.random(2) < config.flip_probability).tolist()
+    flips = rng.random(2) < config.flip_probability
     angle = math.radians(rng.uniform(-config.rotation, config.rotation))
     scale = 1 / (1 + rng.uniform(-config.scaling, config.scaling))
     shift = rng.uniform(-config.shift, config.shift, 2) * size
-    warp = None
-    if config.rotation or config.scaling or config.shift:
-        cos, sin, aspect = scale * math.cos(angle), scale * math.sin(angle), pixel_mm[1] / pixel_mm[0]
-        matrix = np.array([[cos, -sin * aspect], [sin / aspect, cos]])  # output pixels to input pixels
-        centre = np.full(2, (size - 1) / 2)
-        warp = Warp(size, matrix, centre - matrix @ (centre + shift))
-    return SpatialTransform((flip_rows, flip_columns), warp)
+    if not moves_pixels(config):
+        return IDENTITY
+    cos, sin, aspect = scale * math.cos(angle), scale * math.sin(angle), pixel_mm[1] / pixel_mm[0]
+    matrix = np.array([[cos, -sin * aspect], [sin / aspect, cos]])  # output pixels to input pixels
+    centre = np.full(2, (size - 1) / 2)
+    offset = centre - matrix @ (centre + shift)
+    signs = np.where(flips, -1.0, 1.0)  # pixel p of a flipped axis is pixel S - 1 - p
+    return fixed_point_map(signs[:, None] * matrix, np.where(flips, size - 1 - offset, offset), (size, size))
 
 
-def augment_intensity(slices: np.ndarray, config: AugmentationConfig, rng: np.random.Generator) -> None:
-    """Change contrast, brightness, gamma and noise of float32 `[n, S, S]` in [0, 1], in place.
-
-    The noise is the sum of four uniform bytes: close to normal within 2.5 SD, limited to 3.5 SD, and four times faster
-    than normal noise.
-    """
-    contrast = np.float32(1 + rng.uniform(-config.intensity, config.intensity))
-    brightness = np.float32(rng.uniform(-config.intensity, config.intensity))
-    gamma = np.float32((1 + config.gamma) ** rng.uniform(-1, 1))
-    noise = np.float32(rng.uniform(0, config.noise) / _BYTES_SD)
-    # SFC64 is twice as fast as the generator of Grain.
-    noise_rng = np.random.Generator(np.random.SFC64(int(rng.integers(2**63))))
-    for values in slices:  # one slice at a time, so that it stays in the processor's cache
-        if config.intensity:
-            values *= contrast
-            values += brightness
-            np.clip(values, 0, 1, out=values)
-        if config.gamma:
-            np.power(values, gamma, out=values)
-        if config.noise:
-            words = noise_rng.integers(0, 2**64, -(-values.size // 2), np.uint64)
-            four = words.view(np.uint8)[: 4 * values.size].reshape(4, *values.shape)
-            total = np.add(four[0], four[1], dtype=np.uint16)
-            total += four[2]
-            total += four[3]
-            deviation = total.astype(np.float32)
-            deviation -= np.float32(_BYTES_MEAN)
-            deviation *= noise
-            values += deviation
-            np.clip(values, 0, 1, out=values)
+def draw_intensity_change(config: AugmentationConfig, rng: np.random.Generator) -> IntensityChange:
+    """Draw contrast, brightness, gamma, the SD of the noise, and the key of its generator."""
+    contrast = 1 + rng.uniform(-config.intensity, config.intensity)
+    brightness = rng.uniform(-config.intensity, config.intensity)
+    gamma = (1 + config.gamma) ** rng.uniform(-1, 1)
+    noise = rng.uniform(0, config.noise)
+    key = int(rng.integers(1 << 63))
+    return IntensityChange(
+        intensity=np.array([contrast, brightness, gamma, noise], np.float32),
+        noise_key=np.array([key >> 32, key & 0xFFFFFFFF], np.uint32),
+    )

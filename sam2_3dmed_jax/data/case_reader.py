@@ -1,4 +1,4 @@
-"""Reader of prepared cases for the model: windowed slices of S x S pixels, or of the stored size, and their labels.
+"""Reader of prepared cases for the model: stored slices and labels, and the windows that apply to them.
 
 The preprocessing is the one of prediction (`volume.intensity`). Only the window of each case is cached.
 """
@@ -6,6 +6,7 @@ The preprocessing is the one of prediction (`volume.intensity`). Only the window
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,11 +17,20 @@ from sam2_3dmed_jax.errors import CHOICES, UserError, listed
 from sam2_3dmed_jax.volume import intensity, label_classes
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.label_classes import Target
-from sam2_3dmed_jax.volume.label_layers import mask_of_values
 from sam2_3dmed_jax.volume.modality import CT, dicom_modality, parse_modality, word_of
 
 MODALITY_FIELD = "data.preprocessing.modality"
-MAX_TARGETS = 64  # with unions, the bits of the largest unsigned integer
+
+
+class StoredSlices(NamedTuple):
+    """The form of stored slices in a batch. It is the same for all cases, because compiled steps have static shapes."""
+
+    rows: int  # of the largest slice of the dataset; smaller ones are padded
+    columns: int
+    resized: bool  # False: each slice has the image size already
+
+
+TYPICAL_SLICES = StoredSlices(512, 512, resized=True)  # of CT, for a step that is compiled without a dataset
 
 
 class CaseReader:
@@ -35,8 +45,6 @@ class CaseReader:
         """
         self.dataset, self.image_size = dataset, image_size
         self.targets = targets_to_segment(config, dataset.labels, dataset.path)
-        # Pixels of targets that share labels cannot be one label map: bit t of a pixel is then target t.
-        self._as_bits = any(len(target) > 1 for target in self.targets)
         self.preprocessing = _of_dataset(dataset, config.preprocessing)
         self._windows: dict[str, tuple[float, float]] = {}
         self.keeps_empty = bool(dataset.settings.get("keep_empty"))  # cases without a target are negatives
@@ -50,72 +58,42 @@ class CaseReader:
         }
         return {target: area for target, area in areas.items() if area.any()}
 
-    def mask(self, labels: np.ndarray, target: Target) -> np.ndarray:
-        """Return the bool mask of a target in labels that `read` or `labels` returned, spatially transformed or not."""
-        if not self._as_bits:
-            return np.asarray(labels == target[0])
-        return np.asarray(labels & labels.dtype.type(1 << self.targets.index(target)) != 0)
-
     def pixel_mm(self, case: PreparedCase) -> tuple[float, float]:
         """Return (dy, dx) in mm of a pixel of the resized slices."""
         (_, height, width), (_, dy, dx) = case.shape, case.spacing
         size = self.image_size
         return (dy * height / size, dx * width / size) if size else (dy, dx)
 
-    def read(
-        self, case: PreparedCase, slices: Sequence[int], crop: tuple[slice, slice] = (slice(None), slice(None))
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Read values float32 `[n, S, S]` in [0, 1] and labels `[n, S, S]` of n slices, which `mask` reads.
+    @property
+    def stored_slices(self) -> StoredSlices:
+        """The form of the slices of all cases of the dataset in a batch."""
+        shapes = {case.shape[1:] for case in self.dataset.cases}
+        rows, columns = (max(sizes) for sizes in zip(*shapes, strict=True))
+        return StoredSlices(rows, columns, resized=shapes != {(self.image_size, self.image_size)})
 
-        Labels are uint8 label values, with 0 for labels that are not segmented, or unsigned integers with one bit per
-        target if a target is a union. A resized pixel belongs to a target that covers at least half of it.
-
-        Args:
-            case: the case.
-            slices: indices of slices.
-            crop: stored rows and columns to read.
+    def read(self, case: PreparedCase, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read stored values int16 `[n, H, W]`, to which `stored_window` applies, and labels uint8 `[n, H, W]`.
 
         Raises:
             UserError: the shard is damaged.
         """
-        values, labels = self.dataset.read(case, slices)
-        return self._preprocessed(case, values[:, *crop]), self._selected(case, labels[:, *crop])
+        return self.dataset.read_stored(case, slices)
 
     def values(self, case: PreparedCase, slices: Sequence[int]) -> np.ndarray:
-        """Read only the values, as `read`."""
-        return self._preprocessed(case, self.dataset.read(case, slices)[0])
+        """Read slices as the model takes them, float32 `[n, S, S]` in [0, 1].
 
-    def labels(self, case: PreparedCase, slices: Sequence[int]) -> np.ndarray:
-        """Read only the labels, as `read`."""
-        return self._selected(case, self.dataset.read(case, slices)[1])
-
-    def _preprocessed(self, case: PreparedCase, values: np.ndarray) -> np.ndarray:
-        size = self.image_size
-        if not size or values.shape[1:] == (size, size):
+        Raises:
+            UserError: the shard is damaged.
+        """
+        values, size = self.dataset.read(case, slices)[0], self.image_size
+        if not size:
             return intensity.apply_window(values, *self.window(case))
         return intensity.prepare_slices(values, self.window(case), size)
 
-    def _selected(self, case: PreparedCase, labels: np.ndarray) -> np.ndarray:
-        size = self.image_size
-        resized = bool(size) and labels.shape[1:] != (size, size)
-        if not self._as_bits and not resized:
-            values = [target[0] for target in self.targets]
-            if len(values) < len(self.dataset.labels):
-                selected = np.zeros(256, np.uint8)
-                selected[values] = values
-                labels = np.take(selected, labels)
-            return labels
-        dtype = np.min_scalar_type((1 << len(self.targets)) - 1) if self._as_bits else np.dtype(np.uint8)
-        pixels = np.zeros((len(labels), size, size) if resized else labels.shape, dtype)
-        for target in self.areas(case):
-            mask = mask_of_values(labels, target)
-            if resized:
-                mask = intensity.resize_slices(mask, size) >= 0.5
-            if self._as_bits:
-                pixels[mask] |= dtype.type(1 << self.targets.index(target))
-            else:
-                pixels[mask] = target[0]
-        return pixels
+    def stored_window(self, case: PreparedCase) -> np.ndarray:
+        """Return the lower end and the width of a case's window in its stored values, float32 `[2]`."""
+        level, width = self.window(case)
+        return np.array(intensity.window_ends(((level - case.intercept) / case.slope, width / case.slope)))
 
     def window(self, case: PreparedCase) -> tuple[float, float]:
         """Return (level, width) of a case's window; percentiles are of the whole volume, computed once per process."""
@@ -151,7 +129,7 @@ def targets_to_segment(config: DataConfig, labels: dict[int, str], path: str) ->
         path: the dataset, for messages.
 
     Raises:
-        UserError: a class is not a label or not declared, there are too many, or the window or modality is not valid.
+        UserError: a class is not a label or not declared, or the window or modality is not valid.
     """
     parse_modality(config.preprocessing.modality, MODALITY_FIELD)
     intensity.check_window(config.preprocessing.window)
@@ -162,6 +140,4 @@ def targets_to_segment(config: DataConfig, labels: dict[int, str], path: str) ->
         raise UserError(f"data.classes: {path} has no label {unknown[0]}; choose from {known}")
     if not targets:
         targets = sorted(label_classes.prompted_targets(label_classes.declared_classes(labels)))
-    if len(targets) > MAX_TARGETS and any(len(target) > 1 for target in targets):
-        raise UserError(f"data.classes: {len(targets)} classes with unions; give at most {MAX_TARGETS}")
     return tuple(targets)

@@ -3,25 +3,33 @@
 Slices are in the order of propagation, in either z direction, and start at the prompted slice or at most D / 2 steps
 before it. A clip may extend beyond the end of the object, or beyond the volume, where slices are padding. Anatomy is
 never mirrored along z: each slice keeps its position.
+
+A clip has slices and labels as they are stored. The compiled step resizes and augments them (`render`); here, only the
+masks of prompted slices are computed.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, Protocol, TypedDict
 
 import ml_dtypes
 import numpy as np
 
-from sam2_3dmed_jax.config import DataConfig, PromptConfig
-from sam2_3dmed_jax.data.augment import augment_intensity, draw_spatial_transform
-from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.config import DataConfig
+from sam2_3dmed_jax.data.augment import INTENSITY_SHAPES, draw_intensity_change, draw_spatial_map
+from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
+from sam2_3dmed_jax.data.masks import SliceMasks
 from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.data.warp import IDENTITY
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts import simulation
+from sam2_3dmed_jax.volume.intensity import resize_matrix
 from sam2_3dmed_jax.volume.label_classes import Target
 
 PROMPT_TOKENS = 4  # T: two box corners or a point, "not a point", and padding to a power of two
+MAX_OBJECTS = 32  # bits of the largest integer of compiled programs
 
 
 class ClipPrompts(TypedDict):
@@ -38,13 +46,30 @@ class ClipPrompts(TypedDict):
 class Clip(ClipPrompts):
     """One clip; batches add a leading axis B."""
 
-    slices: NotRequired[np.ndarray]  # float32 [D, S, S] in [0, 1]; or instead of slices, the three cached features:
+    grey: NotRequired[np.ndarray]  # int16 [D, H, W]: stored values, padded to the largest slices of the dataset
+    window: NotRequired[np.ndarray]  # float32 [2]: lower end and width, in stored values
+    intensity: NotRequired[np.ndarray]  # float32 [4], see `augment.IntensityChange`
+    noise_key: NotRequired[np.ndarray]  # uint32 [2]
+    # Instead of these four, the cached features:
     embedding: NotRequired[np.ndarray]  # bfloat16 [D, h, w, C], h = w = S/16
     stride8: NotRequired[np.ndarray]  # bfloat16 [D, 2h, 2w, C/4]
     stride4: NotRequired[np.ndarray]  # bfloat16 [D, 4h, 4w, C/8]
-    masks: np.ndarray  # uint8 [D, K, S, S]
+    labels: np.ndarray  # unsigned [D, H, W], padded: bit k is object k
+    vertical: NotRequired[np.ndarray]  # float32 [S, H]: resizing of the rows; absent if slices have S x S pixels
+    horizontal: NotRequired[np.ndarray]  # float32 [W, S]
+    inverse_map: np.ndarray  # int32 [2, 3]: from pixels of S x S to their origins (`warp`)
     slice_valid: np.ndarray  # bool [D]: False for padding
     slice_index: np.ndarray  # float32 [D]: index in the volume
+    position_mm: np.ndarray  # float32 [D]
+
+
+class RenderedClip(ClipPrompts):
+    """One clip as models are trained on it (`render`); batches add a leading axis B."""
+
+    slices: np.ndarray  # float32 [D, S, S] in [0, 1]
+    masks: np.ndarray  # uint8 [D, K, S, S]
+    slice_valid: np.ndarray  # bool [D]
+    slice_index: np.ndarray  # float32 [D]
     position_mm: np.ndarray  # float32 [D]
 
 
@@ -56,22 +81,31 @@ class CachedFeatures(Protocol):
 
 
 def clip_shapes(
-    config: DataConfig, size: int, features: Mapping[str, tuple[int, ...]] | None = None
+    config: DataConfig, size: int, stored: StoredSlices, features: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, tuple[tuple[int, ...], type]]:
     """Return shape and dtype of each field of a clip.
 
     Args:
         config: number of slices and objects.
         size: S, pixels.
+        stored: form of the stored slices.
         features: shapes of the cached features of a slice; None for clips of slices.
     """
     d, k = config.slices, config.clips.objects
-    inputs: dict[str, tuple[tuple[int, ...], type]] = {"slices": ((d, size, size), np.float32)}
+    h, w, resized = stored
+    inputs: dict[str, tuple[tuple[int, ...], type]] = {
+        "grey": ((d, h, w), np.int16),
+        "window": ((2,), np.float32),
+        **INTENSITY_SHAPES,
+    }
     if features is not None:
         inputs = {name: ((d, *shape), ml_dtypes.bfloat16) for name, shape in features.items()}
+    if resized:
+        inputs |= {"vertical": ((size, h), np.float32), "horizontal": ((w, size), np.float32)}
     return {
         **inputs,
-        "masks": ((d, k, size, size), np.uint8),
+        "labels": ((d, h, w), _bits(k).type),
+        "inverse_map": ((2, 3), np.int32),
         "slice_valid": ((d,), np.bool_),
         "slice_index": ((d,), np.float32),
         "position_mm": ((d,), np.float32),
@@ -91,7 +125,7 @@ def cut_clip(
     rng: np.random.Generator,
     features: CachedFeatures | None = None,
 ) -> Clip:
-    """Cut and augment one random clip.
+    """Cut one random clip, and draw its augmentation.
 
     An object of a few voxels may vanish at S. Then it is prompted on a later slice that shows it, or it is invalid.
     The clip of a case without the classes, which `prepare --keep-empty` keeps, has one absent object.
@@ -115,87 +149,118 @@ def cut_clip(
     steps, prompted = _choose_slices(area, config, rng)
     slice_valid = (steps >= 0) & (steps < case.shape[0])
     chosen = steps[: int(slice_valid.sum())].tolist()  # a clip that leaves the volume does not return to it
-    values, labels = _read_augmented(reader, case, chosen, main, prompted, config, rng, with_values=features is None)
+    grey, labels = reader.read(case, chosen)
+    masks = _draw_masks(reader, case, labels, main, prompted, config, rng)
+    intensity = draw_intensity_change(config.augmentation, rng)
     objects = [main, *(target for target in targets if target != main)][: config.clips.objects]
-    masks = np.zeros((len(steps), config.clips.objects, *labels.shape[1:]), np.uint8)
-    for k, target in enumerate(objects):
-        masks[: len(chosen), k] = reader.mask(labels, target)
+    stored, length = reader.stored_slices, len(steps)
     clip = Clip(
-        masks=masks,
+        labels=_padded(_object_bits(labels, objects, config.clips.objects), length, stored),
+        inverse_map=masks.inverse_map,
         slice_valid=slice_valid,
         slice_index=steps.astype(np.float32),
         position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
-        **_draw_prompts(masks, labels, prompted, reader.pixel_mm(case), config.prompts, rng),
+        **_draw_prompts(masks, objects, targets, prompted, reader.pixel_mm(case), config, rng),
     )
+    if stored.resized:
+        _, h, w = case.shape
+        clip["vertical"] = _padded_matrix(h, reader.image_size, stored.rows)
+        clip["horizontal"] = _padded_matrix(w, reader.image_size, stored.columns).T
     if not areas:
         clip["object_valid"][0], clip["prompt_step"][0] = True, prompted
-    _replace_by_absent_objects(clip, labels, config.prompts.absent_object_probability if areas else 1.0, rng)
+    _replace_by_absent_objects(clip, masks, targets, config.prompts.absent_object_probability if areas else 1.0, rng)
     if features is None:
-        padding = np.zeros((len(steps) - len(chosen), *values.shape[1:]), np.float32)
-        clip["slices"] = np.concatenate([values, padding]) if len(padding) else values
+        clip["grey"], clip["window"] = _padded(grey, length, stored), reader.stored_window(case)
+        clip["intensity"], clip["noise_key"] = intensity["intensity"], intensity["noise_key"]
     else:
-        clip["embedding"], clip["stride8"], clip["stride4"] = features.read(case, chosen, len(steps))
+        clip["embedding"], clip["stride8"], clip["stride4"] = features.read(case, chosen, length)
     return clip
 
 
-def _read_augmented(
+def _draw_masks(
     reader: CaseReader,
     case: PreparedCase,
-    slices: Sequence[int],
+    labels: np.ndarray,
     main: Target,
     prompted: int,
     config: DataConfig,
     rng: np.random.Generator,
-    with_values: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read and augment values float32 `[n, S, S]` and labels `[n, S, S]`; without values, n is 0 for these.
+) -> SliceMasks:
+    """Draw the spatial transform of a clip, and return its masks.
 
-    The spatial transform is left out if it moves the target `main` out of the slice of step `prompted`. The number of
-    random draws is the same with and without values.
+    The transform is left out if it moves the target `main` out of the slice of step `prompted`.
     """
     size = reader.image_size
-    if with_values:
-        values, labels = reader.read(case, slices)
-    else:
-        values, labels = np.zeros((0, size, size), np.float32), reader.labels(case, slices)
-    transform = draw_spatial_transform(size, reader.pixel_mm(case), config.augmentation, rng)
-    moved = transform.labels(labels)
-    if reader.mask(moved[prompted], main).any() or not reader.mask(labels[prompted], main).any():
-        values, labels = transform.slices(values), moved
-    augment_intensity(values, config.augmentation, rng)
-    return values, labels
+    inverse = draw_spatial_map(size, reader.pixel_mm(case), config.augmentation, rng)
+    moved = SliceMasks(labels, inverse, size)
+    if moved.mask(prompted, main).any():
+        return moved
+    still = SliceMasks(labels, IDENTITY, size)
+    return still if still.mask(prompted, main).any() else moved
+
+
+def _bits(objects: int) -> np.dtype[np.unsignedinteger]:
+    """Return the smallest dtype with a bit for each object."""
+    return np.min_scalar_type((1 << objects) - 1)
+
+
+def _object_bits(labels: np.ndarray, objects: Sequence[Target], count: int) -> np.ndarray:
+    """Return labels of which bit k is object k, as an integer with `count` bits or more."""
+    bits = np.zeros(256, _bits(count))
+    for k, target in enumerate(objects):
+        bits[list(target)] |= bits.dtype.type(1 << k)
+    return np.take(bits, labels)
+
+
+def _padded(slices: np.ndarray, length: int, stored: StoredSlices) -> np.ndarray:
+    """Return slices `[n, h, w]` with zeros after them, `[length, H, W]`."""
+    n, h, w = slices.shape
+    padded = np.zeros((length, stored.rows, stored.columns), slices.dtype)
+    padded[:n, :h, :w] = slices
+    return padded
+
+
+@functools.lru_cache(maxsize=16)
+def _padded_matrix(n_in: int, n_out: int, padded: int) -> np.ndarray:
+    """Return `resize_matrix` with zero columns, `[n_out, padded]`, which ignore the padding of slices; read-only."""
+    matrix = np.pad(resize_matrix(n_in, n_out), ((0, 0), (0, padded - n_in)))
+    matrix.flags.writeable = False
+    return matrix
 
 
 def _draw_prompts(
-    masks: np.ndarray,
-    labels: np.ndarray,
+    masks: SliceMasks,
+    shown: Sequence[Target],
+    targets: Sequence[Target],
     prompted: int,
     pixel_mm: tuple[float, float],
-    config: PromptConfig,
+    data: DataConfig,
     rng: np.random.Generator,
 ) -> ClipPrompts:
     """Prompt each object by a box or a point on the first slice that shows it, from step `prompted` on.
 
     Args:
-        masks: `[D, K, S, S]` uint8.
-        labels: `[n, S, S]` of the n slices inside the volume, not 0 in any object, also in objects beyond the K.
+        masks: of the slices inside the volume.
+        shown: the objects of the clip, at most K.
+        targets: all objects of the case.
         prompted: the step of the prompted slice; earlier slices only give context.
         pixel_mm: (dy, dx).
-        config: probabilities of the kinds of prompts.
+        data: K, and the probabilities of the kinds of prompts.
         rng: source of everything random.
     """
-    objects = masks.shape[1]
-    present = masks.reshape(*masks.shape[:2], -1).max(-1) > 0  # [D, K]
-    present[:prompted] = False
-    object_valid = np.asarray(present.any(0))
-    prompt_step = np.where(object_valid, present.argmax(0), 0).astype(np.int32)
+    objects, config = data.clips.objects, data.prompts
+    first = [masks.first_step(target, prompted) for target in shown]
+    object_valid, prompt_step = np.zeros(objects, bool), np.zeros(objects, np.int32)
+    object_valid[: len(shown)] = [step is not None for step in first]
+    prompt_step[: len(shown)] = [step or 0 for step in first]
     coords = np.zeros((objects, PROMPT_TOKENS, 2), np.float32)
     point_labels = np.full((objects, PROMPT_TOKENS), -1, np.int32)
     token_valid = np.zeros((objects, PROMPT_TOKENS), bool)
     token_valid[:, :2] = True
     multimask = np.ones(objects, bool)
     for k in np.flatnonzero(object_valid).tolist():
-        mask = masks[prompt_step[k], k] > 0
+        step = int(prompt_step[k])
+        mask = masks.mask(step, shown[k])
         if rng.random() < config.box_prompt_probability:
             box = simulation.jitter_box(simulation.box_of(mask), 0.05, rng, mask.shape)
             coords[k, :2], point_labels[k, :2] = np.reshape(box, (2, 2)), (2, 3)
@@ -206,7 +271,7 @@ def _draw_prompts(
             coords[k, 0], point_labels[k, 0] = simulation.centre_point(mask, pixel_mm), 1
         is_point = point_labels[k, 0] == 1
         if is_point and config.negative_point_probability and rng.random() < config.negative_point_probability:
-            others = (labels[prompt_step[k]] != 0) & ~mask
+            others = masks.any_of(step, targets) & ~mask
             coords[k, 1], point_labels[k, 1] = simulation.random_point(others if others.any() else ~mask, rng), 0
             token_valid[k, 2], multimask[k] = True, False  # as two clicks at inference
     return ClipPrompts(
@@ -219,18 +284,23 @@ def _draw_prompts(
     )
 
 
-def _replace_by_absent_objects(clip: Clip, labels: np.ndarray, probability: float, rng: np.random.Generator) -> None:
-    """Replace objects of a clip, in place, by absent ones: a point outside of all objects, and empty masks.
+def _replace_by_absent_objects(
+    clip: Clip, masks: SliceMasks, targets: Sequence[Target], probability: float, rng: np.random.Generator
+) -> None:
+    """Replace objects of a clip, in place, by absent ones: a point outside of all `targets`, and empty masks.
 
     Without such clips a model can learn to ignore its prompt, because the prompt is always on the same kind of object.
     """
     if not probability:
         return
     for k in np.flatnonzero(clip["object_valid"]).tolist():
-        outside = labels[clip["prompt_step"][k]] == 0
-        if rng.random() >= probability or not outside.any():
+        if rng.random() >= probability:
             continue
-        clip["masks"][:, k] = 0
+        outside = ~masks.any_of(int(clip["prompt_step"][k]), targets)
+        if not outside.any():
+            continue
+        labels = clip["labels"]
+        labels &= ~labels.dtype.type(1 << k)
         clip["coords"][k], clip["point_labels"][k], clip["token_valid"][k] = 0, -1, False
         clip["coords"][k, 0], clip["point_labels"][k, 0] = simulation.random_point(outside, rng), 1
         clip["token_valid"][k, :2], clip["multimask"][k] = True, True

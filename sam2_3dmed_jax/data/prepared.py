@@ -123,12 +123,20 @@ class PreparedDataset:
         Raises:
             UserError: the shard is damaged.
         """
-        shard = self._shards.get(case.id, lambda: Shard(os.path.join(self.path, case.shard), case.shape))
-        stored, labels = shard.read(slices)
+        stored, labels = self.read_stored(case, slices)
         values = stored.astype(np.float32)
         if (case.slope, case.intercept) != (1.0, 0.0):
             values = values * np.float32(case.slope) + np.float32(case.intercept)
         return values, labels
+
+    def read_stored(self, case: PreparedCase, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read stored values int16 `[n, H, W]`, of which `slope * stored + intercept` are the values, and labels.
+
+        Raises:
+            UserError: the shard is damaged.
+        """
+        shard = self._shards.get(case.id, lambda: Shard(os.path.join(self.path, case.shard), case.shape))
+        return shard.read(slices)
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:

@@ -1,76 +1,109 @@
-"""In-plane resampling of slices by one affine map.
+"""In-plane resampling of slices by one affine map with fixed-point coordinates, on the host and in compiled programs.
 
-The input coordinates of all output pixels are computed once; each slice then needs four look-ups in a flat array. This
-takes a fifth of the time of `scipy.ndimage.affine_transform` and releases the interpreter lock.
+A map is int32 `[2, 3]` in units of 1/65536 pixel: `map @ (row, column, 1)` of a pixel of the result is its origin in
+the slice. Integers give NumPy and every device the same origins. Float32 does not, because compilers fuse products with
+sums: a prompt that the host draws could then be outside of the mask that the device computes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import DTypeLike
+
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.imagenet import ArrayT
+
+if TYPE_CHECKING:
+    import jax
+
+_BITS = 16
+ONE = 1 << _BITS  # one pixel
+IDENTITY = np.array([[ONE, 0, 0], [0, ONE, 0]], np.int32)
+_BORDER = (1, 2)  # zeros before and after a slice, so that points outside of it need no condition
+_LIMIT = 1 << 14  # pixels; twice as much is the limit of int32
 
 
-class Warp:
-    """Affine map: output pixel p has the value at `matrix @ p + offset` of the input, and 0 outside of the slice."""
+def fixed_point_map(matrix: np.ndarray, offset: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return the map `matrix @ p + offset` from pixels p of the result to pixels of the slice, rounded.
 
-    def __init__(self, size: int, matrix: np.ndarray, offset: np.ndarray):
-        """Compute the input coordinates for slices of S = `size`.
+    Args:
+        matrix: float64 `[2, 2]`, for (row, column).
+        offset: float64 `[2]`, pixels.
+        shape: (rows, columns) of the result.
 
-        Args:
-            size: S, pixels.
-            matrix: `[2, 2]`, for (row, column).
-            offset: `[2]`, (row, column), pixels.
-        """
-        self._size = size
-        self._width = size + 3  # with a border of zeros: one pixel before the slice, two after it
-        along = np.arange(size, dtype=np.float32)
-        m, (o_row, o_column) = matrix.astype(np.float32), offset.astype(np.float32)
-        # Coordinates in the padded slice; all points farther outside are clipped to its border of zeros.
-        self._rows = np.clip(m[0, 0] * along[:, None] + (m[0, 1] * along + o_row) + 1, 0, size + 1)
-        self._columns = np.clip(m[1, 0] * along[:, None] + (m[1, 1] * along + o_column) + 1, 0, size + 1)
+    Returns:
+        int32 `[2, 3]`.
 
-    def linear(self, slices: np.ndarray) -> np.ndarray:
-        """Resample float32 `[n, S, S]` by bilinear interpolation."""
-        top, left = np.floor(self._rows), np.floor(self._columns)
-        down, right = self._rows - top, self._columns - left
-        index = self._flat_index(top, left)
-        padded = self._padded(np.float32)
-        flat = padded.reshape(-1)
-        out = np.empty(slices.shape, np.float32)
-        lower, scratch = np.empty_like(down), np.empty_like(down)
-        for values, upper in zip(slices, out, strict=True):
-            padded[1 : self._size + 1, 1 : self._size + 1] = values
-            # mode="clip" writes to `out` without a buffer; all indices are inside.
-            _interpolate(flat, index, right, upper, scratch)
-            _interpolate(flat[self._width :], index, right, lower, scratch)
-            lower -= upper
-            lower *= down
-            upper += lower
-        return out
-
-    def nearest(self, labels: np.ndarray) -> np.ndarray:
-        """Resample unsigned integers `[n, S, S]` by nearest neighbour."""
-        index = self._flat_index(np.floor(self._rows + 0.5), np.floor(self._columns + 0.5))
-        padded = self._padded(labels.dtype)
-        out = np.empty(labels.shape, labels.dtype)
-        for values, resampled in zip(labels, out, strict=True):
-            padded[1 : self._size + 1, 1 : self._size + 1] = values
-            np.take(padded.reshape(-1), index, out=resampled, mode="clip")
-        return out
-
-    def _flat_index(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return rows.astype(np.intp) * self._width + columns.astype(np.intp)
-
-    def _padded(self, dtype: DTypeLike) -> np.ndarray:
-        return np.zeros((self._width, self._width), dtype)
+    Raises:
+        UserError: a pixel has its origin more than 16,384 pixels away.
+    """
+    corners = np.array([(r, c) for r in (0, shape[0] - 1) for c in (0, shape[1] - 1)])
+    farthest = float(np.abs(corners @ matrix.T + offset).max())
+    if farthest > _LIMIT:
+        raise UserError(f"data.augmentation: it moves pixels by {farthest:.0f}; lower shift, scaling or rotation")
+    return np.rint(np.column_stack([matrix, offset]) * ONE).astype(np.int32)
 
 
-def _interpolate(
-    flat: np.ndarray, index: np.ndarray, fraction: np.ndarray, out: np.ndarray, scratch: np.ndarray
-) -> None:
-    """Interpolate between each pixel and the next one of its row."""
-    np.take(flat, index, out=out, mode="clip")
-    np.take(flat[1:], index, out=scratch, mode="clip")
-    scratch -= out
-    scratch *= fraction
-    out += scratch
+def nearest(slices: ArrayT, inverse: ArrayT, shape: tuple[int, int]) -> ArrayT:
+    """Resample by nearest neighbour, with 0 outside of the slice.
+
+    Args:
+        slices: `[h, w, n]`, any dtype. The n slices are the last axis, because TPUs gather rows but not single values.
+        inverse: int32 `[2, 3]`, the map.
+        shape: (rows, columns) of the result.
+
+    Returns:
+        `[rows, columns, n]`.
+    """
+    rows, columns = _origins(inverse, shape)
+    index = _index((rows + ONE // 2) >> _BITS, (columns + ONE // 2) >> _BITS, slices.shape)
+    return _gather(_with_border(slices), index)
+
+
+def linear(slices: jax.Array, inverse: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Resample float32 `[h, w, n]` by bilinear interpolation, as `nearest`; pixels keep their values bit for bit."""
+    rows, columns = _origins(inverse, shape)
+    h, w, _ = slices.shape
+    rows, columns = rows.clip(-ONE, h * ONE), columns.clip(-ONE, w * ONE)
+    # In units of pixels; 16 bits are exact in float32.
+    down, right = (((x & (ONE - 1)).astype(np.float32) / ONE)[..., None] for x in (rows, columns))
+    index = _index(rows >> _BITS, columns >> _BITS, slices.shape)
+    pixels, below = _with_border(slices), w + sum(_BORDER)
+
+    def between(at: jax.Array) -> jax.Array:
+        left = _gather(pixels, at)
+        return left + right * (_gather(pixels, at + 1) - left)
+
+    upper = between(index)
+    return upper + down * (between(index + below) - upper)
+
+
+def _origins(inverse: ArrayT, shape: tuple[int, int]) -> tuple[ArrayT, ArrayT]:
+    """Return row and column of the origin of each pixel, int32 `[rows, columns]`. Sums may wrap, their total not."""
+    rows, columns = np.arange(shape[0], dtype=np.int32)[:, None], np.arange(shape[1], dtype=np.int32)[None, :]
+    row, column = (inverse[i, 0] * rows + (inverse[i, 1] * columns + inverse[i, 2]) for i in range(2))
+    return row, column
+
+
+def _index(rows: ArrayT, columns: ArrayT, shape: Sequence[int]) -> ArrayT:
+    """Return indices of whole pixels in `_with_border`; pixels outside of the slice are in the border."""
+    before, after = _BORDER
+    width = shape[1] + before + after
+    return (rows.clip(-1, shape[0]) + before) * width + columns.clip(-1, shape[1]) + before
+
+
+def _with_border(slices: ArrayT) -> ArrayT:
+    """Return the pixels of slices with a border of zeros, `[pixels, n]`."""
+    xp = slices.__array_namespace__()
+    padded: ArrayT = xp.pad(slices, (_BORDER, _BORDER, (0, 0)))
+    return padded.reshape(-1, slices.shape[-1])
+
+
+def _gather(pixels: ArrayT, index: ArrayT) -> ArrayT:
+    """Return `pixels[index]`; all indices are inside."""
+    if isinstance(pixels, np.ndarray):
+        return pixels[index]
+    gathered: ArrayT = pixels.at[index].get(mode="promise_in_bounds")
+    return gathered

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig
-from sam2_3dmed_jax.data.clips import Clip
+from sam2_3dmed_jax.data.clips import RenderedClip
 from sam2_3dmed_jax.data.prepared import PreparedDataset
 from sam2_3dmed_jax.data.sample import sample_clips
 from sam2_3dmed_jax.errors import UserError
@@ -48,7 +48,11 @@ def preview_dataset(path: str | os.PathLike[str], dataset: PreparedDataset, conf
 
 
 def write_preview(
-    path: str | os.PathLike[str], clips: Sequence[Clip], model: ModelConfig, names: Sequence[str] = (), title: str = ""
+    path: str | os.PathLike[str],
+    clips: Sequence[RenderedClip],
+    model: ModelConfig,
+    names: Sequence[str] = (),
+    title: str = "",
 ) -> None:
     """Write the preview of clips (PNG).
 
@@ -96,7 +100,9 @@ class _Layout:
         return figure.add_axes(box, xticks=[], yticks=[], facecolor="black")
 
 
-def preview_figure(clips: Sequence[Clip], model: ModelConfig, names: Sequence[str] = (), title: str = "") -> plt.Figure:
+def preview_figure(
+    clips: Sequence[RenderedClip], model: ModelConfig, names: Sequence[str] = (), title: str = ""
+) -> plt.Figure:
     """Return the preview as a figure. Its axes are, clip by clip, D whole slices and then D enlarged ones."""
     drawn = clips[:CLIPS]
     layout = _Layout(max(len(clip["slices"]) for clip in drawn), len(drawn))
@@ -120,7 +126,9 @@ def preview_figure(clips: Sequence[Clip], model: ModelConfig, names: Sequence[st
     return figure
 
 
-def _draw_clip(figure: plt.Figure, layout: _Layout, number: int, clip: Clip, header: str, model: ModelConfig) -> None:
+def _draw_clip(
+    figure: plt.Figure, layout: _Layout, number: int, clip: RenderedClip, header: str, model: ModelConfig
+) -> None:
     """Draw the header and the two rows of tiles of a clip."""
     top = layout.top(number)
     width, height = layout.size
@@ -142,7 +150,7 @@ def _draw_clip(figure: plt.Figure, layout: _Layout, number: int, clip: Clip, hea
 
 def _draw_slice(
     axis: plt.Axes,
-    clip: Clip,
+    clip: RenderedClip,
     d: int,
     zoom: tuple[float, float, float] | None = None,
     targets: np.ndarray | None = None,
@@ -187,7 +195,7 @@ def _outline(axis: plt.Axes, mask: np.ndarray, colour: str, style: str) -> None:
     axis.contour(x, y, fine, levels=[0.5], colors=[colour], linewidths=1.1, linestyles=[style])
 
 
-def _draw_prompt(axis: plt.Axes, clip: Clip, k: int) -> None:
+def _draw_prompt(axis: plt.Axes, clip: RenderedClip, k: int) -> None:
     """Draw the points and the box of an object, in its colour with a dark rim."""
     colour, coords, labels = _colour(k), clip["coords"][k], clip["point_labels"][k]
     for (x, y), label in zip(coords, labels, strict=True):
@@ -202,7 +210,7 @@ def _draw_prompt(axis: plt.Axes, clip: Clip, k: int) -> None:
             axis.add_patch(box)
 
 
-def _boundary(clip: Clip, model: ModelConfig) -> np.ndarray:
+def _boundary(clip: RenderedClip, model: ModelConfig) -> np.ndarray:
     """Return the boundary targets that the loss uses, on valid slices from an object's prompt on, `[D, K, S, S]`."""
     targets = np.asarray(boundary_target(jnp.asarray(clip["masks"]), model.boundary.width))
     steps = np.arange(len(clip["slices"]))[:, None]
@@ -211,7 +219,7 @@ def _boundary(clip: Clip, model: ModelConfig) -> np.ndarray:
     return targets * (counts & present)[..., None, None]
 
 
-def _zoom(clip: Clip) -> tuple[float, float, float]:
+def _zoom(clip: RenderedClip) -> tuple[float, float, float]:
     """Return (x, y, side) of the square that contains all objects and prompts of a clip, with a margin."""
     size = clip["slices"].shape[-1]
     rows, columns = np.nonzero(clip["masks"].any((0, 1)))
@@ -225,7 +233,7 @@ def _zoom(clip: Clip) -> tuple[float, float, float]:
     return corner[0], corner[1], side
 
 
-def _states(clip: Clip, d: int) -> list[tuple[int, str]]:
+def _states(clip: RenderedClip, d: int) -> list[tuple[int, str]]:
     """Return each object of a slice with its state."""
     states = []
     for k in np.flatnonzero(clip["object_valid"] & clip["slice_valid"][d]).tolist():
@@ -244,12 +252,12 @@ def _write_states(axis: plt.Axes, states: Sequence[tuple[int, str]]) -> None:
         text.set_path_effects(_HALO)
 
 
-def _position(clip: Clip, d: int) -> str:
+def _position(clip: RenderedClip, d: int) -> str:
     index = f"slice {clip['slice_index'][d]:g}"
     return f"{index}, {clip['position_mm'][d]:.1f} mm" if clip["slice_valid"][d] else f"{index}, outside"
 
 
-def _direction(clip: Clip) -> str:
+def _direction(clip: RenderedClip) -> str:
     """Return the direction and the stride. A clip whose object is absent jumps after its first slice."""
     strides = np.diff(clip["slice_index"])
     if not len(strides):
@@ -260,7 +268,7 @@ def _direction(clip: Clip) -> str:
     return f"{towards}, {stride:g} slice{'s' * bool(stride != 1)} per step{jump}"
 
 
-def _prompts(clip: Clip) -> str:
+def _prompts(clip: RenderedClip) -> str:
     """Return the prompt of each object."""
     sentences = []
     for k, valid in enumerate(clip["object_valid"]):

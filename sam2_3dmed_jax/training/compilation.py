@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.data.case_reader import StoredSlices
 from sam2_3dmed_jax.runtime import compilations
 from sam2_3dmed_jax.runtime.hashing import sha256_of_text
 from sam2_3dmed_jax.training.setup import Setup, abstract_batch, abstract_run
@@ -32,21 +33,25 @@ def pays_off(steps: int) -> bool:
     return alone and steps >= LONG and bool(_cache())
 
 
-def compile_step(setup: Setup) -> Setup:
+def compile_step(setup: Setup, stored: StoredSlices) -> Setup:
     """Compile a run's train step, or read it from the persistent cache.
+
+    Args:
+        setup: of the run.
+        stored: form of the stored slices of its dataset (`CaseReader.stored_slices`).
 
     Returns:
         The setup with the compiled step. `train` can use it once, because the first step donates its state.
     """
     assert isinstance(setup.step, jax.stages.Wrapped), "the step is already compiled"
-    batch = abstract_batch(setup.config, setup.sharding)
+    batch = abstract_batch(setup.config, setup.sharding, stored)
     lowered = setup.step.lower(setup.state, setup.frozen, batch)
     if pays_off(setup.config.training.steps):
-        _compile_in_another_process(setup.config, lowered.as_text())
+        _compile_in_another_process(setup.config, stored, lowered.as_text())
     return replace(setup, step=lowered.compile())
 
 
-def _compile_in_another_process(config: ExperimentConfig, program: str) -> None:
+def _compile_in_another_process(config: ExperimentConfig, stored: StoredSlices, program: str) -> None:
     """Let another process fill the cache. If it fails, this process compiles."""
     cache = _cache()
     # JAX does not report what its cache contains, so an empty file in it marks the program.
@@ -63,7 +68,7 @@ def _compile_in_another_process(config: ExperimentConfig, program: str) -> None:
     with compilations.in_another_process("train_step"):
         done = subprocess.run(
             [sys.executable, "-m", __name__],
-            input=pickle.dumps(config),
+            input=pickle.dumps((config, stored)),
             capture_output=True,
             env={**os.environ, **settings},
         )
@@ -76,8 +81,8 @@ def _cache() -> str:
 
 
 def _main() -> None:
-    config = pickle.load(sys.stdin.buffer)  # from `_compile_in_another_process`
-    run = abstract_run(config, make_mesh(config.mesh))
+    config, stored = pickle.load(sys.stdin.buffer)  # from `_compile_in_another_process`
+    run = abstract_run(config, make_mesh(config.mesh), stored)
     run.step.lower(run.state, run.frozen, run.batch).compile()
 
 

@@ -9,7 +9,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sam2_3dmed_jax.config import AnyModelConfig
+from sam2_3dmed_jax.config import AnyModelConfig, DataConfig
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
 from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.training.losses import Term
@@ -43,8 +44,9 @@ def make_eval_step(model: AnyModelConfig, mesh: Mesh, encoder: bool = True) -> j
         specs = weight_specs(mesh, all_weights)
 
         def on_device(parts: Weights, batch: Batch) -> EvalOutput:
-            out = method.forward(merge(graphdef, gathered(parts, specs)), batch)
-            dice, counts = method.terms(out, batch)["dice"], method.logit_counts(out, batch)
+            rendered = method.render(batch, DataConfig(augmentation=NO_AUGMENTATION))
+            out = method.forward(merge(graphdef, gathered(parts, specs)), rendered)
+            dice, counts = method.terms(out, rendered)["dice"], method.logit_counts(out, rendered)
             dice, counts = jax.lax.psum((dice, counts), BATCH_AXES)
             return EvalOutput(dice, counts, method.image_data(out))
 

@@ -1,4 +1,4 @@
-"""Transfer of batches from the host to the devices, one batch ahead of the running step."""
+"""Transfer of batches from the host to the devices, double-buffered: the next batch arrives while a step runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import Sharding
 
 
 def to_devices(batches: Iterable[Mapping[str, Any]], sharding: Sharding) -> Iterator[dict[str, jax.Array]]:
-    """Put each batch on the devices while the step before it runs. At most two batches are on the devices.
+    """Start the transfer of each batch when it is asked for.
 
     Args:
         batches: this process's part of each batch, `[B / processes, ...]`; their arrays must not change afterwards.
@@ -19,11 +19,22 @@ def to_devices(batches: Iterable[Mapping[str, Any]], sharding: Sharding) -> Iter
     Yields:
         Global arrays `[B, ...]`.
     """
-    ahead = None
     for batch in batches:
-        following = {name: jax.make_array_from_process_local_data(sharding, part) for name, part in batch.items()}
-        if ahead is not None:
-            yield ahead
-        ahead = following
-    if ahead is not None:
-        yield ahead
+        yield {name: jax.make_array_from_process_local_data(sharding, part) for name, part in batch.items()}
+
+
+class StepsInFlight:
+    """Limit of the steps that the devices have not finished: one that runs, and the next one behind it.
+
+    Calls of compiled functions return before their results exist. Without a limit, a host that is faster than its
+    devices would fill their memory with batches. With it, the batch of step i + 1 is transferred while step i runs,
+    step i + 1 starts without waiting for the host, and at most two batches are on the devices.
+    """
+
+    def __init__(self) -> None:
+        self._newest: Any = None
+
+    def add(self, outputs: Any) -> None:
+        """Add a step by some of its outputs, which must not be donated, and wait for the step before it."""
+        before, self._newest = self._newest, outputs
+        jax.block_until_ready(before)

@@ -59,18 +59,21 @@ def _device_gradient(
     training = config.training
     constant = gathered(frozen, specs)
 
-    def forward(weights: Weights, batch: Batch) -> Any:
-        return method.forward(merge(graphdef, {**constant, **gathered(weights, specs)}), batch, training)
+    def forward(weights: Weights, rendered: Batch) -> Any:
+        return method.forward(merge(graphdef, {**constant, **gathered(weights, specs)}), rendered, training)
 
     def loss(weights: Weights, batch: Batch, divisors: Divisors | None) -> tuple[jax.Array, Metrics]:
-        terms = method.terms(forward(weights, batch), batch)
+        rendered = method.render(batch, config.data)
+        terms = method.terms(forward(weights, rendered), rendered)
         return objective(terms, method.losses, training.loss, step, sum_over_devices, divisors)
 
     part_gradient = jax.grad(loss, has_aux=True)
     if training.accumulation == 1:
         gradients, losses = part_gradient(weights, batch, None)
     else:
-        divisors = sum_over_devices(term_divisors(functools.partial(forward, weights), method.terms, batch))
+        # Each part is rendered again, so that only one is in memory.
+        rendered = method.render(batch, config.data)
+        divisors = sum_over_devices(term_divisors(functools.partial(forward, weights), method.terms, rendered))
         gradients, losses = _accumulate(part_gradient, weights, batch, divisors, training.accumulation)
     return summed(gradients, specs), sum_over_devices(losses)
 

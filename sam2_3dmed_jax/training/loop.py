@@ -33,7 +33,7 @@ from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
 from sam2_3dmed_jax.training.data_changes import finished_with_changed_data
 from sam2_3dmed_jax.training.dataset import check_data, open_training_cases
 from sam2_3dmed_jax.training.features.build import check_features, open_features
-from sam2_3dmed_jax.training.feed import to_devices
+from sam2_3dmed_jax.training.feed import StepsInFlight, to_devices
 from sam2_3dmed_jax.training.guard import LossGuard
 from sam2_3dmed_jax.training.interruption import stop_requests
 from sam2_3dmed_jax.training.log import Log, training_note
@@ -95,10 +95,10 @@ def train(
 
     state, start = _restore(run, setup)
     if compilation.pays_off(total - start) and isinstance(setup.step, jax.stages.Wrapped):
-        setup = compilation.compile_step(setup)
+        setup = compilation.compile_step(setup, reader.stored_slices)
     first_process = distributed.is_first_process()
     columns, modules = log_columns(method.losses), paths_by_module(state.weights)
-    guard = LossGuard(run, batches, training.loss_limit)
+    guard, in_flight = LossGuard(run, batches, training.loss_limit), StepsInFlight()
     validated: ValidationResult | None = None
     reporter = _Reporter(config, start, progress, utilisation(config, setup.devices) if first_process else None)
     with (
@@ -114,6 +114,7 @@ def train(
             state, metrics = setup.step(state, setup.frozen, batch)
             trace.after_step(done, state)
             guard.add(done, metrics)
+            in_flight.add(metrics)
             stopping = bool(stop.signal) or distributed.preempted(done)
             due = _due(training, done, bool(cases.inner), stopping)
             if due.log or due.save:

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from sam2_3dmed_jax.config import AnyModelConfig, ExperimentConfig, ModelConfig
+from sam2_3dmed_jax.data.case_reader import TYPICAL_SLICES, StoredSlices
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.hub.resolve import checkpoint_folder
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
@@ -72,16 +73,22 @@ class AbstractRun(NamedTuple):
     batch: dict[str, jax.ShapeDtypeStruct]
 
 
-def abstract_run(config: ExperimentConfig, mesh: Mesh) -> AbstractRun:
+def abstract_run(config: ExperimentConfig, mesh: Mesh, stored: StoredSlices = TYPICAL_SLICES) -> AbstractRun:
     """Return the step of `set_up` with abstract arguments, over a mesh whose devices need not exist.
 
     Nothing is computed or read: `model.init` only decides which parameters are frozen, and need not exist.
+
+    Args:
+        config: the experiment.
+        mesh: of the devices.
+        stored: form of the stored slices of the dataset (`CaseReader.stored_slices`).
 
     Raises:
         UserError: settings that do not fit the mesh or each other.
     """
     config = complete_config(config)
-    batch = abstract_batch(config, batch_sharding(mesh, config.training.batch_size, config.training.accumulation))
+    sharding = batch_sharding(mesh, config.training.batch_size, config.training.accumulation)
+    batch = abstract_batch(config, sharding, stored)
     shapes: Any = abstract_model(config.model)[1]  # in the place of arrays
     parts = split_weights(config, shapes)
     frozen: Any = {
@@ -128,11 +135,13 @@ def split_weights(config: ExperimentConfig, weights: Weights) -> ModelParts:
     )
 
 
-def abstract_batch(config: ExperimentConfig, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    config: ExperimentConfig, sharding: NamedSharding, stored: StoredSlices
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes, dtypes and sharding of a batch."""
     return {
         name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in method_of(config.model).item_shapes(config).items()
+        for name, (shape, dtype) in method_of(config.model).item_shapes(config, stored).items()
     }
 
 

@@ -26,7 +26,7 @@ from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
 from sam2_3dmed_jax.sam2.remat import remat
 from sam2_3dmed_jax.sam2.rounded_weights import round_before_loop
 
-Batch = dict[str, jax.Array]  # fields of `data.clips.Clip` or `data.patches.Patch`, with a leading axis B
+Batch = dict[str, jax.Array]  # arrays with a leading axis B, before or after `data.render`
 
 # Larger slices, in pixels per side, are encoded one per clip at a time: the first stages of the trunk would hold
 # gigabytes for all D slices, and larger matrix products are no faster.
@@ -122,7 +122,7 @@ def unroll_clips(model: SAM2, batch: Batch, remat_trunk: Remat = "none", remat_s
 
     Args:
         model: SAM 2, or SAM2-3dMed.
-        batch: fields of `data.clips.Clip` with a leading axis B. The features of the slices (the fields of
+        batch: fields of `data.clips.RenderedClip` with a leading axis B. The features of the slices (the fields of
             `SliceFeatures`, `[B, D, ...]`) may replace `slices`.
         remat_trunk: rematerialisation of each block of the trunk.
         remat_slices: rematerialisation of each step of the propagation.

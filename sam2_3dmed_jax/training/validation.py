@@ -26,7 +26,7 @@ from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.training.calibration import temperature_of
 from sam2_3dmed_jax.training.eval_step import make_eval_step
-from sam2_3dmed_jax.training.feed import to_devices
+from sam2_3dmed_jax.training.feed import StepsInFlight, to_devices
 from sam2_3dmed_jax.training.methods import Method, method_of
 from sam2_3dmed_jax.training.setup import Setup
 from sam2_3dmed_jax.training.step import TrainState, final_weights
@@ -89,8 +89,10 @@ class Validation:
         """Return the scores over all clips and objects of the batches."""
         weights, frozen = final_weights(state), self._setup.frozen
         with closing(iterate(self._batches, 0, self._setup.config.data.workers)) as host_batches:
-            batches = to_devices(host_batches, self._setup.sharding)
-            outputs = [self._eval_step(weights, frozen, batch)[:2] for batch in batches]
+            outputs, in_flight = [], StepsInFlight()
+            for batch in to_devices(host_batches, self._setup.sharding):
+                outputs.append(self._eval_step(weights, frozen, batch)[:2])
+                in_flight.add(outputs[-1])
         terms, histograms = zip(*jax.device_get(outputs), strict=True)
         totals, counts = np.array(terms, np.float64).T
         pixels = np.array(histograms, np.float64).sum(0)
@@ -100,4 +102,7 @@ class Validation:
         """Return images of the first batch by name, uint8 `[H, W, 3]`; on all processes but the first, none."""
         (batch,) = to_devices([self._batches[0]], self._setup.sharding)
         output = self._eval_step(final_weights(state), self._setup.frozen, batch)
-        return self._method.images(self._drawn[0], output.image_data) if distributed.is_first_process() else {}
+        if not distributed.is_first_process():
+            return {}
+        drawn = self._method.render(self._drawn[0], validation_data(self._setup.config.data))
+        return self._method.images(jax.device_get(drawn), output.image_data)

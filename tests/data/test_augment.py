@@ -6,16 +6,20 @@ each voxel as values, and are cut with the same random numbers. So the values of
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sam2_3dmed_jax.config import DataConfig, PreprocessingConfig, PromptConfig
-from sam2_3dmed_jax.data.augment import NO_AUGMENTATION, augment_intensity, draw_spatial_transform
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION, draw_intensity_change, draw_spatial_map
 from sam2_3dmed_jax.data.case_reader import CaseReader
-from sam2_3dmed_jax.data.clips import cut_clip
-from sam2_3dmed_jax.data.warp import Warp
+from sam2_3dmed_jax.data.render import change_intensity
+from sam2_3dmed_jax.data.warp import IDENTITY, ONE, fixed_point_map, linear, nearest
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.targets import boundary_target
 from tests.helpers.prepared_files import write_prepared
+from tests.helpers.rendered import cut_and_render
 
 SIZE, DEPTH = 64, 9
 STEP = 10  # HU per voxel
@@ -57,7 +61,7 @@ def coordinates(tmp_path_factory):
 def cut(dataset, config, seed):
     """Cut the same clip of the three cases; return it with the original slice, row and column of each pixel."""
     reader = CaseReader(dataset, config, SIZE)
-    clips = {case.id: cut_clip(reader, case, config, np.random.default_rng(seed)) for case in dataset.cases}
+    clips = {case.id: cut_and_render(reader, case, config, np.random.default_rng(seed)) for case in dataset.cases}
     origin = {name: clip["slices"] * 1000 / STEP - 1 for name, clip in clips.items()}
     return clips["d"], origin["d"], origin["r"], origin["c"]
 
@@ -122,40 +126,82 @@ def test_intensity_augmentation_leaves_masks_prompts_and_positions_unchanged(coo
     assert changed >= 5
 
 
+def changed_intensity(slices, config, seed):
+    """Draw a change on the host and apply it in a compiled function."""
+    change = draw_intensity_change(config, np.random.default_rng(seed))
+    return np.asarray(jax.jit(lambda slices, change: change_intensity(slices, change, config))(slices, change))
+
+
 @pytest.mark.parametrize("name", ["intensity", "gamma"])
-def test_brightness_contrast_and_gamma_keep_the_order_of_grey_values(name):
+def test_brightness_contrast_and_gamma_have_their_formula_and_keep_the_order_of_grey_values(name):
     grey = np.tile(np.linspace(0, 1, 101, dtype=np.float32), (2, 101, 1))
+    config = replace(NO_AUGMENTATION, **INTENSITIES[name])
     for seed in range(20):
-        shaded = grey.copy()
-        augment_intensity(shaded, replace(NO_AUGMENTATION, **INTENSITIES[name]), np.random.default_rng(seed))
+        shaded = changed_intensity(grey, config, seed)
         assert (np.diff(shaded[0, 0]) >= 0).all()
+        contrast, brightness, gamma, noise = draw_intensity_change(config, np.random.default_rng(seed))["intensity"]
+        expected = np.power(np.clip(grey * contrast + brightness, 0, 1), gamma)
+        np.testing.assert_allclose(shaded, expected, rtol=0, atol=5e-7)  # exp and log in float32
+        assert not noise
 
 
-def test_noise_has_the_drawn_sd_zero_mean_and_no_correlation():
-    grey = np.full((3, 128, 128), 0.5, np.float32)
+def test_noise_has_the_drawn_sd_zero_mean_no_correlation_and_a_limit():
+    grey, config = np.full((3, 128, 128), 0.5, np.float32), replace(NO_AUGMENTATION, noise=0.1)
     drawn = []
     for seed in range(20):
-        noisy = grey.copy()
-        augment_intensity(noisy, replace(NO_AUGMENTATION, noise=0.1), np.random.default_rng(seed))
-        noise = noisy - grey
-        drawn.append(float(noise.std()))
-        # 5 SD of the mean, and of the correlation, of 49152 values
+        noise = changed_intensity(grey, config, seed) - grey
+        drawn.append(float(draw_intensity_change(config, np.random.default_rng(seed))["intensity"][3]))
+        # 5 SD of the SD, of the mean, and of the correlation, of 49152 values
+        assert noise.std() == pytest.approx(drawn[-1], rel=0.02)
         assert abs(noise.mean()) < 5 * drawn[-1] / 220
         assert abs(np.corrcoef(noise[:, :, 1:].ravel(), noise[:, :, :-1].ravel())[0, 1]) < 0.025
         assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.04
+        assert 3 * drawn[-1] < np.abs(noise).max() < 3.46 * drawn[-1]  # four bytes, of which each is within 127.5
     assert 0 < min(drawn) < 0.03 and 0.07 < max(drawn) < 0.1
+
+
+def test_the_noise_of_a_clip_does_not_depend_on_the_other_clips_of_its_batch():
+    config = replace(NO_AUGMENTATION, noise=0.1)
+    changes = [draw_intensity_change(config, np.random.default_rng(seed)) for seed in range(3)]
+    grey = jnp.full((3, 2, 16, 16), 0.5)
+
+    @jax.jit
+    def batch(grey, changes):
+        return jax.vmap(lambda slices, change: change_intensity(slices, change, config))(grey, changes)
+
+    together = batch(grey, {name: np.stack([change[name] for change in changes]) for name in changes[0]})
+    alone = batch(grey[2:], {name: value[None] for name, value in changes[2].items()})
+    np.testing.assert_array_equal(together[2], alone[0])
+    assert not np.array_equal(together[0], together[1])
 
 
 def test_settings_of_zero_leave_clips_bit_for_bit_unchanged():
     rng = np.random.default_rng(0)
-    slices, labels = rng.random((3, 16, 16), np.float32), rng.integers(0, 3, (3, 16, 16)).astype(np.uint8)
-    transform = draw_spatial_transform(16, (1.0, 1.0), NO_AUGMENTATION, rng)
-    assert transform.warp is None
-    np.testing.assert_array_equal(transform.slices(slices), slices)
-    np.testing.assert_array_equal(transform.labels(labels), labels)
-    shaded = slices.copy()
-    augment_intensity(shaded, NO_AUGMENTATION, rng)
-    np.testing.assert_array_equal(shaded, slices)
+    slices = rng.random((3, 16, 16), np.float32)
+    np.testing.assert_array_equal(draw_spatial_map(16, (1.0, 1.0), NO_AUGMENTATION, rng), IDENTITY)
+    np.testing.assert_array_equal(changed_intensity(slices, NO_AUGMENTATION, 0), slices)
+
+
+def test_maps_by_whole_pixels_keep_values_bit_for_bit():
+    slices = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    flipped = np.array([[-ONE, 0, 15 * ONE], [0, ONE, 0]], np.int32)
+    np.testing.assert_array_equal(jax.jit(linear, static_argnums=2)(slices, IDENTITY, (16, 16)), slices)
+    np.testing.assert_array_equal(jax.jit(linear, static_argnums=2)(slices, flipped, (16, 16)), slices[::-1])
+    np.testing.assert_array_equal(nearest(slices, flipped, (16, 16)), slices[::-1])
+
+
+def test_flips_are_as_frequent_as_set_and_come_after_the_affine_map():
+    config = replace(NO_AUGMENTATION, flip_probability=0.5, rotation=20.0)
+    kinds = set()
+    for seed in range(20):
+        inverse = draw_spatial_map(9, (1.0, 1.0), config, np.random.default_rng(seed))
+        plain = draw_spatial_map(9, (1.0, 1.0), replace(config, flip_probability=0.0), np.random.default_rng(seed))
+        signs = np.sign(inverse[[0, 1], [0, 1]])
+        kinds.add(tuple(signs))
+        np.testing.assert_array_equal(inverse[:, :2], plain[:, :2] * signs[:, None])
+        expected = np.where(signs < 0, 8 * ONE - plain[:, 2], plain[:, 2])
+        np.testing.assert_allclose(inverse[:, 2], expected, atol=1)  # rounded once more
+    assert len(kinds) == 4
 
 
 def test_a_transform_that_moves_the_object_out_of_the_prompted_slice_is_left_out(coordinates):
@@ -164,29 +210,33 @@ def test_a_transform_that_moves_the_object_out_of_the_prompted_slice_is_left_out
         assert clip["object_valid"][0] and clip["prompt_step"][0] == 0
 
 
+def test_a_shift_beyond_the_fixed_point_range_is_refused():
+    with pytest.raises(UserError, match=r"^data\.augmentation: it moves pixels by .*; lower shift"):
+        fixed_point_map(np.eye(2), np.array([0, 20_000]), (64, 64))
+
+
 def test_a_rotation_preserves_distances_in_millimetres():
     config = replace(NO_AUGMENTATION, rotation=90.0)
-    warp = draw_spatial_transform(65, (1.0, 2.0), config, np.random.default_rng(0)).warp
-    assert warp is not None
-    rows, columns = warp._rows - 1, warp._columns - 1  # origins of the pixels
+    inverse = draw_spatial_map(65, (1.0, 2.0), config, np.random.default_rng(0)) / ONE
 
     def mm(a, b):
-        return np.hypot((rows[a] - rows[b]) * 1.0, (columns[a] - columns[b]) * 2.0)
+        return np.hypot(*((inverse[:, :2] @ np.subtract(a, b)) * (1.0, 2.0)))
 
-    # 8 rows are 8 mm, and 4 columns are 8 mm, before and after the rotation. Coordinates are float32.
-    assert mm((32, 32), (40, 32)) == pytest.approx(8, abs=1e-4) == mm((32, 32), (32, 36))
+    # 8 rows are 8 mm, and 4 columns are 8 mm, before and after the rotation. Maps have steps of 1/65536 pixel.
+    assert mm((32, 32), (40, 32)) == pytest.approx(8, abs=3e-4) == mm((32, 32), (32, 36))
 
 
 def test_the_warp_agrees_with_scipy():
     from scipy import ndimage
 
     rng = np.random.default_rng(0)
-    slices, labels = rng.random((2, 40, 40), np.float32), rng.integers(0, 4, (2, 40, 40)).astype(np.uint8)
-    matrix, offset = np.array([[0.9123, -0.3147], [0.2571, 1.1039]]), np.array([3.3719, -6.7183])
-    warp = Warp(40, matrix, offset)
-    for moved, slice_ in zip(warp.linear(slices), slices, strict=True):
-        expected = ndimage.affine_transform(slice_, matrix, offset, order=1, mode="grid-constant")
-        np.testing.assert_allclose(moved, expected, atol=2e-5)  # float32 coordinates up to 40
-    for moved, slice_ in zip(warp.nearest(labels), labels, strict=True):
-        expected = ndimage.affine_transform(slice_, matrix, offset, order=0, mode="grid-constant")
-        assert (moved != expected).mean() < 1e-3  # where two pixels are equally near
+    slices, labels = rng.random((30, 40, 2), np.float32), rng.integers(0, 4, (30, 40, 2)).astype(np.uint8)
+    inverse = fixed_point_map(np.array([[0.9123, -0.3147], [0.2571, 1.1039]]), np.array([3.3719, -6.7183]), (50, 36))
+    matrix, offset = inverse[:, :2] / ONE, inverse[:, 2] / ONE
+    moved, near = jax.jit(linear, static_argnums=2)(slices, inverse, (50, 36)), nearest(labels, inverse, (50, 36))
+    for n in range(2):
+        options = {"output_shape": (50, 36), "mode": "grid-constant"}
+        expected = ndimage.affine_transform(slices[..., n].astype(np.float64), matrix, offset, order=1, **options)
+        np.testing.assert_allclose(moved[..., n], expected, atol=5e-7)  # float32 values up to 1, exact coordinates
+        expected = ndimage.affine_transform(labels[..., n], matrix, offset, order=0, **options)
+        assert (near[..., n] != expected).mean() < 1e-3  # where two pixels are equally near

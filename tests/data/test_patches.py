@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from sam2_3dmed_jax.config import DataConfig, PatchConfig
 from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
 from sam2_3dmed_jax.data.case_reader import CaseReader
-from sam2_3dmed_jax.data.patches import cut_patch, patch_shapes
+from sam2_3dmed_jax.data.patches import cut_patch, patch_augmentation, patch_shapes
+from sam2_3dmed_jax.data.render import render_patches
 from tests.helpers.prepared_files import write_prepared
 
 STILL = DataConfig(classes=(1, 4), patches=PatchConfig(foreground_probability=1.0), augmentation=NO_AUGMENTATION)
+
+ULP = 1.2e-7  # of 1; compilers divide by other instructions than NumPy
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +28,28 @@ def dataset(tmp_path_factory):
 
 
 def patches(dataset, config, size, count=20):
+    """Cut and render patches."""
     reader = CaseReader(dataset, config, 0)
-    return [cut_patch(reader, dataset.cases[0], config, size, np.random.default_rng(seed)) for seed in range(count)]
+    cut = [cut_patch(reader, dataset.cases[0], config, size, np.random.default_rng(seed)) for seed in range(count)]
+    shapes = patch_shapes(size, config)
+    assert all({name: (x.shape, x.dtype.type) for name, x in patch.items()} == shapes for patch in cut)
+    batch = {name: np.stack([patch[name] for patch in cut]) for name in shapes}
+    rendered = jax.device_get(jax.jit(lambda x: render_patches(x, patch_augmentation(config), size[1:]))(batch))
+    return [{name: value[i] for name, value in rendered.items()} for i in range(count)]
 
 
 def test_a_foreground_patch_contains_a_class_under_its_index(dataset):
     for patch in patches(dataset, STILL, (4, 8, 8)):
         assert set(np.unique(patch["labels"])) == {0, 2}  # label 4 is the second class, and label 2 is not a class
-        shapes = {name: (x.shape, x.dtype.type) for name, x in patch.items()}
-        assert shapes == patch_shapes((4, 8, 8))
+        assert patch["image"].shape == patch["labels"].shape == (4, 8, 8)
 
 
 def test_patches_without_foreground_are_inside_the_volume(dataset):
     anywhere = patches(dataset, replace(STILL, patches=PatchConfig(foreground_probability=0.0)), (4, 8, 8))
-    values, _ = CaseReader(dataset, STILL, 0).read(dataset.cases[0], range(12))
+    values = CaseReader(dataset, STILL, 0).values(dataset.cases[0], range(12))
     boxes = np.lib.stride_tricks.sliding_window_view(values, (4, 8, 8))
     for patch in anywhere:
-        assert (boxes == patch["image"]).all((3, 4, 5)).any()
+        assert (np.abs(boxes - patch["image"]) < ULP).all((3, 4, 5)).any()
     assert 0 < sum(bool(patch["labels"].any()) for patch in anywhere) < len(anywhere)
 
 
@@ -56,8 +65,8 @@ def test_a_patch_of_a_case_without_the_classes_is_anywhere(tmp_path):
 
 def test_a_volume_smaller_than_the_patch_is_centred_and_padded_with_the_lowest_value(dataset):
     (patch,) = patches(dataset, STILL, (16, 32, 32), 1)
-    values, _ = CaseReader(dataset, STILL, 0).read(dataset.cases[0], range(12))
-    np.testing.assert_array_equal(patch["image"][2:14, 6:26, 4:28], values)
+    values = CaseReader(dataset, STILL, 0).values(dataset.cases[0], range(12))
+    np.testing.assert_allclose(patch["image"][2:14, 6:26, 4:28], values, rtol=0, atol=ULP)
     assert patch["image"].sum() == pytest.approx(values.sum()) and patch["labels"].sum() == 4
 
 

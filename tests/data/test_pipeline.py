@@ -83,7 +83,7 @@ def first(stream, count):
 
 def cases_in(stream, count):
     """The numbers of the cases of the next clips, from their grey values."""
-    numbers = [round(float(grey) * 10) for _ in range(count) for grey in next(stream)["slices"][:, 0, 0, 0]]
+    numbers = [int(hu) // 10 for _ in range(count) for hu in next(stream)["grey"][:, 0, 0, 0]]
     stream.close()
     return numbers
 
@@ -126,7 +126,7 @@ def test_the_items_of_a_run_do_not_depend_on_the_number_of_hosts(dataset, hosts)
         batches = [next(stream) for _ in range(2)]
         stream.close()
         return [
-            [batch["slices"][i].tobytes() + batch["coords"][i].tobytes() for i in range(len(batch["coords"]))]
+            [batch["grey"][i].tobytes() + batch["coords"][i].tobytes() for i in range(len(batch["coords"]))]
             for batch in batches
         ]
 
@@ -212,7 +212,7 @@ def test_a_bounded_number_of_batches_is_prepared_ahead_and_consumed_ones_are_rel
     seen = []
     stream = iterate(batches_of(dataset), 0, workers=2)
     for number in range(1, 40):
-        seen.append(weakref.ref(next(stream)["slices"]))
+        seen.append(weakref.ref(next(stream)["grey"]))
         assert len(begun) <= BATCH * (number + 3)
         assert sum(array() is not None for array in seen) <= 1  # the latest batch
     stream.close()

@@ -16,7 +16,7 @@ from sam2_3dmed_jax import load_model, new_model, save_model
 from sam2_3dmed_jax.commands.experiment_files import read_experiment
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.config import DataConfig, ModelConfig, PreprocessingConfig
-from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.inference.device_slices import DeviceSlices
@@ -59,7 +59,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["prepare", "data", "prepared", "--workers", "1"]) == 0
         config = read_experiment("experiment.py")
         setup = set_up(config)
-        step = setup.step.lower(setup.state, setup.frozen, abstract_batch(setup.config, setup.sharding)).compile(QUICK)
+        step = setup.step.lower(
+            setup.state, setup.frozen, abstract_batch(setup.config, setup.sharding, StoredSlices(48, 48, resized=True))
+        ).compile(QUICK)
         train(config, "run", setup=replace(setup, step=step))
     return root
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SplitConfig, SrppConfig, TrainingConfig
 from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.data.case_reader import StoredSlices
 from sam2_3dmed_jax.data.clips import clip_shapes
 from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.phantom import make_case
@@ -23,6 +24,7 @@ from tests.helpers.prepared_files import write_prepared
 from tests.helpers.quick import QUICK
 
 DEPTH = 10  # slices of each phantom
+PHANTOM_SLICES = StoredSlices(48, 48, resized=True)
 
 
 def experiment(folder: Path) -> ExperimentConfig:
@@ -69,7 +71,7 @@ def quick_step(config: ExperimentConfig, dtype: Any = None) -> Step:
     """
     setup = set_up(config)
     features = feature_shapes(config.model) if config.data.features else None
-    shapes = clip_shapes(config.data, 64, features)
+    shapes = clip_shapes(config.data, 64, PHANTOM_SLICES, features)
     if dtype:
         shapes |= {name: (shapes[name][0], dtype) for name in features or ()}
     batch = {

@@ -3,7 +3,9 @@
 import numpy as np
 
 from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.data.case_reader import StoredSlices
 from sam2_3dmed_jax.data.clips import clip_shapes
+from sam2_3dmed_jax.data.warp import IDENTITY
 from sam2_3dmed_jax.sam2.presets import preset_config
 
 
@@ -12,18 +14,21 @@ def random_batch(config: ExperimentConfig, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     size = preset_config(config.model.preset, config.model.image_size).image_size
     b, d, k = config.training.batch_size, config.data.slices, config.data.clips.objects
-    shapes = clip_shapes(config.data, size)
+    shapes = clip_shapes(config.data, size, StoredSlices(size, size, resized=False))
     batch = {name: np.zeros((b, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     rows, columns = np.mgrid[:size, :size]
-    batch["slices"][:] = rng.random(batch["slices"].shape) * 0.2
+    batch["grey"][:] = rng.integers(0, 200, batch["grey"].shape)
+    batch["window"][:] = 0, 1000
+    batch["inverse_map"][:] = IDENTITY
+    batch["intensity"][:] = 1, 0, 1, 0  # changes nothing
     for i in range(b):
         for j in range(k):
             centre = rng.uniform(size / 4, size * 3 / 4, 2)
             for t in range(d - (i % 2)):
                 radius = size / 5 - t
                 disc = (rows - centre[1]) ** 2 + (columns - centre[0]) ** 2 < radius**2
-                batch["masks"][i, t, j] = disc
-                batch["slices"][i, t] += 0.5 * disc
+                batch["labels"][i, t] |= disc.astype(batch["labels"].dtype) << j
+                batch["grey"][i, t] += (500 * disc).astype(np.int16)
             batch["coords"][i, j, 0] = centre
     batch["slice_index"][:] = batch["position_mm"][:] = np.arange(d)
     batch["slice_valid"][:] = True

@@ -18,11 +18,14 @@ from sam2_3dmed_jax.config import (
     SrppConfig,
     TrainingConfig,
 )
+from sam2_3dmed_jax.data.case_reader import StoredSlices
 from sam2_3dmed_jax.phantom import make_case
 from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.setup import Setup, set_up
 from tests.helpers.prepared_files import write_prepared
+
+PHANTOM_SLICES = StoredSlices(48, 48, resized=True)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
 
 @pytest.fixture(scope="session")
 def small(small_config: ExperimentConfig) -> Small:
-    compiled = compile_step(set_up(small_config))
+    compiled = compile_step(set_up(small_config), PHANTOM_SLICES)
     return Small(compiled.config, compiled)
 
 

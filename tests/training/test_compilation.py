@@ -9,6 +9,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from sam2_3dmed_jax.data.case_reader import StoredSlices
 from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.setup import set_up
@@ -45,7 +46,7 @@ def test_a_long_run_reads_the_step_that_another_process_compiled(one_step, cache
 
     monkeypatch.setattr(subprocess, "run", record_run)
     monkeypatch.setattr(compilation, "LONG", 1)
-    setup = compilation.compile_step(set_up(one_step))
+    setup = compilation.compile_step(set_up(one_step), StoredSlices(48, 48, resized=True))
     ((command, stderr, compiled),) = started
     assert command == [sys.executable, "-m", "sam2_3dmed_jax.training.compilation"]
     assert len(compiled) == 1, stderr.decode()

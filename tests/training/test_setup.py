@@ -18,8 +18,10 @@ def test_a_clip_has_the_shapes_of_clip_shapes(one_step):
 
     data = replace(one_step.data, slices=5)
     dataset = read_prepared(one_step.data.path)
-    clip = cut_clip(CaseReader(dataset, data, 64), dataset.cases[0], data, np.random.default_rng(0))
-    shapes = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in clip_shapes(data, 64).items()}
+    reader = CaseReader(dataset, data, 64)
+    clip = cut_clip(reader, dataset.cases[0], data, np.random.default_rng(0))
+    expected = clip_shapes(data, 64, reader.stored_slices).items()
+    shapes = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in expected}
     assert shapes == {name: (value.shape, value.dtype) for name, value in clip.items()}
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from sam2_3dmed_jax.data.prepared import read_prepared
+from sam2_3dmed_jax.data.warp import IDENTITY
 from sam2_3dmed_jax.training.dataset import open_case_reader
 from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.validation import fixed_batches
@@ -24,5 +25,6 @@ def test_validation_clips_are_unaugmented_and_the_same_for_every_seed(small_conf
         for name, value in one[i].items():
             np.testing.assert_array_equal(value, two[i][name])
         assert (one[i]["point_labels"][..., 0] == 1).all()  # a click
-    raw = {tuple(reader.read(case, [d])[0][0].ravel()) for case in cases for d in range(case.shape[0])}
-    assert tuple(one[0]["slices"][0, 0].ravel()) in raw
+    raw = {reader.read(case, [d])[0][0].tobytes() for case in cases for d in range(case.shape[0])}
+    assert one[0]["grey"][0, 0].tobytes() in raw
+    assert (one[0]["inverse_map"] == IDENTITY).all() and (one[0]["intensity"] == (1, 0, 1, 0)).all()

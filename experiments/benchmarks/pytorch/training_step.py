@@ -117,6 +117,8 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
     import jax
 
     from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, TrainingConfig
+    from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+    from sam2_3dmed_jax.data.case_reader import StoredSlices
     from sam2_3dmed_jax.data.clips import clip_shapes
     from sam2_3dmed_jax.model.build import abstract_model
     from sam2_3dmed_jax.runtime.jaxpr_flops import flops
@@ -127,11 +129,14 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
 
     grey, masks, click = clip(options)
     d = len(grey)
-    data = DataConfig(slices=d)
+    data = DataConfig(slices=d, augmentation=NO_AUGMENTATION)
+    shapes = clip_shapes(data, options.size, StoredSlices(options.size, options.size, resized=False))
     model = ModelConfig(options.preset, options.size, srpp=False, bd=False, compute_dtype=options.dtype)
     config = ExperimentConfig(model, data, TrainingConfig(batch_size=1, frozen=FROZEN_PRETRAINED), MeshConfig())
-    batch = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in clip_shapes(data, options.size).items()}
-    batch["slices"][0], batch["masks"][0, :, 0], batch["coords"][0, 0, 0] = grey, masks, click
+    batch = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    batch["grey"] = grey[None]  # float32 in [0, 1], of which the window below changes nothing
+    batch["window"][0] = 0, 1
+    batch["labels"][0], batch["coords"][0, 0, 0] = masks, click
     batch["point_labels"][..., :] = (1, *[-1] * (batch["point_labels"].shape[-1] - 1))
     batch["token_valid"][..., :2] = True
     for name in ("slice_valid", "object_valid", "multimask"):

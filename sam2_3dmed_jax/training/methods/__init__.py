@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sam2_3dmed_jax.config import AnyModelConfig, DataConfig, ExperimentConfig, TrainingConfig, UNetConfig
-from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
 from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.training.losses import Loss, Term
@@ -54,7 +54,7 @@ class Method(Protocol):
             UserError: fields that do not fit the kind of model.
         """
 
-    def item_shapes(self, config: ExperimentConfig) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+    def item_shapes(self, config: ExperimentConfig, stored: StoredSlices) -> Mapping[str, tuple[tuple[int, ...], Any]]:
         """Return the shape and dtype of each field of a batch, without the leading axis."""
 
     def batches(
@@ -69,6 +69,9 @@ class Method(Protocol):
         features: CachedFeatures | None,
     ) -> grain.MapDataset:
         """Return endless random-access batches; the arguments are those of `data.pipeline.clip_batches`."""
+
+    def render(self, batch: Batch, data: DataConfig) -> Batch:
+        """Return what the other functions take as a batch, from the stored voxels of a batch (`data.render`)."""
 
     def forward(self, model: Any, batch: Batch, training: TrainingConfig | None = None) -> Any:
         """Return the outputs of a model for a batch; `training` sets the rematerialisation."""

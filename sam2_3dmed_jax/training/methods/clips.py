@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from sam2_3dmed_jax.data.case_reader import CaseReader
-from sam2_3dmed_jax.data.clips import CachedFeatures, clip_shapes
+from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
+from sam2_3dmed_jax.data.clips import MAX_OBJECTS, CachedFeatures, clip_shapes
 from sam2_3dmed_jax.data.pipeline import clip_batches
 from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.data.render import render_clips
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.pictures.training_images import ClipPredictions, clip_images
 from sam2_3dmed_jax.sam2.layers import resize_masks
@@ -54,8 +55,10 @@ class ClipMethod:
         """Let the slice context attend over as many slices at inference as in training.
 
         Raises:
-            UserError: the experiment sets another number.
+            UserError: the experiment sets another number, or too many objects per clip.
         """
+        if not 1 <= (objects := config.data.clips.objects) <= MAX_OBJECTS:
+            raise UserError(f"data.clips.objects: {objects} objects in a clip; use 1 to {MAX_OBJECTS}")
         srpp, slices = self.model.slice_position, config.data.slices
         if srpp.window not in (None, slices):
             raise UserError(
@@ -64,10 +67,10 @@ class ClipMethod:
             )
         return config.replace(model=replace(self.model, slice_position=replace(srpp, window=slices)))
 
-    def item_shapes(self, config: ExperimentConfig) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+    def item_shapes(self, config: ExperimentConfig, stored: StoredSlices) -> Mapping[str, tuple[tuple[int, ...], Any]]:
         """Return the shapes and dtypes of a clip."""
         features = feature_shapes(self.model) if trains_from_features(config) else None
-        return clip_shapes(config.data, self.image_size, features)
+        return clip_shapes(config.data, self.image_size, stored, features)
 
     def batches(
         self,
@@ -82,6 +85,10 @@ class ClipMethod:
     ) -> grain.MapDataset:
         """Return batches of clips."""
         return clip_batches(reader, cases, data, batch_size, seed, host, hosts, features)
+
+    def render(self, batch: Batch, data: DataConfig) -> Batch:
+        """Compute the slices and masks of the clips."""
+        return render_clips(batch, data.augmentation)
 
     def forward(self, model: Any, batch: Batch, training: TrainingConfig | None = None) -> UnrolledClips:
         """Propagate the prompts of the clips."""

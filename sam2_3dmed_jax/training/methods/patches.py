@@ -17,11 +17,12 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, TrainingConfig, UNetConfig
-from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
 from sam2_3dmed_jax.data.clips import CachedFeatures
-from sam2_3dmed_jax.data.patches import patch_shapes
+from sam2_3dmed_jax.data.patches import patch_augmentation, patch_shapes
 from sam2_3dmed_jax.data.pipeline import patch_batches
 from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.data.render import render_patches
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.pictures.training_images import CLIPS, outline_image
 from sam2_3dmed_jax.training.calibration import BINS
@@ -70,9 +71,9 @@ class PatchMethod:
             raise UserError("data.features: a U-Net has no frozen encoder; leave it out")
         return config.replace(model=replace(self.model, classes=classes))
 
-    def item_shapes(self, config: ExperimentConfig) -> Mapping[str, tuple[tuple[int, ...], Any]]:
-        """Return the shapes and dtypes of a patch."""
-        return patch_shapes(self.model.patch)
+    def item_shapes(self, config: ExperimentConfig, stored: StoredSlices) -> Mapping[str, tuple[tuple[int, ...], Any]]:
+        """Return the shapes and dtypes of a patch, which do not depend on the stored slices."""
+        return patch_shapes(self.model.patch, config.data)
 
     def batches(
         self,
@@ -87,6 +88,10 @@ class PatchMethod:
     ) -> grain.MapDataset:
         """Return batches of patches."""
         return patch_batches(reader, cases, data, self.model.patch, batch_size, seed, host, hosts)
+
+    def render(self, batch: Batch, data: DataConfig) -> Batch:
+        """Compute the images and labels of the patches."""
+        return render_patches(batch, patch_augmentation(data), self.model.patch[1:])
 
     def forward(self, model: Any, batch: Batch, training: TrainingConfig | None = None) -> PatchLogits:
         """Return the logits at each resolution, the finest first."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from experiments.paper.locks import owned, owner
 from experiments.paper.programme import Programme, cells, select_part
 from experiments.paper.runs import structure
 from experiments.paper.variants import OtherMethod, changed
+from sam2_3dmed_jax.data.case_reader import TYPICAL_SLICES, StoredSlices
 from sam2_3dmed_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -81,9 +83,12 @@ def test_every_run_has_its_own_name_and_a_hash_that_depends_on_its_config(progra
 def test_runs_share_a_step_only_if_it_is_the_same(programme: Programme):
     of = by_variant(programme)
     pancreas = next(c.config for c in cells(programme) if (c.task.name, c.variant.name) == ("pancreas", "full"))
-    assert structure(of["full"]) == structure(changed(pancreas, training__seed=5))
+    assert structure(of["full"], TYPICAL_SLICES) == structure(changed(pancreas, training__seed=5), TYPICAL_SLICES)
+    assert structure(of["full"], TYPICAL_SLICES) != structure(of["full"], StoredSlices(512, 256, resized=True))
     trained = {
-        name: structure(of[name]) for name in of if name not in ("zero-shot", "region-growing", "position-probe")
+        name: structure(of[name], TYPICAL_SLICES)
+        for name in of
+        if name not in ("zero-shot", "region-growing", "position-probe")
     }
     assert len(set(trained.values())) == len(trained)
 
@@ -96,7 +101,9 @@ def test_a_process_keeps_the_programs_of_a_few_structures(programme: Programme, 
     cleared: list[int] = []
     monkeypatch.setattr(runs, "STEPS", {})
     monkeypatch.setattr(runs, "set_up", lambda config: Prepared())
-    monkeypatch.setattr(runs, "compile_step", lambda setup: Prepared(object()))
+    monkeypatch.setattr(runs, "compile_step", lambda setup, stored: Prepared(object()))
+    reader = SimpleNamespace(stored_slices=TYPICAL_SLICES)
+    monkeypatch.setattr(runs, "check_data", lambda config: (reader, []))
     monkeypatch.setattr(runs.jax, "clear_caches", lambda: cleared.append(len(runs.STEPS)))
     cell_runner, of = runs.CellRunner(programme, tmp_path), by_variant(programme)
     first = cell_runner._set_up(of["full"]).step

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import load_model
+from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
 from sam2_3dmed_jax.data.pipeline import clip_batches, iterate
 from sam2_3dmed_jax.data.prepared import read_prepared
+from sam2_3dmed_jax.data.render import render_clips
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.sam2.model import SliceFeatures
@@ -65,7 +67,7 @@ def one_step(config, step, batch):
 def test_clips_are_the_same_with_and_without_features(config, whole):
     features = build_features(config, set_up(config))
     for cached, plain in zip(first_batches(config, features), first_batches(config, None), strict=True):
-        assert set(plain) - set(cached) == {"slices"}
+        assert set(plain) - set(cached) == {"grey", "window", "intensity", "noise_key"}
         assert set(cached) - set(plain) == {"embedding", "stride8", "stride4"}
         for name in set(plain) & set(cached):
             np.testing.assert_array_equal(cached[name], plain[name], err_msg=name)
@@ -77,7 +79,8 @@ def test_features_without_rounding_give_the_losses_and_gradients_of_slices(confi
     (plain,) = first_batches(config, None, 1)
     encoding = without_features(config)
     model = merge(abstract_model(config.model)[0], set_up(config).weights(set_up(config).state))
-    exact = jax.device_get(jax.jit(lambda slices: clip_features(model, slices))(plain["slices"]))
+    rendered = jax.jit(lambda batch: render_clips(batch, NO_AUGMENTATION))(plain)
+    exact = jax.device_get(jax.jit(lambda slices: clip_features(model, slices))(rendered["slices"]))
     features = {name: np.moveaxis(x, 0, 1) for name, x in exact._asdict().items()}
     for name, x in features.items():
         valid = plain["slice_valid"]
