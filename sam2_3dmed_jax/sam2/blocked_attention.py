@@ -1,4 +1,4 @@
-"""Softmax attention by blocks of queries and keys in XLA, for platforms without a kernel.
+"""Softmax attention by blocks of queries and keys in XLA, for CPUs, and for TPUs where the flash kernel does not fit.
 
 The blocks are small enough that their scores stay in the cache; the running maximum and sum follow Milakov and
 Gimelshein (2018). A block of keys without valid keys is skipped, forward and backward, such as the empty slots of a
@@ -16,8 +16,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sam2_3dmed_jax.sam2.flash_kernels import MASKED
-from sam2_3dmed_jax.sam2.layers import precision_of
+from sam2_3dmed_jax.sam2.attention_steps import (
+    MASKED,
+    AttentionFunction,
+    equal_blocks,
+    heads_first,
+    join_blocks,
+    product,
+    scale,
+    split_blocks,
+    tokens_first,
+    weighted_means,
+)
 
 # The number of scores of one row and head that are held at once; 2^20 float32 are 4 MiB. On a CPU, an eighth of it is
 # 25 % slower, and blocks of a few whole rows, whose products are thin, take three times as long.
@@ -26,7 +36,6 @@ MIN_BLOCK_KEYS = 128
 
 Carry = TypeVar("Carry")
 Output = TypeVar("Output")
-AttentionFunction = Callable[..., tuple[jax.Array, ...]]  # `forward` or `backward`
 
 
 class RunningSoftmax(NamedTuple):
@@ -63,7 +72,7 @@ def forward(
     """
     b, n, heads, _ = q.shape
     rows, keys = _block_sizes(n, k.shape[1], scores)
-    k, v = _heads_first(k), append_ones(_heads_first(v))
+    k, v = heads_first(k), append_ones(heads_first(v))
 
     def attend_from_block(q: jax.Array) -> RunningSoftmax:
         def add(
@@ -78,11 +87,11 @@ def forward(
         softmax, _ = _scan_key_blocks(add, lambda softmax: (softmax, None), start, k, v, valid, keys)
         return softmax
 
-    softmax = lax.map(attend_from_block, _split_blocks(_heads_first(_scale(q)), rows))
+    softmax = lax.map(attend_from_block, split_blocks(heads_first(scale(q)), rows))
     out, total = softmax.sums[..., :-1], softmax.sums[..., -1:]
     out = out / jnp.where(total > 0, total, 1)
     logsumexp = softmax.maximum + jnp.log(jnp.where(total > 0, total, 1))
-    return _tokens_first(_join_blocks(out)).astype(v.dtype), _join_blocks(logsumexp)[..., 0]
+    return tokens_first(join_blocks(out)).astype(v.dtype), join_blocks(logsumexp)[..., 0]
 
 
 def backward(
@@ -111,22 +120,22 @@ def backward(
         Gradients with the shapes and dtypes of `q`, `k` and `v`.
     """
     rows, keys = _block_sizes(q.shape[1], k.shape[1], scores)
-    mean = jnp.einsum("bnhd,bnhd->bhn", out.astype(jnp.float32), gradient.astype(jnp.float32))
-    per_query = (_heads_first(_scale(q)), _heads_first(gradient), logsumexp[..., None], mean[..., None])
-    queries = QueryBlocks(*(_split_blocks(x, rows) for x in per_query))
+    mean = weighted_means(out, gradient)[..., None]
+    per_query = (heads_first(scale(q)), heads_first(gradient), logsumexp[..., None], mean)
+    queries = QueryBlocks(*(split_blocks(x, rows) for x in per_query))
 
-    k, v = _heads_first(k), _heads_first(v)
+    k, v = heads_first(k), heads_first(v)
     add = functools.partial(_add_key_block_gradients, queries)
     no_gradients = _float32_zeros_like(k[:, :, :keys], v[:, :, :keys])
     start = jnp.zeros(queries.q.shape, jnp.float32)
     q_gradient, (k_gradient, v_gradient) = _scan_key_blocks(
         add, lambda q_gradient: (q_gradient, no_gradients), start, k, v, valid, keys
     )
-    q_gradient = _scale(_tokens_first(_join_blocks(q_gradient)))
+    q_gradient = scale(tokens_first(join_blocks(q_gradient)))
     return (
         q_gradient.astype(q.dtype),
-        _tokens_first(k_gradient).astype(k.dtype),
-        _tokens_first(v_gradient).astype(v.dtype),
+        tokens_first(k_gradient).astype(k.dtype),
+        tokens_first(v_gradient).astype(v.dtype),
     )
 
 
@@ -139,12 +148,12 @@ def _add_key_block_gradients(
         key_gradients: tuple[jax.Array, jax.Array], block: tuple[jax.Array, QueryBlocks]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         (k_gradient, v_gradient), (q_gradient, (q, gradient, logsumexp, mean)) = key_gradients, block
-        weights = jnp.exp(_mask(_product("bhnd,bhmd->bhnm", q, k), valid) - logsumexp)
-        score_gradient = weights * (_product("bhnd,bhmd->bhnm", gradient, v) - mean)
+        weights = jnp.exp(_mask(product("bhnd,bhmd->bhnm", q, k), valid) - logsumexp)
+        score_gradient = weights * (product("bhnd,bhmd->bhnm", gradient, v) - mean)
         weights, score_gradient = weights.astype(v.dtype), score_gradient.astype(v.dtype)
-        k_gradient = k_gradient + _product("bhnm,bhnd->bhmd", score_gradient, q)
-        v_gradient = v_gradient + _product("bhnm,bhnd->bhmd", weights, gradient)
-        return (k_gradient, v_gradient), q_gradient + _product("bhnm,bhmd->bhnd", score_gradient, k)
+        k_gradient = k_gradient + product("bhnm,bhnd->bhmd", score_gradient, q)
+        v_gradient = v_gradient + product("bhnm,bhnd->bhmd", weights, gradient)
+        return (k_gradient, v_gradient), q_gradient + product("bhnm,bhmd->bhnd", score_gradient, k)
 
     key_gradients, q_gradient = lax.scan(add_query_block, _float32_zeros_like(k, v), (q_gradient, queries))
     return q_gradient, key_gradients
@@ -174,14 +183,14 @@ def _split_heads(x: jax.Array) -> jax.Array:
     """Map `[B, N, heads, c]` to `[B * heads, 1, N, 1, c]`, or `[B, heads, N]` to `[B * heads, 1, 1, N]`."""
     if x.ndim == 3:
         return x.reshape(-1, 1, 1, x.shape[-1])
-    return _heads_first(x).reshape(-1, 1, x.shape[1], 1, x.shape[-1])
+    return heads_first(x).reshape(-1, 1, x.shape[1], 1, x.shape[-1])
 
 
 def _join_heads(x: jax.Array, b: int, heads: int) -> jax.Array:
     """Undo `_split_heads`."""
     if x.ndim == 4:
         return x.reshape(b, heads, -1)
-    return _tokens_first(x.reshape(b, heads, x.shape[2], x.shape[-1]))
+    return tokens_first(x.reshape(b, heads, x.shape[2], x.shape[-1]))
 
 
 def accumulate_keys(
@@ -199,12 +208,12 @@ def accumulate_keys(
     Returns:
         The statistics over all keys.
     """
-    scores = _mask(_product("bhnd,bhmd->bhnm", q, k), valid)
+    scores = _mask(product("bhnd,bhmd->bhnm", q, k), valid)
     maximum = lax.stop_gradient(_row_maximum(scores))
     if softmax is not None:
         maximum = jnp.maximum(maximum, softmax.maximum)
     weights = jnp.exp(scores - maximum).astype(v.dtype)
-    sums = _product("bhnm,bhmd->bhnd", weights, v)
+    sums = product("bhnm,bhmd->bhnd", weights, v)
     if softmax is not None:
         sums = sums + softmax.sums * jnp.exp(softmax.maximum - maximum)
     return RunningSoftmax(maximum, sums)
@@ -235,10 +244,6 @@ def _maximum_by_halves(scores: jax.Array) -> jax.Array:
 
 def _mask(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
     return scores if valid is None else jnp.where(valid[:, None, None, :], scores, MASKED)
-
-
-def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, x, y, precision=precision_of(y.dtype), preferred_element_type=jnp.float32)
 
 
 def _float32_zeros_like(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -277,7 +282,7 @@ def _scan_key_blocks(
 
     whole_blocks = k.shape[2] // size
     carry, outputs = lax.scan(step, carry, jnp.arange(whole_blocks))
-    outputs = jax.tree.map(_join_blocks, outputs)
+    outputs = jax.tree.map(join_blocks, outputs)
     if rest := k.shape[2] % size:
         start = whole_blocks * size
         carry, last = add(carry, k[:, :, start:], v[:, :, start:], None if valid is None else valid[:, start:])
@@ -288,30 +293,4 @@ def _scan_key_blocks(
 def _block_sizes(n: int, m: int, scores: int) -> tuple[int, int]:
     """Return the queries and keys per block: equal blocks of queries, and about as many keys, a power of two."""
     keys = min(m, max(MIN_BLOCK_KEYS, 1 << (scores.bit_length() - 1) // 2))
-    count = min(n, math.ceil(n * keys / scores))
-    while n % count:
-        count += 1
-    return n // count, keys
-
-
-def _scale(q: jax.Array) -> jax.Array:
-    return q * (1.0 / math.sqrt(q.shape[-1]))
-
-
-def _split_blocks(x: jax.Array, size: int) -> jax.Array:
-    """Map `[B, heads, N, c]` to `[N / size, B, heads, size, c]`."""
-    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, x.shape[-1]), 2, 0)
-
-
-def _join_blocks(blocks: jax.Array) -> jax.Array:
-    """Undo `_split_blocks`."""
-    x = jnp.moveaxis(blocks, 0, 2)
-    return x.reshape(*x.shape[:2], -1, x.shape[-1])
-
-
-def _heads_first(x: jax.Array) -> jax.Array:
-    """Map `[B, N, heads, c]` to `[B, heads, N, c]`; `_tokens_first` is the inverse, which is the same swap."""
-    return jnp.swapaxes(x, 1, 2)
-
-
-_tokens_first = _heads_first
+    return equal_blocks(n, math.ceil(n * keys / scores)), keys

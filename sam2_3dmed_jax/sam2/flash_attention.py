@@ -9,7 +9,6 @@ where two separate kernels take seven. `attention.attend` combines the two funct
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -18,7 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sam2_3dmed_jax.sam2.flash_kernels import LANES, MASKED, backward_kernel, forward_kernel
+from sam2_3dmed_jax.sam2.attention_steps import MASKED, fill_of_keys, heads_first, scale, weighted_means
+from sam2_3dmed_jax.sam2.flash_kernels import LANES, backward_kernel, forward_kernel
 
 # The largest block of queries and keys for 16-bit operands; half of each for float32. For this block the v5e compiler
 # schedules 6.3e-3 cycles per score forward and 14.5e-3 backward (78 and 94 % of the matrix unit's peak at d = 256 and
@@ -95,7 +95,7 @@ def forward(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         interpret=interpret,
-    )(_fill(valid, b, m, cols * bk), _padded_queries(_scale(q), rows * bq), _flatten_heads(k), _flatten_heads(v))
+    )(_fill(valid, b, m, cols * bk), _padded_queries(scale(q), rows * bq), _flatten_heads(k), _flatten_heads(v))
     return _restore_heads(out[:, :n], heads), logsumexp[:, 0, :n].reshape(b, heads, n)
 
 
@@ -130,9 +130,7 @@ def backward(
     (b, n, heads, d), m, dv = q.shape, k.shape[1], v.shape[-1]
     bq, bk = _block_sizes(n, m, block, v.dtype)
     rows, cols = pl.cdiv(n, bq), pl.cdiv(m, bk)
-    # The gradient of softmax subtracts this weighted mean of each row (Dao et al. 2022, appendix B.2).
-    mean = jnp.einsum("bnhd,bnhd->bhn", out.astype(jnp.float32), gradient.astype(jnp.float32))
-    statistics = jnp.stack([logsumexp, mean], axis=2).reshape(b * heads, 2, n)
+    statistics = jnp.stack([logsumexp, weighted_means(out, gradient)], axis=2).reshape(b * heads, 2, n)
     statistics = jnp.pad(statistics, ((0, 0), (0, 0), (0, rows * bq - n)))
     per_query = d * q.dtype.itemsize + dv * v.dtype.itemsize + 8
 
@@ -186,23 +184,17 @@ def backward(
     )(
         _fill(valid, b, m, cols * bk),
         statistics,
-        _padded_queries(_scale(q), rows * bq),
+        _padded_queries(scale(q), rows * bq),
         _padded_queries(gradient, rows * bq),
         _flatten_heads(k),
         _flatten_heads(v),
     )
-    return _scale(_restore_heads(grad_q[:, :n], heads)), _restore_heads(grad_k, heads), _restore_heads(grad_v, heads)
+    return scale(_restore_heads(grad_q[:, :n], heads)), _restore_heads(grad_k, heads), _restore_heads(grad_v, heads)
 
 
 def _fill(valid: jax.Array | None, b: int, m: int, padded: int) -> jax.Array:
-    """Return float32 `[B, 1, padded]`: 1 for a key whose score is computed, otherwise the score that the key gets.
-
-    The score `MASKED` gives no weight. In a row without valid keys all scores are 0, so that the result is the mean of
-    the values and the logsumexp keeps its precision.
-    """
-    if valid is None:
-        valid = jnp.ones((b, m), bool)
-    fill = jnp.where(valid, 1.0, jnp.where(valid.any(axis=1, keepdims=True), MASKED, 0.0))
+    """Return `fill_of_keys` as float32 `[B, 1, padded]`; keys beyond the last one have no weight."""
+    fill = jnp.ones((b, m)) if valid is None else fill_of_keys(valid)
     return jnp.pad(fill, ((0, 0), (0, padded - m)), constant_values=MASKED)[:, None]
 
 
@@ -214,10 +206,6 @@ def _block_sizes(n: int, m: int, largest: tuple[int, int], dtype: jnp.dtype) -> 
     return bq, bk
 
 
-def _scale(q: jax.Array) -> jax.Array:
-    return q * (1.0 / math.sqrt(q.shape[-1]))
-
-
 def _padded_queries(x: jax.Array, padded: int) -> jax.Array:
     """Map `[B, N, heads, c]` to `[B x heads, padded, c]`, padded with zeros."""
     x = _flatten_heads(x)
@@ -226,7 +214,7 @@ def _padded_queries(x: jax.Array, padded: int) -> jax.Array:
 
 def _flatten_heads(x: jax.Array) -> jax.Array:
     """Map `[B, N, heads, c]` to `[B x heads, N, c]`."""
-    return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], x.shape[3])
+    return heads_first(x).reshape(-1, x.shape[1], x.shape[3])
 
 
 def _restore_heads(x: jax.Array, heads: int) -> jax.Array:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from sam2_3dmed_jax.sam2.attention_steps import MASKED
 from sam2_3dmed_jax.sam2.layers import precision_of
 
-MASKED = -1e30  # score of a masked key: finite, and without weight if there is any valid key
 LANES = 128  # lanes of a TPU's vector registers
 
 Ref = Any  # a Pallas reference to a block; Pallas does not annotate its type
