@@ -16,6 +16,7 @@ from sam2_3dmed_jax.export.programs import programs_of
 from sam2_3dmed_jax.export.runner import write_runner
 from sam2_3dmed_jax.inference.feature_store import BLOCK
 from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.sam2.attention_choice import target_gpu
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import split
 
@@ -41,7 +42,8 @@ def write_stablehlo(model: SAM2, folder: Path, progress: Progress | None = None)
     for done, (name, program) in enumerate(programs.items(), start=1):
         traced = jax.jit(program.function)  # traced once for all platforms
         for platform in PLATFORMS:
-            exported = jax.export.export(traced, platforms=[platform])(shapes, program.inputs)
+            with target_gpu(None):  # a kernel for this machine's GPU has no stable format
+                exported = jax.export.export(traced, platforms=[platform])(shapes, program.inputs)
             (folder / f"{name}.{platform}.stablehlo").write_bytes(exported.serialize())
         if progress:
             progress("exporting programs", done, len(programs), name)

@@ -24,6 +24,7 @@ from sam2_3dmed_jax.plan.hlo_cost import program_cost
 from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse_module
 from sam2_3dmed_jax.plan.programs import Program, Workload, programs_to_compile
 from sam2_3dmed_jax.plan.report import Buffer, ProgramRecord
+from sam2_3dmed_jax.plan.target import target_chip
 from sam2_3dmed_jax.plan.topologies import Topology
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
 
@@ -55,11 +56,12 @@ def compile_all(
 
 def compile_program(program: Program, topology: Topology, stage: Callable[[str], None]) -> ProgramRecord:
     """Compile one program and return its record."""
-    stage(f"{program.name}: tracing")
-    traced = program.trace(*program.arguments.values())
-    total_flops = flops(traced.jaxpr)
-    stage(f"{program.name}: lowering")
-    lowered = traced.lower()
+    with target_chip(topology.chip):
+        stage(f"{program.name}: tracing")
+        traced = program.trace(*program.arguments.values())
+        total_flops = flops(traced.jaxpr)
+        stage(f"{program.name}: lowering")
+        lowered = traced.lower()
     stage(f"{program.name}: compiling")
     # Triton tilings are tuned by running them on a GPU, and untuned ones can fail, so products use cuBLAS. The
     # optimisation level of kernels changes neither memory nor collectives.

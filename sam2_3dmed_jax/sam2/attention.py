@@ -1,17 +1,18 @@
 """Softmax attention for all of SAM 2: `attend`, and the projected attentions of its transformers.
 
-`attend` never holds the `[N, M]` scores of a whole large slice. Large products are one Pallas kernel where the program
-is lowered for TPU (`flash_attention.py`), and blocks of XLA products elsewhere (`blocked_attention.py`); both compute
-the scores again in the backward pass. `Attention` and `RoPEAttention` follow upstream's `sam/transformer.py`.
+Attention with many scores has one implementation per platform, selected when the program is lowered: a Pallas kernel
+on TPU (`flash_attention.py`), blocks that fit the cache on CPU (`blocked_attention.py`), and on GPU a kernel
+(`triton_attention.py`) or plain XLA (`wide_attention.py`), as `attention_choice.py` decides. All compute the scores
+again in the backward pass. `Attention` and `RoPEAttention` follow upstream's `sam/transformer.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,16 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from sam2_3dmed_jax.sam2 import blocked_attention, flash_attention
-from sam2_3dmed_jax.sam2.blocked_attention import AttentionFunction, accumulate_keys, append_ones
+from sam2_3dmed_jax.sam2 import blocked_attention, flash_attention, wide_attention
+from sam2_3dmed_jax.sam2.attention_choice import LEAST_CAPABILITY, Choice, chosen_attention
+from sam2_3dmed_jax.sam2.attention_steps import AttentionFunction, heads_first, scale, tokens_first
+from sam2_3dmed_jax.sam2.blocked_attention import accumulate_keys, append_ones
 from sam2_3dmed_jax.sam2.layers import Linear
 from sam2_3dmed_jax.sam2.position_encoding import apply_rope, half_split_order, rope_tables
 
 # The number of scores of all rows and heads that may be held at once; 2^20 float32 are 4 MiB. Attention with at most a
-# quarter of that per row, such as in windows, is always computed at once.
+# quarter of that per row, such as in windows, is always computed at once, except by the GPU's kernel: it takes one
+# launch instead of 8 forward, 3 instead of 14 backward, and moves an eighth of the bytes (docs/explanation/gpu.md).
 MAX_SCORES = 1 << 20
 
 _at_once = ContextVar("_at_once", default=False)
@@ -48,9 +52,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = N
         `[B, N, heads, dv]` in `v`'s dtype. Scores and softmax are float32.
     """
     (b, n, heads, _), m = q.shape, k.shape[1]
-    if _at_once.get() or n * m <= MAX_SCORES // 4 or b * heads * n * m <= MAX_SCORES:
+    if _at_once.get():
         return _attend_at_once(q, k, v, valid)
-    return _attend_in_blocks(q, k, v, valid)
+    gpu = chosen_attention(jnp.result_type(q, k, v))
+    few_scores = n * m <= MAX_SCORES // 4 or b * heads * n * m <= MAX_SCORES
+    if few_scores and gpu.path != "triton":
+        return _attend_at_once(q, k, v, valid)
+    return _attend_by_platform(gpu, q, k, v, valid)
 
 
 @contextlib.contextmanager
@@ -71,35 +79,64 @@ def attend_with_heads(
     return attend(q_heads, k_heads, v_heads, valid).reshape(*q.shape[:-1], -1)
 
 
-@jax.custom_vjp
-def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Attend by flash attention on TPU and by blocks of XLA products elsewhere.
+class Implementation(NamedTuple):
+    """One way to compute attention."""
 
-    The platform is known only when the program is lowered: `plan` lowers for a TPU on a CPU.
+    forward: AttentionFunction
+    backward: AttentionFunction
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_by_platform(gpu: Choice, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Attend by the implementation of the platform, which is known only when the program is lowered.
+
+    `plan` lowers for TPUs and GPUs on a CPU.
     """
-    return _forward(q, k, v, valid)[0]
+    return _forward(gpu, q, k, v, valid)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, Residuals]:
-    forward = _select_by_platform(q, flash_attention.forward, blocked_attention.forward)
-    out, logsumexp = forward(q, k, v, valid)
+def _forward(
+    gpu: Choice, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
+) -> tuple[jax.Array, Residuals]:
+    by_platform = {platform: found.forward for platform, found in _implementations(gpu, q).items()}
+    out, logsumexp = lax.platform_dependent(q, k, v, valid, **by_platform)
     return out, (q, k, v, valid, out, logsumexp)
 
 
-def _backward(residuals: Residuals, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    backward = _select_by_platform(residuals[0], flash_attention.backward, blocked_attention.backward)
-    return *backward(*residuals, gradient), None
+def _backward(gpu: Choice, residuals: Residuals, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    by_platform = {platform: found.backward for platform, found in _implementations(gpu, residuals[0]).items()}
+    return *lax.platform_dependent(*residuals, gradient, **by_platform), None
 
 
-_attend_in_blocks.defvjp(_forward, _backward)
+_attend_by_platform.defvjp(_forward, _backward)
 
 
-def _select_by_platform(q: jax.Array, flash: AttentionFunction, blocked: AttentionFunction) -> AttentionFunction:
-    """Return a function that runs `flash` on TPU, where it can hold the queries `q`, and `blocked` elsewhere."""
-    implementations = {"cpu": blocked_attention.per_row_and_head(blocked), "default": blocked}
-    if flash_attention.fits(q.shape[1], q.shape[3]):
-        implementations["tpu"] = _shard_over_devices(flash)
-    return functools.partial(lax.platform_dependent, **implementations)
+def _implementations(gpu: Choice, q: jax.Array) -> dict[str, Implementation]:
+    """Return the implementation of attention from queries `q` by platform."""
+    blocked = Implementation(blocked_attention.forward, blocked_attention.backward)
+    wide = Implementation(wide_attention.forward, wide_attention.backward)
+    on_gpu = {"blocked": blocked, "wide": wide}.get(gpu.path) or _triton_attention(gpu)
+    if gpu.forced:
+        return {"default": on_gpu}
+    # A TPU's kernel holds the gradient of all queries.
+    flash = Implementation(_shard_over_devices(flash_attention.forward), _shard_over_devices(flash_attention.backward))
+    return {
+        "cpu": Implementation(*map(blocked_attention.per_row_and_head, blocked)),
+        "tpu": flash if flash_attention.fits(q.shape[1], q.shape[3]) else blocked,
+        "default": on_gpu,
+    }
+
+
+def _triton_attention(gpu: Choice) -> Implementation:
+    """Return the GPU's kernels; imported here, because JAX deprecates Pallas-Triton."""
+    from sam2_3dmed_jax.sam2 import triton_attention
+
+    settings: dict[str, Any] = {
+        "capability": gpu.capability or LEAST_CAPABILITY,
+        "interpret": gpu.capability is None,
+    }
+    kernels: tuple[AttentionFunction, ...] = (triton_attention.forward, triton_attention.backward)
+    return Implementation(*(_shard_over_devices(functools.partial(kernel, **settings)) for kernel in kernels))
 
 
 def _shard_over_devices(kernel: AttentionFunction) -> AttentionFunction:
@@ -121,10 +158,10 @@ def _shard_over_devices(kernel: AttentionFunction) -> AttentionFunction:
 
 
 def _attend_at_once(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-    q, k, values = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, heads, tokens, channels]
-    sums = accumulate_keys(None, q * (1.0 / math.sqrt(q.shape[-1])), k, append_ones(values), valid).sums
+    q, k, values = map(heads_first, (q, k, v))
+    sums = accumulate_keys(None, scale(q), k, append_ones(values), valid).sums
     # Normalising after the value product divides N x dv numbers instead of N x M.
-    return jnp.swapaxes(sums[..., :-1] / sums[..., -1:], 1, 2).astype(v.dtype)
+    return tokens_first(sums[..., :-1] / sums[..., -1:]).astype(v.dtype)
 
 
 class Attention(nnx.Module):

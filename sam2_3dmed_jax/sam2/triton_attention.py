@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,6 @@ from sam2_3dmed_jax.sam2.triton_kernels import (
     channel_pieces,
     forward_kernel,
 )
-
-Capability = tuple[int, int]
 
 
 class Block(NamedTuple):
@@ -61,8 +59,15 @@ class Gpu(NamedTuple):
 
 # By compute capability: A100, A10 (RTX 3090), Jetson Orin, L4 (RTX 4090), H100, B200, B300, RTX 5090, GB10.
 GPUS = {
-    **{(8, 0): Gpu(163, 108), (8, 6): Gpu(99, 82), (8, 7): Gpu(163, 16), (8, 9): Gpu(99, 128)},
-    **{(9, 0): Gpu(227, 132), (10, 0): Gpu(227, 148), (10, 3): Gpu(227, 148), (12, 0): Gpu(99, 170), (12, 1): Gpu(99, 48)},
+    (8, 0): Gpu(163, 108),
+    (8, 6): Gpu(99, 82),
+    (8, 7): Gpu(163, 16),
+    (8, 9): Gpu(99, 128),
+    (9, 0): Gpu(227, 132),
+    (10, 0): Gpu(227, 148),
+    (10, 3): Gpu(227, 148),
+    (12, 0): Gpu(99, 170),
+    (12, 1): Gpu(99, 48),
 }
 OTHER_GPU = Gpu(99, 100)
 
@@ -88,7 +93,7 @@ def forward(
     v: jax.Array,
     valid: jax.Array | None,
     *,
-    capability: Capability,
+    capability: tuple[int, int],
     block: Block | None = None,
     splits: int | None = None,
     interpret: bool = False,
@@ -113,10 +118,19 @@ def forward(
     block = block or _blocks(q, v, gpu).forward
     sizes = _sizes(q, k, v, block)
     sizes = sizes._replace(splits=splits or _splits(q, sizes.query_blocks, sizes.key_blocks, gpu))
-    run = functools.partial(_run, block=block, sizes=sizes, valid=valid, interpret=interpret)
-    b, n, heads, _ = q.shape
-    outputs = ((b, n, heads, v.shape[-1]), v.dtype), ((b, heads, n), jnp.dtype(jnp.float32))
-    out, logsumexp = run(forward_kernel, "flash_attention_forward", sizes.query_blocks, (q, k, v), outputs)
+    b, n, heads, d = q.shape
+    out, logsumexp = _run(
+        forward_kernel,
+        "flash_attention_forward",
+        sizes.query_blocks,
+        (q, k, v),
+        (((b, n, heads, v.shape[-1]), v.dtype), ((b, heads, n), jnp.dtype(jnp.float32))),
+        block=block,
+        sizes=sizes,
+        channels=d + v.shape[-1],
+        valid=valid,
+        interpret=interpret,
+    )
     if sizes.splits == 1:
         return out[0], logsumexp[0]
     maximum = logsumexp.max(axis=0, keepdims=True)
@@ -135,7 +149,7 @@ def backward(
     logsumexp: jax.Array,
     gradient: jax.Array,
     *,
-    capability: Capability,
+    capability: tuple[int, int],
     block: Block | None = None,
     splits: int | None = None,
     interpret: bool = False,
@@ -161,23 +175,37 @@ def backward(
     gpu = GPUS.get(capability, OTHER_GPU)
     operands = q, k, v, gradient.astype(v.dtype), logsumexp, weighted_means(out, gradient)
 
-    def run(kernel: Callable[..., None], name: str, block: Block, of_keys: bool, outputs: Sequence[jax.Array]) -> Any:
-        sizes = _sizes(q, k, v, block)
-        counts = sizes.query_blocks, sizes.key_blocks
-        held, walked = reversed(counts) if of_keys else counts
-        sizes = sizes._replace(splits=splits or _splits(q, held, walked, gpu))
-        shapes = [(x.shape, x.dtype) for x in outputs]
-        results = _run(kernel, name, held, operands, shapes, block=block, sizes=sizes, valid=valid, interpret=interpret)
-        return [x.sum(axis=0).astype(like.dtype) for x, like in zip(results, outputs, strict=True)]
-
     blocks = _blocks(q, v, gpu)
+    run = functools.partial(_run, valid=valid, interpret=interpret)
+
+    of_keys = block or blocks.backward_keys
+    sizes = _sizes(q, k, v, of_keys)
+    sizes = sizes._replace(splits=splits or _splits(q, sizes.key_blocks, sizes.query_blocks, gpu))
     dk, dv = run(
-        backward_keys_kernel, "flash_attention_backward_keys", block or blocks.backward_keys, True, (k, v)
+        backward_keys_kernel,
+        "flash_attention_backward_keys",
+        sizes.key_blocks,
+        operands,
+        ((k.shape, k.dtype), (v.shape, v.dtype)),
+        block=of_keys,
+        sizes=sizes,
+        channels=2 * (q.shape[-1] + v.shape[-1]),
     )
+
+    of_queries = block or blocks.backward_queries
+    sizes = _sizes(q, k, v, of_queries)
+    sizes = sizes._replace(splits=splits or _splits(q, sizes.query_blocks, sizes.key_blocks, gpu))
     (dq,) = run(
-        backward_queries_kernel, "flash_attention_backward_queries", block or blocks.backward_queries, False, (q,)
+        backward_queries_kernel,
+        "flash_attention_backward_queries",
+        sizes.query_blocks,
+        operands,
+        ((q.shape, q.dtype),),
+        block=of_queries,
+        sizes=sizes,
+        channels=q.shape[-1],  # the other two products are those of the pass for keys
     )
-    return dq, dk, dv
+    return dq.sum(0).astype(q.dtype), dk.sum(0).astype(k.dtype), dv.sum(0).astype(v.dtype)
 
 
 def _run(
@@ -189,6 +217,7 @@ def _run(
     *,
     block: Block,
     sizes: Sizes,
+    channels: int,
     valid: jax.Array | None,
     interpret: bool,
 ) -> list[jax.Array]:
@@ -202,6 +231,7 @@ def _run(
         outputs: shapes and dtypes of the results, without splits.
         block: the work of a program.
         sizes: sizes of the attention and its blocks.
+        channels: channels that each query and key multiply, without what `backward` computes again.
         valid: bool `[B, M]`, or None.
         interpret: run in Pallas' interpreter.
 
@@ -209,40 +239,42 @@ def _run(
         The results with a leading axis of splits, in float32 where there are several.
     """
     b, heads = operands[0].shape[0], operands[0].shape[2]
-    splits = sizes.splits
+    splits, scores = sizes.splits, b * heads * sizes.queries * sizes.keys
     mask = None if valid is None else _key_mask(valid, sizes)
-    out_shape = [_shape_dtype((splits, *shape), dtype if splits == 1 else jnp.float32) for shape, dtype in outputs]
+    of_mask = mask and KeyMask(*(pl.BlockSpec((None, x.shape[1]), lambda i, b, h: (b, 0)) for x in mask))
     results: list[jax.Array] = pl.pallas_call(
         functools.partial(kernel, sizes=sizes),
         name=name,
         grid=(held_blocks * splits, b, heads),
-        in_specs=[
-            None if mask is None else KeyMask(*(pl.BlockSpec((None, x.shape[1]), lambda i, b, h: (b, 0)) for x in mask)),
-            *(_row_and_head(x.shape) for x in operands),
-        ],
-        out_specs=[_split_row_and_head(shape, splits) for shape, _ in outputs],
-        out_shape=out_shape,
+        in_specs=[of_mask, *(_row_and_head(x.shape) for x in operands)],
+        out_specs=[_row_and_head(shape, splits) for shape, _ in outputs],
+        out_shape=[_shape_dtype((splits, *shape), dtype if splits == 1 else jnp.float32) for shape, dtype in outputs],
+        cost_estimate=pl.CostEstimate(
+            flops=2 * scores * channels, transcendentals=scores, bytes_accessed=sum(x.nbytes for x in operands)
+        ),
         compiler_params=plgpu.CompilerParams(num_warps=block.warps, num_stages=block.stages),
         interpret=interpret,
     )(mask, *operands)
     return results
 
 
-def _row_and_head(shape: tuple[int, ...]) -> pl.BlockSpec:
-    """Return the tokens of a row and head of `[B, T, heads, c]` or `[B, heads, T]`; pieces of channels cover `c`."""
+def _row_and_head(shape: tuple[int, ...], splits: int | None = None) -> pl.BlockSpec:
+    """Return the tokens of a row and head as a block, of an array with a leading axis of splits if they are given.
+
+    `shape` is `[B, T, heads, c]` or `[B, heads, T]`, without splits. The block has all pieces of channels, also where
+    they reach beyond `c`.
+    """
     if len(shape) == 3:
-        return pl.BlockSpec((None, None, shape[2]), lambda i, b, h: (b, h, 0))
-    return pl.BlockSpec((None, shape[1], None, _covered_channels(shape[3])), lambda i, b, h: (b, 0, h, 0))
+        block: tuple[int | None, ...] = (None, None, shape[2])
+    else:
+        first, width = channel_pieces(shape[3])[-1]
+        block = (None, shape[1], None, first + width)
 
+    def index(i: jax.Array, b: jax.Array, h: jax.Array) -> tuple[jax.Array | int, ...]:
+        split = () if splits is None else (lax.rem(i, splits),)
+        return (*split, b, h, 0) if len(shape) == 3 else (*split, b, 0, h, 0)
 
-def _split_row_and_head(shape: tuple[int, ...], splits: int) -> pl.BlockSpec:
-    """Return `_row_and_head` of an array with a leading axis of splits."""
-    spec = _row_and_head(shape)
-    return pl.BlockSpec((None, *spec.block_shape), lambda i, b, h: (lax.rem(i, splits), *spec.index_map(i, b, h)))
-
-
-def _covered_channels(channels: int) -> int:
-    return sum(width for _, width in channel_pieces(channels))
+    return pl.BlockSpec(block if splits is None else (None, *block), index)
 
 
 def _key_mask(valid: jax.Array, sizes: Sizes) -> KeyMask:
@@ -254,7 +286,7 @@ def _key_mask(valid: jax.Array, sizes: Sizes) -> KeyMask:
     number = jnp.arange(blocks, dtype=jnp.int32)
     counts = (has_keys[:, None, :] & (number[None, :] <= number[:, None])[None]).sum(axis=2, dtype=jnp.int32)
     numbers = (counts[:, None, :] <= number[None, :, None]).sum(axis=2, dtype=jnp.int32)
-    return KeyMask(valid.astype(jnp.int8), counts, jnp.where(counts[:, -1:] > 0, numbers, number[None]))
+    return KeyMask(valid.astype(jnp.int8), counts, numbers)
 
 
 def _sizes(q: jax.Array, k: jax.Array, v: jax.Array, block: Block) -> Sizes:

@@ -39,6 +39,11 @@ class Sizes(NamedTuple):
     splits: int  # programs that share the loop of one block
 
     @property
+    def scale(self) -> float:
+        """The factor of the scores."""
+        return 1.0 / math.sqrt(self.channels)
+
+    @property
     def key_blocks(self) -> int:
         """The number of blocks of keys."""
         return pl.cdiv(self.keys, self.block_keys)
@@ -50,11 +55,11 @@ class Sizes(NamedTuple):
 
 
 class KeyMask(NamedTuple):
-    """The valid keys of each row, and the blocks that have any, in front; of arrays or of references to one row."""
+    """The valid keys, and the blocks that have any; arrays of all rows, or in a kernel references to one row."""
 
     valid: Ref  # int8 [B, M]
     counts: Ref  # int32 [B, blocks]: the number of blocks with valid keys up to each block
-    numbers: Ref  # int32 [B, blocks]: the blocks with valid keys, or all blocks in a row without any
+    numbers: Ref  # int32 [B, blocks]: the blocks with valid keys, in front; the rest is undefined
 
 
 def channel_pieces(channels: int) -> list[tuple[int, int]]:
@@ -85,18 +90,15 @@ def forward_kernel(
     ) -> tuple[jax.Array, jax.Array, Pieces]:
         maximum, total, sums = softmax
         keys = _first_key(mask, number, sizes)
-        scores = _scaled_scores(q, _load(k_ref, keys, sizes.block_keys, sizes.channels), sizes)
+        k, v = _load_keys(k_ref, v_ref, keys, sizes)
+        scores = _scaled_scores(q, k, sizes)
         valid, fill = _valid_and_fill(mask, keys, sizes)
         if valid is not None:
             scores = jnp.where(valid[None, :], scores, fill[None, :])
         new_maximum = jnp.maximum(maximum, scores.max(axis=1))
         weights = jnp.exp2(scores - new_maximum[:, None])
         fade = jnp.exp2(maximum - new_maximum)
-        v = _load(v_ref, keys, sizes.block_keys, sizes.value_channels)
-        sums = tuple(
-            fade[:, None] * sum_ + _product(weights.astype(piece.dtype), piece)
-            for sum_, piece in zip(sums, v, strict=True)
-        )
+        sums = _add_products(tuple(fade[:, None] * piece for piece in sums), weights, v)
         return new_maximum, fade * total + weights.sum(axis=1), sums
 
     start = (
@@ -122,11 +124,11 @@ def backward_keys_kernel(
 ) -> None:  # fmt: skip
     """Compute the gradients of a block of keys and values from this program's share of the queries.
 
-    A block without valid keys gets zeros at once.
+    `mean_ref` has the `weighted_means` of the gradient. A block without valid keys gets zeros at once.
     """
     block, split = _block_and_split(sizes)
     keys = block * sizes.block_keys
-    k, v = _load(k_ref, keys, sizes.block_keys, sizes.channels), _load(v_ref, keys, sizes.block_keys, sizes.value_channels)
+    k, v = _load_keys(k_ref, v_ref, keys, sizes)
     valid, fill = _valid_and_fill(mask, keys, sizes)
     first, last = _share(sizes.query_blocks, split, sizes.splits)
     if mask is not None:
@@ -137,9 +139,8 @@ def backward_keys_kernel(
     def add_queries(number: jax.Array, gradients: tuple[Pieces, Pieces]) -> tuple[Pieces, Pieces]:
         dk, dv = gradients
         queries = number * sizes.block_queries
-        q, gradient = _load(q_ref, queries, sizes.block_queries, sizes.channels), _load(gradient_ref, queries, sizes.block_queries, sizes.value_channels)
-        logsumexp = _load_numbers(logsumexp_ref, queries, sizes.block_queries)
-        mean = _load_numbers(mean_ref, queries, sizes.block_queries)
+        q, gradient = _load_queries(q_ref, gradient_ref, queries, sizes)
+        logsumexp, mean = _load_numbers((logsumexp_ref, mean_ref), queries, sizes.block_queries)
         scores = _scaled_scores(k, q, sizes)  # [keys, queries]
         if valid is not None:
             scores = jnp.where(valid[:, None], scores, fill[:, None])
@@ -151,7 +152,7 @@ def backward_keys_kernel(
 
     start = _zeros(sizes.block_keys, sizes.channels), _zeros(sizes.block_keys, sizes.value_channels)
     dk, dv = lax.fori_loop(first, last, add_queries, start)
-    _store(dk_ref, tuple(piece * _score_scale(sizes) for piece in dk), keys, sizes.channels)
+    _store(dk_ref, tuple(piece * sizes.scale for piece in dk), keys, sizes.channels)
     _store(dv_ref, dv, keys, sizes.value_channels)
 
 
@@ -164,13 +165,13 @@ def backward_queries_kernel(
     """Compute the gradients of a block of queries from this program's share of the keys."""
     block, split = _block_and_split(sizes)
     queries = block * sizes.block_queries
-    q, gradient = _load(q_ref, queries, sizes.block_queries, sizes.channels), _load(gradient_ref, queries, sizes.block_queries, sizes.value_channels)
-    logsumexp, mean = _load_numbers(logsumexp_ref, queries, sizes.block_queries), _load_numbers(mean_ref, queries, sizes.block_queries)
+    q, gradient = _load_queries(q_ref, gradient_ref, queries, sizes)
+    logsumexp, mean = _load_numbers((logsumexp_ref, mean_ref), queries, sizes.block_queries)
     first, last = _share(_key_block_count(mask, sizes), split, sizes.splits)
 
     def add_keys(number: jax.Array, dq: Pieces) -> Pieces:
         keys = _first_key(mask, number, sizes)
-        k, v = _load(k_ref, keys, sizes.block_keys, sizes.channels), _load(v_ref, keys, sizes.block_keys, sizes.value_channels)
+        k, v = _load_keys(k_ref, v_ref, keys, sizes)
         weights = jnp.exp2(_scaled_scores(q, k, sizes) - logsumexp[:, None] * LOG2_E)
         score_gradient = weights * (_scores(gradient, v) - mean[:, None])
         valid, _ = _valid_and_fill(mask, keys, sizes)
@@ -179,7 +180,7 @@ def backward_queries_kernel(
         return _add_products(dq, score_gradient, k)
 
     dq = lax.fori_loop(first, last, add_keys, _zeros(sizes.block_queries, sizes.channels))
-    _store(dq_ref, tuple(piece * _score_scale(sizes) for piece in dq), queries, sizes.channels)
+    _store(dq_ref, tuple(piece * sizes.scale for piece in dq), queries, sizes.channels)
 
 
 def _block_and_split(sizes: Sizes) -> tuple[jax.Array, jax.Array]:
@@ -205,30 +206,27 @@ def _key_block_count(mask: KeyMask | None, sizes: Sizes) -> jax.Array | int:
 
 
 def _first_key(mask: KeyMask | None, number: jax.Array, sizes: Sizes) -> jax.Array:
-    """Return the first key of the block at a place in the list of blocks."""
-    block: jax.Array = number if mask is None else mask.numbers[number]
-    return block * sizes.block_keys
+    """Return the first key of the block at a place in the list of blocks to attend to."""
+    if mask is not None:
+        number = jnp.where(_any_valid(mask, sizes), mask.numbers[number], number)
+    return number * sizes.block_keys
 
 
 def _valid_and_fill(mask: KeyMask | None, first: jax.Array, sizes: Sizes) -> tuple[jax.Array | None, jax.Array]:
     """Return which keys of a block are valid, None for all, and the score of the others, as `fill_of_keys`."""
-    shape = (sizes.block_keys,)
-    fill = jnp.full(shape, MASKED, jnp.float32)
-    inside = None if sizes.keys % sizes.block_keys == 0 else first + jnp.arange(sizes.block_keys) < sizes.keys
+    size = sizes.block_keys
+    fill = jnp.full((size,), MASKED, jnp.float32)
+    inside = None if sizes.keys % size == 0 else first + jnp.arange(size) < sizes.keys
     if mask is None:
         return inside, fill
-    valid = _load_numbers(mask.valid, first, sizes.block_keys)
+    (valid,) = _load_numbers((mask.valid,), first, size)
     fill = jnp.where(_any_valid(mask, sizes), fill, 0.0)
     return valid != 0, fill if inside is None else jnp.where(inside, fill, MASKED)
 
 
-def _score_scale(sizes: Sizes) -> float:
-    return 1.0 / math.sqrt(sizes.channels)
-
-
 def _scaled_scores(x: Pieces, y: Pieces, sizes: Sizes) -> jax.Array:
     """Return the scores of two blocks, in units of the logarithm of 2."""
-    return _scores(x, y) * (_score_scale(sizes) * LOG2_E)
+    return _scores(x, y) * (sizes.scale * LOG2_E)
 
 
 def _scores(x: Pieces, y: Pieces) -> jax.Array:
@@ -239,7 +237,7 @@ def _scores(x: Pieces, y: Pieces) -> jax.Array:
 
 def _add_products(sums: Pieces, x: jax.Array, y: Pieces) -> Pieces:
     """Return `sums + x y`."""
-    return tuple(sum_ + _product(x.astype(piece.dtype), piece) for sum_, piece in zip(sums, y, strict=True))
+    return tuple(piece + _product(x.astype(right.dtype), right) for piece, right in zip(sums, y, strict=True))
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -251,6 +249,16 @@ def _zeros(rows: int, channels: int) -> Pieces:
     return tuple(jnp.zeros((rows, width), jnp.float32) for _, width in channel_pieces(channels))
 
 
+def _load_queries(q_ref: Ref, gradient_ref: Ref, first: jax.Array, sizes: Sizes) -> tuple[Pieces, Pieces]:
+    rows = sizes.block_queries
+    return _load(q_ref, first, rows, sizes.channels), _load(gradient_ref, first, rows, sizes.value_channels)
+
+
+def _load_keys(k_ref: Ref, v_ref: Ref, first: jax.Array, sizes: Sizes) -> tuple[Pieces, Pieces]:
+    rows = sizes.block_keys
+    return _load(k_ref, first, rows, sizes.channels), _load(v_ref, first, rows, sizes.value_channels)
+
+
 def _load(ref: Ref, first: jax.Array, rows: int, channels: int) -> Pieces:
     """Load rows of `ref [length, channels]`, from `first` on."""
     return tuple(
@@ -259,14 +267,15 @@ def _load(ref: Ref, first: jax.Array, rows: int, channels: int) -> Pieces:
     )
 
 
-def _load_numbers(ref: Ref, first: jax.Array, count: int) -> jax.Array:
-    """Load numbers of `ref [length]`, from `first` on."""
-    return _load_masked(ref.at[pl.ds(first, count)], _rows_inside(ref, first, count))
+def _load_numbers(refs: tuple[Ref, ...], first: jax.Array, count: int) -> list[jax.Array]:
+    """Load `count` numbers of each `ref [length]`, from `first` on."""
+    return [_load_masked(ref.at[pl.ds(first, count)], _rows_inside(ref, first, count)) for ref in refs]
 
 
 def _load_masked(ref: Ref, inside: jax.Array | None) -> jax.Array:
     """Load an array; elements that are not inside of it are zeros."""
-    return plgpu.load(ref) if inside is None else plgpu.load(ref, mask=inside, other=0)
+    loaded: jax.Array = plgpu.load(ref) if inside is None else plgpu.load(ref, mask=inside, other=0)
+    return loaded
 
 
 def _store(ref: Ref, pieces: Pieces, first: jax.Array, channels: int) -> None:

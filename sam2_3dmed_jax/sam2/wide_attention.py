@@ -116,9 +116,7 @@ def backward(
         v_gradient = product("bhnm,bhnd->bhmd", weights, block.gradient)
         return (k_gradient, v_gradient), product("bhnm,bhmd->bhnd", score_gradient, k)
 
-    def add_block(
-        sums: tuple[jax.Array, jax.Array], block: Queries
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def add_block(sums: tuple[jax.Array, jax.Array], block: Queries) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         key_gradients, q_gradient = gradients_of_block(block)
         return (sums[0] + key_gradients[0], sums[1] + key_gradients[1]), q_gradient
 

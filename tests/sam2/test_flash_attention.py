@@ -13,34 +13,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.sam2 import attention, blocked_attention, flash_attention
+from tests.helpers.attention_operands import operands, plain, results_of, some_valid
 
 BLOCK = (256, 256)  # for 16-bit numbers; 128 for float32
 
 
-def operands(n, m, heads, d, dv, dtype, seed=0):
-    """Queries, keys, values and a gradient, of three rows."""
-    rng = np.random.default_rng(seed)
-    shapes = ((3, n, heads, d), (3, m, heads, d), (3, m, heads, dv), (3, n, heads, dv))
-    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
-
-
-def some_valid(m, seed=0):
-    """Return masks of half of the keys, of only the last keys (the first blocks are empty), and of no key."""
-    valid = np.random.default_rng(seed).random((3, m)) < 0.5
-    valid[1, : m - 20] = False
-    valid[2] = False
-    return jnp.asarray(valid)
-
-
-def plain(q, k, v, valid, gradient):
-    out, vjp = jax.vjp(lambda q, k, v: attention._attend_at_once(q, k, v, valid), q, k, v)
-    return out, *vjp(gradient)
-
-
 def flash(q, k, v, valid, gradient):
-    kernels = {"block": BLOCK, "interpret": True}
-    out, logsumexp = flash_attention.forward(q, k, v, valid, **kernels)
-    return out, *flash_attention.backward(q, k, v, valid, out, logsumexp, gradient, **kernels)
+    return results_of(flash_attention, q, k, v, valid, gradient, block=BLOCK, interpret=True)
 
 
 @pytest.mark.parametrize("masked", [False, True])
