@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,6 +31,7 @@ OPTIONAL = {
     "jax_cuda12_plugin": "plan-gpu",
 }  # module to extra
 LOW_DISK = 1 << 30  # bytes
+ATTENTION = {"triton": "a fused kernel (triton)", "wide": "plain XLA (wide)", "blocked": "blocks (blocked)"}
 EXTRA_FOR_GPUS = "sam2-3dmed-jax[cuda12]"  # runs with the drivers of CUDA 12 and of CUDA 13
 NEEDED_DRIVERS = "CUDA 12 needs driver 525 or newer, CUDA 13 driver 580"
 
@@ -64,7 +66,7 @@ class Findings:
 def examine() -> Findings:
     """Return what is installed, what is slow, and what is wrong."""
     facts = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
-    warnings: list[str] = []
+    slow: list[str] = []
     problems: list[str] = []
     for package in REQUIRED:
         try:
@@ -77,7 +79,7 @@ def examine() -> Findings:
         devices = jax.devices()
         facts += [f"device: {device.device_kind} ({device.platform}:{device.id})" for device in devices]
         facts.append(_prediction_dtype())
-        gpu_facts, warnings = _gpus(devices)
+        gpu_facts, slow = _gpus(devices)
         facts += gpu_facts
     except Exception as error:  # a broken accelerator installation raises many kinds
         problems.append(f"JAX finds no device ({error}): check JAX_PLATFORMS and the driver of the accelerator")
@@ -94,7 +96,7 @@ def examine() -> Findings:
     facts.append(f"disk of this folder: {free / 2**30:.1f} GiB free")
     if free < LOW_DISK:
         problems.append(f"only {free / 2**20:.0f} MiB of disk are free in {Path.cwd()}: checkpoints need more")
-    return Findings(facts, warnings, problems)
+    return Findings(facts, slow, problems)
 
 
 def _prediction_dtype() -> str:
@@ -114,8 +116,24 @@ def _gpus(devices: Sequence[Any]) -> tuple[list[str], list[str]]:
     if gpus or plugins:
         installed = ", ".join(f"{name} {version}" for name, version in plugins.items())
         facts.append(f"CUDA plugin of JAX: {installed or 'not installed'}")
-    used = [device for device in devices if device.platform == "gpu"]
-    return facts, [] if used or not gpus else [_unused_gpu(gpus[0], plugins, devices[0].platform)]
+    if any(device.platform == "gpu" for device in devices):
+        attention_facts, slow = _attention()
+        return facts + attention_facts, slow
+    return facts, [_unused_gpu(gpus[0], plugins, devices[0].platform)] if gpus else []
+
+
+def _attention() -> tuple[list[str], list[str]]:
+    """Return which attention runs on the GPU that JAX uses and why, by dtype; warnings if its kernel is broken."""
+    from sam2_3dmed_jax.sam2.attention_choice import AttentionWarning, local_capability, local_gpu_attention
+
+    capability = local_capability()
+    facts = [f"compute capability: {'.'.join(map(str, capability)) if capability else 'unknown'}"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for dtype in ("bfloat16", "float32"):
+            choice = local_gpu_attention(dtype)
+            facts.append(f"attention in {dtype}: {ATTENTION[choice.path]} ({choice.reason})")
+    return facts, [str(one.message) for one in caught if issubclass(one.category, AttentionWarning)]
 
 
 def _unused_gpu(gpu: nvidia.NvidiaGpu, plugins: Mapping[str, str], platform_in_use: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from sam2_3dmed_jax.commands import doctor
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.runtime import nvidia
+from sam2_3dmed_jax.sam2 import attention_choice, triton_self_check
 
 H100 = "NVIDIA H100 80GB HBM3, 550.54.15, 81559 MiB, 9.0"
 CPU = SimpleNamespace(device_kind="cpu", platform="cpu", id=0)
@@ -33,11 +34,13 @@ def install_nvidia_smi(folder: Path, script: str) -> None:
     program.chmod(0o755)
 
 
-def on(monkeypatch: pytest.MonkeyPatch, *devices: Any) -> None:
-    """Let JAX report devices."""
+def on(monkeypatch: pytest.MonkeyPatch, *devices: Any, fault: str | None = None) -> None:
+    """Let JAX report devices, and the self-check of the attention kernel a fault."""
     monkeypatch.setattr(jax, "devices", lambda *_: list(devices))
-    monkeypatch.setattr(jax, "local_devices", lambda *_: list(devices))
+    monkeypatch.setattr(jax, "local_devices", lambda *_, **__: list(devices))
     monkeypatch.setattr(jax, "default_backend", lambda: devices[0].platform)
+    monkeypatch.setattr(triton_self_check, "kernel_fault", lambda _: fault)
+    monkeypatch.setattr(attention_choice, "_kernel_fault", attention_choice._kernel_fault.__wrapped__)
 
 
 def test_a_gpu_that_jax_uses_is_described_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -49,6 +52,26 @@ def test_a_gpu_that_jax_uses_is_described_without_a_warning(tmp_path: Path, monk
     assert found.facts.count(gpu) == 2 and not found.warnings and not found.problems
     assert "CUDA plugin of JAX: jax-cuda12-plugin 0.10.2" in found.facts
     assert any(fact.startswith("prediction computes in bfloat16") for fact in found.facts)
+
+
+@pytest.mark.parametrize(
+    ("capability", "fault", "in_bfloat16"),
+    [
+        ("9.0", None, "a fused kernel (triton) (the GPU computes in bfloat16"),
+        ("7.0", None, "plain XLA (wide) (the GPU's compute capability 7.0 is below 8.0)"),
+        ("8.6", "the output is wrong", "plain XLA (wide) (the kernel failed its self-check (the output is wrong))"),
+    ],
+)
+def test_the_attention_that_runs_on_a_gpu_has_its_reason(
+    capability: str, fault: str | None, in_bfloat16: str, monkeypatch: pytest.MonkeyPatch
+):
+    device = SimpleNamespace(device_kind="a GPU", platform="gpu", id=0, compute_capability=capability)
+    on(monkeypatch, device, fault=fault)
+    found = doctor.examine()
+    assert f"compute capability: {capability}" in found.facts
+    assert any(fact.startswith(f"attention in bfloat16: {in_bfloat16}") for fact in found.facts)
+    assert any(fact.startswith("attention in float32: plain XLA (wide) (the") for fact in found.facts)
+    assert len(found.warnings) == (fault is not None) and not found.problems
 
 
 def test_a_gpu_without_a_plugin_is_a_warning_with_the_fix_and_not_an_error(

@@ -30,7 +30,7 @@ class Shape(NamedTuple):
     heads: int
     channels: int  # d, of queries and keys
     value_channels: int  # dv
-    mask: str = ""  # "": all keys are valid and there is no mask; "all"; "slots": 3 of 7; "one": a single key
+    mask: str = ""  # valid keys: "": all, without a mask; "all", by a mask; "slots": 3 of 7; "one": a single key
 
 
 MEMORY = (4096, 7 * 4096 + 64, 1, 256, 64)  # 7 memories and 16 pointers of 4 tokens each

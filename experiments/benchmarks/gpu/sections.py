@@ -237,11 +237,11 @@ def block_sizes(run: Run) -> Iterator[Timing]:
 
 
 def _timed_block(run: Run, shape: Shape, settings: dict[str, Any]) -> Entry:
-    """Time a block whose results equal those of the default one within rounding."""
+    """Time a block whose results equal the results of the default one within rounding."""
     given: Operands = operands(shape, "bfloat16")
     found, default = (run_both(path_of(TRITON, **chosen), given) for chosen in (settings, {}))
     if not (error := relative_error(found, default)) <= ATTENTION_LIMITS["bfloat16"]:
-        raise ArithmeticError(f"the results differ from those of the default block by {error:.1e}")
+        raise ArithmeticError(f"the results differ by {error:.1e} from the default block's")
     return _timed_attention(run, shape, TRITON, settings)
 
 
