@@ -55,7 +55,7 @@ from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.scan.history import History, PromptState
 from sam2_3dmed_jax.scan.images import open_image, read_label_map
 from sam2_3dmed_jax.scan.models import DEFAULT_MODEL, ModelSource, model_source
-from sam2_3dmed_jax.scan.prompt_files import write_prompt_files
+from sam2_3dmed_jax.scan.prompt_files import PromptFiles
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_color, segment_codes
 from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical, plane_in_file
@@ -348,7 +348,18 @@ class Scan:
         Raises:
             UserError: a file cannot be written.
         """
-        write_prompt_files(path, self._prompt_set(), self._volume)
+        self.prompt_files(path).write(self.prompt_set())
+
+    def prompt_set(self) -> VolumePrompts:
+        """Return the current prompts, one per object and slice, and what is known about the objects."""
+        named = {number: label for number, label in self._objects.items() if label.name}
+        names = {number: label.name for number, label in named.items()}
+        colors = {number: label.color for number, label in named.items() if label.color}
+        return VolumePrompts(merge_prompts(self.prompts), names, colors=colors)
+
+    def prompt_files(self, path: str | os.PathLike[str]) -> PromptFiles:
+        """Return the files that `save_prompts` writes, for a program that saves `prompt_set` after each change."""
+        return PromptFiles(path, self._volume)
 
     def load_prompts(self, path: str | os.PathLike[str]) -> None:
         """Replace all prompts by the prompts of a file, as one change, and name its objects.
@@ -509,7 +520,7 @@ class Scan:
             UserError: there are no prompts, the name or the image does not fit, or a file cannot be written.
         """
         self._state()
-        volume, prompts = self._volume, self._prompt_set()
+        volume, prompts = self._volume, self.prompt_set()
         suffix = suffix_of(os.fspath(path), segmentation_suffixes())
         if suffix is None:
             raise UserError(
@@ -532,16 +543,9 @@ class Scan:
         Raises:
             UserError: there are no prompts.
         """
-        segmentation, prompts = self._segmentation(), self._prompt_set()
+        segmentation, prompts = self._segmentation(), self.prompt_set()
         window = self._model.info.preprocessing.window
         return segmentation_record(segmentation, self._volume, prompts, self._model_record, window)
-
-    def _prompt_set(self) -> VolumePrompts:
-        """Return the current prompts, one per object and slice, and what is known about the objects."""
-        named = {number: label for number, label in self._objects.items() if label.name}
-        names = {number: label.name for number, label in named.items()}
-        colors = {number: label.color for number, label in named.items() if label.color}
-        return VolumePrompts(merge_prompts(self.prompts), names, colors=colors)
 
     def _state(self) -> PromptState:
         if not self._history.current.prompts:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -85,7 +85,10 @@ class InteractiveSession:
         self._last_used = time.monotonic()
 
         self.scan = open_scan(self._progress)
-        self._prompts_file = prompts_file
+        self._prompt_files = None if prompts_file is None else self.scan.prompt_files(prompts_file)
+        # Prompts are written during the preview: after it, a crash while it compiles would lose a click; before it, a
+        # click would wait for label maps.
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts of a session")
         if prompts_file is not None and prompts_file.exists():
             self.scan.load_prompts(prompts_file)
         self._is_stale = bool(self.scan.prompts)
@@ -228,7 +231,7 @@ class InteractiveSession:
                 self._answer(arrival)
             elif self.scan.objects != objects:
                 self._update_state()
-                self._write_prompts()
+                self._write_prompts().result()
 
         with self._work:
             if self._is_closed:
@@ -245,6 +248,7 @@ class InteractiveSession:
             self._do(work)
         for pending in (*self._changes, *self._reads):  # of callers that wait
             self._do(pending)
+        self._writer.shutdown()
         self._publish(Closed())
 
     def _do(self, work: Callable[[], None]) -> None:
@@ -281,6 +285,7 @@ class InteractiveSession:
     def _answer(self, arrival: _Arrival | None) -> None:
         """Show the latest prompt's slice and remove masks without prompts, after a change of prompts."""
         propagate = arrival is None or arrival.propagate
+        written = self._write_prompts()
         with self._work:
             self._is_stale = bool(self.scan.prompts) and propagate
         self._update_state(revision=self._state.revision + 1, is_complete=False, volumes_ml={})
@@ -294,7 +299,7 @@ class InteractiveSession:
             self._show(SliceKey(object_id, index), mask, is_preview=True)
             if arrival is not None:
                 self._update_state(click_seconds=time.perf_counter() - arrival.time)
-        self._write_prompts()
+        written.result()
 
     def _propagate(self) -> None:
         """Segment all slices, unless a change interrupts it."""
@@ -317,9 +322,10 @@ class InteractiveSession:
             self._is_encoded = True  # it would fail again
             raise
 
-    def _write_prompts(self) -> None:
-        if self._prompts_file is not None:
-            self.scan.save_prompts(self._prompts_file)
+    def _write_prompts(self) -> Future[None]:
+        """Begin to write the prompts as they are now."""
+        prompts = self.scan.prompt_set()
+        return self._writer.submit(lambda: self._prompt_files.write(prompts) if self._prompt_files else None)
 
     # State
 

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -86,6 +87,23 @@ def test_label_maps_of_masks_that_are_gone_are_deleted(tmp_path, scan):
     assert not (tmp_path / "prompts.mask-1.nii.gz").exists()
     scan.load_prompts(tmp_path / "prompts.json")
     assert not scan.prompts
+
+
+def test_only_label_maps_that_changed_are_written_again(tmp_path, scan):
+    files = scan.prompt_files(tmp_path / "prompts.json")
+    scan.draw(DRAWN, object=1)
+    scan.draw(DRAWN, object=2)
+    files.write(scan.prompt_set())
+    first, second = tmp_path / "prompts.mask-1.nii.gz", tmp_path / "prompts.mask-2.nii.gz"
+    before = first.stat().st_ino, second.stat().st_ino
+    more = DRAWN.copy()
+    more[:, :, 1] = 1
+    scan.draw(more, object=2)
+    files.write(scan.prompt_set())
+    assert first.stat().st_ino == before[0] and second.stat().st_ino != before[1]
+    first.unlink()
+    files.write(scan.prompt_set())
+    np.testing.assert_array_equal(np.asarray(nib.load(first).dataobj), DRAWN)
 
 
 def test_files_that_a_name_with_brackets_would_match_as_a_pattern_are_kept(tmp_path, scan):

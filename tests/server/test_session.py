@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -141,6 +142,27 @@ def test_prompts_are_restored(tmp_path, image, predictor):
     assert not third.scan.prompts
     assert [file.name for file in tmp_path.iterdir()] == ["prompts.json"]
     third.close()
+
+
+def test_prompts_are_stored_before_the_preview_ends(tmp_path, image, predictor):
+    stored = tmp_path / "prompts.json"
+    session = InteractiveSession(lambda progress: Scan(image, predictor, progress=progress), stored)
+    Screen(session)
+    preview, seen = session.scan.preview, []
+
+    def wait_for_the_file_and_preview():
+        for _ in range(3000):
+            if stored.exists():
+                break
+            time.sleep(0.01)
+        seen.append(stored.exists())
+        return preview()
+
+    session.scan.preview = wait_for_the_file_and_preview
+    session.change(lambda scan: scan.click(CLICK)).result()
+    complete(session)
+    session.close()
+    assert seen == [True]
 
 
 def test_a_closed_session_reports_that_it_has_ended(session):
