@@ -21,6 +21,7 @@ from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures, SliceOutput
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
+from sam2_3dmed_jax.sam2.rounded_weights import round_before_loop
 
 
 class SliceResult(NamedTuple):
@@ -111,12 +112,12 @@ def propagate_block(
 
     Returns:
         The bank after the block, and results with leading axis T. Results of inactive rows are meaningless. A step
-        without active rows is not computed.
+        without active rows is not computed, except on GPUs (`block_lengths.py`).
     """
-    model = merge(graphdef, weights)
+    rounded_model = round_before_loop(merge(graphdef, weights))
 
     def propagate(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
-        result = propagate_slice(model, bank, step, direction, depth)
+        result = propagate_slice(rounded_model(), bank, step, direction, depth)
         return bank.write_recent(step.slice_index, step.active, result.memory, result.pointer), result
 
     first_step = jax.tree.map(lambda x: x[0], steps)
@@ -125,11 +126,27 @@ def propagate_block(
 
     def propagate_if_active(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
         after: tuple[MemoryBank, SliceResult] = lax.cond(
-            step.active.any(), propagate, lambda bank, _: (bank, empty_result), bank, step
+            _is_computed(step.active), propagate, lambda bank, _: (bank, empty_result), bank, step
         )
         return after
 
     return lax.scan(propagate_if_active, bank, steps)
+
+
+def _is_computed(active: jax.Array) -> jax.Array:
+    """Return whether a step with `active [R]` rows is computed, for a condition that a GPU's program does not have.
+
+    A condition on a GPU makes the host wait for the device in each step. There, this is a constant, which the compiler
+    removes together with the branch that is never taken.
+    """
+    computed: jax.Array = lax.platform_dependent(
+        active, cuda=_always, rocm=_always, default=lambda active: active.any()
+    )
+    return computed
+
+
+def _always(active: jax.Array) -> jax.Array:
+    return jnp.ones((), bool)
 
 
 @partial(jax.jit, static_argnums=(0, 5))

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.inference.block_lengths import blocks_of_path
 from sam2_3dmed_jax.inference.compiled_programs import PropagationSteps, SliceResult, propagate_block
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
@@ -212,11 +213,10 @@ def _propagate_in_blocks(
     segmented = [state.segmented for _ in path.directions for state in objects]
     prompted = np.array([[int(i) in own for i, own in zip(step, segmented, strict=True)] for step in row_slices])
     active = path.included & ~prompted
-    for begin in range(0, len(slices), context.block):
-        end = min(begin + context.block, len(slices))
+    for begin, end, length in blocks_of_path(len(slices), context.block):
         if not active[begin:end].any():
             continue
-        steps = _block_steps(context.store, slices[begin:end], row_slices[begin:end], active[begin:end])
+        steps = _block_steps(context.store, slices[begin:end], row_slices[begin:end], active[begin:end], length)
         bank, device_results = propagate_block(
             context.graphdef, context.weights, bank, steps, directions, np.int32(context.store.depth)
         )
@@ -228,14 +228,14 @@ def _propagate_in_blocks(
 
 
 def _block_steps(
-    store: FeatureStore, slices: np.ndarray, row_slices: np.ndarray, active: np.ndarray
+    store: FeatureStore, slices: np.ndarray, row_slices: np.ndarray, active: np.ndarray, length: int
 ) -> PropagationSteps:
-    """Gather the inputs of `slices [steps, G]`, padded to `BLOCK` steps; the last slices are repeated, inactive."""
-    groups, missing = slices.shape[1], [(0, BLOCK - len(slices)), (0, 0)]
+    """Gather the inputs of `slices [steps, G]`, padded to `length` steps; the last slices are repeated, inactive."""
+    groups, missing = slices.shape[1], [(0, length - len(slices)), (0, 0)]
     features, context = store.gather(np.pad(slices, missing, mode="edge").reshape(-1))
     return PropagationSteps(
-        features=jax.tree.map(lambda x: x.reshape(BLOCK, groups, *x.shape[1:]), features),
-        context=context.reshape(BLOCK, groups, -1),  # type: ignore[arg-type]
+        features=jax.tree.map(lambda x: x.reshape(length, groups, *x.shape[1:]), features),
+        context=context.reshape(length, groups, -1),  # type: ignore[arg-type]
         slice_index=np.pad(row_slices, missing, mode="edge"),  # type: ignore[arg-type]
         active=np.pad(active, missing),  # type: ignore[arg-type]
     )

@@ -20,10 +20,10 @@ import jax
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan import toolchain
-from sam2_3dmed_jax.plan.hlo_cost import program_cost
+from sam2_3dmed_jax.plan.hlo_cost import Cost, program_cost
 from sam2_3dmed_jax.plan.hlo_text import Module, array_bytes, parse_module
 from sam2_3dmed_jax.plan.programs import Program, Workload, programs_to_compile
-from sam2_3dmed_jax.plan.report import Buffer, ProgramRecord
+from sam2_3dmed_jax.plan.report import Buffer, Launches, ProgramRecord
 from sam2_3dmed_jax.plan.target import target_chip
 from sam2_3dmed_jax.plan.topologies import Topology
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
@@ -38,6 +38,9 @@ MEMORY_KINDS = (
     (r".", "batch"),
 )
 LARGEST_BUFFERS = 8  # number of buffers in the report
+# Triton tilings are tuned by running them on a GPU, and untuned ones can fail, so products use cuBLAS. The optimisation
+# level of kernels changes neither memory, collectives nor the number of kernels.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -63,10 +66,7 @@ def compile_program(program: Program, topology: Topology, stage: Callable[[str],
         stage(f"{program.name}: lowering")
         lowered = traced.lower()
     stage(f"{program.name}: compiling")
-    # Triton tilings are tuned by running them on a GPU, and untuned ones can fail, so products use cuBLAS. The
-    # optimisation level of kernels changes neither memory nor collectives.
-    gpu_options = {"xla_gpu_enable_triton_gemm": False, "xla_backend_optimization_level": 0}
-    options = gpu_options if topology.chip.platform == "cuda" else None
+    options = GPU_OPTIONS if topology.chip.platform == "cuda" else None
     try:
         compiled = lowered.compile(compiler_options=options)
     except Exception as error:  # XLA raises one type for all errors
@@ -94,6 +94,16 @@ def compile_program(program: Program, topology: Topology, stage: Callable[[str],
         "collective_bytes": cost.by_kind(),
         "cycles": cost.cycles,
         "unknown_loops": cost.unknown_loops,
+        "launches": _launches(cost) if topology.chip.platform == "cuda" else None,
+    }
+
+
+def _launches(cost: Cost) -> Launches:
+    return {
+        "kernels": cost.kernels,
+        "loop_trips": cost.loop_trips,
+        "conditionals": cost.conditionals,
+        "conditionals_in_loops": cost.conditionals_in_loops,
     }
 
 

@@ -1,7 +1,8 @@
-"""Cost of a compiled program on one chip: bytes to and from HBM, bytes over the network, the compiler's cycles.
+"""Cost of a compiled program on one chip: bytes to and from HBM and over the network, cycles, kernel launches.
 
 XLA's `cost_analysis` counts the body of a loop once; here it counts as often as it runs. Arrays that the compiler keeps
-in memory on the chip cause no traffic, and an array that is only sliced or updated in place counts with the slice.
+in memory on the chip cause no traffic, and an array that is only sliced or updated in place counts with the slice. Of a
+conditional, the most expensive branch counts.
 """
 
 from __future__ import annotations
@@ -28,12 +29,21 @@ class Cost:
     # Bytes over the network by (kind, channel); the parts of one collective in several fusions share a channel.
     collectives: dict[tuple[str, str], int] = field(default_factory=dict)
     unknown_loops: int = 0  # number of loops of unknown length, which count once
+    # What the host of a GPU does: each of these takes it microseconds, and a conditional also makes it wait.
+    kernels: int = 0  # also calls of libraries, and copies
+    loop_trips: int = 0
+    conditionals: int = 0
+    conditionals_in_loops: int = 0
 
     def add(self, other: Cost, times: int = 1) -> None:
         """Add another cost, multiplied by `times`."""
         self.bytes += times * other.bytes
         self.cycles += times * other.cycles
         self.unknown_loops += other.unknown_loops
+        self.kernels += times * other.kernels
+        self.loop_trips += times * other.loop_trips
+        self.conditionals += times * other.conditionals
+        self.conditionals_in_loops += times * other.conditionals_in_loops
         for key, size in other.collectives.items():
             self.collectives[key] = max(self.collectives.get(key, 0), times * size)
 
@@ -74,19 +84,24 @@ class _CostCounter:
             assert body
             trips = trip_count(self.module, instruction, inside)
             total.unknown_loops += trips is None
-            total.add(self.computation_cost(body), 1 if trips is None else trips)
+            times, cost = 1 if trips is None else trips, self.computation_cost(body)
+            total.add(cost, times)
+            total.loop_trips += times
+            total.conditionals_in_loops += times * (cost.conditionals - cost.conditionals_in_loops)
         elif opcode == "conditional":
             total.add(
                 max(
                     (self.computation_cost(branch) for branch in instruction.branches),
-                    key=lambda c: (c.cycles, c.bytes),
+                    key=lambda c: (c.cycles, c.bytes, c.kernels),
                 )
             )
+            total.conditionals += 1
         elif opcode == "call" or (opcode == "async-start" and instruction.called("calls")):
             called = instruction.called("to_apply") or instruction.called("calls")
             assert called
             total.add(self.computation_cost(called))
         elif opcode not in _FREE and not opcode.endswith(("-done", "-update")):
+            total.kernels += 1
             total.bytes += _traffic(self.module, instruction, inside)
             cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
             total.cycles += int(cycles[1]) if cycles else 0

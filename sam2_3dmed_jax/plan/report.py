@@ -11,6 +11,15 @@ from sam2_3dmed_jax.plan.topologies import Topology
 Buffer = TypedDict("Buffer", {"bytes": int, "shape": str, "made by": str})
 
 
+class Launches(TypedDict):
+    """What the host starts in one run of a program on a GPU; bodies of loops count as often as they run."""
+
+    kernels: int  # also calls of libraries, and copies
+    loop_trips: int
+    conditionals: int  # the host waits for the device at each
+    conditionals_in_loops: int  # among them
+
+
 class ProgramRecord(TypedDict):
     """Result of compiling one program; JSON in the answer of the child process."""
 
@@ -25,6 +34,7 @@ class ProgramRecord(TypedDict):
     collective_bytes: NotRequired[dict[str, int]]  # over the network, per chip
     cycles: NotRequired[int]
     unknown_loops: NotRequired[int]
+    launches: NotRequired[Launches | None]  # None for TPUs, where the host starts a program once
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class ProgramPlan:
     times: Times | None
     largest: list[Buffer]
     unknown_loops: int
+    launches: Launches | None  # None for TPUs, and if the program does not compile
 
     @property
     def total(self) -> int:
@@ -90,6 +101,7 @@ class ProgramPlan:
             "bound": times and times.bound,
             "largest_buffers": self.largest,
             "loops_of_unknown_length": self.unknown_loops,
+            "launches": self.launches,
         }
 
     def lines(self) -> list[str]:
@@ -111,6 +123,9 @@ class ProgramPlan:
         times = ", ".join(f"{name} {_seconds(getattr(self.times, name))}" for name in ("compute", "memory", "network"))
         own = "" if self.times.compiler is None else f", compiler's estimate {_seconds(self.times.compiler)}"
         lines.append(f"  time: at least {_seconds(self.times.estimate)} ({times}{own}); bound by {self.times.bound}")
+        if self.launches:
+            counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self.launches.items())
+            lines.append(f"  launches: {counts}")
         if self.unknown_loops:
             lines.append(f"  {self.unknown_loops} loops of unknown length count once")
         return lines
@@ -181,6 +196,7 @@ def plan_from_records(
                 times,
                 record.get("largest", []),
                 record.get("unknown_loops", 0),
+                record.get("launches"),
             )
         )
     start = "random weights"

@@ -7,6 +7,7 @@ not the default on TPUs and recent GPUs. Forms of a layer that exist only for sp
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -16,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.image import ResizeMethod
 from jax.typing import DTypeLike
+
+PRODUCT = "product"  # name of the results of products with weights in 16 bits, for `remat.py`
 
 
 def precision_of(dtype: DTypeLike) -> lax.Precision:
@@ -36,13 +40,57 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     The leading axes are flattened, because on CPU the kernel's gradient over several axes takes XLA three times as
     long.
     """
-    y = jnp.matmul(
-        x.astype(dtype).reshape(-1, x.shape[-1]),
-        kernel.astype(dtype),
-        precision=precision_of(dtype),
-        preferred_element_type=jnp.float32,
+    rows = x.astype(dtype).reshape(-1, x.shape[-1])
+    if jnp.dtype(dtype) == jnp.float32:
+        y = jnp.matmul(rows, kernel.astype(dtype), precision=lax.Precision.HIGHEST)
+    else:
+        y = checkpoint_name(_half_precision_product(rows, kernel), PRODUCT)  # type: ignore[no-untyped-call]
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _half_precision_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return `x [n, in] @ kernel [in, out]` in the dtype of `x`, which has 16 bits, with float32 accumulation.
+
+    On GPUs the library rounds the result, so that neither the result nor its gradient is written in float32. Elsewhere
+    the product is in float32, and the rounding is left to XLA.
+    """
+    y: jax.Array = lax.platform_dependent(
+        x, kernel, cuda=_rounded_product, rocm=_rounded_product, default=_float32_product
     )
-    return y.astype(dtype).reshape(*x.shape[:-1], kernel.shape[-1])
+    return y
+
+
+def _float32_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _rounded_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel.astype(x.dtype))
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _half_precision_product(x, kernel), (x, kernel)
+
+
+def _product_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gradients: tuple[jax.Array, jax.Array] = lax.platform_dependent(
+        *residuals,
+        gradient,
+        cuda=_rounded_product_gradients,
+        rocm=_rounded_product_gradients,
+        default=lambda x, kernel, gradient: jax.vjp(_float32_product, x, kernel)[1](gradient),
+    )
+    return gradients
+
+
+def _rounded_product_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of `x`, rounded by the library, and of `kernel`, in float32 if the kernel is."""
+    kernel_gradient = jnp.matmul(x.T, gradient, preferred_element_type=kernel.dtype)
+    return jnp.matmul(gradient, kernel.astype(x.dtype).T), kernel_gradient
+
+
+_half_precision_product.defvjp(_product_forward, _product_backward)
 
 
 def with_leading_axes(x: jax.Array | np.ndarray, ndim: int) -> jax.Array:
@@ -139,9 +187,50 @@ class ConvTranspose2x2(nnx.Module):
         return add_bias(y, self.bias[...])
 
 
-def layer_norm(features: int, *, eps: float, dtype: DTypeLike) -> nnx.LayerNorm:
+def keep_arguments(function: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
+    """Return `function(*arguments)`; the backward pass keeps its arguments alone and computes the rest again.
+
+    This is for cheap functions in 16 bits whose intermediate values are float32, and several times the arguments.
+    """
+    return _keep_arguments(function, *arguments)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _keep_arguments(function: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
+    return function(*arguments)
+
+
+_keep_arguments.defvjp(
+    lambda function, *arguments: (function(*arguments), arguments),
+    lambda function, arguments, gradient: jax.vjp(function, *arguments)[1](gradient),
+)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """A LayerNorm over channels in float32 with output in the compute dtype."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        """Map `[..., C]` to `[..., C]`."""
+        if jnp.dtype(self.dtype) == jnp.float32:
+            y: jax.Array = super().__call__(x)
+            return y
+        assert self.scale is not None and self.bias is not None
+        x, scale, bias = (a.astype(self.dtype) for a in (x, self.scale[...], self.bias[...]))
+        return keep_arguments(functools.partial(_layer_norm, self.epsilon), x, scale, bias)
+
+
+def _layer_norm(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Normalise `x [..., C]` as `nnx.LayerNorm` does, in float32; returns the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    y = (wide - mean) * (lax.rsqrt(variance + epsilon) * with_leading_axes(scale, x.ndim))
+    return (y + with_leading_axes(bias, x.ndim)).astype(x.dtype)
+
+
+def layer_norm(features: int, *, eps: float, dtype: DTypeLike) -> LayerNorm:
     """Return a LayerNorm over channels in float32 with output in the compute dtype (also SAM 2's `LayerNorm2d`)."""
-    return nnx.LayerNorm(features, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
+    return LayerNorm(features, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
 
 
 class Conv(nnx.Module):
@@ -212,10 +301,37 @@ def _depthwise_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tupl
 def _depthwise_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the gradients of `x` and `kernel`.
 
-    Automatic differentiation would make XLA add up 49 padded maps; the transpose is the same loop with the kernel
-    rotated by 180 degrees.
+    On GPUs the convolution library computes them. Elsewhere, automatic differentiation would make XLA add up 49
+    padded maps; the transpose is the same loop with the kernel rotated by 180 degrees.
     """
-    x, kernel = residuals
+    gradients: tuple[jax.Array, jax.Array] = lax.platform_dependent(
+        *residuals,
+        gradient,
+        cuda=_library_depthwise_gradients,
+        rocm=_library_depthwise_gradients,
+        default=_depthwise_gradients,
+    )
+    return gradients
+
+
+def _library_depthwise_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y: jax.Array = lax.conv_general_dilated(
+            x,
+            kernel[:, :, None],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=x.shape[-1],
+            precision=precision_of(x.dtype),
+        )
+        return y
+
+    gradients: tuple[jax.Array, jax.Array] = jax.vjp(convolve, x, kernel)[1](gradient.astype(x.dtype))
+    return gradients
+
+
+def _depthwise_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = kernel.shape[0]
     h, w = x.shape[1:3]
     padded = _pad_borders(x, size // 2).astype(jnp.float32)
@@ -247,6 +363,10 @@ def gelu(x: jax.Array) -> jax.Array:
 
     It is computed by erf, because `jax.nn.gelu` uses erfc, which takes some fifty operations.
     """
+    return _gelu(x) if x.dtype == jnp.float32 else keep_arguments(_gelu, x)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 

@@ -8,7 +8,7 @@ its prompted slice a row has neither memory nor loss.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
 from sam2_3dmed_jax.sam2.remat import remat
+from sam2_3dmed_jax.sam2.rounded_weights import round_before_loop
 
 Batch = dict[str, jax.Array]  # fields of `data.clips.Clip` or `data.patches.Patch`, with a leading axis B
 
@@ -110,7 +111,10 @@ def clip_features(model: SAM2, slices: jax.Array, remat_trunk: Remat = "none") -
     if size <= ENCODED_AT_ONCE:
         features = model.encode_image(normalise(slices.reshape(b * d, size, size)), remat_trunk)
         return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, d, *x.shape[1:]), 1, 0), features)
-    return lax.map(lambda slice_: model.encode_image(normalise(slice_), remat_trunk), jnp.moveaxis(slices, 1, 0))
+    rounded_model = round_before_loop(model)
+    return lax.map(
+        lambda slice_: rounded_model().encode_image(normalise(slice_), remat_trunk), jnp.moveaxis(slices, 1, 0)
+    )
 
 
 def unroll_clips(model: SAM2, batch: Batch, remat_trunk: Remat = "none", remat_slices: Remat = "none") -> UnrolledClips:
@@ -148,7 +152,14 @@ def unroll_clips(model: SAM2, batch: Batch, remat_trunk: Remat = "none", remat_s
     # The first step has no memory and is not in the scan: with a condition inside the scan, each step would save the
     # weights for the backward pass.
     first_step = remat(functools.partial(prompted_step, unroll), remat_slices)
-    next_step = remat(functools.partial(propagation_step, unroll), remat_slices)
+    rounded_model = round_before_loop(model)
+
+    def propagate(
+        carry: UnrollCarry, inputs: tuple[jax.Array, ClipSlice, ClipSlice]
+    ) -> tuple[UnrollCarry, SliceOutputs]:
+        return propagation_step(replace(unroll, model=rounded_model()), carry, inputs)
+
+    next_step = remat(propagate, remat_slices)
     last, first = first_step(jax.tree.map(lambda x: x[0], slices))
     _, rest = lax.scan(next_step, UnrollCarry(bank, last), (jnp.arange(1, d), before, now))
     outputs = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)

@@ -1,4 +1,4 @@
-"""Cost of a compiled program: traffic per loop iteration, in HBM only, and each collective once."""
+"""Cost of a compiled program: traffic per loop iteration, in HBM only, each collective once, and kernel launches."""
 
 import pytest
 
@@ -77,3 +77,47 @@ def test_an_array_in_memory_on_the_chip_takes_no_hbm():
 def test_a_parameter_has_the_name_of_its_argument():
     module = parse_module(TEXT.replace(" KNOWN", ""))
     assert module.computations[module.entry].parameters[0].source == "batch['slices']"
+
+
+BRANCHES = """
+%cheap (a: f32[64]) -> f32[64] {
+  ROOT %a = f32[64]{0} parameter(0)
+}
+
+%costly (b: f32[64]) -> f32[64] {
+  %b = f32[64]{0} parameter(0)
+  %product = f32[64]{0} custom-call(%b, %b), custom_call_target="__cublas$lt$matmul"
+  ROOT %copy = f32[64]{0} copy(%product)
+}
+
+ENTRY"""
+
+
+def with_conditional(text):
+    """Return `TEXT` with a conditional of no and of two kernels in the body of its loop, in place of the all-reduce."""
+    call = "conditional(%next, %x, %x), branch_computations={%cheap, %costly}"
+    start, end = text.index("all-reduce(%x), channel_id=1"), text.index("%kept =")
+    return (text[:start] + call + "\n  " + text[end:]).replace("\nENTRY", BRANCHES)
+
+
+@pytest.mark.parametrize("known", [KNOWN, ""])
+def test_kernels_of_a_loop_count_as_often_as_it_runs(known):
+    cost = program_cost(parse_module(TEXT.replace(" KNOWN", known)))
+    assert (cost.kernels, cost.loop_trips) == (7 * 4, 7)  # counting, slicing, all-reduce and all-reduce-scatter
+    assert (cost.conditionals, cost.conditionals_in_loops) == (0, 0)
+
+
+def test_a_conditional_counts_with_its_most_expensive_branch_and_is_reported():
+    cost = program_cost(parse_module(with_conditional(TEXT.replace(" KNOWN", KNOWN))))
+    assert (cost.kernels, cost.loop_trips) == (7 * (3 + 2), 7)
+    assert (cost.conditionals, cost.conditionals_in_loops) == (7, 7)
+
+
+def test_a_conditional_outside_of_loops_is_not_one_in_a_loop():
+    text = TEXT.replace(" KNOWN", KNOWN).replace("\nENTRY", BRANCHES)
+    start = text.index("%start = s32[] constant(0)\n  %init")
+    call = "%late = f32[64]{0} conditional(%start, %x, %x), branch_computations={%cheap, %costly}"
+    start += len("%start = s32[] constant(0)")
+    cost = program_cost(parse_module(f"{text[:start]}\n  {call}{text[start:]}"))
+    assert (cost.conditionals, cost.conditionals_in_loops) == (1, 0)
+    assert cost.kernels == 7 * 4 + 2
