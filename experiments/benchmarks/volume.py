@@ -14,26 +14,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from sam2_3dmed_jax.commands.command_line import add_compute_dtype
+from sam2_3dmed_jax.runtime import compilation_cache
 
-def measure(options: argparse.Namespace, objects: int) -> dict[str, float]:
-    """Measure one row of the table in this process."""
-    from sam2_3dmed_jax import Prompt, VolumePredictor, load_model, new_model
+
+def make_model(options: argparse.Namespace) -> Any:
+    """Return the model of the options: a checkpoint, or random weights in the same dtype."""
+    from sam2_3dmed_jax import load_model
+    from sam2_3dmed_jax.config import ModelConfig
+    from sam2_3dmed_jax.model.build import random_weights
+    from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
+    from sam2_3dmed_jax.runtime.compute_dtype import resolve_compute_dtype
+
+    if options.checkpoint:
+        return load_model(options.checkpoint, options.image_size, options.compute_dtype)
+    dtype = resolve_compute_dtype(options.compute_dtype)
+    config = ModelConfig(options.model, options.image_size, compute_dtype=dtype)
+    return assemble(random_weights(config, 0), CheckpointInfo(config))
+
+
+def measure(model: Any, depth: int, objects: int) -> dict[str, float]:
+    """Measure one row of the table in this process, of a model and a volume of `depth` slices."""
+    from sam2_3dmed_jax import Prompt, VolumePredictor
     from sam2_3dmed_jax.config import PreprocessingConfig
     from sam2_3dmed_jax.phantom import make_case
-    from sam2_3dmed_jax.runtime import compilation_cache, host_memory
+    from sam2_3dmed_jax.runtime import host_memory
     from sam2_3dmed_jax.volume.geometry import Grid, Volume
     from sam2_3dmed_jax.volume.intensity import PreparedSlices
 
-    compilation_cache.enable()
-    if options.checkpoint:
-        model = load_model(options.checkpoint, image_size=options.image_size)
-    else:
-        model = new_model(options.model, options.image_size, with_3dmed=True)
     hu, _, (dz, dy, dx) = make_case(0, "spleen")
-    array = np.resize(hu.astype(np.float32), (options.slices, *hu.shape[1:]))
+    array = np.resize(hu.astype(np.float32), (depth, *hu.shape[1:]))
     volume = Volume(array, Grid(array.shape[::-1], np.diag([-dx, -dy, dz, 1.0])))
     slices = PreparedSlices(volume, PreprocessingConfig(), model.config.image_size)
     predictor = VolumePredictor(model)
@@ -71,12 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="nano", help="preset with random weights; default: %(default)s")
     parser.add_argument("--checkpoint", metavar="CKPT", help="a native checkpoint instead of random weights")
     parser.add_argument("--image-size", type=int, help="S, pixels; default: the preset's")
+    add_compute_dtype(parser)
     parser.add_argument("--slices", type=int, default=96, help="slices of the volume; default: %(default)s")
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        print(json.dumps(measure(options, options.objects[0])))
+        compilation_cache.enable()
+        print(json.dumps(measure(make_model(options), options.slices, options.objects[0])))
         return 0
     print(
         f"{options.checkpoint or options.model}, {options.slices} slices, {os.cpu_count()} cores, {platform.machine()}"

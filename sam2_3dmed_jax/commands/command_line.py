@@ -21,6 +21,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line, path_errors_as_mistakes
 from sam2_3dmed_jax.runtime import compilations, interrupts
+from sam2_3dmed_jax.runtime.compute_dtype import COMPUTE_DTYPES
 from sam2_3dmed_jax.runtime.local_paths import check_local
 
 FIELD_FLAGS = "field_flags"  # the field of a verb's options that takes all unknown flags, such as --model.preset
@@ -64,6 +65,17 @@ class _HelpOnEveryField(argparse.Action):
         assert isinstance(parser, Parser)
         parser.print_help(every_field=True)
         raise SystemExit(0)
+
+
+def add_compute_dtype(parser: argparse.ArgumentParser) -> None:
+    """Define the flag of commands that predict; it has the name of the field `model.compute_dtype`, too."""
+    parser.add_argument(
+        "--compute-dtype",
+        "--model.compute_dtype",
+        choices=COMPUTE_DTYPES,
+        default="auto",
+        help="dtype of computation; auto is bfloat16 on TPUs and on GPUs that have it, and float32 elsewhere",
+    )
 
 
 class CheckpointName(str):

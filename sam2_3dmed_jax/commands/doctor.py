@@ -6,12 +6,16 @@ import importlib.util
 import os
 import platform
 import shutil
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from sam2_3dmed_jax.commands.command_line import Parser
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime import nvidia
 
 HELP = "show devices, versions, caches, optional parts, and what is wrong"
 
@@ -27,6 +31,9 @@ OPTIONAL = {
     "jax_cuda12_plugin": "plan-gpu",
 }  # module to extra
 LOW_DISK = 1 << 30  # bytes
+ATTENTION = {"triton": "a fused kernel (triton)", "wide": "plain XLA (wide)", "blocked": "blocks (blocked)"}
+EXTRA_FOR_GPUS = "sam2-3dmed-jax[cuda12]"  # runs with the drivers of CUDA 12 and of CUDA 13
+NEEDED_DRIVERS = "CUDA 12 needs driver 525 or newer, CUDA 13 driver 580"
 
 
 @dataclass(frozen=True)
@@ -39,17 +46,28 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> None:
-    """Print the facts, and raise the problems as one error."""
-    facts, problems = examine()
-    print("\n".join(facts))
-    if problems:
-        raise UserError("; ".join(problems))
-    print("nothing is wrong")
+    """Print the facts and warnings, and raise the problems as one error."""
+    found = examine()
+    print("\n".join([*found.facts, *(f"warning: {warning}" for warning in found.warnings)]))
+    if found.problems:
+        raise UserError("; ".join(found.problems))
+    print("nothing else is wrong" if found.warnings else "nothing is wrong")
 
 
-def examine() -> tuple[list[str], list[str]]:
-    """Return lines of facts, and lines of problems (empty when there are none)."""
-    facts, problems = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"], []
+@dataclass(frozen=True)
+class Findings:
+    """Lines about an installation."""
+
+    facts: list[str]
+    warnings: list[str]  # everything works, but slower than it could
+    problems: list[str]  # something does not work
+
+
+def examine() -> Findings:
+    """Return what is installed, what is slow, and what is wrong."""
+    facts = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    slow: list[str] = []
+    problems: list[str] = []
     for package in REQUIRED:
         try:
             facts.append(f"{package} {metadata.version(package)}")
@@ -58,7 +76,11 @@ def examine() -> tuple[list[str], list[str]]:
     try:
         import jax
 
-        facts += [f"device: {device.device_kind} ({device.platform}:{device.id})" for device in jax.devices()]
+        devices = jax.devices()
+        facts += [f"device: {device.device_kind} ({device.platform}:{device.id})" for device in devices]
+        facts.append(_prediction_dtype())
+        gpu_facts, slow = _gpus(devices)
+        facts += gpu_facts
     except Exception as error:  # a broken accelerator installation raises many kinds
         problems.append(f"JAX finds no device ({error}): check JAX_PLATFORMS and the driver of the accelerator")
     for module, extra in OPTIONAL.items():
@@ -74,7 +96,58 @@ def examine() -> tuple[list[str], list[str]]:
     facts.append(f"disk of this folder: {free / 2**30:.1f} GiB free")
     if free < LOW_DISK:
         problems.append(f"only {free / 2**20:.0f} MiB of disk are free in {Path.cwd()}: checkpoints need more")
-    return facts, problems
+    return Findings(facts, slow, problems)
+
+
+def _prediction_dtype() -> str:
+    from sam2_3dmed_jax.runtime.compute_dtype import resolve_compute_dtype
+
+    return f"prediction computes in {resolve_compute_dtype('auto')} by default (--compute-dtype)"
+
+
+def _gpus(devices: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """Return facts about the NVIDIA GPUs of the machine, and warnings if JAX does not use them.
+
+    Args:
+        devices: all devices of JAX.
+    """
+    gpus, plugins = nvidia.find_gpus(), nvidia.installed_plugins()
+    facts = [f"GPU: {gpu}" for gpu in gpus]
+    if gpus or plugins:
+        installed = ", ".join(f"{name} {version}" for name, version in plugins.items())
+        facts.append(f"CUDA plugin of JAX: {installed or 'not installed'}")
+    if any(device.platform == "gpu" for device in devices):
+        attention_facts, slow = _attention()
+        return facts + attention_facts, slow
+    return facts, [_unused_gpu(gpus[0], plugins, devices[0].platform)] if gpus else []
+
+
+def _attention() -> tuple[list[str], list[str]]:
+    """Return which attention runs on the GPU that JAX uses and why, by dtype; warnings if its kernel is broken."""
+    from sam2_3dmed_jax.sam2.attention_choice import AttentionWarning, local_capability, local_gpu_attention
+
+    capability = local_capability()
+    facts = [f"compute capability: {'.'.join(map(str, capability)) if capability else 'unknown'}"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for dtype in ("bfloat16", "float32"):
+            choice = local_gpu_attention(dtype)
+            facts.append(f"attention in {dtype}: {ATTENTION[choice.path]} ({choice.reason})")
+    return facts, [str(one.message) for one in caught if issubclass(one.category, AttentionWarning)]
+
+
+def _unused_gpu(gpu: nvidia.NvidiaGpu, plugins: Mapping[str, str], platform_in_use: str) -> str:
+    """Return why JAX may not use a GPU, and what to do."""
+    start = f"{gpu.name} is present, but JAX runs on {platform_in_use}: "
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if asked and not {"cuda", "gpu"} & set(asked.split(",")):
+        return f"{start}JAX_PLATFORMS={asked} asks for that; unset it"
+    if not plugins:
+        return f"{start}pip install '{EXTRA_FOR_GPUS}'"
+    return (
+        f"{start}{next(iter(plugins))} is installed but did not start; {NEEDED_DRIVERS}; install its libraries and "
+        f"versions that fit: pip install --upgrade '{EXTRA_FOR_GPUS}'"
+    )
 
 
 def _compilation_cache() -> str:

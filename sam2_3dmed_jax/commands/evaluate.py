@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, start
+from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, add_compute_dtype, start
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.volume.modality import WORDS
 
 HELP = "score a checkpoint on held-out cases, or any method's NIfTI files"
@@ -39,6 +40,7 @@ class Options:
     splits: str | None
     patients: str | None
     order: str
+    compute_dtype: ComputeDtypeChoice
     prompts_from: str | None
     without_bd: bool
     band_mm: float | None
@@ -113,6 +115,7 @@ def _add_sources(parser: Parser) -> None:
         default="sequential",
         help="order of the two propagation directions",
     )
+    add_compute_dtype(parser)
     parser.add_argument(
         "--prompts-from",
         metavar="DIR",
@@ -249,7 +252,8 @@ def run(options: Options) -> None:
             lines = score_files(*folders, options.remap, split.get("fold", ""), scoring, progress)
         else:
             assert options.data
-            lines = score_checkpoint(checkpoint, options.data, options.order, split, scoring, progress)
+            run = options.order, options.compute_dtype
+            lines = score_checkpoint(checkpoint, options.data, *run, split, scoring, progress)
     print("\n".join(lines))
 
 

@@ -95,9 +95,10 @@ def _checkpoint(given: Path) -> Path:
 
 
 def _write_programs(options: Options, checkpoint: Path, folder: Path, progress: Progress | None) -> None:
-    from sam2_3dmed_jax.model.checkpoint import load_model
+    from sam2_3dmed_jax.model.checkpoint import load_model, read_info
 
-    model = load_model(checkpoint, options.image_size)
+    # Programs run elsewhere, so that the devices of this machine do not decide their dtype.
+    model = load_model(checkpoint, options.image_size, read_info(checkpoint).sam2.compute_dtype)
     if options.to == STABLEHLO:
         from sam2_3dmed_jax.export.stablehlo import write_stablehlo
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sam2_3dmed_jax.commands.command_line import READER, CheckpointName, Parser, start
+from sam2_3dmed_jax.commands.command_line import READER, CheckpointName, Parser, add_compute_dtype, start
 from sam2_3dmed_jax.errors import FileWarning, UserError, listed
 from sam2_3dmed_jax.prompts.flags import PromptFlags, add_prompt_arguments, parse_object_labels
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.volume.formats import all_suffixes, case_id, segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.modality import WORDS
 
@@ -56,6 +57,7 @@ class Options:
     protocol: str
     order: Literal["sequential", "independent"]
     keep_component: Literal["clicked", "largest"] | None
+    compute_dtype: ComputeDtypeChoice
     window: str | None
     debug: bool
 
@@ -138,6 +140,7 @@ def add_arguments(parser: Parser) -> None:
         choices=("clicked", "largest"),
         help="keep only the largest connected component of each mask, or the one at (or nearest to) each click inside",
     )
+    add_compute_dtype(parser)
 
 
 def _add_batches(parser: Parser) -> None:
@@ -264,9 +267,9 @@ def _segment_test_set(options: Options, task: str) -> None:
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
     prompting = options.cases, options.prompts_from, options.protocol, options.order
-    given = _modality_sources(options).given
+    given, dtype = _modality_sources(options).given, options.compute_dtype
     with ConsoleProgress() as progress:
-        lines = export_submission(options.checkpoint, task, options.out, *prompting, progress, given)
+        lines = export_submission(options.checkpoint, task, options.out, *prompting, progress, given, dtype)
     print("\n".join(lines))
 
 
@@ -313,7 +316,8 @@ def _load(options: Options) -> tuple[VolumePredictor, ModelRecord]:
     from sam2_3dmed_jax.inference.segmentation_record import model_record, untrained_warning
     from sam2_3dmed_jax.model.checkpoint import load_model
 
-    predictor = VolumePredictor(load_model(options.checkpoint), options.order)
+    loaded = load_model(options.checkpoint, compute_dtype=options.compute_dtype)
+    predictor = VolumePredictor(loaded, options.order)
     model = model_record(predictor, options.checkpoint)
     if model["random_weights"]:
         warnings.warn(untrained_warning(options.checkpoint), FileWarning, stacklevel=2)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, start
+from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, add_compute_dtype, start
 from sam2_3dmed_jax.errors import Stopped, UserError
 from sam2_3dmed_jax.runtime import interrupts
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.server.settings import DEFAULT_PORT, ServeSettings
 from sam2_3dmed_jax.volume.modality import WORDS
 
@@ -42,6 +43,7 @@ class Options:
     key: str | None
     allow_host: tuple[str, ...]
     modality: str | None
+    compute_dtype: ComputeDtypeChoice
 
 
 def add_arguments(parser: Parser) -> None:
@@ -68,6 +70,7 @@ def add_arguments(parser: Parser) -> None:
         help="another name of this machine in the address bar, as behind a proxy; may be repeated",
     )
     parser.add_argument("--modality", choices=WORDS, help="of images whose files have none (default: as CKPT)")
+    add_compute_dtype(parser)
 
 
 def run(options: Options) -> None:
@@ -130,6 +133,7 @@ def _settings(options: Options) -> ServeSettings:
         key=options.key or os.environ.get(KEY_VARIABLE) or None,
         allowed_hosts=options.allow_host,
         modality=options.modality,
+        compute_dtype=options.compute_dtype,
     )
     check_exposure(settings)
     return settings

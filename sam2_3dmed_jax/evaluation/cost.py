@@ -46,6 +46,7 @@ class FixedCost(TypedDict):
 
     parameters: ParameterCounts
     machine: str
+    compute_dtype: str
 
 
 class CostSummary(TypedDict):
@@ -58,6 +59,7 @@ class CostSummary(TypedDict):
     peak_device_mib: float | None
     parameters: ParameterCounts | None  # None: unknown, or not the same in all evaluations
     machine: str | None
+    compute_dtype: str | None
 
 
 MEASURED = ("seconds", "tflops", "peak_host_mib", "peak_device_mib")  # numbers of a case
@@ -126,6 +128,7 @@ def fixed_cost(predictor: VolumePredictor | AutomaticPredictor) -> FixedCost:
             parts=parts,
         ),
         machine=f"{device.device_kind} ({device.platform}), {os.cpu_count()} cores {platform.machine()}",
+        compute_dtype=predictor.model.info.model.compute_dtype,
     )
 
 
@@ -157,4 +160,5 @@ def summarise_cost(rows: Sequence[Mapping[str, Any]], fixed: Sequence[Mapping[st
         peak_device_mib=peaks.get("peak_device_mib"),
         parameters=alike.get("parameters"),
         machine=alike.get("machine"),
+        compute_dtype=alike.get("compute_dtype"),
     )

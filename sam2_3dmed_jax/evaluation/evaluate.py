@@ -43,6 +43,7 @@ from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM
 from sam2_3dmed_jax.model.checkpoint import load_model, read_info, without_boundary
 from sam2_3dmed_jax.prompts.protocols import PROTOCOL_DESCRIPTIONS
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume import label_classes
@@ -123,7 +124,13 @@ class ScoringOptions:
 
 
 def score_checkpoint(
-    checkpoint: str, data: str, order: Any, split: Mapping[str, Any], options: ScoringOptions, progress: Progress
+    checkpoint: str,
+    data: str,
+    order: Any,
+    compute_dtype: ComputeDtypeChoice,
+    split: Mapping[str, Any],
+    options: ScoringOptions,
+    progress: Progress,
 ) -> list[str]:
     """Segment and score the held-out cases of a dataset; an interrupted evaluation resumes.
 
@@ -131,6 +138,7 @@ def score_checkpoint(
         checkpoint: folder of a native checkpoint.
         data: folder of a dataset.
         order: of the two directions of propagation.
+        compute_dtype: as in `load_model`.
         split: fields of `split_choice.SPLIT_FIELDS` that the user sets.
         options: all other options of the command.
         progress: called after each case.
@@ -164,7 +172,7 @@ def score_checkpoint(
     for case in cases:
         sources.modality(stored[case.id], case.image)
     assumed = [case_id for case_id, modality in stored.items() if sources.is_assumed(modality)]
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, compute_dtype=compute_dtype)
     automatic = isinstance(model, UNet)
     if options.without_bd:
         with naming("--without-bd"):
@@ -185,7 +193,9 @@ def score_checkpoint(
         settings = replace(settings, clip_slices=model.info.sam2.slice_position.context_slices)
     read = [*(settings.prompt_files or {}).values(), *(file for case in cases for file in (case.image, case.label))]
     files = [_checkpoint_stamp(checkpoint), *map(_file_stamp, read)]
-    journal = Journal(options.out, {"settings": repr(settings), "order": order, "files": files})
+    dtype = model.info.model.compute_dtype
+    identity = {"settings": repr(settings), "order": order, "compute_dtype": dtype, "files": files}
+    journal = Journal(options.out, identity)
     rows = evaluate_model(predictor, cases, settings, progress, journal)
     lines = _write(rows, options, [fixed_cost(predictor)])
     journal.remove()

@@ -163,10 +163,15 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
 
 
 def read_fixed_cost(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read parameters and machine of a finished evaluation from its `summary.json`; {} if they are unknown."""
+    """Read parameters, machine and dtype of a finished evaluation from its `summary.json`; {} if they are unknown."""
     try:
         cost = json.loads(Path(folder, SUMMARY).read_text(encoding="utf-8"))["cost"]
-        return {name: cost[name] for name in ("parameters", "machine")}
+        # Summaries of earlier versions have no dtype.
+        return {
+            "parameters": cost["parameters"],
+            "machine": cost["machine"],
+            "compute_dtype": cost.get("compute_dtype"),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

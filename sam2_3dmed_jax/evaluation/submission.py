@@ -24,6 +24,7 @@ from sam2_3dmed_jax.prompts.flags import gather_prompts
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, object_prompts
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Volume
@@ -47,6 +48,7 @@ def export_submission(
     order: Any,
     progress: Progress,
     modality: str = "",
+    compute_dtype: ComputeDtypeChoice = "auto",
 ) -> list[str]:
     """Segment all test images of a task; the same call resumes an interrupted export.
 
@@ -61,6 +63,7 @@ def export_submission(
         order: of the two directions of propagation.
         progress: called after each case.
         modality: DICOM's code of the images; "": as they store or the task declares it.
+        compute_dtype: as in `load_model`.
 
     Returns:
         Lines to print.
@@ -84,13 +87,14 @@ def export_submission(
         "task": tests.task,
         "checkpoint": {"path": os.path.realpath(checkpoint), "sha256": sha256_of_folder(Path(checkpoint))},
         "order": order,
+        "compute_dtype": (dtype := resolve_compute_dtype(compute_dtype)),
         **({"modality": modality} if modality else {}),
         "prompt_source": source,
         **_admissibility(source["kind"]),
     }
     manifest, folder = Path(out, f"{tests.task}.manifest.json"), Path(out, tests.task)
     finished = _finished_cases(manifest, folder, identity)
-    predictor = VolumePredictor(load_model(checkpoint), order)
+    predictor = VolumePredictor(load_model(checkpoint, compute_dtype=dtype), order)
     for number, (case, image) in enumerate(tests.images.items(), 1):
         target = folder / f"{case}.nii.gz"
         if case not in finished or not target.exists():
@@ -184,6 +188,8 @@ def _finished_cases(manifest: Path, folder: Path, identity: dict[str, Any]) -> d
         finished = dict(earlier.pop("cases"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"--out: {manifest} is not a manifest of an export; choose another folder") from None
+    # Manifests of earlier versions do not name the dtype, which was float32 by default.
+    earlier = {"compute_dtype": "float32", **earlier}
     if earlier != identity:
         differing = [name for name in identity if earlier.get(name) != identity[name]]
         fields = listed(differing) or "other fields"

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.hub.catalog import Weights, find_weights
 from sam2_3dmed_jax.hub.download import Record, check_given_file, download, read_record, write_record
 from sam2_3dmed_jax.runtime import compilation_cache
 from sam2_3dmed_jax.runtime.cache_folder import cache_folder
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 
 
 def checkpoint_folder(checkpoint: str | os.PathLike[str]) -> Path:
@@ -34,13 +35,16 @@ def checkpoint_folder(checkpoint: str | os.PathLike[str]) -> Path:
     return Path(name) if weights is None else fetch_weights(weights)
 
 
-def load_model(checkpoint: str | os.PathLike[str], image_size: int | None = None) -> Any:
+def load_model(
+    checkpoint: str | os.PathLike[str], image_size: int | None = None, compute_dtype: ComputeDtypeChoice = "auto"
+) -> Any:
     """Load a checkpoint as an NNX module, SAM2, SAM2With3DMed or UNet, with float32 parameters.
 
     Args:
         checkpoint: folder of a native checkpoint, or a name of published weights such as `sam2.1_hiera_tiny`, which are
             downloaded and converted at the first use.
         image_size: S in pixels, in place of the stored size; SAM 2 runs at any multiple of 32. A U-Net has none.
+        compute_dtype: "float32", "bfloat16", or "auto": bfloat16 on TPUs and on GPUs that have it, float32 elsewhere.
 
     Raises:
         UserError: it is not a readable checkpoint, or its model does not run at `image_size`.
@@ -48,7 +52,7 @@ def load_model(checkpoint: str | os.PathLike[str], image_size: int | None = None
     from sam2_3dmed_jax.model import checkpoint as native
 
     compilation_cache.enable_by_default()
-    return native.load_model(checkpoint_folder(checkpoint), image_size)
+    return native.load_model(checkpoint_folder(checkpoint), image_size, compute_dtype)
 
 
 def weights_folder(weights: Weights) -> Path:

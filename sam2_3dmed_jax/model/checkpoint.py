@@ -34,6 +34,7 @@ from sam2_3dmed_jax.config import (
 from sam2_3dmed_jax.errors import UserError, counted
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
@@ -267,17 +268,29 @@ def load_weights(path: str | os.PathLike[str], config: AnyModelConfig) -> Weight
     return {name: jax.numpy.asarray(np.asarray(value, np.float32)) for name, value in stored.items()}
 
 
-def load_model(path: str | os.PathLike[str], image_size: int | None = None) -> Any:
+def with_compute_dtype(info: CheckpointInfo, compute_dtype: ComputeDtypeChoice) -> CheckpointInfo:
+    """Return the description of the same checkpoint with the dtype in which it predicts.
+
+    The stored dtype is the one of training, which does not decide it: the same weights run on other hardware.
+    """
+    model = dataclasses.replace(info.model, compute_dtype=resolve_compute_dtype(compute_dtype))
+    return dataclasses.replace(info, model=model)
+
+
+def load_model(
+    path: str | os.PathLike[str], image_size: int | None = None, compute_dtype: ComputeDtypeChoice = "auto"
+) -> Any:
     """Load a native checkpoint as an NNX module, SAM2, SAM2With3DMed or UNet, with float32 parameters.
 
     Args:
         path: the checkpoint's folder.
         image_size: S in pixels, in place of the stored size; SAM 2 runs at any multiple of 32. A U-Net has none.
+        compute_dtype: see `runtime.compute_dtype`; the dtype of training has no influence.
 
     Raises:
         UserError: `path` is not a readable checkpoint, or its model does not run at `image_size`.
     """
-    info = read_info(path)
+    info = with_compute_dtype(read_info(path), compute_dtype)
     if image_size is not None:
         if not isinstance(info.model, ModelConfig):
             raise UserError(f"{path}: a U-Net has patches and no image size; leave image_size out")

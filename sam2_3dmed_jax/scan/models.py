@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.propagation import PropagationOrder, check_order
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, load_model, read_info
 from sam2_3dmed_jax.runtime import compilation_cache
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 
 DEFAULT_MODEL = "sam2.1_hiera_tiny"
 
@@ -35,13 +37,14 @@ class ModelSource:
     load: Callable[[], VolumePredictor]
 
 
-def model_source(model: Any, order: PropagationOrder) -> ModelSource:
+def model_source(model: Any, order: PropagationOrder, compute_dtype: ComputeDtypeChoice = "auto") -> ModelSource:
     """Return what is known of a model before its weights are loaded.
 
     Args:
         model: the name of published weights, the folder of a checkpoint, a model, or a predictor or source, which
             have their own order.
         order: order of the two directions of propagation.
+        compute_dtype: as in `load_model`; a model that is loaded already has its own.
 
     Raises:
         UserError: the checkpoint does not exist, is damaged, or takes no prompts; or the order does not exist.
@@ -61,4 +64,5 @@ def model_source(model: Any, order: PropagationOrder) -> ModelSource:
         _ = info.sam2
     except UserError as error:
         raise UserError(f"{model}: {error}") from None
-    return ModelSource(str(model), info, folder, lambda: VolumePredictor(load_model(folder), order))
+    load = functools.partial(load_model, folder, compute_dtype=compute_dtype)
+    return ModelSource(str(model), info, folder, lambda: VolumePredictor(load(), order))

@@ -50,6 +50,7 @@ from sam2_3dmed_jax.prompts.voxel_prompts import (
     voxel_of_mm,
 )
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.scan.history import History, PromptState
 from sam2_3dmed_jax.scan.images import open_image, read_label_map
@@ -101,6 +102,7 @@ class Scan:
         modality: str | None = None,
         resample: bool = False,
         order: PropagationOrder = "sequential",
+        compute_dtype: ComputeDtypeChoice = "auto",
         progress: Progress | None = None,
     ):
         """Read an image; the model is loaded when a mask is first needed.
@@ -115,13 +117,14 @@ class Scan:
             modality: ct, mr or pet; by default the modality of the file, or as the model was trained, or CT.
             resample: put DICOM slices with gaps or tilt on a regular grid.
             order: order of the two directions of propagation, "sequential" or "independent".
+            compute_dtype: as in `load_model`, which a model that is passed was loaded with.
             progress: called with the progress of long work.
 
         Raises:
             UserError: the image or the checkpoint cannot be read, or they do not fit.
         """
         file = open_image(image, affine, volume, resample)
-        self._model: ModelSource = model_source(model, order)
+        self._model: ModelSource = model_source(model, order, compute_dtype)
         if self._model.info.has_random_weights:
             warnings.warn(untrained_warning(self._model.name), FileWarning, stacklevel=2)
         given = parse_modality(modality, "modality")

@@ -13,6 +13,7 @@ from sam2_3dmed_jax.errors import UserError, cut, naming, plain_number
 from sam2_3dmed_jax.inference.propagation import PropagationOrder
 from sam2_3dmed_jax.inference.segmentation_record import warn_about
 from sam2_3dmed_jax.prompts.object_ids import check_object_id
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 from sam2_3dmed_jax.scan.models import DEFAULT_MODEL
 from sam2_3dmed_jax.scan.scan import Scan
@@ -34,6 +35,7 @@ def segment(
     modality: str | None = None,
     resample: bool = False,
     order: PropagationOrder = "sequential",
+    compute_dtype: ComputeDtypeChoice = "auto",
     progress: bool = True,
 ) -> nib.Nifti1Image:
     """Segment an image; the voxels are those that `predict` writes for the same prompts.
@@ -54,6 +56,7 @@ def segment(
         modality: as in `Scan`.
         resample: as in `Scan`.
         order: as in `Scan`.
+        compute_dtype: as in `Scan`.
         progress: show progress on stderr.
 
     Returns:
@@ -67,8 +70,9 @@ def segment(
     clicks = [*_clicks("points", points, mm=False), *_clicks("points_mm", points_mm, mm=True)]
     corners = [*_corners("boxes", boxes, mm=False), *_corners("boxes_mm", boxes_mm, mm=True)]
     image_options: dict[str, Any] = {"affine": affine, "volume": volume, "modality": modality, "resample": resample}
+    run_options: dict[str, Any] = {"order": order, "compute_dtype": compute_dtype}
     with ConsoleProgress() if progress else contextlib.nullcontext() as report:
-        scan = Scan(image, model, order=order, progress=report, **image_options)
+        scan = Scan(image, model, **image_options, **run_options, progress=report)
         for click in clicks:
             scan.click(**click)
         for box in corners:

@@ -52,7 +52,7 @@ class Sessions:
         self._ids: dict[Path, str] = {}  # of images from files
         with write_errors(settings.state_folder):
             settings.state_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        source = model_source(settings.model, settings.order)
+        source = model_source(settings.model, settings.order, settings.compute_dtype)
         self._model: ModelSource = replace(source, load=_once(source.load))
 
     @property

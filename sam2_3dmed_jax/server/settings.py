@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam2_3dmed_jax.runtime.cache_folder import cache_folder
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 
 if TYPE_CHECKING:
     from sam2_3dmed_jax.inference.propagation import PropagationOrder  # which loads JAX
@@ -29,6 +30,7 @@ class ServeSettings:
         allowed_hosts: further names of this machine in addresses, as behind a proxy.
         modality: ct, mr or pet, for images whose files have none; None: as the model was trained.
         order: order of the two directions of propagation.
+        compute_dtype: as in `load_model`.
         state_folder: prompts of each image, and uploaded images.
         max_sessions: images that are open at the same time.
         idle_seconds: an image that nobody uses is closed after this time; its prompts are kept on disk.
@@ -49,6 +51,7 @@ class ServeSettings:
     allowed_hosts: tuple[str, ...] = ()
     modality: str | None = None
     order: PropagationOrder = "sequential"
+    compute_dtype: ComputeDtypeChoice = "auto"
     state_folder: Path = field(default_factory=lambda: cache_folder() / "serve")
     max_sessions: int = 4
     idle_seconds: float = 1800.0

@@ -45,6 +45,7 @@ PAGES = {
     "docs/tutorials/first-segmentation.md": ("CT.nii.gz", "segmentation.nii.gz"),
     "docs/tutorials/evaluate.md": ("data/phantom runs/demo nnunet/crossval", "scores/all/comparison.csv"),
     "docs/how-to/read-a-voxel.md": ("CT.nii.gz", "segmentation.json"),
+    "docs/how-to/gpu.md": ("CT.nii.gz", "spleen.json"),
     "docs/how-to/check.md": ("CT.nii.gz checkpoints/tiny", "planes.png"),
     "docs/how-to/mr-and-pet.md": ("MR.nii.gz", "clips.png"),
     "docs/how-to/images.md": ("runs/demo series", "objects.csv"),

@@ -36,12 +36,15 @@ def versions() -> dict[str, str]:
     return {"sam2": metadata.version("sam2"), "torch": torch.__version__}
 
 
-def build(preset: str, size: int) -> Any:
-    """Return a `SAM2VideoPredictor` of a preset at the given slice size, with PyTorch's initial weights."""
+def build(preset: str, size: int, compiled: bool = False) -> Any:
+    """Return a `SAM2VideoPredictor` of a preset at the given slice size, with PyTorch's initial weights.
+
+    With `compiled` it is the class whose parts `torch.compile` compiles at the first call (upstream's `vos_optimized`).
+    """
     family, _, name = preset.partition("_hiera_")
     side = size // 16
     overrides = [
-        "++model._target_=sam2.sam2_video_predictor.SAM2VideoPredictor",
+        f"++model._target_=sam2.sam2_video_predictor.SAM2VideoPredictor{'VOS' if compiled else ''}",
         f"++model.image_size={size}",
         f"++model.memory_attention.layer.self_attention.feat_sizes=[{side},{side}]",
         f"++model.memory_attention.layer.cross_attention.feat_sizes=[{side},{side}]",
@@ -51,6 +54,7 @@ def build(preset: str, size: int) -> Any:
         "++model.sam_mask_decoder_extra_args.dynamic_multimask_stability_thresh=0.98",
         "++model.binarize_mask_from_pts_for_mem_enc=true",
     ]
+    overrides += ["++model.compile_image_encoder=true"] if compiled else []
     GlobalHydra.instance().clear()
     with initialize_config_module("sam2", version_base="1.2"):
         config = compose(f"configs/{family}/{family}_hiera_{_LETTER[name]}.yaml", overrides=overrides)
@@ -63,9 +67,9 @@ def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def with_generated_weights(preset: str, size: int, seed: int, presence: float = 1.0) -> Any:
+def with_generated_weights(preset: str, size: int, seed: int, presence: float = 1.0, compiled: bool = False) -> Any:
     """Return a reference with all weights from `generated.py`."""
-    model = build(preset, size)
+    model = build(preset, size, compiled)
     state = generated.weights(shapes(model), seed, presence)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=True)
     return model
@@ -81,7 +85,8 @@ class Video:
 
     def __init__(self, model: Any, slices: np.ndarray, encode: bool = True):
         self.model = model
-        self.images = torch.from_numpy(np.ascontiguousarray(slices.transpose(0, 3, 1, 2)))
+        self.device = next(model.parameters()).device
+        self.images = torch.from_numpy(np.ascontiguousarray(slices.transpose(0, 3, 1, 2))).to(self.device)
         with torch.inference_mode():
             self.features = {i: (x[None], model.forward_image(x[None])) for i, x in enumerate(self.images) if encode}
 
@@ -113,7 +118,7 @@ class Video:
         return Tracked(np.stack(logits), np.stack(scores))
 
     def _state(self) -> dict[str, Any]:
-        size, cpu = self.model.image_size, torch.device("cpu")
+        size = self.model.image_size
         names = ("point_inputs", "mask_inputs", "output_dict", "temp_output_dict", "frames_tracked")
         return {
             **{f"{name}_per_obj": {} for name in names},
@@ -123,8 +128,8 @@ class Video:
             "offload_state_to_cpu": False,
             "video_height": size,
             "video_width": size,
-            "device": cpu,
-            "storage_device": cpu,
+            "device": self.device,
+            "storage_device": self.device,
             "cached_features": self.features,
             "constants": {},
             "obj_id_to_idx": OrderedDict(),
@@ -139,7 +144,7 @@ class Video:
         for k in range(count):
             for kind in ("non_cond_frame_outputs", "cond_frame_outputs"):
                 for i, out in state["output_dict_per_obj"][k][kind].items():
-                    logits[k, i] = out["pred_masks"][0, 0].numpy()
+                    logits[k, i] = out["pred_masks"][0, 0].float().cpu().numpy()
                     scores[k, i] = out["object_score_logits"].item()
         return logits, scores
 

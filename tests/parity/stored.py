@@ -6,14 +6,19 @@ pixel, and all scores.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from tests.parity import generated
+from tests.parity import compare, generated
 from tests.parity.scenarios import SCENARIOS, Scenario, Tracked
+from tests.parity.stages import Stages
+from weights_conversion.convert import convert_checkpoint
 
 DATA = Path(__file__).parent / "data"
 PRESETS = ("sam2_hiera_tiny", "sam2.1_hiera_tiny")
@@ -51,6 +56,51 @@ def pack(case: str, tracked: Tracked) -> dict[str, np.ndarray]:
         f"{case}/inside": np.packbits(logits > 0),
         f"{case}/scores": tracked.object_score_logits,
     }
+
+
+def provenance(preset: str) -> dict[str, Any]:
+    """Return the origin of the stored outputs, with the names and shapes of the reference's tensors."""
+    record: dict[str, Any] = json.loads((DATA / f"{preset}.json").read_text())
+    return record
+
+
+def reference(preset: str) -> dict[str, np.ndarray]:
+    """Return the stored outputs of a preset."""
+    with np.load(DATA / f"{preset}.npz") as arrays:
+        return dict(arrays)
+
+
+def convert_generated(preset: str, presence: float, folder: Path) -> Path:
+    """Write the generated weights in Meta's layout, convert them, and return the checkpoint."""
+    source, checkpoint = folder / "official.safetensors", folder / f"{preset} {presence}"
+    save_file(generated.weights(provenance(preset)["tensors"], SEED, presence), source)
+    assert convert_checkpoint(source, checkpoint).preset == preset
+    return checkpoint
+
+
+def stage_errors(stages: Stages, reference: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the largest difference of each stage, divided by the reference's largest magnitude."""
+    errors = {}
+    for name, value in stages.items():
+        theirs, largest = reference[f"stage/{name}"], reference[f"stage/{name}/largest"]
+        errors[name] = float(np.abs(sample(value).astype(np.float32) - theirs).max() / largest)
+    return errors
+
+
+def agreement(case: str, tracked: Tracked, reference: Mapping[str, np.ndarray]) -> compare.Agreement:
+    """Compare a propagation with the stored one, as `compare.agreement` does with a whole one."""
+    packed = pack(case, tracked)
+    logits, theirs = packed[f"{case}/logits"], reference[f"{case}/logits"]
+    gated = theirs < compare.GATED
+    largest = np.maximum(reference[f"{case}/largest"], 1e-6)[..., None, None]
+    error = float((np.abs(np.where(gated, 0, logits - theirs)) / largest).max())
+    pixels = tracked.mask_logits.size
+    signs = [np.unpackbits(x[f"{case}/inside"], count=pixels) for x in (packed, reference)]
+    return compare.Agreement(
+        error=error if np.array_equal(logits < compare.GATED, gated) else float("inf"),
+        same_sign=float((signs[0] == signs[1]).mean()),
+        score_error=float(np.abs(packed[f"{case}/scores"] - reference[f"{case}/scores"]).max()),
+    )
 
 
 def inputs_digest(shapes: Mapping[str, list[int]]) -> str:

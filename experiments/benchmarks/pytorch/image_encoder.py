@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.benchmarks.pytorch.references import build, load, precision
+from experiments.benchmarks.pytorch.references import build, device, load, precision
 from experiments.benchmarks.pytorch.side_by_side import SEED, Side, Work, counted, main
 from tests.parity import compare, generated
 
@@ -23,6 +23,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
 
     model = build(options, folder, options.size)
     images = torch.from_numpy(generated.slices(1, options.size, SEED).transpose(0, 3, 1, 2).copy())
+    images = images.to(device(options))
 
     def run() -> list:
         with torch.inference_mode(), precision(options):
@@ -32,7 +33,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
                 maps = model.get_image_features(images, return_dict=True).fpn_hidden_states
         return list(maps)
 
-    return Side(run, counted(run), lambda maps: [x.float().numpy() for x in maps])
+    return Side(run, counted(run), lambda maps: [x.float().cpu().numpy() for x in maps])
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Side:
@@ -42,7 +43,7 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
     from sam2_3dmed_jax.sam2.parameters import merge, split
 
     graphdef, weights = split(load(options, folder, options.size))
-    images = generated.slices(1, options.size, SEED)
+    images = jax.device_put(generated.slices(1, options.size, SEED))
 
     @jax.jit
     def encode(weights, images):

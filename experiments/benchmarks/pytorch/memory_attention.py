@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.pytorch.references import build, load, precision
+from experiments.benchmarks.pytorch.references import build, device, load, precision
 from experiments.benchmarks.pytorch.side_by_side import SEED, Side, Work, counted, main
 from tests.parity import compare
 from tests.parity.generated import uniform
@@ -21,11 +21,12 @@ MEMORIES, POINTERS = 7, 16 * 4
 TOLERANCE = {"float32": compare.FEATURES, "bfloat16": 0.1}
 
 
-def inputs(size: int) -> dict[str, np.ndarray]:
+def inputs(size: int, channels: int = 256, memory_channels: int = 64) -> dict[str, np.ndarray]:
     """Return features, memories with pointers, and their position encodings, of mean 0 and variance 1."""
     side = size // 16
     tokens = MEMORIES * side * side + POINTERS
-    shapes = {"embedding": (1, side, side, 256), "memory": (1, tokens, 64), "position": (1, tokens, 64)}
+    shapes = {"embedding": (1, side, side, channels), "memory": (1, tokens, memory_channels)}
+    shapes["position"] = shapes["memory"]
     return {name: uniform(f"benchmark/{name}", shape, SEED) for name, shape in shapes.items()}
 
 
@@ -36,10 +37,10 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     from tests.parity.axes import tokens_first
 
     model = build(options, folder, options.size)
-    tensors = {name: torch.from_numpy(value) for name, value in inputs(options.size).items()}
+    tensors = {name: torch.from_numpy(value).to(device(options)) for name, value in inputs(options.size).items()}
     side = options.size // 16
     curr = tokens_first(tensors["embedding"])
-    curr_pos = tokens_first(torch.from_numpy(sine_position(side, side, 256))[None])
+    curr_pos = tokens_first(torch.from_numpy(sine_position(side, side, 256))[None].to(device(options)))
     memory, position = tensors["memory"].transpose(0, 1), tensors["position"].transpose(0, 1)
 
     def run() -> Any:
@@ -54,7 +55,7 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
                 num_object_pointer_tokens=POINTERS,
             )
 
-    return Side(run, counted(run), lambda out: out.float().numpy())
+    return Side(run, counted(run), lambda out: out.float().cpu().numpy())
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Side:
@@ -65,8 +66,9 @@ def ours(options: argparse.Namespace, folder: Path) -> Side:
     from sam2_3dmed_jax.sam2.memory_attention import MemoryTokens
     from sam2_3dmed_jax.sam2.parameters import merge, split
 
-    graphdef, weights = split(load(options, folder, options.size))
-    arrays = inputs(options.size)
+    model = load(options, folder, options.size)
+    graphdef, weights = split(model)
+    arrays = inputs(options.size, model.config.d_model, model.config.mem_dim)
     embedding = jnp.asarray(arrays["embedding"], options.dtype)
     tokens, position = jnp.asarray(arrays["memory"], options.dtype), jnp.asarray(arrays["position"])
 

@@ -1,6 +1,6 @@
 """Reference models with random, non-degenerate weights, and our model with the same weights through the converter.
 
-`tests/parity` defines the weights and what "equal" means; PyTorch in bfloat16 is its CPU autocast.
+`tests/parity` defines the weights and what "equal" means; PyTorch in bfloat16 is its autocast.
 """
 
 import argparse
@@ -17,13 +17,19 @@ def build(options: argparse.Namespace, folder: Path, size: int) -> Any:
     from tests.parity import hf, meta
 
     library = meta if options.reference == "meta" else hf
-    model = library.with_generated_weights(options.preset, size, SEED)
+    compiled = {"compiled": True} if getattr(options, "compiled", False) else {}  # Meta's only
+    model = library.with_generated_weights(options.preset, size, SEED, **compiled).to(device(options))
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         source = folder / ("official.pt" if options.reference == "meta" else "source")
         library.save(model, source)
         convert_checkpoint(source, checkpoint)
     return model
+
+
+def device(options: argparse.Namespace) -> str:
+    """Return the device of PyTorch, which the benchmarks on GPUs set."""
+    return getattr(options, "device", "cpu")
 
 
 def load(options: argparse.Namespace, folder: Path, size: int) -> Any:
@@ -39,4 +45,4 @@ def precision(options: argparse.Namespace) -> contextlib.AbstractContextManager:
 
     if options.dtype == "float32":
         return contextlib.nullcontext()
-    return torch.autocast("cpu", torch.bfloat16)
+    return torch.autocast(device(options), torch.bfloat16)

@@ -18,7 +18,8 @@ def machine() -> dict[str, str]:
     root = Path(__file__).parent
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "torch", "transformers", "sam2")}
+    packages = ("jax", "flax", "torch", "transformers", "sam2")
+    versions = {name: version for name in packages if (version := _version(name))}
     return {
         "CPU": f"{', '.join(sorted(names))}, {os.cpu_count()} cores",
         "Python": platform.python_version(),
@@ -26,6 +27,14 @@ def machine() -> dict[str, str]:
         "commit": commit,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def _version(package: str) -> str:
+    """Return the version of a package, or "" if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def spread(values: Sequence[float]) -> str:

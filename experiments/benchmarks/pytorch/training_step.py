@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.pytorch.references import build, load, precision
+from experiments.benchmarks.pytorch.references import build, device, load, precision
 from experiments.benchmarks.pytorch.side_by_side import SEED, Side, Work, counted, main
 from tests.parity import generated
 from weights_conversion.convert import convert_checkpoint
@@ -49,9 +49,11 @@ def theirs(options: argparse.Namespace, folder: Path) -> Side:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not re.search(FROZEN, name))
     grey, masks, click = clip(options)
-    grey, masks = torch.from_numpy(grey), torch.from_numpy(masks).float()[:, None]
-    mean, sd = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    points = {"point_coords": torch.tensor([[click]]), "point_labels": torch.ones(1, 1, dtype=torch.int32)}
+    on = device(options)
+    grey, masks = torch.from_numpy(grey).to(on), torch.from_numpy(masks).float()[:, None].to(on)
+    mean, sd = (torch.tensor(values, device=on).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    label = torch.ones(1, 1, dtype=torch.int32, device=on)
+    points = {"point_coords": torch.tensor([[click]], device=on), "point_labels": label}
     depth = len(grey)
 
     def propagate() -> tuple[torch.Tensor, ...]:

@@ -25,8 +25,9 @@ def cost_tables(summary: dict[str, Any]) -> str:
     definitions = summary["definitions"]
     compiling, timed = cost["compiling"], cost["seconds_a_volume"]["n"]
     machine = cost["machine"] or "an unknown machine, or several machines"
+    dtype = f", in {cost['compute_dtype']}" if cost["compute_dtype"] else ""
     caption = (
-        f"Cost of segmenting a volume, all its classes together, on {machine}. Seconds: "
+        f"Cost of segmenting a volume, all its classes together, on {machine}{dtype}. Seconds: "
         f"{definitions['seconds']}, {definitions['seconds_a_volume']} ({compiling} of {compiling + timed} left out). "
         f"FLOPs: {definitions['tflops']}. Boundary branch (BD) at inference: {summary['bd'] or 'none'}."
     )

@@ -22,6 +22,7 @@ from sam2_3dmed_jax.evaluation.sweep.entries import Entry
 from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, settings_of
 from sam2_3dmed_jax.prompts.perturbation import OWN
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_text
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 
 FOLDER, SPEC, FORMAT = "cells", "spec.json", 1
@@ -37,7 +38,14 @@ class Cells:
     def __init__(self, out: str | os.PathLike[str]):
         self._folder = Path(out, FOLDER)
 
-    def claim(self, spec: SweepSpec, entries: Sequence[Entry], fingerprint: str, files: Mapping[str, Any]) -> None:
+    def claim(
+        self,
+        spec: SweepSpec,
+        entries: Sequence[Entry],
+        fingerprint: str,
+        files: Mapping[str, Any],
+        compute_dtype: ComputeDtype,
+    ) -> None:
         """Take the folder for a sweep, or resume the sweep in it.
 
         Args:
@@ -45,6 +53,7 @@ class Cells:
             entries: its checkpoints.
             fingerprint: of the dataset.
             files: SHA-256 of the files of each case to score, as JSON values.
+            compute_dtype: of all cells.
 
         Raises:
             UserError: the folder holds another sweep, or cannot be written.
@@ -54,6 +63,7 @@ class Cells:
             "spec": dataclasses.asdict(spec),
             "data": [absolute_path(spec.data), fingerprint],
             "files": files,
+            "compute_dtype": compute_dtype,
             "checkpoints": {_name(entry): entry.digest for entry in entries},
         }
         record = json.loads(json.dumps(record))
@@ -126,7 +136,11 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         return ["the version of this program that wrote it"]
     # Sweeps of earlier versions have the default of each field that is newer.
     before, after = {**dataclasses.asdict(SweepSpec()), **old["spec"]}, new["spec"]
-    fields = [name for name in after if name not in (*_GROWING, "data") and before.get(name) != after[name]]
+    names = (name for name in after if name not in (*_GROWING, "data", "compute_dtype"))
+    fields = [name for name in names if before.get(name) != after[name]]
+    # What counts is the dtype that "auto" stood for, which was float32 by default in earlier versions.
+    was, is_now = old.get("compute_dtype", "float32"), new["compute_dtype"]
+    fields += [f"compute_dtype ({was} there, {is_now} here)"] if was != is_now else []
     fields += ["data"] if old["data"] != new["data"] else []
     known = old.get("files", {})  # sweeps of version 0.1 have none
     changed = [name for name, files in new["files"].items() if known.get(name, files) != files]

@@ -15,6 +15,7 @@ from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationOrder
 from sam2_3dmed_jax.prompts.perturbation import OTHER, OWN, PromptVariation, simulated_prompt_types
+from sam2_3dmed_jax.runtime.compute_dtype import COMPUTE_DTYPES
 
 PLACEMENTS = ("centre", "random")
 NONE = "none"  # value of a factor that a prompt or a model ignores
@@ -86,6 +87,8 @@ def check_spec(spec: SweepSpec) -> None:
     _numbers(spec, "threshold", lambda value: True, "a logit")
     if spec.design not in ("product", "one-at-a-time"):
         raise UserError(f"design: '{spec.design}' does not exist; choose product or one-at-a-time")
+    if spec.compute_dtype not in COMPUTE_DTYPES:
+        raise UserError(f"compute_dtype: '{spec.compute_dtype}' does not exist; choose {', '.join(COMPUTE_DTYPES)}")
     if spec.metrics not in ("all", "overlap"):
         raise UserError(f"metrics: '{spec.metrics}' does not exist; choose all or overlap")
     if unknown := [name for name in spec.crossed if name not in FACTORS]:

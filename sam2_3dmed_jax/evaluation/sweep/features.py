@@ -11,7 +11,8 @@ from sam2_3dmed_jax.evaluation.sweep.entries import Entry
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS
-from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_weights
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble, load_weights, with_compute_dtype
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype
 from sam2_3dmed_jax.sam2.parameters import Weights, digest
 from sam2_3dmed_jax.training.parameter_groups import ENCODER, partition
 from sam2_3dmed_jax.volume.geometry import Volume
@@ -24,11 +25,11 @@ _HEADS = ("slice_position.", "boundary.")  # the modules that SAM2-3dMed adds to
 class Loaded:
     """A checkpoint on the default device: predictors with and without BD, in each order, which share its weights."""
 
-    def __init__(self, entry: Entry):
-        self._info = entry.info
+    def __init__(self, entry: Entry, compute_dtype: ComputeDtype):
+        self._info = with_compute_dtype(entry.info, compute_dtype)
         self._weights: Weights = load_weights(entry.checkpoint, entry.info.model)
         self.encoder = (
-            _structure(entry.info.sam2, srpp=False, bd=False),
+            _structure(self._info.sam2, srpp=False, bd=False),
             entry.info.preprocessing,
             digest(partition(self._weights, ENCODER)[1]),
         )
@@ -59,7 +60,8 @@ class Loaded:
 class Models:
     """The checkpoints on a device: the last `KEPT` that were used."""
 
-    def __init__(self) -> None:
+    def __init__(self, compute_dtype: ComputeDtype) -> None:
+        self._compute_dtype = compute_dtype
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
 
     def get(self, entry: Entry) -> Loaded:
@@ -67,7 +69,7 @@ class Models:
         if entry.checkpoint not in self._loaded:
             while len(self._loaded) >= KEPT:
                 self._loaded.popitem(last=False)
-            self._loaded[entry.checkpoint] = Loaded(entry)
+            self._loaded[entry.checkpoint] = Loaded(entry, self._compute_dtype)
         self._loaded.move_to_end(entry.checkpoint)
         return self._loaded[entry.checkpoint]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from sam2_3dmed_jax.evaluation.sweep.sweep_report import sweep_page
 from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.prompts.perturbation import OTHER
 from sam2_3dmed_jax.runtime import distributed
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.local_paths import check_local, check_local_fields
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
@@ -55,6 +57,11 @@ class Sweep:
         """The cases to score, in the order of the dataset, with their checkpoints."""
         jobs = [(case, [entry for entry in self.entries if case.id in entry.cases]) for case in self.dataset.cases]
         return [(case, entries) for case, entries in jobs if entries]
+
+    @functools.cached_property
+    def compute_dtype(self) -> ComputeDtype:
+        """The dtype in which this process predicts; "auto" starts JAX's devices."""
+        return resolve_compute_dtype(self.spec.compute_dtype)
 
     def propagations(self, jobs: Sequence[Job]) -> int:
         """Return the number of propagations through volumes that jobs need."""
@@ -151,7 +158,7 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
         cells,
         lambda: progress("sweeping", next(number), total),
     )
-    _on_devices(work, jobs)
+    _on_devices(work, jobs, sweep.compute_dtype)
     distributed.wait_for_all("sweep")
     lines: list[str] = []
     distributed.run_on_first_process(lambda: lines.extend(_write(sweep, out, cells, progress)))
@@ -161,10 +168,10 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
 def _claim(sweep: Sweep, cells: Cells) -> None:
     cases = DatasetCases(sweep.dataset)
     files = {case.id: recorded_to_json(cases.files(case.id)) for case, _ in sweep.jobs}
-    cells.claim(sweep.spec, sweep.entries, cases.fingerprint, files)
+    cells.claim(sweep.spec, sweep.entries, cases.fingerprint, files, sweep.compute_dtype)
 
 
-def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
+def _on_devices(work: CaseSweep, jobs: Sequence[Job], compute_dtype: ComputeDtype) -> None:
     """Let each local device take the next case when it has finished one."""
     waiting: SimpleQueue[Job] = SimpleQueue()
     for job in jobs:
@@ -173,7 +180,7 @@ def _on_devices(work: CaseSweep, jobs: Sequence[Job]) -> None:
     def take(device: jax.Device | None) -> None:
         # Arrays are not committed to a device, since committed ones would compile again.
         with jax.default_device(device) if device else nullcontext():
-            models = Models()
+            models = Models(compute_dtype)
             while not work.stop.is_set():
                 try:
                     case, entries = waiting.get_nowait()
@@ -201,7 +208,7 @@ def _write(sweep: Sweep, out: str, cells: Cells, progress: Progress) -> list[str
         total = sweep.propagations(sweep.jobs)
         return [f"{total - missing} of {total} propagations are done in {out}; the last --shard writes the tables"]
     summary = sweep_tables.summary_rows(rows, progress)
-    record = sweep_tables.record(sweep.spec, sweep.entries, rows, summary)
+    record = sweep_tables.record(sweep.spec, sweep.entries, rows, summary, sweep.compute_dtype)
     row_texts, summary_texts = ([sweep_tables.as_text(row) for row in table] for table in (rows, summary))
     texts = {
         sweep_tables.TABLE: table_text(sweep_tables.row_columns(), row_texts),

@@ -15,6 +15,7 @@ from sam2_3dmed_jax.evaluation.sweep.cells import Cells
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
 from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, base_of
 from sam2_3dmed_jax.metrics import registry
+from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype
 from sam2_3dmed_jax.runtime.progress import Progress
 
 TABLE, SUMMARY, RECORD, REPORT = "sweep.csv", "summary.csv", "sweep.json", "report.html"
@@ -129,7 +130,11 @@ def summary_rows(rows: Sequence[ScoreRow], progress: Progress | None = None) -> 
 
 
 def record(
-    spec: SweepSpec, entries: Sequence[Entry], rows: Sequence[ScoreRow], summary: Sequence[ScoreRow]
+    spec: SweepSpec,
+    entries: Sequence[Entry],
+    rows: Sequence[ScoreRow],
+    summary: Sequence[ScoreRow],
+    compute_dtype: ComputeDtype,
 ) -> dict[str, Any]:
     """Return the content of `sweep.json`: the spec, the checkpoints with their cases, and all definitions."""
     return {
@@ -140,6 +145,7 @@ def record(
         "settings": len({tuple(row[name] for name in ("model", *FACTORS)) for row in summary}),
         "base": dataclasses.asdict(base_of(spec)),
         "spec": dataclasses.asdict(spec),
+        "compute_dtype": compute_dtype,
         "checkpoints": [
             {
                 "model": entry.model,
