@@ -59,7 +59,7 @@ def gpu_attention(capability: Capability | None, dtype: DTypeLike, channels: int
     Args:
         capability: CUDA compute capability; None for a GPU that is unknown or not from NVIDIA.
         dtype: dtype of queries, keys and values.
-        channels: the most channels of a head; 0 for those of the official presets.
+        channels: the most channels of a head; 0 for a head of an official preset.
     """
     if capability is None:
         return Choice("wide", "no NVIDIA GPU is known")
