@@ -83,7 +83,7 @@ class SliceMasks:
             mask = _covered_by_one(mask, size)
         if np.array_equal(self.inverse_map, IDENTITY):
             return mask
-        return nearest(mask[..., None], self.inverse_map, (size, size))[..., 0]
+        return nearest(mask[None], self.inverse_map, (size, size))[0]
 
 
 @functools.lru_cache(maxsize=16)

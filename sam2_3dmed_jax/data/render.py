@@ -145,5 +145,4 @@ def _warped(
 ) -> jax.Array:
     """Resample slices `[n, h, w]` to `[n, *shape]`, or to their own shape, by the map of a clip or patch."""
     _, h, w = slices.shape
-    shape = shape or (h, w)
-    return jnp.moveaxis(resample(jnp.moveaxis(slices, 0, -1), parameters["inverse_map"], shape), -1, 0)
+    return resample(slices, parameters["inverse_map"], shape or (h, w))

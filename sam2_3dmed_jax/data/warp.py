@@ -50,26 +50,26 @@ def nearest(slices: ArrayT, inverse: ArrayT, shape: tuple[int, int]) -> ArrayT:
     """Resample by nearest neighbour, with 0 outside of the slice.
 
     Args:
-        slices: `[h, w, n]`, any dtype. The n slices are the last axis, because TPUs gather rows but not single values.
+        slices: `[n, h, w]`, any dtype.
         inverse: int32 `[2, 3]`, the map.
         shape: (rows, columns) of the result.
 
     Returns:
-        `[rows, columns, n]`.
+        `[n, rows, columns]`.
     """
     rows, columns = _origins(inverse, shape)
-    index = _index((rows + ONE // 2) >> _BITS, (columns + ONE // 2) >> _BITS, slices.shape)
+    index = _index((rows + ONE // 2) >> _BITS, (columns + ONE // 2) >> _BITS, slices.shape[1:])
     return _gather(_with_border(slices), index)
 
 
 def linear(slices: jax.Array, inverse: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Resample float32 `[h, w, n]` by bilinear interpolation, as `nearest`; pixels keep their values bit for bit."""
+    """Resample float32 `[n, h, w]` by bilinear interpolation, as `nearest`; pixels keep their values bit for bit."""
     rows, columns = _origins(inverse, shape)
-    h, w, _ = slices.shape
+    _, h, w = slices.shape
     rows, columns = rows.clip(-ONE, h * ONE), columns.clip(-ONE, w * ONE)
     # In units of pixels; 16 bits are exact in float32.
-    down, right = (((x & (ONE - 1)).astype(np.float32) / ONE)[..., None] for x in (rows, columns))
-    index = _index(rows >> _BITS, columns >> _BITS, slices.shape)
+    down, right = (((x & (ONE - 1)).astype(np.float32) / ONE)[None] for x in (rows, columns))
+    index = _index(rows >> _BITS, columns >> _BITS, (h, w))
     pixels, below = _with_border(slices), w + sum(_BORDER)
 
     def between(at: jax.Array) -> jax.Array:
@@ -95,15 +95,16 @@ def _index(rows: ArrayT, columns: ArrayT, shape: Sequence[int]) -> ArrayT:
 
 
 def _with_border(slices: ArrayT) -> ArrayT:
-    """Return the pixels of slices with a border of zeros, `[pixels, n]`."""
+    """Return the pixels of slices with a border of zeros, `[n, pixels]`."""
     xp = slices.__array_namespace__()
-    padded: ArrayT = xp.pad(slices, (_BORDER, _BORDER, (0, 0)))
-    return padded.reshape(-1, slices.shape[-1])
+    padded: ArrayT = xp.pad(slices, ((0, 0), _BORDER, _BORDER))
+    return padded.reshape(len(slices), -1)
 
 
 def _gather(pixels: ArrayT, index: ArrayT) -> ArrayT:
-    """Return `pixels[index]`; all indices are inside."""
+    """Return `pixels[:, index]`; all indices are inside."""
     if isinstance(pixels, np.ndarray):
-        return pixels[index]
-    gathered: ArrayT = pixels.at[index].get(mode="promise_in_bounds")
+        return pixels[:, index]
+    # XLA's estimate for a TPU is ten times less time than with the n slices as the last axis.
+    gathered: ArrayT = pixels.at[:, index].get(mode="promise_in_bounds")
     return gathered
