@@ -63,6 +63,7 @@ PAGES = {
     "docs/how-to/export.md": ("Task09_Spleen runs/spleen", "published/spleen-onnx/run.py"),
 }
 NOT_RUN = {  # pages with commands that do not run here, with the reason
+    "docs/explanation/gpu.md": "has only `plan`",
     "docs/gallery.md": "tools/make_gallery.py runs it, with the demo and a patient's CT",
     "docs/how-to/convert.md": "needs PyTorch; tests/weights_conversion/test_torch_files.py runs it",
     "docs/how-to/plan.md": "has only `plan`, which tests/plan tests",
