@@ -30,7 +30,7 @@ from sam2_3dmed_jax.sam2.position_encoding import apply_rope, half_split_order, 
 
 # The number of scores of all rows and heads that may be held at once; 2^20 float32 are 4 MiB. Attention with at most a
 # quarter of that per row, such as in windows, is always computed at once, except by the GPU's kernel: it takes one
-# launch instead of 8 forward, 3 instead of 14 backward, and moves an eighth of the bytes (docs/explanation/gpu.md).
+# launch instead of 8 forward, 3 instead of 14 backward, and moves an eighth of the bytes (`architecture.md`).
 MAX_SCORES = 1 << 20
 
 _at_once = ContextVar("_at_once", default=False)
@@ -51,10 +51,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = N
     Returns:
         `[B, N, heads, dv]` in `v`'s dtype. Scores and softmax are float32.
     """
-    (b, n, heads, _), m = q.shape, k.shape[1]
+    (b, n, heads, d), m = q.shape, k.shape[1]
     if _at_once.get():
         return _attend_at_once(q, k, v, valid)
-    gpu = chosen_attention(jnp.result_type(q, k, v))
+    gpu = chosen_attention(jnp.result_type(q, k, v), max(d, v.shape[-1]))
     few_scores = n * m <= MAX_SCORES // 4 or b * heads * n * m <= MAX_SCORES
     if few_scores and gpu.path != "triton":
         return _attend_at_once(q, k, v, valid)

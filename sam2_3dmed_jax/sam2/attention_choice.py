@@ -24,6 +24,7 @@ Path = Literal["triton", "wide", "blocked"]
 Capability = tuple[int, int]  # CUDA compute capability
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: the first GPUs with products of bfloat16
+MAX_CHANNELS = 256  # of a head; wider blocks do not fit the shared memory
 
 
 class Choice(NamedTuple):
@@ -52,12 +53,13 @@ class AttentionWarning(UserWarning):
     """Attention runs slower than the GPU allows."""
 
 
-def gpu_attention(capability: Capability | None, dtype: DTypeLike) -> Choice:
+def gpu_attention(capability: Capability | None, dtype: DTypeLike, channels: int = 0) -> Choice:
     """Return the implementation of attention for a GPU.
 
     Args:
         capability: CUDA compute capability; None for a GPU that is unknown or not from NVIDIA.
         dtype: dtype of queries, keys and values.
+        channels: the most channels of a head; 0 for a head of an official preset.
     """
     if capability is None:
         return Choice("wide", "no NVIDIA GPU is known")
@@ -66,29 +68,33 @@ def gpu_attention(capability: Capability | None, dtype: DTypeLike) -> Choice:
     if capability < LEAST_CAPABILITY:
         version, least = (".".join(map(str, numbers)) for numbers in (capability, LEAST_CAPABILITY))
         return Choice("wide", f"the GPU's compute capability {version} is below {least}")
+    if channels > MAX_CHANNELS:
+        return Choice("wide", f"heads of {channels} channels are wider than the kernel's {MAX_CHANNELS}")
     if not _has_pallas_triton():
         return Choice("wide", f"JAX {jax.__version__} has no Pallas-Triton")
     return Choice("triton", "the GPU computes in bfloat16, and JAX has Pallas-Triton", capability)
 
 
-def local_gpu_attention(dtype: DTypeLike) -> Choice:
+def local_gpu_attention(dtype: DTypeLike, channels: int = 0) -> Choice:
     """Return the implementation of attention for the GPU of this machine, after a self-check of the kernel.
 
     The self-check runs once per process. If it fails, `AttentionWarning` is issued and plain XLA is chosen.
     """
-    choice = gpu_attention(local_capability(), dtype)
+    choice = gpu_attention(local_capability(), dtype, channels)
     if choice.path == "triton" and (fault := _kernel_fault(choice.capability)):
         return Choice("wide", f"the kernel failed its self-check ({fault})")
     return choice
 
 
-def chosen_attention(dtype: DTypeLike) -> Choice:
+def chosen_attention(dtype: DTypeLike, channels: int = 0) -> Choice:
     """Return the implementation of attention on GPUs for the program that is traced."""
     target, forced = _target.get(), _forced.get()
     if forced is not None:
         capability = local_capability() if target is None else target.capability
         return Choice(forced, "a benchmark or test forces it", capability, forced=True)
-    return local_gpu_attention(dtype) if target is None else gpu_attention(target.capability, dtype)
+    if target is None:
+        return local_gpu_attention(dtype, channels)
+    return gpu_attention(target.capability, dtype, channels)
 
 
 def local_capability() -> Capability | None:
