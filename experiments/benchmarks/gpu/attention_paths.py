@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam2_3dmed_jax.sam2 import wide_attention
+from sam2_3dmed_jax.sam2.attention_choice import gpu_attention, local_capability
 
 TRITON, WIDE, CUDNN = "triton", "wide", "cudnn"
 ZERO = 1e-3  # of the largest array; see `relative_error`
@@ -114,8 +115,13 @@ def path_of(name: str, **settings: Any) -> Path:
 
 def paths(dtype: str) -> dict[str, Path]:
     """Return the paths that a dtype can take, by name."""
-    names = (WIDE, TRITON, CUDNN) if dtype == "bfloat16" else (WIDE,)
-    return {name: path_of(name) for name in names}
+    kernels = ((TRITON,) if default_path() == TRITON else ()) + ((CUDNN,) if local_capability() or not on_gpu() else ())
+    return {name: path_of(name) for name in (WIDE, *(kernels if dtype == "bfloat16" else ()))}
+
+
+def default_path() -> str:
+    """Return the path that a model takes in bfloat16, if the kernel passes its self-check; off a GPU the kernel."""
+    return gpu_attention(local_capability(), "bfloat16").path if on_gpu() else TRITON
 
 
 def on_gpu() -> bool:
@@ -124,9 +130,8 @@ def on_gpu() -> bool:
 
 
 def capability() -> tuple[int, int]:
-    """Return the CUDA compute capability of the device; off a GPU the one of an H100."""
-    major, minor = str(getattr(jax.devices()[0], "compute_capability", "9.0")).split(".")
-    return int(major), int(minor)
+    """Return the CUDA compute capability of the device; without one, the capability of an H100."""
+    return local_capability() or (9, 0)
 
 
 def run_both(path: Path, given: Operands) -> tuple[jax.Array, ...]:

@@ -28,9 +28,9 @@ from experiments.benchmarks.gpu.attention_paths import (
     CUDNN,
     SHAPES,
     SMOKE_SHAPES,
-    TRITON,
     WIDE,
     Shape,
+    default_path,
     operands,
     path_of,
     paths,
@@ -189,7 +189,7 @@ def work_checks(folder: Path, smoke: bool) -> Iterator[Check]:
     def training_results(size: int, slices: int) -> list[Any]:
         return [result("training step", "", dtype, size, slices) for dtype in ("bfloat16", "float32")]
 
-    for path in (WIDE,) if smoke else (WIDE, TRITON):
+    for path in (WIDE,) if smoke else dict.fromkeys((WIDE, default_path())):
         encoder_limit, memory_limit = image_encoder.TOLERANCE["bfloat16"], memory_attention.TOLERANCE["bfloat16"]
         yield Check(f"encoder, {path}, bfloat16", functools.partial(encoder, path), encoder_limit)
         yield Check(f"memory attention, {path}, bfloat16", functools.partial(memory, path), memory_limit)

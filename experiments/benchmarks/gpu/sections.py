@@ -26,6 +26,7 @@ from experiments.benchmarks.gpu.attention_paths import (
     WIDE,
     Operands,
     Shape,
+    default_path,
     operands,
     path_of,
     paths,
@@ -116,7 +117,7 @@ def encoder(run: Run) -> Iterator[Timing]:
     every += (BASE_PLUS, "bfloat16", ""), (SMALL, "bfloat16", "")
     for preset, dtype, path in (("nano", "bfloat16", WIDE), ("nano", "float32", "")) if run.smoke else every:
         options = work_options(preset, 64 if run.smoke else 1024, dtype)
-        needs = () if dtype == "float32" else (f"encoder, {path or TRITON}",)
+        needs = () if dtype == "float32" else (f"encoder, {path or default_path()}",)
         yield Timing(_name(preset, dtype, path), partial(_timed_work, run, "encoder", path, options), needs)
 
 
@@ -125,7 +126,7 @@ def memory_attention(run: Run) -> Iterator[Timing]:
     every = (("bfloat16", ""), ("bfloat16", WIDE), ("float32", ""))
     preset, size = ("nano", 64) if run.smoke else (TINY, 1024)
     for dtype, path in (("bfloat16", WIDE),) if run.smoke else every:
-        needs = () if dtype == "float32" else (f"memory attention, {path or TRITON}",)
+        needs = () if dtype == "float32" else (f"memory attention, {path or default_path()}",)
         options = work_options(preset, size, dtype)
         yield Timing(_name(preset, dtype, path), partial(_timed_work, run, "memory attention", path, options), needs)
 
@@ -221,6 +222,8 @@ def _filled(program: Program) -> list[Any]:
 
 def block_sizes(run: Run) -> Iterator[Timing]:
     """Yield other blocks and splits of the kernel; a faster one belongs into the table of `triton_attention`."""
+    if default_path() != TRITON:
+        return
     from sam2_3dmed_jax.sam2.triton_attention import Block
 
     shapes = SMOKE_SHAPES if run.smoke else {name: SHAPES[name] for name in SWEPT}
@@ -272,7 +275,7 @@ def _timed_meta(run: Run, preset: str, work: str, kind: str) -> Entry:
     return entry
 
 
-META_SECONDS = 240.0  # of one work in Meta's `sam2`, with its compilation
+META_SECONDS = 120.0  # of one work in Meta's `sam2`, with its compilation
 
 
 def _name(preset: str, dtype: str, path: str) -> str:
