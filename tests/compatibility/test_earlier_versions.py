@@ -111,7 +111,9 @@ def test_a_stopped_run_resumes_and_logs_what_version_0_1_would_have_logged(earli
     assert len(rows) == len(expected) == 4
     for row, other in zip(rows, expected, strict=True):
         assert row.keys() == other.keys()
-        # Version 0.1 also counted pairs of slices across the jump of a clip in L_srpp, which is part of the loss.
+        # Version 0.1 also counted pairs of slices across the jump of a clip in L_srpp, which is part of the loss. From
+        # step 3 on, the clips are the same, but the noise of their augmentation comes from another generator.
+        tolerance = LOSSES if row["step"] <= 2 else {"rtol": 0.1, "atol": 1e-3}
         for name in other.keys() - {"loss_srpp", "loss"}:
-            np.testing.assert_allclose(row[name], other[name], **LOSSES, err_msg=f"step {row['step']:.0f}: {name}")
+            np.testing.assert_allclose(row[name], other[name], **tolerance, err_msg=f"step {row['step']:.0f}: {name}")
     assert read_info(run / "final").preprocessing.window == "60,200"

@@ -34,7 +34,10 @@ def test_the_data_benchmark_compares_shards_with_nifti_and_shows_memory_at_inter
     assert {row[0] for row in speeds} == {"none", "default"}
     assert [row[2] for row in speeds[:5]] == ["a loop", "0", "1 thread", "2 threads", "2 processes"]
     assert all(float(value) > 0 for row in speeds for value in row[3:6])
-    assert len([row for row in rows[10:] if row.startswith("| ")]) == 1 + 10
+    (feed,) = (row for row in rows if row.startswith("| D = 12, 1024 px, default augmentation |"))
+    assert all(float(value) > 0 for value in feed.strip("|").split("|")[1:])
+    memory = rows[rows.index("| clips | peak resident memory, MiB |") :]
+    assert len([row for row in memory if row.startswith("| ")]) == 1 + 10
     assert rows[-1].startswith("Growth after the first 2 clips")
 
 
