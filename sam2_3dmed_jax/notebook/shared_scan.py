@@ -18,8 +18,8 @@ CHANGES = frozenset(
 # Methods that need masks wait until the masks of all slices are complete.
 READS = frozenset(
     {
-        *("preview", "propagate", "encode", "mask", "volumes_ml", "to_nibabel", "save", "save_prompts", "record"),
-        *("prompt_set", "prompt_files"),
+        *("preview", "propagate", "encode", "free_features", "mask", "volumes_ml", "to_nibabel", "save"),
+        *("save_prompts", "prompt_set", "prompt_files", "record"),
     }
 )
 

@@ -15,7 +15,7 @@ CONFIG = ExperimentConfig(
     model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
     data=DataConfig(slices=2),
     # With a larger learning rate the loss jumps, and differences of rounding grow with it.
-    training=TrainingConfig(steps=STEPS, batch_size=8, warmup_steps=1, learning_rate=3e-5),
+    training=TrainingConfig(steps=STEPS, batch_size=8, warmup_steps=1, learning_rate=1e-5),
 )
 
 
