@@ -287,7 +287,11 @@ def depthwise_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     for i in range(size):
         for j in range(size):
             total = total + (padded[:, i : i + h, j : j + w] * with_leading_axes(kernel[i, j], 4)).astype(jnp.float32)
-    return total
+    # On GPUs, XLA would try to fuse the 49 shifts into the layer norm that follows, and not end within 12 minutes.
+    separate: jax.Array = lax.platform_dependent(
+        total, cuda=lax.optimization_barrier, rocm=lax.optimization_barrier, default=lambda whole: whole
+    )
+    return separate
 
 
 def _pad_borders(x: jax.Array, width: int) -> jax.Array:

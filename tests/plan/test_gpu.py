@@ -101,7 +101,8 @@ def test_a_block_of_propagation_starts_few_kernels_and_waits_for_no_conditional(
     assert launches["loop_trips"] == 16  # over the slices alone
 
 
-def test_a_train_step_starts_few_kernels_and_waits_for_no_conditional():
-    launches = plan_experiment(tiny(12), "h100:1").record()["launches"]
+@pytest.mark.parametrize("chip", ["h100", "a100"])
+def test_a_train_step_starts_few_kernels_and_waits_for_no_conditional(chip):
+    launches = plan_experiment(tiny(12), f"{chip}:1").record()["launches"]
     assert launches["conditionals_in_loops"] == 0
     assert launches["kernels"] <= KERNELS_PER_STEP
