@@ -14,7 +14,7 @@ from sam2_3dmed_jax.plan.process import plan_experiment
 from sam2_3dmed_jax.plan.topologies import parse_topology
 from tests.plan.test_tpu import experiment
 
-# Each takes the host of a GPU some microseconds. The counts of both jax versions are up to a tenth below.
+# Each takes the host of a GPU some microseconds. docs/explanation/gpu.md has the counts.
 KERNELS_PER_BLOCK = 8_000  # propagation through 16 slices
 KERNELS_PER_STEP = 26_000  # train step of a clip of 12 slices
 
