@@ -7,10 +7,9 @@ time; only `cancel.set()` may be called by another one.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -608,19 +607,31 @@ class Scan:
         if self._cancel and self._cancel.is_set():
             raise _CancelledError
 
-    @contextlib.contextmanager
-    def _cancellable(self, cancel: Cancel | None) -> Iterator[_Work]:
-        """Run a block that `cancel` may stop; what is encoded stays, and no half of a segmentation is kept."""
-        work, self._cancel = _Work(), cancel
-        try:
-            yield work
-        except _CancelledError:
-            work.complete = False
-        finally:
-            self._cancel = None
+    def _cancellable(self, cancel: Cancel | None) -> _Work:
+        """Return the context of a block that `cancel` may stop.
+
+        What is encoded stays, and no half of a segmentation is kept.
+        """
+        self._cancel = cancel
+        return _Work(self)
 
 
 class _Work:
-    """Work that may be cancelled."""
+    """Work that may be cancelled.
+
+    It is no generator, whose frame would keep the error, and with it the features of the image, until a garbage
+    collection (from Python 3.13 on).
+    """
 
     complete = True
+
+    def __init__(self, scan: Scan):
+        self._scan = scan
+
+    def __enter__(self) -> _Work:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._scan._cancel = None
+        self.complete = kind is None
+        return kind is _CancelledError

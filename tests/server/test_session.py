@@ -243,6 +243,20 @@ def test_a_closed_session_frees_the_features_of_its_image(tmp_path, sessions):
         gc.enable()
 
 
+def test_a_session_that_is_closed_during_its_work_frees_the_features_too(tmp_path, sessions):
+    session = sessions.get(sessions.open(scan_file(tmp_path / "a.nii.gz")))
+    session.change(lambda scan: scan.click(CLICK)).result()
+    while (features := vars(session.scan).get("_store")) is None:
+        time.sleep(0.001)
+    store = weakref.ref(features)
+    del features
+    gc.disable()
+    try:
+        assert session.close() and not session.state.is_complete and store() is None
+    finally:
+        gc.enable()
+
+
 def test_names_of_prompt_files_do_not_contain_names_of_images(tmp_path, sessions):
     sessions.get(sessions.open(scan_file(tmp_path / "DOE_JANE.nii.gz"))).change(lambda scan: scan.click(CLICK)).result()
     sessions.close_all(60)
