@@ -619,7 +619,7 @@ class Scan:
 class _Work:
     """Work that may be cancelled.
 
-    It is no generator, whose frame would keep the error, and with it the features of the image, until a garbage
+    It is not a generator, whose frame would keep the error, and with it the features of the image, until a garbage
     collection (from Python 3.13 on).
     """
 
