@@ -163,6 +163,18 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
+class CorrectionConfig:
+    """Corrective clicks in training: points where the prediction is wrong, as in SAM 2's training."""
+
+    clicks: int = 0  # C: maximum number of clicks on a prompted or corrected slice, drawn from 0 to C; 0: no clicks
+    # Q: maximum number of slices of an object, behind its first prompt, that are corrected when the propagation reaches
+    # them, drawn from 0 to Q. They become prompted slices for the memory of later ones.
+    corrected_slices: int = 0
+    # Clicks at the deepest point of the error, as careful users do; the others are anywhere in it, as in SAM 2.
+    centre_click_probability: float = 0.5
+
+
+@dataclass(frozen=True)
 class PromptConfig:
     """How a clip's objects are prompted in training."""
 
@@ -172,6 +184,10 @@ class PromptConfig:
     negative_point_probability: float = 0.0
     # Objects that are replaced by an absent one: a point outside of all objects, whose mask is empty on every slice.
     absent_object_probability: float = 0.0
+    # First prompts that are the mask of the object itself, as from an earlier segmentation, instead of a box or point.
+    mask_prompt_probability: float = 0.0
+    prompted_slices: int = 1  # P: maximum number of prompted slices of an object, drawn from 1 to P
+    corrections: CorrectionConfig = CorrectionConfig()
 
 
 @dataclass(frozen=True)
@@ -221,6 +237,8 @@ class LossConfig:
     """Weights of the loss terms: a number each, or a schedule `((step, weight), ...)`, linear between its knots."""
 
     bce: float | tuple[tuple[int, float], ...] = 1.0  # binary cross-entropy of the masks
+    # Focal loss of the masks, beside or instead of BCE. SAM 2 uses focal=20 and bce=0, with dice=1.
+    focal: float | tuple[tuple[int, float], ...] = 0.0
     ce: float | tuple[tuple[int, float], ...] = 1.0  # cross-entropy over classes; U-Net only
     dice: float | tuple[tuple[int, float], ...] = 1.0  # soft Dice of the masks
     iou: float | tuple[tuple[int, float], ...] = 1.0  # error of the predicted IoU

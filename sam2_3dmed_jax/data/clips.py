@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NotRequired, Protocol, TypedDict
+from typing import NotRequired, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -20,27 +20,15 @@ import numpy as np
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.augment import INTENSITY_SHAPES, draw_intensity_change, draw_spatial_map
 from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
+from sam2_3dmed_jax.data.clip_prompts import ClipPrompts, draw_prompts, prompt_shapes, replace_by_absent_objects
 from sam2_3dmed_jax.data.masks import SliceMasks
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.data.warp import IDENTITY
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.prompts import simulation
 from sam2_3dmed_jax.volume.intensity import resize_matrix
 from sam2_3dmed_jax.volume.label_classes import Target
 
-PROMPT_TOKENS = 4  # T: two box corners or a point, "not a point", and padding to a power of two
 MAX_OBJECTS = 32  # bits of the largest integer of compiled programs
-
-
-class ClipPrompts(TypedDict):
-    """The prompts of a clip's objects."""
-
-    object_valid: np.ndarray  # bool [K]
-    prompt_step: np.ndarray  # int32 [K]: the step, from 0, on which an object is prompted
-    coords: np.ndarray  # float32 [K, T, 2], pixels
-    point_labels: np.ndarray  # int32 [K, T]
-    token_valid: np.ndarray  # bool [K, T]
-    multimask: np.ndarray  # bool [K]
 
 
 class Clip(ClipPrompts):
@@ -109,12 +97,7 @@ def clip_shapes(
         "slice_valid": ((d,), np.bool_),
         "slice_index": ((d,), np.float32),
         "position_mm": ((d,), np.float32),
-        "object_valid": ((k,), np.bool_),
-        "prompt_step": ((k,), np.int32),
-        "coords": ((k, PROMPT_TOKENS, 2), np.float32),
-        "point_labels": ((k, PROMPT_TOKENS), np.int32),
-        "token_valid": ((k, PROMPT_TOKENS), np.bool_),
-        "multimask": ((k,), np.bool_),
+        **prompt_shapes(config),
     }
 
 
@@ -160,7 +143,7 @@ def cut_clip(
         slice_valid=slice_valid,
         slice_index=steps.astype(np.float32),
         position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
-        **_draw_prompts(masks, objects, targets, prompted, reader.pixel_mm(case), config, rng),
+        **draw_prompts(masks, objects, targets, prompted, reader.pixel_mm(case), config, rng),
     )
     if stored.resized:
         _, h, w = case.shape
@@ -168,7 +151,8 @@ def cut_clip(
         clip["horizontal"] = _padded_matrix(w, reader.image_size, stored.columns).T
     if not areas:
         clip["object_valid"][0], clip["prompt_step"][0] = True, prompted
-    _replace_by_absent_objects(clip, masks, targets, config.prompts.absent_object_probability if areas else 1.0, rng)
+    absent = config.prompts.absent_object_probability if areas else 1.0
+    replace_by_absent_objects(clip, clip["labels"], masks, targets, absent, rng)
     if features is None:
         clip["grey"], clip["window"] = _padded(grey, length, stored), reader.stored_window(case)
         clip["intensity"], clip["noise_key"] = intensity["intensity"], intensity["noise_key"]
@@ -226,84 +210,6 @@ def _padded_matrix(n_in: int, n_out: int, padded: int) -> np.ndarray:
     matrix = np.pad(resize_matrix(n_in, n_out), ((0, 0), (0, padded - n_in)))
     matrix.flags.writeable = False
     return matrix
-
-
-def _draw_prompts(
-    masks: SliceMasks,
-    shown: Sequence[Target],
-    targets: Sequence[Target],
-    prompted: int,
-    pixel_mm: tuple[float, float],
-    data: DataConfig,
-    rng: np.random.Generator,
-) -> ClipPrompts:
-    """Prompt each object by a box or a point on the first slice that shows it, from step `prompted` on.
-
-    Args:
-        masks: of the slices inside the volume.
-        shown: the objects of the clip, at most K.
-        targets: all objects of the case.
-        prompted: the step of the prompted slice; earlier slices only give context.
-        pixel_mm: (dy, dx).
-        data: K, and the probabilities of the kinds of prompts.
-        rng: source of everything random.
-    """
-    objects, config = data.clips.objects, data.prompts
-    first = [masks.first_step(target, prompted) for target in shown]
-    object_valid, prompt_step = np.zeros(objects, bool), np.zeros(objects, np.int32)
-    object_valid[: len(shown)] = [step is not None for step in first]
-    prompt_step[: len(shown)] = [step or 0 for step in first]
-    coords = np.zeros((objects, PROMPT_TOKENS, 2), np.float32)
-    point_labels = np.full((objects, PROMPT_TOKENS), -1, np.int32)
-    token_valid = np.zeros((objects, PROMPT_TOKENS), bool)
-    token_valid[:, :2] = True
-    multimask = np.ones(objects, bool)
-    for k in np.flatnonzero(object_valid).tolist():
-        step = int(prompt_step[k])
-        mask = masks.mask(step, shown[k])
-        if rng.random() < config.box_prompt_probability:
-            box = simulation.jitter_box(simulation.box_of(mask), 0.05, rng, mask.shape)
-            coords[k, :2], point_labels[k, :2] = np.reshape(box, (2, 2)), (2, 3)
-            token_valid[k, 2], multimask[k] = True, False
-        elif rng.random() < config.random_point_probability:
-            coords[k, 0], point_labels[k, 0] = simulation.random_point(mask, rng), 1
-        else:
-            coords[k, 0], point_labels[k, 0] = simulation.centre_point(mask, pixel_mm), 1
-        is_point = point_labels[k, 0] == 1
-        if is_point and config.negative_point_probability and rng.random() < config.negative_point_probability:
-            others = masks.any_of(step, targets) & ~mask
-            coords[k, 1], point_labels[k, 1] = simulation.random_point(others if others.any() else ~mask, rng), 0
-            token_valid[k, 2], multimask[k] = True, False  # as two clicks at inference
-    return ClipPrompts(
-        object_valid=object_valid,
-        prompt_step=prompt_step,
-        coords=coords,
-        point_labels=point_labels,
-        token_valid=token_valid,
-        multimask=multimask,
-    )
-
-
-def _replace_by_absent_objects(
-    clip: Clip, masks: SliceMasks, targets: Sequence[Target], probability: float, rng: np.random.Generator
-) -> None:
-    """Replace objects of a clip, in place, by absent ones: a point outside of all `targets`, and empty masks.
-
-    Without such clips a model can learn to ignore its prompt, because the prompt is always on the same kind of object.
-    """
-    if not probability:
-        return
-    for k in np.flatnonzero(clip["object_valid"]).tolist():
-        if rng.random() >= probability:
-            continue
-        outside = ~masks.any_of(int(clip["prompt_step"][k]), targets)
-        if not outside.any():
-            continue
-        labels = clip["labels"]
-        labels &= ~labels.dtype.type(1 << k)
-        clip["coords"][k], clip["point_labels"][k], clip["token_valid"][k] = 0, -1, False
-        clip["coords"][k, 0], clip["point_labels"][k, 0] = simulation.random_point(outside, rng), 1
-        clip["token_valid"][k, :2], clip["multimask"][k] = True, True
 
 
 def _visible_areas(areas: np.ndarray, case: PreparedCase, size: int) -> np.ndarray:

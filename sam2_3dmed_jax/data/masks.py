@@ -56,6 +56,11 @@ class SliceMasks:
         self._labels, self.inverse_map, self._size = labels, inverse, size
         self._kept: dict[tuple[int, Target], np.ndarray] = {}
 
+    @property
+    def depth(self) -> int:
+        """Number of slices inside the volume."""
+        return len(self._labels)
+
     def mask(self, step: int, target: Target) -> np.ndarray:
         """Return the mask of an object on one slice, bool `[S, S]`; do not change it."""
         key = step, target

@@ -62,9 +62,11 @@ def _device_gradient(
     def forward(weights: Weights, rendered: Batch) -> Any:
         return method.forward(merge(graphdef, {**constant, **gathered(weights, specs)}), rendered, training)
 
+    compute_terms = functools.partial(method.terms, weights=training.loss)
+
     def loss(weights: Weights, batch: Batch, divisors: Divisors | None) -> tuple[jax.Array, Metrics]:
         rendered = method.render(batch, config.data)
-        terms = method.terms(forward(weights, rendered), rendered)
+        terms = compute_terms(forward(weights, rendered), rendered)
         return objective(terms, method.losses, training.loss, step, sum_over_devices, divisors)
 
     part_gradient = jax.grad(loss, has_aux=True)
@@ -73,7 +75,7 @@ def _device_gradient(
     else:
         # Each part is rendered again, so that only one is in memory.
         rendered = method.render(batch, config.data)
-        divisors = sum_over_devices(term_divisors(functools.partial(forward, weights), method.terms, rendered))
+        divisors = sum_over_devices(term_divisors(functools.partial(forward, weights), compute_terms, rendered))
         gradients, losses = _accumulate(part_gradient, weights, batch, divisors, training.accumulation)
     return summed(gradients, specs), sum_over_devices(losses)
 

@@ -37,6 +37,7 @@ from sam2_3dmed_jax.training.feed import StepsInFlight, to_devices
 from sam2_3dmed_jax.training.guard import LossGuard
 from sam2_3dmed_jax.training.interruption import stop_requests
 from sam2_3dmed_jax.training.log import Log, training_note
+from sam2_3dmed_jax.training.losses import used_losses
 from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.objective import log_columns
 from sam2_3dmed_jax.training.parameter_groups import paths_by_module
@@ -97,7 +98,7 @@ def train(
     if compilation.pays_off(total - start) and isinstance(setup.step, jax.stages.Wrapped):
         setup = compilation.compile_step(setup, reader.stored_slices)
     first_process = distributed.is_first_process()
-    columns, modules = log_columns(method.losses), paths_by_module(state.weights)
+    columns, modules = log_columns(used_losses(method.losses, training.loss)), paths_by_module(state.weights)
     guard, in_flight = LossGuard(run, batches, training.loss_limit), StepsInFlight()
     validated: ValidationResult | None = None
     reporter = _Reporter(config, start, progress, utilisation(config, setup.devices) if first_process else None)

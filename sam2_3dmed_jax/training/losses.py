@@ -21,11 +21,19 @@ import numpy as np
 import optax
 from jax import lax
 
-from sam2_3dmed_jax.config import AnyModelConfig, BdConfig, ModelConfig
+from sam2_3dmed_jax.config import AnyModelConfig, BdConfig, LossConfig, ModelConfig
 from sam2_3dmed_jax.model.targets import boundary_target, positions_of, srpp_targets
 from sam2_3dmed_jax.sam2.layers import resize_masks, with_leading_axes
-from sam2_3dmed_jax.training.unroll import Batch, UnrolledClips, propagated_slices
+from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
+from sam2_3dmed_jax.training.unroll import (
+    Batch,
+    UnrolledClips,
+    prompted_and_corrected_slots,
+    prompted_by_mask,
+    propagated_slices,
+)
 
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # SAM 2's
 SMOOTH = 1e-5  # of the soft Dice of patches, as nnU-Net's
 PatchLogits = list[jax.Array]  # [B, d, h, w, 1 + classes] per resolution, the finest first
 
@@ -39,6 +47,10 @@ class Term(NamedTuple):
     def mean(self) -> jax.Array:
         """Return the value."""
         return self.total / jnp.maximum(self.divisor, 1.0)
+
+    def plus(self, other: Term | None) -> Term:
+        """Return the term over the items of both terms."""
+        return self if other is None else Term(self.total + other.total, self.divisor + other.divisor)
 
 
 # Losses of clips. D slices, R = B x K rows (objects of clips), n mask candidates.
@@ -78,6 +90,34 @@ def mask_bce(logits: jax.Array, target: jax.Array, present: jax.Array) -> Term:
     """
     loss = optax.sigmoid_binary_cross_entropy(logits, target).mean((-2, -1))
     return Term((loss * present).sum(), present.sum(dtype=jnp.float32))
+
+
+def focal_loss(logits: jax.Array, target: jax.Array, present: jax.Array) -> Term:
+    """Return the focal loss per slice, the mean over its pixels, on slices where `present`.
+
+    `alpha_t (1 - p_t)^2 BCE` with alpha = 0.25 (Lin et al. 2017), as `sigmoid_focal_loss` in SAM 2's training.
+
+    Args:
+        logits: `[..., H, W]`.
+        target: `[..., H, W]`.
+        present: bool `[...]`.
+    """
+    loss = optax.sigmoid_focal_loss(logits, target, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA).mean((-2, -1))
+    return Term((loss * present).sum(), present.sum(dtype=jnp.float32))
+
+
+def slice_dice(logits: jax.Array, target: jax.Array, share: jax.Array) -> Term:
+    """Return the soft Dice loss per slice; each slice counts as much as its `share [...]`.
+
+    Args:
+        logits: `[..., H, W]`.
+        target: `[..., H, W]`.
+        share: float32 `[...]`, 0 for slices without a loss.
+    """
+    probability = jax.nn.sigmoid(logits)
+    overlap = (probability * target).sum((-2, -1))
+    sizes = probability.sum((-2, -1)) + target.sum((-2, -1))
+    return Term(((1 - (2 * overlap + 1) / (sizes + 1)) * share).sum(), share.sum())
 
 
 def clip_dice(logits: jax.Array, target: jax.Array, present: jax.Array) -> Term:
@@ -193,16 +233,28 @@ def mask_boundary_loss(logits: jax.Array, masks: jax.Array, present: jax.Array, 
     return boundary_loss(logits, boundary_target(masks, config.width), present, config.normaliser)
 
 
+class MaskPredictions(NamedTuple):
+    """Predicted masks of N slices of R rows, and what they are compared with."""
+
+    multimask: jax.Array  # bool [N, R]
+    ious: jax.Array  # predicted IoU [N, R, n]
+    object_score_logits: jax.Array  # [N, R]
+    target: jax.Array  # reference masks, float32 [N, R, S, S]
+    counted: jax.Array  # bool [N, R]: slices with a loss
+    present: jax.Array  # bool [N, R]: those that contain the object
+    candidates: jax.Array  # logits of the mask candidates, without a gradient, [N, R, n, S/4, S/4]
+    chosen: jax.Array  # logits of the best candidate, [N, R, S, S]
+
+
 class ClipInputs(NamedTuple):
     """What the losses of clips are computed from."""
 
     out: UnrolledClips
     batch: Batch
-    target: jax.Array  # reference masks, float32 [D, R, S, S]
+    slices: MaskPredictions  # of the N = D slices; without those that are prompted by their mask
+    # After each click, N = (P + Q) C. SAM 2 sums the losses of all decodings of a slice, each with the same weight.
+    clicks: MaskPredictions | None
     propagated: jax.Array  # bool [D, R]: slices from the prompt on, without padding
-    present: jax.Array  # bool [D, R]: propagated slices that contain the object
-    candidates: jax.Array  # logits of the mask candidates, without a gradient, [D, R, n, S/4, S/4]
-    chosen: jax.Array  # logits of the best candidate, [D, R, S, S]
 
 
 def clip_inputs(out: UnrolledClips, batch: Batch) -> ClipInputs:
@@ -210,34 +262,82 @@ def clip_inputs(out: UnrolledClips, batch: Batch) -> ClipInputs:
     b, d, k, size, _ = batch["masks"].shape
     target = jnp.moveaxis(batch["masks"], 1, 0).reshape(d, b * k, size, size).astype(jnp.float32)
     propagated = propagated_slices(batch)
-    present = propagated & target.any((-2, -1))
+    counted = propagated & ~prompted_by_mask(batch)  # the output of a mask prompt is the mask
+    slices = _mask_predictions(out.candidates, out.multimask, target, counted)
+    return ClipInputs(out, batch, slices, _after_clicks(out, batch, target), propagated)
+
+
+def _after_clicks(out: UnrolledClips, batch: Batch, target: jax.Array) -> MaskPredictions | None:
+    """Return the predictions after each click; `target` `[D, R, S, S]`."""
+    slots = prompted_and_corrected_slots(batch)
+    if out.clicks is None or slots.clicks is None:
+        return None
+    limit = out.clicks.multimask.shape[1]
+    given = jnp.arange(limit)[None, :, None] < slots.clicks[:, None, :]  # [P + Q, C, R]
+    rows = jnp.arange(slots.step.shape[1])[None, :]
+    of_slot = target[jnp.clip(slots.step, 0), rows]  # [P + Q, R, S, S]
+    candidates, multimask, counted = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:]), (out.clicks.candidates, out.clicks.multimask, given)
+    )
+    return _mask_predictions(candidates, multimask, jnp.repeat(of_slot, limit, axis=0), counted)
+
+
+def _mask_predictions(
+    candidates: MaskCandidates, multimask: jax.Array, target: jax.Array, counted: jax.Array
+) -> MaskPredictions:
     # The candidate is chosen at the decoder's resolution, and only the chosen one is enlarged with a gradient.
-    candidates = lax.stop_gradient(out.candidates.logits)
-    coarse = resize_masks(target, candidates.shape[-1])
-    best = best_candidate(candidates, coarse, out.multimask)
-    chosen = jnp.take_along_axis(out.candidates.logits, best[..., None, None, None], axis=2)[:, :, 0]
-    return ClipInputs(out, batch, target, propagated, present, candidates, resize_masks(chosen, size))
+    logits = lax.stop_gradient(candidates.logits)
+    best = best_candidate(logits, resize_masks(target, logits.shape[-1]), multimask)
+    chosen = jnp.take_along_axis(candidates.logits, best[..., None, None, None], axis=2)[:, :, 0]
+    return MaskPredictions(
+        multimask=multimask,
+        ious=candidates.ious,
+        object_score_logits=candidates.object_score_logits,
+        target=target,
+        counted=counted,
+        present=counted & target.any((-2, -1)),
+        candidates=logits,
+        chosen=resize_masks(chosen, target.shape[-1]),
+    )
+
+
+def _over_decodings(x: ClipInputs, term: Callable[[MaskPredictions], Term]) -> Term:
+    """Return a term over the slices and over the results of all clicks."""
+    return term(x.slices).plus(None if x.clicks is None else term(x.clicks))
 
 
 def _bce(x: ClipInputs, model: ModelConfig) -> Term:
-    return mask_bce(x.chosen, x.target, x.present)
+    return _over_decodings(x, lambda masks: mask_bce(masks.chosen, masks.target, masks.present))
+
+
+def _focal(x: ClipInputs, model: ModelConfig) -> Term:
+    return _over_decodings(x, lambda masks: focal_loss(masks.chosen, masks.target, masks.present))
 
 
 def _dice(x: ClipInputs, model: ModelConfig) -> Term:
-    return clip_dice(x.chosen, x.target, x.present)
+    of_clips = clip_dice(x.slices.chosen, x.slices.target, x.slices.present)
+    if x.clicks is None:
+        return of_clips
+    # Each click counts as one slice of its row.
+    share = x.clicks.present / jnp.maximum(x.slices.present.sum(0), 1)[None, :]
+    return of_clips.plus(slice_dice(x.clicks.chosen, x.clicks.target, share))
 
 
 def _iou(x: ClipInputs, model: ModelConfig) -> Term:
-    candidates = resize_masks(x.candidates, x.target.shape[-1])
-    return iou_error(x.out.candidates.ious, candidates, x.target, x.out.multimask, x.present)
+    def term(masks: MaskPredictions) -> Term:
+        candidates = resize_masks(masks.candidates, masks.target.shape[-1])
+        return iou_error(masks.ious, candidates, masks.target, masks.multimask, masks.present)
+
+    return _over_decodings(x, term)
 
 
 def _object_score(x: ClipInputs, model: ModelConfig) -> Term:
-    return object_score_bce(x.out.candidates.object_score_logits, x.present, x.propagated)
+    return _over_decodings(x, lambda masks: object_score_bce(masks.object_score_logits, masks.present, masks.counted))
 
 
 def _hard_dice(x: ClipInputs, model: ModelConfig) -> Term:
-    return hard_dice(resize_masks(x.out.mask_logits, x.target.shape[-1]), x.target, x.propagated)
+    masks = x.slices
+    return hard_dice(resize_masks(x.out.mask_logits, masks.target.shape[-1]), masks.target, masks.counted)
 
 
 def _srpp(x: ClipInputs, model: ModelConfig) -> Term:
@@ -249,8 +349,9 @@ def _srpp(x: ClipInputs, model: ModelConfig) -> Term:
 
 def _boundary(x: ClipInputs, model: ModelConfig) -> Term:
     assert x.out.candidates.boundary_logits is not None
-    logits = resize_masks(x.out.candidates.boundary_logits, x.target.shape[-1])
-    return mask_boundary_loss(logits, x.target, x.present, model.boundary)
+    masks = x.slices
+    logits = resize_masks(x.out.candidates.boundary_logits, masks.target.shape[-1])
+    return mask_boundary_loss(logits, masks.target, masks.present, model.boundary)
 
 
 # Losses of patches, for the U-Net.
@@ -344,12 +445,14 @@ class Loss:
     weight: str | float | None  # a field of `LossConfig`, a fixed weight, or LOGGED_ONLY
     in_segmentation: bool = True  # whether L_seg contains it
     active: Callable[[Any], bool] = lambda model: True  # whether a model with this config has it
+    optional: bool = False  # neither computed nor logged if its weight is 0
 
 
 # By the kind of model, in the order in which the objective adds them.
 LOSSES: dict[str, tuple[Loss, ...]] = {
     "sam2": (
         Loss("loss_bce", _bce, weight="bce"),
+        Loss("loss_focal", _focal, weight="focal", optional=True),
         Loss("loss_dice", _dice, weight="dice"),
         Loss("loss_iou", _iou, weight="iou"),
         Loss("loss_object_score", _object_score, weight="object_score"),
@@ -363,6 +466,15 @@ LOSSES: dict[str, tuple[Loss, ...]] = {
         Loss("dice", patch_hard_dice, weight=LOGGED_ONLY),
     ),
 }
+
+
+def used_losses(losses: Sequence[Loss], weights: LossConfig | None) -> tuple[Loss, ...]:
+    """Return the losses without the optional ones whose weight is 0; without weights, without all optional ones."""
+    return tuple(
+        loss
+        for loss in losses
+        if not loss.optional or (weights is not None and isinstance(loss.weight, str) and getattr(weights, loss.weight))
+    )
 
 
 def compute_terms(losses: Sequence[Loss], inputs: Any, model: AnyModelConfig) -> dict[str, Term]:

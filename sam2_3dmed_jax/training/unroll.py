@@ -1,8 +1,9 @@
 """Unrolled forward pass of training: a batch of clips is encoded at once and propagated by one scan over its D slices.
 
-A row is an object of a clip; R = B x K. The steps are those of inference: a row is decoded from its prompt on its
-prompted slice and from its memory afterwards, and its memory holds the chosen mask, gated by the object score. Before
-its prompted slice a row has neither memory nor loss.
+A row is an object of a clip; R = B x K. The steps are those of inference: first a row's P prompted slices are decoded
+without memory, then the other slices from its memory, which holds the chosen masks, gated by the object score. Before
+its first prompted slice a row has neither recent memories nor losses. Clicks correct prompted slices, and up to Q
+slices that the propagation reaches, which then are prompted slices for later ones (`corrections`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sam2_3dmed_jax.config import Remat
+from sam2_3dmed_jax.data.clip_prompts import NO_STEP
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.model.slice_position import SlicePosition, add_context
 from sam2_3dmed_jax.runtime.imagenet import normalise
@@ -25,6 +27,7 @@ from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
 from sam2_3dmed_jax.sam2.remat import remat
 from sam2_3dmed_jax.sam2.rounded_weights import round_before_loop
+from sam2_3dmed_jax.training.corrections import ClickOutputs, Decoded, SliceClicks, correct
 
 Batch = dict[str, jax.Array]  # arrays with a leading axis B, before or after `data.render`
 
@@ -40,6 +43,8 @@ class UnrolledClips(NamedTuple):
     mask_logits: jax.Array  # float32 [D, R, S/4, S/4]: the chosen mask, gated by the object score as at inference
     multimask: jax.Array  # bool [D, R]
     positions: jax.Array | None  # P_pos [B, D, D], with SRPP
+    # After each click on the P + Q slots of a row, each field [P + Q, C, R, ...]; None without clicks.
+    clicks: ClickOutputs | None = None
 
 
 class ClipSlice(NamedTuple):
@@ -50,19 +55,11 @@ class ClipSlice(NamedTuple):
     valid: jax.Array  # bool [B]: not padding
 
 
-class MemoryInput(NamedTuple):
-    """The outputs of one step that the next step encodes as memories."""
-
-    mask_logits: jax.Array  # float32 [R, S/4, S/4]
-    object_score_logits: jax.Array  # float32 [R]
-    pointer: jax.Array  # [R, C]
-
-
 class UnrollCarry(NamedTuple):
     """The carry of the scan over the slices of a clip."""
 
     bank: MemoryBank  # memories up to slice t - 2
-    last: MemoryInput  # of slice t - 1
+    last: Decoded  # of slice t - 1
 
 
 class SliceOutputs(NamedTuple):
@@ -74,27 +71,43 @@ class SliceOutputs(NamedTuple):
     slice_embeddings: jax.Array | None  # [R, dim], of features conditioned on memory, with `SrppConfig.memory`
 
 
+class Slots(NamedTuple):
+    """The prompted and corrected slices of the rows, `[P + Q, R, ...]`: P prompted slots, then Q corrected ones."""
+
+    step: jax.Array  # int32 [P + Q, R], or NO_STEP
+    prompts: PromptTokens  # of the prompted slots, each field [P, R, ...]
+    mask_prompt: jax.Array | None  # bool [R]: whether the first prompt is the mask
+    clicks: jax.Array | None  # int32 [P + Q, R]
+    click_draw: jax.Array | None  # float32 [P + Q, R, C]
+
+    @property
+    def prompted(self) -> int:
+        """P."""
+        return int(self.prompts.labels.shape[0])
+
+    @property
+    def corrected(self) -> int:
+        """Q."""
+        return int(self.step.shape[0]) - self.prompted
+
+
 @dataclass(frozen=True)
 class Unroll:
     """What is the same at each step: the model, and the prompts of the rows."""
 
     model: SAM2
     objects: int  # K
-    prompts: PromptTokens  # each field [R, ...]
-    no_prompts: PromptTokens  # the same shapes, for rows that are not prompted on a slice
-    prompt_step: jax.Array  # int32 [R]
+    slots: Slots
+    masks: jax.Array  # uint8 [D, R, S, S]
+    no_prompts: PromptTokens  # of slices that the propagation reaches
     object_valid: jax.Array  # bool [R]
     direction: jax.Array  # int32 [R]: all +1, because slices are counted in the direction of propagation
     memory_srpp: SlicePosition | None  # the SRPP module if it reads features conditioned on memory
 
-    def live_and_prompted(self, t: jax.Array, now: ClipSlice) -> tuple[jax.Array, jax.Array]:
-        """Return the rows with a valid slice and object at step t, and those prompted there; bool `[R]` each."""
-        live = jnp.repeat(now.valid, self.objects) & self.object_valid
-        return live, (self.prompt_step == t) & live
-
-    def without_memory(self, embedding: jax.Array) -> jax.Array:
-        """Return the features that prompted rows are decoded from, `[B, h, w, C]` to `[R, h, w, C]`."""
-        return jnp.repeat(self.model.without_memory(embedding), self.objects, axis=0)
+    def slot_at(self, t: jax.Array, slots: slice) -> tuple[jax.Array, jax.Array]:
+        """Return the slot of each row at step t, int32 `[R]`, and whether there is one, bool `[R]`."""
+        here = self.slots.step[slots] == t
+        return jnp.argmax(here, axis=0), here.any(0)
 
 
 def propagated_slices(batch: Batch) -> jax.Array:
@@ -115,6 +128,48 @@ def clip_features(model: SAM2, slices: jax.Array, remat_trunk: Remat = "none") -
     return lax.map(
         lambda slice_: rounded_model().encode_image(normalise(slice_), remat_trunk), jnp.moveaxis(slices, 1, 0)
     )
+
+
+def prompted_and_corrected_slots(batch: Batch) -> Slots:
+    """Return the slots of a batch; an object that is not valid has none."""
+    valid = batch["object_valid"].reshape(-1)
+    rows = valid.shape[0]
+
+    def slot_first(further: jax.Array) -> jax.Array:
+        """`[B, K, n, ...]` to `[n, R, ...]`."""
+        return jnp.moveaxis(further.reshape(rows, *further.shape[2:]), 1, 0)
+
+    def joined(first: str, further: str) -> jax.Array:
+        one = batch[first].reshape(1, rows, *batch[first].shape[2:])
+        return jnp.concatenate([one, slot_first(batch[further])]) if further in batch else one
+
+    step = joined("prompt_step", "further_step")
+    clicks = slot_first(batch["clicks"]) if "clicks" in batch else None
+    if "corrected_step" in batch and clicks is not None:
+        corrected = slot_first(batch["corrected_step"])
+        # Without a click, and before the first prompt, nobody corrects a slice.
+        used = (corrected > step[:1]) & (clicks[len(step) :] > 0)
+        step = jnp.concatenate([step, jnp.where(used, corrected, NO_STEP)])
+    return Slots(
+        step=jnp.where(valid[None], step, NO_STEP),
+        prompts=PromptTokens(
+            coords=joined("coords", "further_coords"),
+            labels=joined("point_labels", "further_point_labels"),
+            valid=joined("token_valid", "further_token_valid"),
+            multimask=joined("multimask", "further_multimask"),
+        ),
+        mask_prompt=batch["mask_prompt"].reshape(rows) & valid if "mask_prompt" in batch else None,
+        clicks=None if clicks is None else jnp.where(step == NO_STEP, 0, clicks) * valid[None],
+        click_draw=slot_first(batch["click_draw"]) if "click_draw" in batch else None,
+    )
+
+
+def prompted_by_mask(batch: Batch) -> jax.Array:
+    """Return the slices whose output is the mask that they are prompted with, bool `[D, R]`."""
+    slots, d = prompted_and_corrected_slots(batch), batch["masks"].shape[1]
+    if slots.mask_prompt is None:
+        return jnp.zeros((d, slots.step.shape[1]), bool)
+    return (jnp.arange(d)[:, None] == slots.step[:1]) & slots.mask_prompt[None]
 
 
 def unroll_clips(model: SAM2, batch: Batch, remat_trunk: Remat = "none", remat_slices: Remat = "none") -> UnrolledClips:
@@ -144,43 +199,95 @@ def unroll_clips(model: SAM2, batch: Batch, remat_trunk: Remat = "none", remat_s
         if (to_mask := srpp.to_mask(shared)) is not None:
             context = jnp.moveaxis(to_mask, 1, 0)
 
-    unroll = _unroll(model, batch, srpp if srpp is not None and srpp.config.memory else None)
-    # Between the prompted slice and the last slice, at most D - 2 slices are remembered.
-    bank = MemoryBank.empty(model.config, b * k, 1, jnp.dtype(model.config.compute_dtype), max_recent=max(d - 2, 1))
-    slices = ClipSlice(features, context, jnp.moveaxis(batch["slice_valid"], 1, 0))
-    before, now = jax.tree.map(lambda x: x[:-1], slices), jax.tree.map(lambda x: x[1:], slices)
-    # The first step has no memory and is not in the scan: with a condition inside the scan, each step would save the
-    # weights for the backward pass.
-    first_step = remat(functools.partial(prompted_step, unroll), remat_slices)
     rounded_model = round_before_loop(model)
+    unroll = _unroll(rounded_model(), batch, srpp if srpp is not None and srpp.config.memory else None)
+    slices = ClipSlice(features, context, jnp.moveaxis(batch["slice_valid"], 1, 0))
+    bank, prompted, prompted_clicks = remat(functools.partial(segment_prompted, unroll), remat_slices)(slices)
 
     def propagate(
         carry: UnrollCarry, inputs: tuple[jax.Array, ClipSlice, ClipSlice]
-    ) -> tuple[UnrollCarry, SliceOutputs]:
+    ) -> tuple[UnrollCarry, tuple[SliceOutputs, ClickOutputs | None]]:
         return propagation_step(replace(unroll, model=rounded_model()), carry, inputs)
 
-    next_step = remat(propagate, remat_slices)
-    last, first = first_step(jax.tree.map(lambda x: x[0], slices))
-    _, rest = lax.scan(next_step, UnrollCarry(bank, last), (jnp.arange(1, d), before, now))
-    outputs = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, rest)
-    if unroll.memory_srpp is not None:
+    before, now = jax.tree.map(lambda x: x[:-1], slices), jax.tree.map(lambda x: x[1:], slices)
+    # The first slice is prompted, or before the prompt: it is not propagated, and its memory is in the bank or nowhere.
+    last = jax.tree.map(lambda x: jnp.zeros_like(x[0]), prompted.decoded)
+    _, (propagated, corrected_clicks) = lax.scan(
+        remat(propagate, remat_slices), UnrollCarry(bank, last), (jnp.arange(1, d), before, now)
+    )
+    outputs = _merged(unroll.slots, prompted.outputs, propagated)
+    if unroll.memory_srpp is not None and outputs.slice_embeddings is not None:
         embeddings = _mean_over_objects(outputs.slice_embeddings, propagated_slices(batch), k)
         shared = unroll.memory_srpp.context(embeddings, batch["slice_valid"], batch["slice_index"])
         positions = unroll.memory_srpp.positions(shared)
-    return UnrolledClips(outputs.candidates, outputs.mask_logits, outputs.multimask, positions)
+    clicks = _click_outputs(unroll.slots, prompted_clicks, corrected_clicks)
+    return UnrolledClips(outputs.candidates, outputs.mask_logits, outputs.multimask, positions, clicks)
 
 
-def prompted_step(unroll: Unroll, now: ClipSlice) -> tuple[MemoryInput, SliceOutputs]:
-    """Decode the first slice of each clip, without memory."""
-    _, prompted = unroll.live_and_prompted(jnp.int32(0), now)
-    embedding = add_context(now.features.embedding, now.context)
-    return _decode(unroll, now, unroll.without_memory(embedding), prompted)
+class PromptedSlices(NamedTuple):
+    """The results of the prompted slices of all rows, each field `[P, R, ...]`."""
+
+    decoded: Decoded  # after the clicks
+    outputs: SliceOutputs  # before them
+
+
+def segment_prompted(unroll: Unroll, slices: ClipSlice) -> tuple[MemoryBank, PromptedSlices, ClickOutputs | None]:
+    """Decode the P prompted slices of each row without memory, correct them by clicks, and remember them.
+
+    Returns:
+        The bank with room for all slots and the memories of the prompted ones, the results, and the outputs of the
+        clicks, `[C, P, R, ...]`.
+    """
+    model, slots = unroll.model, unroll.slots
+    p, rows = slots.prompted, slots.step.shape[1]
+    d = slices.valid.shape[0]
+    step = slots.step[:p].reshape(-1)  # [P x R]: each prompted slice is a row of one batch
+    row = jnp.tile(jnp.arange(rows), p)
+    at, clip = jnp.clip(step, 0), row // unroll.objects
+    features = jax.tree.map(lambda x: x[at, clip], slices.features)
+    prompts = jax.tree.map(lambda x: x.reshape(p * rows, *x.shape[2:]), slots.prompts)
+    conditioned = model.without_memory(add_context(features.embedding, slices.context[at, clip]))
+    out = model.decode(conditioned, features, prompts)
+    outputs = SliceOutputs(
+        candidates=out.candidates,
+        mask_logits=out.mask_logits,
+        multimask=prompts.multimask & model.config.multimask,
+        slice_embeddings=unroll.memory_srpp.embed(conditioned) if unroll.memory_srpp is not None else None,
+    )
+    decoded = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+    if slots.mask_prompt is not None:
+        by_mask = jnp.arange(p * rows) < rows
+        by_mask &= jnp.tile(slots.mask_prompt, p)
+        decoded = _with_mask_prompts(model, features, decoded, by_mask, unroll.masks[at, row])
+        outputs = outputs._replace(mask_logits=decoded.mask_logits)
+    clicks = None
+    if slots.clicks is not None and slots.click_draw is not None:
+        placed = SliceClicks(
+            slots.clicks[:p].reshape(-1),
+            slots.click_draw[:p].reshape(p * rows, -1),
+            unroll.masks[at, row] > 0,
+        )
+        decoded, click_outputs = correct(model, conditioned, features, prompts, decoded, placed)
+        clicks = jax.tree.map(lambda x: x.reshape(x.shape[0], p, rows, *x.shape[2:]), click_outputs)
+
+    # Between the prompted slice and the last slice, at most D - 2 slices are remembered.
+    dtype, recent = jnp.dtype(model.config.compute_dtype), max(d - 2, 1)
+    bank = MemoryBank.empty(model.config, rows, p + slots.corrected, dtype, max_recent=recent)
+    memory = model.encode_memory(features.embedding, decoded.mask_logits, decoded.object_score_logits)
+    decoded, outputs, memory = jax.tree.map(lambda x: x.reshape(p, rows, *x.shape[1:]), (decoded, outputs, memory))
+    for slot in range(p):
+        slot_step = slots.step[slot]
+        which = jnp.full(rows, slot, jnp.int32)
+        bank = bank.write_prompted(which, slot_step, slot_step != NO_STEP, memory[slot], decoded.pointer[slot])
+    return bank, PromptedSlices(decoded, outputs), clicks
 
 
 def propagation_step(
     unroll: Unroll, carry: UnrollCarry, inputs: tuple[jax.Array, ClipSlice, ClipSlice]
-) -> tuple[UnrollCarry, SliceOutputs]:
-    """Remember slice t - 1 and decode slice t from memory, or without it where a row is prompted.
+) -> tuple[UnrollCarry, tuple[SliceOutputs, ClickOutputs | None]]:
+    """Remember slice t - 1, decode slice t from memory, and correct it where it is a corrected slice.
+
+    Rows that are prompted on slice t have their result already, and this one is not used.
 
     Args:
         unroll: what is the same at each step.
@@ -188,76 +295,120 @@ def propagation_step(
         inputs: t, slice t - 1 and slice t.
     """
     t, before, now = inputs
+    model = unroll.model
     bank = _remember(unroll, carry, t - 1, before)
-    _, prompted = unroll.live_and_prompted(t, now)
     embedding = add_context(now.features.embedding, now.context)
     # The temporal encoding of pointers is normalised as in every volume of 16 slices or more.
-    depth = unroll.model.config.max_obj_ptrs
-    index = jnp.full(unroll.prompt_step.shape, t, jnp.int32)
-    memory = unroll.model.memory_tokens(bank, index, unroll.direction, depth)
-    conditioned = jnp.where(
-        prompted[:, None, None, None],
-        unroll.without_memory(embedding),
-        unroll.model.condition_on_memory(embedding, memory),
+    depth = model.config.max_obj_ptrs
+    index = jnp.full(unroll.object_valid.shape, t, jnp.int32)
+    conditioned = model.condition_on_memory(embedding, model.memory_tokens(bank, index, unroll.direction, depth))
+    features = jax.tree.map(lambda x: jnp.repeat(x, unroll.objects, axis=0), now.features)
+    out = model.decode(conditioned, features, unroll.no_prompts)
+    outputs = SliceOutputs(
+        candidates=out.candidates,
+        mask_logits=out.mask_logits,
+        multimask=unroll.no_prompts.multimask & model.config.multimask,
+        slice_embeddings=unroll.memory_srpp.embed(conditioned) if unroll.memory_srpp is not None else None,
     )
-    last, outputs = _decode(unroll, now, conditioned, prompted)
-    return UnrollCarry(bank, last), outputs
+    decoded = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+    slots, clicks = unroll.slots, None
+    if slots.corrected and slots.clicks is not None and slots.click_draw is not None:
+        slot, here = unroll.slot_at(t, slice(slots.prompted, None))
+        slot, rows = slot + slots.prompted, jnp.arange(len(slot))
+        placed = SliceClicks(
+            jnp.where(here, slots.clicks[slot, rows], 0), slots.click_draw[slot, rows], unroll.masks[t] > 0
+        )
+        decoded, clicks = correct(model, conditioned, features, unroll.no_prompts, decoded, placed)
+    return UnrollCarry(bank, decoded), (outputs, clicks)
 
 
 def _unroll(model: SAM2, batch: Batch, memory_srpp: SlicePosition | None) -> Unroll:
-    b, _, k = batch["masks"].shape[:3]
+    b, d, k, size, _ = batch["masks"].shape
     rows = b * k
-    prompts = PromptTokens(
-        coords=batch["coords"].reshape(rows, -1, 2),
-        labels=batch["point_labels"].reshape(rows, -1),
-        valid=batch["token_valid"].reshape(rows, -1),
-        multimask=batch["multimask"].reshape(rows),
-    )
     return Unroll(
         model=model,
         objects=k,
-        prompts=prompts,
-        no_prompts=no_prompts(rows, prompts.labels.shape[1]),
-        prompt_step=batch["prompt_step"].reshape(rows),
+        slots=prompted_and_corrected_slots(batch),
+        masks=jnp.moveaxis(batch["masks"], 1, 0).reshape(d, rows, size, size),
+        no_prompts=no_prompts(rows),
         object_valid=batch["object_valid"].reshape(rows),
         direction=jnp.ones(rows, jnp.int32),
         memory_srpp=memory_srpp,
     )
 
 
+def _with_mask_prompts(
+    model: SAM2, features: SliceFeatures, decoded: Decoded, by_mask: jax.Array, masks: jax.Array
+) -> Decoded:
+    """Replace the results of rows that are prompted `by_mask` bool `[R]` by their masks uint8 `[R, S, S]`."""
+
+    @jax.checkpoint
+    def replaced(decoded: Decoded) -> Decoded:
+        out = model.use_mask_as_output(features, masks.astype(jnp.float32))
+        new = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+        return jax.tree.map(
+            lambda x, y: jnp.where(by_mask.reshape(-1, *[1] * (x.ndim - 1)), x.astype(y.dtype), y), new, decoded
+        )
+
+    result: Decoded = lax.cond(by_mask.any(), replaced, lambda decoded: decoded, decoded)
+    return result
+
+
 def _remember(unroll: Unroll, carry: UnrollCarry, t: jax.Array, now: ClipSlice) -> MemoryBank:
-    """Encode the outputs of slice t as memories.
+    """Encode the outputs of slice t as memories, except on prompted slices, which the bank has.
 
     The step that first reads a memory encodes it, so that the memory of the last slice, which no step reads, is not
     encoded.
     """
     bank, last = carry
-    live, prompted = unroll.live_and_prompted(t, now)
+    slots = unroll.slots
     encoded = unroll.model.encode_memory(now.features.embedding, last.mask_logits, last.object_score_logits)
-    rows = unroll.prompt_step.shape
-    index = jnp.full(rows, t, jnp.int32)
-    bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, last.pointer)
-    return bank.write_recent(index, live & (unroll.prompt_step < t), encoded, last.pointer)
+    index = jnp.full(unroll.object_valid.shape, t, jnp.int32)
+    live = jnp.repeat(now.valid, unroll.objects) & unroll.object_valid
+    slot, used = unroll.slot_at(t, slice(None))
+    if slots.corrected:
+        corrected = used & (slot >= slots.prompted) & live
+        bank = bank.write_prompted(slot, index, corrected, encoded, last.pointer)
+    return bank.write_recent(index, live & ~used & (slots.step[0] < t), encoded, last.pointer)
 
 
-def _decode(
-    unroll: Unroll, now: ClipSlice, conditioned: jax.Array, prompted: jax.Array
-) -> tuple[MemoryInput, SliceOutputs]:
-    """Decode a slice from features `conditioned [R, h, w, C]`, with prompts where `prompted [R]`."""
-    features = jax.tree.map(lambda x: jnp.repeat(x, unroll.objects, axis=0), now.features)
-    prompts = jax.tree.map(
-        lambda prompt, none: jnp.where(prompted.reshape(-1, *[1] * (prompt.ndim - 1)), prompt, none),
-        unroll.prompts,
-        unroll.no_prompts,
-    )
-    out = unroll.model.decode(conditioned, features, prompts)
-    outputs = SliceOutputs(
-        candidates=out.candidates,
-        mask_logits=out.mask_logits,
-        multimask=prompts.multimask & unroll.model.config.multimask,
-        slice_embeddings=unroll.memory_srpp.embed(conditioned) if unroll.memory_srpp is not None else None,
-    )
-    return MemoryInput(out.mask_logits, out.object_score_logits, out.pointer), outputs
+def _merged(slots: Slots, prompted: SliceOutputs, propagated: SliceOutputs) -> SliceOutputs:
+    """Return the outputs of all slices `[D, R, ...]`: of prompted slices `[P, R, ...]`, and of the slices after 0."""
+    p, rows = slots.prompted, jnp.arange(slots.step.shape[1])
+
+    def merge_field(own: jax.Array, others: jax.Array) -> jax.Array:
+        merged = jnp.concatenate([jnp.zeros_like(own[:1]), others])
+        for slot in range(p):
+            step = jnp.where(slots.step[slot] == NO_STEP, len(merged), slots.step[slot])  # dropped
+            merged = merged.at[step, rows].set(own[slot], mode="drop")
+        return merged
+
+    merged: SliceOutputs = jax.tree.map(merge_field, prompted, propagated)
+    return merged
+
+
+def _click_outputs(slots: Slots, prompted: ClickOutputs | None, corrected: ClickOutputs | None) -> ClickOutputs | None:
+    """Return the outputs of clicks by slot, `[P + Q, C, R, ...]`.
+
+    Args:
+        slots: the slots.
+        prompted: `[C, P, R, ...]`.
+        corrected: of all propagated slices, `[D - 1, C, R, ...]`, most of which have no clicks.
+    """
+    if prompted is None:
+        return None
+    by_slot: ClickOutputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), prompted)
+    if corrected is None:
+        return by_slot
+    rows = jnp.arange(slots.step.shape[1])
+    step = jnp.clip(slots.step[slots.prompted :] - 1, 0)  # [Q, R]
+
+    def join(own: jax.Array, others: jax.Array) -> jax.Array:
+        of_slot = jax.vmap(lambda step: others[step, :, rows])(step)  # [Q, R, C, ...]
+        return jnp.concatenate([own, jnp.moveaxis(of_slot, 2, 1)])
+
+    joined: ClickOutputs = jax.tree.map(join, by_slot, corrected)
+    return joined
 
 
 def _mean_over_objects(embeddings: jax.Array, propagated: jax.Array, k: int) -> jax.Array:

@@ -34,7 +34,18 @@ def random_batch(config: ExperimentConfig, seed: int) -> dict[str, np.ndarray]:
     batch["slice_valid"][:] = True
     batch["slice_valid"][0, -1] = False
     batch["object_valid"][:] = True
-    batch["point_labels"][:] = (1, -1, -1, -1)
-    batch["token_valid"][..., :2] = True
-    batch["multimask"][:] = True
+    for first in ("", "further_"):
+        if f"{first}coords" in batch:
+            batch[f"{first}point_labels"][:] = (1, -1, -1, -1)
+            batch[f"{first}token_valid"][..., :2] = True
+            batch[f"{first}multimask"][:] = True
+    if "further_step" in batch:
+        batch["further_step"][:] = 1 + np.arange(batch["further_step"].shape[-1])
+        batch["further_coords"][:] = batch["coords"][:, :, None]
+    if "clicks" in batch:
+        limit = batch["click_draw"].shape[-1]
+        batch["clicks"][:] = rng.integers(limit + 1, size=batch["clicks"].shape)
+        batch["click_draw"][:] = rng.choice([-1.0, 0.3, 0.8], batch["click_draw"].shape)
+    if "corrected_step" in batch:
+        batch["corrected_step"][:] = d - 1 - np.arange(batch["corrected_step"].shape[-1])
     return batch

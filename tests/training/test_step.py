@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax.config import (
+    CorrectionConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    PromptConfig,
+    SrppConfig,
+    TrainingConfig,
+)
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training.setup import set_up
 from tests.helpers.quick import QUICK
@@ -14,7 +22,10 @@ from tests.helpers.random_clips import random_batch
 
 CONFIG = ExperimentConfig(
     model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
-    data=DataConfig(slices=3),
+    data=DataConfig(
+        slices=3,
+        prompts=PromptConfig(mask_prompt_probability=0.2, corrections=CorrectionConfig(clicks=2, corrected_slices=1)),
+    ),
     training=TrainingConfig(steps=20, batch_size=4, warmup_steps=1, ema=0.5, learning_rate=1e-3),
 )
 

@@ -12,7 +12,7 @@ import grain
 import jax
 import numpy as np
 
-from sam2_3dmed_jax.config import AnyModelConfig, DataConfig, ExperimentConfig, TrainingConfig, UNetConfig
+from sam2_3dmed_jax.config import AnyModelConfig, DataConfig, ExperimentConfig, LossConfig, TrainingConfig, UNetConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
 from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.prepared import PreparedCase
@@ -76,8 +76,8 @@ class Method(Protocol):
     def forward(self, model: Any, batch: Batch, training: TrainingConfig | None = None) -> Any:
         """Return the outputs of a model for a batch; `training` sets the rematerialisation."""
 
-    def terms(self, out: Any, batch: Batch) -> dict[str, Term]:
-        """Return the terms of the loss and `dice`, by column of the log."""
+    def terms(self, out: Any, batch: Batch, weights: LossConfig | None = None) -> dict[str, Term]:
+        """Return the terms of the loss and `dice`, by column of the log; `weights` decides on optional ones."""
 
     def logit_counts(self, out: Any, batch: Batch) -> jax.Array:
         """Return the histogram that a temperature is fitted to (`calibration.logit_counts`)."""

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, LossConfig, ModelConfig, TrainingConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
+from sam2_3dmed_jax.data.clip_prompts import check_prompts
 from sam2_3dmed_jax.data.clips import MAX_OBJECTS, CachedFeatures, clip_shapes
 from sam2_3dmed_jax.data.pipeline import clip_batches
 from sam2_3dmed_jax.data.prepared import PreparedCase
@@ -25,7 +26,7 @@ from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.training.calibration import logit_counts
 from sam2_3dmed_jax.training.features.choice import trains_from_features
 from sam2_3dmed_jax.training.features.encoder import feature_shapes
-from sam2_3dmed_jax.training.losses import LOSSES, Loss, Term, clip_inputs, compute_terms
+from sam2_3dmed_jax.training.losses import LOSSES, Loss, Term, clip_inputs, compute_terms, used_losses
 from sam2_3dmed_jax.training.parameter_groups import SAM2_FROZEN
 from sam2_3dmed_jax.training.sharding import BATCH_AXES
 from sam2_3dmed_jax.training.unroll import Batch, UnrolledClips, unroll_clips
@@ -55,10 +56,11 @@ class ClipMethod:
         """Let the slice context attend over as many slices at inference as in training.
 
         Raises:
-            UserError: the experiment sets another number, or too many objects per clip.
+            UserError: the experiment sets another number, too many objects per clip, or prompts that do not fit.
         """
         if not 1 <= (objects := config.data.clips.objects) <= MAX_OBJECTS:
             raise UserError(f"data.clips.objects: {objects} objects in a clip; use 1 to {MAX_OBJECTS}")
+        check_prompts(config.data)
         srpp, slices = self.model.slice_position, config.data.slices
         if srpp.window not in (None, slices):
             raise UserError(
@@ -95,14 +97,14 @@ class ClipMethod:
         remat = (training.remat_trunk, training.remat_slices) if training else ()
         return unroll_clips(model, batch, *remat)
 
-    def terms(self, out: UnrolledClips, batch: Batch) -> dict[str, Term]:
+    def terms(self, out: UnrolledClips, batch: Batch, weights: LossConfig | None = None) -> dict[str, Term]:
         """Return the terms of the losses of clips."""
-        return compute_terms(self.losses, clip_inputs(out, batch), self.model)
+        return compute_terms(used_losses(self.losses, weights), clip_inputs(out, batch), self.model)
 
     def logit_counts(self, out: UnrolledClips, batch: Batch) -> jax.Array:
         """Count the pixels of propagated slices on which the model finds the object, at the decoder's resolution."""
         inputs = clip_inputs(out, batch)
-        inside = resize_masks(inputs.target, out.mask_logits.shape[-1]) > 0.5
+        inside = resize_masks(inputs.slices.target, out.mask_logits.shape[-1]) > 0.5
         found = inputs.propagated & (out.candidates.object_score_logits > 0)
         return logit_counts(out.mask_logits, inside, jnp.broadcast_to(found[..., None, None], inside.shape))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, TrainingConfig, UNetConfig
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, LossConfig, TrainingConfig, UNetConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
 from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.patches import patch_augmentation, patch_shapes
@@ -26,7 +26,7 @@ from sam2_3dmed_jax.data.render import render_patches
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.pictures.training_images import CLIPS, outline_image
 from sam2_3dmed_jax.training.calibration import BINS
-from sam2_3dmed_jax.training.losses import LOSSES, Loss, PatchLogits, Term, compute_terms, patch_inputs
+from sam2_3dmed_jax.training.losses import LOSSES, Loss, PatchLogits, Term, compute_terms, patch_inputs, used_losses
 from sam2_3dmed_jax.training.parameter_groups import FrozenPatterns
 from sam2_3dmed_jax.training.sharding import BATCH_AXES
 from sam2_3dmed_jax.training.unroll import Batch
@@ -97,9 +97,9 @@ class PatchMethod:
         """Return the logits at each resolution, the finest first."""
         return model.deep_supervision_logits(batch["image"], training.remat_trunk if training else "none")
 
-    def terms(self, out: PatchLogits, batch: Batch) -> dict[str, Term]:
+    def terms(self, out: PatchLogits, batch: Batch, weights: LossConfig | None = None) -> dict[str, Term]:
         """Return the terms of the losses of patches."""
-        return compute_terms(self.losses, patch_inputs(out, batch), self.model)
+        return compute_terms(used_losses(self.losses, weights), patch_inputs(out, batch), self.model)
 
     def logit_counts(self, out: PatchLogits, batch: Batch) -> jax.Array:
         """Return an empty histogram: the classes of a U-Net exclude each other, so they have no logits of their own."""
