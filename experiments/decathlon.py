@@ -12,6 +12,7 @@ from sam2_3dmed_jax.config import (
     AugmentationConfig,
     BdConfig,
     ClipConfig,
+    CorrectionConfig,
     DataConfig,
     ExperimentConfig,
     LossConfig,
@@ -61,8 +62,15 @@ def ours(
             slices=SLICES,
             # Half of the clips have their prompted slice inside the window of the slice context, as at inference.
             clips=ClipConfig(objects=objects, context_before_probability=0.5),
-            # So that the model cannot ignore where its prompt is.
-            prompts=PromptConfig(negative_point_probability=0.2, absent_object_probability=0.1),
+            # So that the model cannot ignore where its prompt is, and is trained as it is used: users prompt another
+            # slice, give an earlier segmentation, and correct masks by clicks. The numbers are SAM 2's.
+            prompts=PromptConfig(
+                negative_point_probability=0.2,
+                absent_object_probability=0.1,
+                mask_prompt_probability=0.1,
+                prompted_slices=2,
+                corrections=CorrectionConfig(clicks=7, corrected_slices=1),
+            ),
             split=SplitConfig(inner_fraction=0.1),  # for the choice of best/
             preprocessing=PreprocessingConfig(window),
         ),

@@ -228,6 +228,9 @@ class DataConfig:
     augmentation: AugmentationConfig = AugmentationConfig()
     patches: PatchConfig = PatchConfig()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
+    # D of the clips while training, ((first step, D), ...), steps from 0, such as ((0, 6), (2000, 12)) to start with
+    # short clips; the last D is `slices`. Each D compiles the step once. (): always `slices`.
+    slices_schedule: tuple[tuple[int, int], ...] = ()
     features: str = ""  # folder of cached features of the frozen encoder, computed if missing; "": encode at each step
     workers: int = 2  # threads that cut and augment batches; 0: the training thread does it
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grain
@@ -18,6 +19,7 @@ import numpy as np
 from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.augment import active_augmentations
 from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.clip_lengths import clip_length, clip_lengths
 from sam2_3dmed_jax.data.clips import CachedFeatures, cut_clip
 from sam2_3dmed_jax.data.patches import Shape3D, cut_patch
 from sam2_3dmed_jax.data.prepared import PreparedCase
@@ -59,8 +61,14 @@ def clip_batches(
     """
     if features is not None and active_augmentations(config.augmentation):
         raise ValueError(f"features cannot be augmented: {active_augmentations(config.augmentation)}")
-    cut = functools.partial(_clip, reader, config, features)
-    return _batches(cut, cases, batch_size, seed, host, hosts)
+
+    def of_length(slices: int) -> grain.MapDataset:
+        cut = functools.partial(_clip, reader, replace(config, slices=slices), features)
+        return _batches(cut, cases, batch_size, seed, host, hosts)
+
+    if not config.slices_schedule:
+        return of_length(config.slices)
+    return grain.MapDataset.source(_BatchesByLength({d: of_length(d) for d in clip_lengths(config)}, config))
 
 
 def patch_batches(
@@ -75,6 +83,20 @@ def patch_batches(
 ) -> grain.MapDataset:
     """Return batches of `Patch`es of `size` (D, H, W) voxels, as `clip_batches`; `reader` has the image size 0."""
     return _batches(functools.partial(_patch, reader, config, size), cases, batch_size, seed, host, hosts)
+
+
+class _BatchesByLength:
+    """A data source of batches, of which number i has clips of the length of step i."""
+
+    def __init__(self, batches: dict[int, grain.MapDataset], config: DataConfig):
+        """Store the batches of each D."""
+        self._batches, self._config = batches, config
+
+    def __len__(self) -> int:
+        return min(len(batches) for batches in self._batches.values())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._batches[clip_length(self._config, int(index))][int(index)]
 
 
 def _batches(

@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,14 @@ import jax
 
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.case_reader import StoredSlices
+from sam2_3dmed_jax.data.clip_lengths import clip_lengths
 from sam2_3dmed_jax.runtime import compilations
 from sam2_3dmed_jax.runtime.hashing import sha256_of_text
+from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.setup import Setup, abstract_batch, abstract_run
-from sam2_3dmed_jax.training.sharding import make_mesh
+from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh
+from sam2_3dmed_jax.training.step import TrainState
+from sam2_3dmed_jax.training.unroll import Batch
 
 CACHE = "jax_compilation_cache_dir"
 LONG = 100  # steps from which the start of the other process, some ten seconds, pays off
@@ -34,7 +39,7 @@ def pays_off(steps: int) -> bool:
 
 
 def compile_step(setup: Setup, stored: StoredSlices) -> Setup:
-    """Compile a run's train step, or read it from the persistent cache.
+    """Compile a run's train step for each length of clips, or read it from the persistent cache.
 
     Args:
         setup: of the run.
@@ -44,14 +49,32 @@ def compile_step(setup: Setup, stored: StoredSlices) -> Setup:
         The setup with the compiled step. `train` can use it once, because the first step donates its state.
     """
     assert isinstance(setup.step, jax.stages.Wrapped), "the step is already compiled"
-    batch = abstract_batch(setup.config, setup.sharding, stored)
-    lowered = setup.step.lower(setup.state, setup.frozen, batch)
-    if pays_off(setup.config.training.steps):
-        _compile_in_another_process(setup.config, stored, lowered.as_text())
-    return replace(setup, step=lowered.compile())
+    steps = {}
+    for slices in clip_lengths(setup.config.data):
+        batch = abstract_batch(setup.config, setup.sharding, stored, slices)
+        lowered = setup.step.lower(setup.state, setup.frozen, batch)
+        if pays_off(setup.config.training.steps):
+            _compile_in_another_process(setup.config, stored, slices, lowered.as_text())
+        steps[slices] = lowered.compile()
+    return replace(setup, step=StepByLength(steps) if len(steps) > 1 else steps[setup.config.data.slices])
 
 
-def _compile_in_another_process(config: ExperimentConfig, stored: StoredSlices, program: str) -> None:
+class StepByLength:
+    """A compiled train step for each length of clips."""
+
+    def __init__(self, steps: Mapping[int, jax.stages.Compiled]):
+        """Store the steps by D."""
+        self._steps = steps
+
+    def __call__(self, state: TrainState, frozen: Weights, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Run the step of the batch's D."""
+        result: tuple[TrainState, dict[str, jax.Array]] = self._steps[batch["slice_valid"].shape[1]](
+            state, frozen, batch
+        )
+        return result
+
+
+def _compile_in_another_process(config: ExperimentConfig, stored: StoredSlices, slices: int, program: str) -> None:
     """Let another process fill the cache. If it fails, this process compiles."""
     cache = _cache()
     # JAX does not report what its cache contains, so an empty file in it marks the program.
@@ -68,7 +91,7 @@ def _compile_in_another_process(config: ExperimentConfig, stored: StoredSlices, 
     with compilations.in_another_process("train_step"):
         done = subprocess.run(
             [sys.executable, "-m", __name__],
-            input=pickle.dumps((config, stored)),
+            input=pickle.dumps((config, stored, slices)),
             capture_output=True,
             env={**os.environ, **settings},
         )
@@ -81,9 +104,11 @@ def _cache() -> str:
 
 
 def _main() -> None:
-    config, stored = pickle.load(sys.stdin.buffer)  # from `_compile_in_another_process`
-    run = abstract_run(config, make_mesh(config.mesh), stored)
-    run.step.lower(run.state, run.frozen, run.batch).compile()
+    config, stored, slices = pickle.load(sys.stdin.buffer)  # from `_compile_in_another_process`
+    mesh = make_mesh(config.mesh)
+    run = abstract_run(config, mesh, stored)
+    sharding = batch_sharding(mesh, config.training.batch_size, config.training.accumulation)
+    run.step.lower(run.state, run.frozen, abstract_batch(config, sharding, stored, slices)).compile()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -136,12 +136,13 @@ def split_weights(config: ExperimentConfig, weights: Weights) -> ModelParts:
 
 
 def abstract_batch(
-    config: ExperimentConfig, sharding: NamedSharding, stored: StoredSlices
+    config: ExperimentConfig, sharding: NamedSharding, stored: StoredSlices, slices: int | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes, dtypes and sharding of a batch."""
+    """Return the shapes, dtypes and sharding of a batch; `slices` is D, `data.slices` by default."""
+    data = replace(config.data, slices=slices or config.data.slices)
     return {
         name: jax.ShapeDtypeStruct((config.training.batch_size, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in method_of(config.model).item_shapes(config, stored).items()
+        for name, (shape, dtype) in method_of(config.model).item_shapes(config.replace(data=data), stored).items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,8 @@ class TrainState(NamedTuple):
     ema: Weights  # averaged weights with `training.ema`, otherwise empty
 
 
-Step = jax.stages.Wrapped | jax.stages.Compiled  # (state, frozen weights, batch) -> (state, metrics)
+# (state, frozen weights, batch) -> (state, metrics)
+Step = Callable[[TrainState, Weights, Batch], tuple[TrainState, dict[str, Any]]]
 
 
 def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainState:

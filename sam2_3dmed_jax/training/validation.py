@@ -38,6 +38,7 @@ def validation_data(data: DataConfig) -> DataConfig:
     """Return the settings without augmentation, with one centred click per object, and with a class in each patch."""
     return replace(
         data,
+        slices_schedule=(),
         augmentation=NO_AUGMENTATION,
         prompts=PromptConfig(box_prompt_probability=0.0, random_point_probability=0.0),
         patches=PatchConfig(foreground_probability=1.0),

@@ -11,11 +11,9 @@ import pytest
 
 from sam2_3dmed_jax.config import (
     ClipConfig,
-    CorrectionConfig,
     DataConfig,
     ExperimentConfig,
     ModelConfig,
-    PromptConfig,
     SplitConfig,
     SrppConfig,
     TrainingConfig,
@@ -54,16 +52,7 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
     write_prepared(data, {f"p{seed}": make_case(seed, "spleen", 48)[:2] for seed in range(4)}, {1: "spleen"})
     return ExperimentConfig(
         model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
-        data=DataConfig(
-            path=str(data),
-            slices=2,
-            split=SplitConfig(folds=2, inner_fraction=0.5),
-            prompts=PromptConfig(
-                mask_prompt_probability=0.2,
-                prompted_slices=2,
-                corrections=CorrectionConfig(clicks=2, corrected_slices=1),
-            ),
-        ),
+        data=DataConfig(path=str(data), slices=2, split=SplitConfig(folds=2, inner_fraction=0.5)),
         training=TrainingConfig(
             steps=12,
             batch_size=2,

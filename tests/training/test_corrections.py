@@ -1,25 +1,31 @@
 """Prompts of training as users give them: several prompted slices, mask prompts, and clicks on errors."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax import Prompt, VolumePredictor
-from sam2_3dmed_jax.config import LossConfig, ModelConfig
+from sam2_3dmed_jax import Prompt, VolumePredictor, load_model
+from sam2_3dmed_jax.config import ClipConfig, CorrectionConfig, LossConfig, ModelConfig, PromptConfig
+from sam2_3dmed_jax.data.case_reader import StoredSlices
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
 from sam2_3dmed_jax.runtime.imagenet import normalise
 from sam2_3dmed_jax.sam2.layers import resize_masks
-from sam2_3dmed_jax.sam2.parameters import merge
+from sam2_3dmed_jax.sam2.parameters import merge, split
+from sam2_3dmed_jax.training.compilation import compile_step
 from sam2_3dmed_jax.training.error_pixels import draw_error_clicks
 from sam2_3dmed_jax.training.losses import LOSSES, clip_inputs
 from sam2_3dmed_jax.training.methods.clips import ClipMethod
 from sam2_3dmed_jax.training.objective import objective
+from sam2_3dmed_jax.training.setup import set_up
 from sam2_3dmed_jax.training.unroll import unroll_clips
 from tests.helpers.quick import QUICK
+from tests.helpers.run_files import rows
+from tests.training.conftest import Small
 
 pytestmark = pytest.mark.slow  # compiles a model with clicks twice
 
@@ -212,6 +218,34 @@ def test_the_focal_loss_is_neither_computed_nor_logged_without_a_weight(unrolled
     loss, values = objective(terms, LOSSES["sam2"], sam2, jnp.asarray(0))
     others = values["loss_dice"] + values["loss_iou"] + values["loss_object_score"]
     assert float(loss) == pytest.approx(float(20 * values["loss_focal"] + others), rel=1e-5)
+
+
+def test_a_run_with_corrections_that_failed_resumes_to_the_same_bits(one_step, tmp_path):
+    prompts = PromptConfig(
+        mask_prompt_probability=0.3, prompted_slices=2, corrections=CorrectionConfig(clicks=2, corrected_slices=1)
+    )
+    config = one_step.replace(
+        data=replace(one_step.data, slices=3, clips=ClipConfig(), prompts=prompts),
+        training=replace(one_step.training, steps=4, log_every=1, checkpoint_every=2, images_every=0),
+    )
+    compiled = compile_step(set_up(config), StoredSlices(48, 48, resized=True))
+    small = Small(compiled.config, compiled)
+
+    class StopError(Exception):
+        pass
+
+    def stop(what, done, total, note=""):
+        if done == 3:
+            raise StopError
+
+    small.train(tmp_path / "whole")
+    with pytest.raises(StopError):
+        small.train(tmp_path / "run", stop)
+    small.train(tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole") and len(rows(tmp_path / "run")) == 4
+    expected = split(load_model(tmp_path / "whole" / "final"))[1]
+    for path, value in split(load_model(tmp_path / "run" / "final"))[1].items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
 @pytest.mark.parametrize("part", ["clicks", "further_step"])

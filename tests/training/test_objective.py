@@ -8,7 +8,7 @@ import pytest
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, LossConfig, ModelConfig, SrppConfig, TrainingConfig
 from sam2_3dmed_jax.training import losses, methods
-from sam2_3dmed_jax.training.losses import LOGGED_ONLY, LOSSES, Loss, Term
+from sam2_3dmed_jax.training.losses import LOGGED_ONLY, LOSSES, Loss, Term, used_losses
 from sam2_3dmed_jax.training.methods.clips import ClipMethod
 from sam2_3dmed_jax.training.objective import check_loss_weights, log_columns, objective
 from sam2_3dmed_jax.training.setup import abstract_run, set_up
@@ -32,7 +32,8 @@ class DummyLossConfig(LossConfig):
 
 def dummy(x, model):
     """Mean absolute logit of the chosen masks."""
-    return Term(jnp.abs(x.chosen).mean((-2, -1)).sum(), jnp.asarray(x.chosen.shape[0] * x.chosen.shape[1], jnp.float32))
+    chosen = x.slices.chosen
+    return Term(jnp.abs(chosen).mean((-2, -1)).sum(), jnp.asarray(chosen.shape[0] * chosen.shape[1], jnp.float32))
 
 
 def add_loss(monkeypatch, *entries):
@@ -41,7 +42,8 @@ def add_loss(monkeypatch, *entries):
 
 def test_the_columns_of_the_log_follow_from_the_table():
     of_clips = "loss_seg loss_srpp loss_bd loss_bce loss_dice loss_iou loss_object_score dice"
-    assert log_columns(LOSSES["sam2"]) == tuple(of_clips.split())
+    assert log_columns(used_losses(LOSSES["sam2"], LossConfig())) == tuple(of_clips.split())
+    assert log_columns(LOSSES["sam2"]) == tuple(of_clips.replace("loss_dice", "loss_focal loss_dice").split())
     assert log_columns(LOSSES["unet"]) == ("loss_seg", "loss_ce", "loss_dice", "dice")
 
 
@@ -74,7 +76,7 @@ def test_a_returned_term_without_an_entry_is_an_error_before_training(monkeypatc
     monkeypatch.setattr(
         ClipMethod,
         "terms",
-        lambda self, out, batch: {**terms(self, out, batch), "loss_new": terms(self, out, batch)["dice"]},
+        lambda self, out, batch, weights: {**terms(self, out, batch), "loss_new": terms(self, out, batch)["dice"]},
     )
     run = abstract_run(CONFIG, make_mesh(CONFIG.mesh))
     with pytest.raises(ValueError, match="the model returns loss_new without an entry in LOSSES"):
@@ -94,7 +96,8 @@ def test_a_loss_without_its_weight_is_an_error_when_the_step_is_built(monkeypatc
 
 
 def test_every_entry_is_computed_for_the_models_that_have_it():
-    everything = CONFIG.replace(model=replace(CONFIG.model, srpp=True, bd=True))
+    weighted = replace(CONFIG.training, loss=LossConfig(focal=20.0))
+    everything = CONFIG.replace(model=replace(CONFIG.model, srpp=True, bd=True), training=weighted)
     run = abstract_run(everything, make_mesh(CONFIG.mesh))
     metrics = run.step.trace(run.state, run.frozen, run.batch).out_info[1]
     assert {loss.column for loss in losses.LOSSES["sam2"]} <= set(metrics)

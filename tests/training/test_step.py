@@ -22,18 +22,20 @@ from tests.helpers.random_clips import random_batch
 
 CONFIG = ExperimentConfig(
     model=ModelConfig("nano", 64, slice_position=SrppConfig(dim=16, layers=1)),
-    data=DataConfig(
-        slices=3,
-        prompts=PromptConfig(mask_prompt_probability=0.2, corrections=CorrectionConfig(clicks=2, corrected_slices=1)),
-    ),
+    data=DataConfig(slices=3),
     training=TrainingConfig(steps=20, batch_size=4, warmup_steps=1, ema=0.5, learning_rate=1e-3),
 )
 
 
-def two_steps(**changes):
+PROMPTS = PromptConfig(
+    mask_prompt_probability=0.2, prompted_slices=2, corrections=CorrectionConfig(clicks=2, corrected_slices=1)
+)
+
+
+def two_steps(config, **changes):
     """The states before, between and after two steps, as NumPy arrays, and the metrics."""
-    setup = set_up(CONFIG.replace(training=replace(CONFIG.training, **changes)))
-    batches = [jax.device_put(random_batch(CONFIG, i), setup.sharding) for i in range(2)]
+    setup = set_up(config.replace(training=replace(config.training, **changes)))
+    batches = [jax.device_put(random_batch(config, i), setup.sharding) for i in range(2)]
     step = setup.step.lower(setup.state, setup.frozen, batches[0]).compile(QUICK)
     state, states, logged = setup.state, [jax.device_get(setup.state)], []
     for batch in batches:
@@ -45,13 +47,15 @@ def two_steps(**changes):
 
 @pytest.fixture(scope="module")
 def plain():
-    return two_steps()
+    return two_steps(CONFIG)
 
 
-@pytest.mark.long  # compiles three train steps
-def test_accumulation_and_rematerialisation_do_not_change_losses_and_weights(plain):
-    states, logged = plain
-    others, again = two_steps(accumulation=2, remat_trunk="all", remat_slices="dots")
+@pytest.mark.long  # compiles two train steps for each set of prompts
+@pytest.mark.parametrize("prompts", [PromptConfig(), PROMPTS])
+def test_accumulation_and_rematerialisation_do_not_change_losses_and_weights(prompts):
+    config = CONFIG.replace(data=replace(CONFIG.data, prompts=prompts))
+    states, logged = two_steps(config)
+    others, again = two_steps(config, accumulation=2, remat_trunk="all", remat_slices="dots")
     for one, two in zip(logged, again, strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
     for path, value in states[-1].weights.items():

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, LossConfig, ModelConfig, TrainingConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
+from sam2_3dmed_jax.data.clip_lengths import check_clip_lengths, clip_lengths
 from sam2_3dmed_jax.data.clip_prompts import check_prompts
 from sam2_3dmed_jax.data.clips import MAX_OBJECTS, CachedFeatures, clip_shapes
 from sam2_3dmed_jax.data.pipeline import clip_batches
@@ -56,11 +57,13 @@ class ClipMethod:
         """Let the slice context attend over as many slices at inference as in training.
 
         Raises:
-            UserError: the experiment sets another number, too many objects per clip, or prompts that do not fit.
+            UserError: the experiment sets another number, too many objects per clip, or lengths or prompts of clips
+                that do not fit.
         """
         if not 1 <= (objects := config.data.clips.objects) <= MAX_OBJECTS:
             raise UserError(f"data.clips.objects: {objects} objects in a clip; use 1 to {MAX_OBJECTS}")
-        check_prompts(config.data)
+        check_clip_lengths(config.data)
+        check_prompts(replace(config.data, slices=min(clip_lengths(config.data))))
         srpp, slices = self.model.slice_position, config.data.slices
         if srpp.window not in (None, slices):
             raise UserError(
