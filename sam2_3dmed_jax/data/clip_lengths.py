@@ -41,5 +41,5 @@ def check_clip_lengths(config: DataConfig) -> None:
         raise UserError(f"data.slices_schedule: a clip of {min(lengths)} slices; use 2 or more")
     if lengths[-1] != config.slices:
         raise UserError(
-            f"data.slices_schedule: it ends with {lengths[-1]} slices, but data.slices is {config.slices}; use one number"
+            f"data.slices_schedule: it ends with {lengths[-1]} slices, but data.slices is {config.slices}; use one"
         )
