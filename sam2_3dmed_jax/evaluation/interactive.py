@@ -47,6 +47,7 @@ class Step(NamedTuple):
     prompts: ObjectPrompts  # all prompts so far, the corrections of this step among them
     clicks: Mapping[int, int]  # corrective clicks so far, by object id
     cost: CaseCost | None  # None: nothing was segmented, because all masks are perfect or nothing is prompted
+    result: Result | None = None  # of a model, that the label map is computed from
 
 
 class CorrectedSession:
@@ -141,7 +142,7 @@ def correct_volume(
     reference: np.ndarray,
     objects: Sequence[Target],
     rules: InteractionRules,
-) -> Iterator[tuple[Step, Result | None]]:
+) -> Iterator[Step]:
     """Yield the steps of a simulated user with a model, which encodes the volume once.
 
     The cost of the first step includes the encoding.
@@ -161,7 +162,8 @@ def correct_volume(
     session = CorrectedSession(predictor, store, (height, width), rules.refinement)
     for step in interact(session, reference, volume.spacing, objects, rules):
         # The user waits for the encoding together with the first mask.
-        yield step._replace(cost=total_cost([cost for cost in (encoding, step.cost) if cost])), session.result
+        cost = total_cost([cost for cost in (encoding, step.cost) if cost])
+        yield step._replace(cost=cost, result=session.result)
         encoding = None
 
 

@@ -307,9 +307,8 @@ def _evaluate_case(
     scores: list[dict[str, Interaction]] = []
     if settings.interaction:
         assert isinstance(predictor, VolumePredictor) and flops is not None
-        (labels, result, run_columns), prompts = _correct(
-            predictor, case.id, volume, reference, settings, flops, scores
-        )
+        last, run_columns = _correct(predictor, case.id, volume, reference, settings, flops, scores)
+        labels, result, prompts = last.labels, last.result, last.prompts
     else:
         prompts = _prompts(prompt_labels, volume.grid, settings) if settings.protocol else {}
         labels, result, run_columns = _segment(predictor, volume, reference, prompts, settings, flops)
@@ -374,30 +373,25 @@ def _correct(
     settings: EvaluationSettings,
     flops: SegmentationFlops,
     scores: list[dict[str, Interaction]],
-) -> tuple[_CaseSegmentation, ObjectPrompts]:
+) -> tuple[Step, Mapping[str, Any]]:
     """Segment a case and correct it by clicks; add the scores after each interaction to `scores`.
 
     Returns:
-        The last segmentation, and all prompts.
+        The last step, and the columns of the run.
     """
     assert settings.interaction is not None
-    steps: list[Step] = []
-    result = None
-    for step, result in correct_volume(predictor, volume, reference, settings.objects, settings.interaction):
-        scores.append(score_step(len(steps), step.labels, reference, volume.grid, settings, step))
+    costs, rounds = [], []
+    steps = correct_volume(predictor, volume, reference, settings.objects, settings.interaction)
+    for number, step in enumerate(steps):
+        scores.append(score_step(number, step.labels, reference, volume.grid, settings, step))
         if settings.save:
-            file = Path(settings.save, step_folder(len(steps)), f"{case}.nii.gz")
+            file = Path(settings.save, step_folder(number), f"{case}.nii.gz")
             write_labels(file, step.labels.astype(np.int32), volume)
-        labels = step.labels
-        steps.append(step._replace(labels=labels[:0]))  # Label maps of all steps would fill the memory.
-    rounds = [
-        [prompt for of_object in step.prompts.values() for prompt in of_object]
-        for number, step in enumerate(steps)
-        if step.corrections or not number
-    ]
-    cost = total_cost([step.cost for step in steps if step.cost], flops.corrected(len(volume.array), rounds))
-    columns = {"bd": "yes" if predictor.model.info.sam2.bd else "no", **(cost or UNKNOWN)}
-    return _CaseSegmentation(labels, result, columns), steps[-1].prompts
+        if step.cost:
+            costs.append(step.cost)
+            rounds.append([prompt for of_object in step.prompts.values() for prompt in of_object])
+    cost = total_cost(costs, flops.corrected(len(volume.array), rounds)) or UNKNOWN
+    return step, {"bd": "yes" if predictor.model.info.sam2.bd else "no", **cost}
 
 
 def _add_interactions(rows: Sequence[ScoreRow], scores: Sequence[Mapping[str, Interaction]]) -> None:

@@ -53,8 +53,8 @@ PROTOCOL_DESCRIPTIONS = {
         "reference"
     ),
     INTERACTIVE: (
-        "an initial prompt per object (a box, a click or none), then corrective clicks, each at the centre of the largest "
-        "error of the segmentation so far; scores are those after the last one"
+        "an initial prompt per object (a box, a click or none), then corrective clicks, each at the centre of the "
+        "largest error of the segmentation so far; scores are those after the last one"
     ),
 }
 

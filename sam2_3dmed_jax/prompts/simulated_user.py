@@ -1,7 +1,7 @@
 """Simulated user of the protocol 'interactive': an initial prompt per object, then corrective clicks.
 
-In each interaction, every object whose mask is not perfect yet gets one click, by the rule of `error_clicks`. All objects
-of a case are corrected together, as in the SEGFM3D challenge.
+In each interaction, every object whose mask is not perfect yet gets one click, by the rule of `error_clicks`. All
+objects of a case are corrected together, as in the SEGFM3D challenge.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class InteractionRules:
     interactions: int = 5  # N, corrective clicks per object
     # Depth of a click: in mm; in voxels; or in voxels with the challenge's choice among equally deep voxels.
     click_rule: ClickRule = "mm"
-    # tracked: a corrected slice is segmented again from memory, on top of its mask, as in SAM 2. anew: all prompts so far
-    # are given to a new session, as `predict`, `Scan` and the server do.
+    # tracked: a corrected slice is segmented again from memory, on top of its mask, as in SAM 2. anew: all prompts so
+    # far are given to a new session, as `predict`, `Scan` and the server do.
     refinement: Refinement = "tracked"
 
     def __post_init__(self) -> None:

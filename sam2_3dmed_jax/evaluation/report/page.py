@@ -185,8 +185,8 @@ def _interactions(summary: dict[str, Any]) -> str:
         title = name_of(metric)
         words = "; ".join(f"{point['series']} after {point['x']}: {_text(metric, point['mean'])}" for point in points)
         caption = (
-            f"Mean {title} against the number of corrective clicks per object, 0 being the initial prompt. Bands: 95 % t "
-            f"intervals over {summary['ci95_covers']}."
+            f"Mean {title} against the number of corrective clicks per object, 0 being the initial prompt. Bands: "
+            f"95 % t intervals over {summary['ci95_covers']}."
         )
         plot = plots.curves(points, "corrective clicks", f"mean {title}")
         figures.append(figure("svg+xml", plot, f"Curves of {title}. {words}.", caption))
