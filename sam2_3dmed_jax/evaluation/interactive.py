@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
 
 class CorrectedSession:
-    """A session on an encoded volume that returns a label map after each round of prompts."""
+    """A session on an encoded volume whose label map follows each round of prompts."""
 
     def __init__(
         self,
@@ -71,34 +71,32 @@ class CorrectedSession:
         self._predictor = predictor
         self._store = store
         self._shape = shape
-        self._anew = refinement == "anew"
+        self._refinement = refinement
         self._session = Session(predictor, store)
-        self._prompts: ObjectPrompts = {}
-        self.result: Result | None = None  # of the last round; None before the first prompt
+        self.prompts: ObjectPrompts = {}  # all so far
+        self.result: Result | None = None  # of all prompts; None before the first one
 
-    def __call__(self, prompts: ObjectPrompts, threshold: float = 0.0) -> np.ndarray:
-        """Add prompts and return the label map, uint16 `[D, H, W]`; nested objects are painted over those around them.
-
-        Args:
-            prompts: of this round.
-            threshold: logits above it are inside.
-        """
-        self._prompts = with_prompts(self._prompts, prompts)
-        if not self._prompts:
-            return np.zeros((self._store.depth, *self._shape), np.uint16)
-        added = self._prompts if self._anew else prompts
-        if self._anew:
-            self._session = Session(self._predictor, self._store)
+    def add(self, prompts: ObjectPrompts) -> None:
+        """Segment the volume with further prompts, if there are any."""
+        if not prompts:
+            return
+        self.prompts = with_prompts(self.prompts, prompts)
+        added = prompts
+        if self._refinement == "anew":
+            self._session, added = Session(self._predictor, self._store), self.prompts
         every_prompt = [prompt for of_object in added.values() for prompt in of_object]
-        size = self._predictor.model.config.image_size
-        self._session.add(to_slices(every_prompt, self._shape, size))
+        self._session.add(to_slices(every_prompt, self._shape, self._predictor.model.config.image_size))
         self.result = self._session.result()
-        return self.labels(threshold)
 
     def labels(self, threshold: float = 0.0) -> np.ndarray:
-        """Return the label map of the last round at another threshold."""
-        assert self.result is not None
-        return paint_nested_objects(label_result(self.result, self._shape, threshold), self._prompts)
+        """Return the label map, uint16 `[D, H, W]`; nested objects are painted over those around them.
+
+        Args:
+            threshold: logits above it are inside.
+        """
+        if self.result is None:
+            return np.zeros((self._store.depth, *self._shape), np.uint16)
+        return paint_nested_objects(label_result(self.result, self._shape, threshold), self.prompts)
 
 
 def interact(
@@ -160,7 +158,12 @@ def correct_volume(
     encoding: CaseCost | None = meter.columns(0)
     _, height, width = volume.array.shape
     session = CorrectedSession(predictor, store, (height, width), rules.refinement)
-    for step in interact(session, reference, volume.spacing, objects, rules):
+
+    def segment(prompts: ObjectPrompts) -> np.ndarray:
+        session.add(prompts)
+        return session.labels()
+
+    for step in interact(segment, reference, volume.spacing, objects, rules):
         # The user waits for the encoding together with the first mask.
         cost = total_cost([cost for cost in (encoding, step.cost) if cost])
         yield step._replace(cost=cost, result=session.result)

@@ -112,6 +112,11 @@ def corrections(
 
 
 def with_prompts(prompts: ObjectPrompts, added: ObjectPrompts) -> ObjectPrompts:
-    """Return prompts with further ones, one per object and slice."""
-    targets = dict.fromkeys((*prompts, *added))
-    return {target: merge_prompts([*prompts.get(target, ()), *added.get(target, ())]) for target in targets}
+    """Return prompts with further ones, one per object and slice; a click replaces a mask on its slice, as in a session."""
+    merged = {}
+    for target in dict.fromkeys((*prompts, *added)):
+        later = added.get(target, [])
+        slices = {prompt.slice for prompt in later}
+        kept = [prompt for prompt in prompts.get(target, ()) if prompt.mask is None or prompt.slice not in slices]
+        merged[target] = merge_prompts([*kept, *later])
+    return merged
