@@ -112,7 +112,7 @@ def corrections(
 
 
 def with_prompts(prompts: ObjectPrompts, added: ObjectPrompts) -> ObjectPrompts:
-    """Return prompts with further ones, one per object and slice; a click replaces a mask on its slice, as in a session."""
+    """Return prompts with further ones, one per object and slice; a click replaces a mask there, as in a session."""
     merged = {}
     for target in dict.fromkeys((*prompts, *added)):
         later = added.get(target, [])

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,20 +18,22 @@ from sam2_3dmed_jax import VolumePredictor, new_model, save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import score_cases
+from sam2_3dmed_jax.evaluation import interactive, score_cases
 from sam2_3dmed_jax.evaluation.comparison import compare_methods
 from sam2_3dmed_jax.evaluation.interaction_curves import rows_after, summarise_interactions
 from sam2_3dmed_jax.evaluation.interactions import Interaction, area_under_curve, clicks_to
-from sam2_3dmed_jax.evaluation.interactive import Step, interact
+from sam2_3dmed_jax.evaluation.interactive import CorrectedSession, Step, interact
 from sam2_3dmed_jax.evaluation.journal import Journal
 from sam2_3dmed_jax.evaluation.label_files import find_steps
 from sam2_3dmed_jax.evaluation.result_files import read_results
 from sam2_3dmed_jax.evaluation.score_cases import evaluate_model, evaluate_steps
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
+from sam2_3dmed_jax.inference.predictor import Result
 from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts
-from sam2_3dmed_jax.prompts.simulated_user import InteractionRules
+from sam2_3dmed_jax.prompts.simulated_user import InteractionRules, Refinement, with_prompts
+from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.io import write_nifti
 from sam2_3dmed_jax.volume.label_classes import LabelClass, declared_classes
 
@@ -214,6 +218,14 @@ def test_an_object_that_the_reference_lacks_is_not_prompted():
     assert list(steps[-1].prompts) == [(1,)]
 
 
+def test_a_click_replaces_a_mask_on_its_slice_and_joins_a_box():
+    mask = VoxelPrompt(1, 2, mask=np.ones((4, 4), bool))
+    click = VoxelPrompt(1, 2, ((1.0, 2.0),), (0,))
+    assert with_prompts({(1,): [mask]}, {(1,): [click]}) == {(1,): [click]}
+    ((both,),) = with_prompts({(1,): [VoxelPrompt(1, 2, box=(0, 0, 3, 3))]}, {(1,): [click]}).values()
+    assert both.box == (0, 0, 3, 3) and both.points == click.points
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
@@ -373,6 +385,39 @@ def test_interactive_needs_references_and_its_rules_need_it():
 
 # A model
 
+SPEC = """
+from sam2_3dmed_jax.config import SweepSpec
+
+def get_spec():
+    return SweepSpec(prompt=("box",), misplacement_mm=(0.0,), metrics="overlap")
+"""
+
+
+@pytest.mark.parametrize(("refinement", "sessions", "added"), [("tracked", 1, [1, 1]), ("anew", 3, [1, 2])])
+def test_a_correction_is_added_to_the_session_or_all_prompts_to_a_new_one(
+    refinement: Refinement, sessions: int, added: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[SimpleNamespace] = []
+    calls: list[int] = []
+
+    def session(*_: object) -> SimpleNamespace:
+        opened.append(SimpleNamespace(add=lambda prompts: calls.append(len(prompts)), result=lambda: RESULT))
+        return opened[-1]
+
+    monkeypatch.setattr(interactive, "Session", session)
+    predictor: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(image_size=8)))
+    store: Any = SimpleNamespace(depth=2)
+    corrected = CorrectedSession(predictor, store, (8, 8), refinement)
+    assert not corrected.labels().any() and corrected.labels().shape == (2, 8, 8)
+    corrected.add({})
+    assert corrected.result is None
+    corrected.add({(1,): [VoxelPrompt(1, 0, box=(1, 1, 2, 2))]})
+    corrected.add({(1,): [VoxelPrompt(1, 1, ((3.0, 3.0),), (1,))]})
+    assert (len(opened), calls) == (sessions, added) and corrected.labels().all()
+
+
+RESULT = Result((1,), np.ones((1, 2, 2, 2), np.float32), np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
+
 
 @pytest.mark.slow
 def test_a_model_is_corrected_in_one_session_and_its_saved_steps_have_its_scores(
@@ -409,14 +454,20 @@ def test_a_model_is_corrected_in_one_session_and_its_saved_steps_have_its_scores
 
 
 @pytest.mark.slow
-def test_the_command_corrects_a_checkpoint_anew_from_all_prompts(tmp_path: Path):
-    data = write_phantom_dataset(tmp_path / "data", 2, 0, "spleen", matrix=48)
-    save_model(new_model("nano", 64), tmp_path / "ckpt")
-    words = ["evaluate", str(tmp_path / "ckpt"), str(data), "--folds", "2", "--out", str(tmp_path / "out")]
-    rules = ["--protocol", "interactive", "--interactions", "2", "--initial", "none", "--click-rule", "challenge"]
-    assert main([*words, *rules, "--refinement", "anew"]) == 0
-    rows = _table(tmp_path / "out" / "interactions.csv")
-    assert [(row["interaction"], row["clicks"]) for row in rows] == [("0", "0"), ("1", "1"), ("2", "2")]
-    assert {(row["initial"], row["click_rule"], row["refinement"]) for row in rows} == {("none", "challenge", "anew")}
-    assert rows[0]["dice"] == "0" and rows[1]["click"].endswith("inside")
-    assert not list((tmp_path / "out").glob(".unfinished*"))
+def test_a_sweep_with_corrections_has_the_scores_of_the_command(tmp_path: Path):
+    data = str(write_phantom_dataset(tmp_path / "data", 5, 0, "spleen", matrix=48))
+    checkpoint = str(tmp_path / "ckpt")
+    save_model(new_model("nano", 64), checkpoint)
+    words = ["evaluate", checkpoint, data, "--metrics", "overlap", "--out", str(tmp_path / "scores")]
+    assert main([*words, "--protocol", "interactive", "--interactions", "1"]) == 0
+    rows = _table(tmp_path / "scores" / "interactions.csv")
+    assert [(row["interaction"], row["clicks"], row["nsd"]) for row in rows] == [("0", "0", "nan"), ("1", "1", "nan")]
+    assert {(row["initial"], row["click_rule"], row["refinement"]) for row in rows} == {("box", "mm", "tracked")}
+    assert not list((tmp_path / "scores").glob(".unfinished*"))
+
+    (tmp_path / "spec.py").write_text(SPEC)
+    words = ["sweep", str(tmp_path / "spec.py"), "--checkpoints", checkpoint, "--data", data]
+    assert main([*words, "--corrections", "0", "1", "--out", str(tmp_path / "sweep")]) == 0
+    swept = {(row["case"], row["corrections"]): float(row["dice"]) for row in _table(tmp_path / "sweep" / "sweep.csv")}
+    assert swept == {(row["case"], row["interaction"]): pytest.approx(float(row["dice"]), rel=1e-5) for row in rows}
+    assert "corrective clicks" in (tmp_path / "sweep" / "report.html").read_text()

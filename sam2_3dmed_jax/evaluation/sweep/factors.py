@@ -141,7 +141,7 @@ def base_of(spec: SweepSpec) -> Setting:
 
 
 def _values(spec: SweepSpec, name: str) -> list[Any]:
-    kind = dict.fromkeys(("noise_mm", "misplacement_mm", "threshold"), float)
+    kind: dict[str, type] = dict.fromkeys(("noise_mm", "misplacement_mm", "threshold"), float)
     kind |= dict.fromkeys(("prompted_slices", "corrections"), int)
     values = list(getattr(spec, name))
     if name == "bd":
