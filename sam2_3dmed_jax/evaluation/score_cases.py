@@ -104,7 +104,7 @@ def evaluate_files(
     resample: bool = False,
     journal: Journal | None = None,
 ) -> list[ScoreRow]:
-    """Score the label maps of any method; those of the protocol 'interactive' are for `evaluate_steps`.
+    """Score the label maps of any method; for the protocol 'interactive', see `evaluate_steps`.
 
     Args:
         pairs: of files; a missing prediction counts as empty.

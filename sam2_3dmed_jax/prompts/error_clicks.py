@@ -52,7 +52,7 @@ def error_click(
             challenge's script draws with NumPy's legacy generator, seeded with 42 for each click.
 
     Returns:
-        The click, or None if there is no error.
+        The click, or None if both masks are equal.
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} must have the same shape")

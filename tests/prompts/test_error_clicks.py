@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -98,3 +101,9 @@ def test_clicks_equal_the_rule_written_out_on_whole_volumes(seed: int, ties: str
     else:
         voxel = tuple(places[0])
     assert error_click(prediction, reference, ties=ties) == ErrorClick(voxel, bool(reference[voxel]))  # type: ignore[arg-type]
+
+
+def test_the_example_of_the_documentation_runs():
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "clicks.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block, str(page), "exec"), {})

@@ -47,7 +47,7 @@ def test_the_prompt_of_another_object_is_not_put_on_a_neighbour_too():
 
 def test_corrections_are_a_factor_that_the_prompt_of_another_object_ignores():
     settings = settings_of(replace(SPEC, corrections=(0, 3), prompt_of=("own", "other")))
-    assert [(one.corrections, one.prompt_of) for one in settings] == [(0, "own"), (0, "other"), (3, "own")]
+    assert [(one.corrections, one.prompt_of) for one in settings] == [(0, "own"), (3, "own"), (0, "other")]
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, 101, True])
