@@ -324,6 +324,7 @@ class SweepSpec:
     neighbour: tuple[bool, ...] = (False,)  # True: prompt the neighbouring organ, or just outside the object
     prompt_of: tuple[Literal["own", "other"], ...] = ("own",)  # other: the prompt of another object of the case
     prompted_slices: tuple[int, ...] = (1,)  # the largest slice, then others evenly over the extent
+    corrections: tuple[int, ...] = (0,)  # corrective clicks per object after the prompt, at the largest error
     order: tuple[Literal["sequential", "independent"], ...] = ("sequential",)  # of the two propagation directions
     bd: tuple[bool, ...] = (True,)  # use boundary detection at inference, if the checkpoint has it
     threshold: tuple[float, ...] = (0.0,)  # logit above which a voxel is inside

@@ -52,6 +52,10 @@ class Options:
     remap: str | None
     # Scoring:
     protocol: str | None
+    interactions: int | None
+    initial: str | None
+    click_rule: str | None
+    refinement: str | None
     classes: str | None
     targets: str | None
     tumours: str | None
@@ -170,8 +174,32 @@ def _add_scoring(parser: Parser) -> None:
     """Define how objects are prompted and measured, and the columns that describe the method."""
     parser.add_argument(
         "--protocol",
-        help="one-click (default for a checkpoint), box-mid, one-click-per-component or oracle-clip; with "
-        "--predictions, how their method was prompted from the references (default: not at all)",
+        help="one-click (default for a checkpoint), box-mid, one-click-per-component, oracle-clip, or interactive: "
+        "corrective clicks after an initial prompt; with --predictions, how their method was prompted from the "
+        "references (default: not at all), and for interactive one folder per step, DIR/step_0, DIR/step_1, ...",
+    )
+    parser.add_argument(
+        "--interactions",
+        type=int,
+        metavar="N",
+        help="corrective clicks per object of the protocol interactive (default: 5; of files, as many as folders)",
+    )
+    parser.add_argument(
+        "--initial",
+        metavar="box|click|none",
+        help="prompt of each object before the first click of interactive (default: box)",
+    )
+    parser.add_argument(
+        "--click-rule",
+        metavar="mm|voxels|challenge",
+        help="distances that place a click deepest inside the largest error, in interactive; challenge: in voxels, "
+        "with ties as in the CVPR 2025 challenge (default: mm)",
+    )
+    parser.add_argument(
+        "--refinement",
+        metavar="tracked|anew",
+        help="how the model takes a click of interactive: from memory on top of its mask, or anew from all prompts, as "
+        "predict and serve do (default: tracked)",
     )
     parser.add_argument(
         "--classes",

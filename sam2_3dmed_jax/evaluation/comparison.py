@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError, listed, number_of
+from sam2_3dmed_jax.evaluation.class_means import seeds_of, undefined, values_of
 from sam2_3dmed_jax.evaluation.result_files import (
     COMPARISON,
     COMPARISON_CASES,
@@ -23,7 +24,6 @@ from sam2_3dmed_jax.evaluation.result_files import (
     table_text,
 )
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
-from sam2_3dmed_jax.evaluation.summary import seeds_of, undefined, values_of
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.reliability import band_widths
 from sam2_3dmed_jax.metrics.statistics import Interval, estimate, holm, interval, over_seeds, t_test, wilcoxon

@@ -36,6 +36,24 @@ def class_line(name: str, entry: dict[str, Any]) -> str:
     return f"{line} ({'; '.join(counts)})" if counts else line
 
 
+def curve_line(name: str, entry: dict[str, Any]) -> str:
+    """Return Dice after each interaction, its area, and the clicks to each Dice, in one line.
+
+    Args:
+        name: of the class.
+        entry: of the class, in `summary.json`, with "interactive".
+    """
+    found = entry["interactive"]
+    means = [one["dice"]["mean"] for one in found["curve"]]
+    words = " ".join("none" if mean is None else f"{mean:.3f}" for mean in means)
+    area = found["auc"]["dice"]["mean"]
+    line = f"{name}: Dice after 0 to {found['interactions']} clicks {words}, area {area:.3f}"
+    for dice, clicks in found["clicks_to"].items():
+        failed = f" ({clicks['failures']} never)" if clicks["failures"] else ""
+        line += f"; {dice} after {clicks['mean']:.1f}{failed}"
+    return line
+
+
 def difference_line(entry: Difference, other: str) -> str:
     """Return a paired difference of a class and metric, from `compare_methods`, in one line."""
     if entry["difference"] is None:

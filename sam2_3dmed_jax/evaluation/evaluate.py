@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from sam2_3dmed_jax.data.split_choice import absolute_path
 from sam2_3dmed_jax.data.split_files import first_ids
 from sam2_3dmed_jax.errors import UserError, naming, number_of
 from sam2_3dmed_jax.evaluation.comparison import compare_methods, comparison_cases, comparison_texts
-from sam2_3dmed_jax.evaluation.console_lines import class_line, difference_line
+from sam2_3dmed_jax.evaluation.console_lines import class_line, curve_line, difference_line
 from sam2_3dmed_jax.evaluation.cost import fixed_cost
 from sam2_3dmed_jax.evaluation.journal import Journal
-from sam2_3dmed_jax.evaluation.label_files import by_name, find_pairs, label_values
+from sam2_3dmed_jax.evaluation.label_files import by_name, find_pairs, find_steps, label_values
 from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.report.worst_cases import WORST
 from sam2_3dmed_jax.evaluation.result_files import (
@@ -25,6 +25,7 @@ from sam2_3dmed_jax.evaluation.result_files import (
     COMPARISON,
     COMPARISON_CASES,
     DISTANCE,
+    INTERACTIONS,
     LESIONS,
     RELIABILITY,
     REPORT,
@@ -33,7 +34,7 @@ from sam2_3dmed_jax.evaluation.result_files import (
     read_results,
     write_results,
 )
-from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, evaluate_model
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, evaluate_model, evaluate_steps
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.summary import summarise
@@ -42,7 +43,8 @@ from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM
 from sam2_3dmed_jax.model.checkpoint import load_model, read_info, without_boundary
-from sam2_3dmed_jax.prompts.protocols import PROTOCOL_DESCRIPTIONS
+from sam2_3dmed_jax.prompts.protocols import INTERACTIVE, PROTOCOL_DESCRIPTIONS
+from sam2_3dmed_jax.prompts.simulated_user import InteractionRules
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.unet.network import UNet
@@ -66,6 +68,11 @@ class ScoringOptions:
     metrics: str = "all"  # "all", or "overlap" without surface metrics
     resample: bool = False  # put files on other grids, and slanted grids, on the reference's regular grid
     protocol: str | None = None  # how objects are prompted; None: the default of the model
+    # Rules of the protocol 'interactive', see `InteractionRules`. None: its default, or not known of files.
+    interactions: int | None = None
+    initial: Any = None
+    click_rule: Any = None
+    refinement: Any = None
     method: str | None = None  # name in each row; None: the name of the folder
     trained_on_these_cases: str | None = None  # "yes", "no" or "unknown"; None: derived from the run
     seed: str | None = None  # of the training run, for each row
@@ -86,6 +93,21 @@ class ScoringOptions:
         """Return the classes with the requested tolerances, and with the requested ones marked as tumours."""
         tolerant = label_classes.with_tolerances(classes, self.tolerance_mm, task)
         return label_classes.with_tumours(tolerant, self.tumours)
+
+    @property
+    def given_rules(self) -> dict[str, Any]:
+        """The rules of the protocol 'interactive' that the user gives, by the field of `InteractionRules`.
+
+        Raises:
+            UserError: a rule has an invalid value, or is given with another protocol.
+        """
+        names = [rule.name for rule in fields(InteractionRules)]
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if given and self.protocol != INTERACTIVE:
+            flag = f"--{next(iter(given)).replace('_', '-')}"
+            raise UserError(f"{flag} is for --protocol interactive; give that protocol too, or leave {flag} out")
+        InteractionRules(**given)
+        return given
 
     def settings(
         self, classes: Sequence[LabelClass], names: Mapping[int, str], protocol: str, method_columns: dict[str, Any]
@@ -149,6 +171,7 @@ def score_checkpoint(
     Raises:
         UserError: an invalid option, or files that cannot be read or do not fit each other.
     """
+    rules = InteractionRules(**options.given_rules) if options.protocol == INTERACTIVE else None
     dataset = require_folder(read_dataset(data))
     if not dataset.labels and not options.classes:
         raise UserError(
@@ -160,11 +183,11 @@ def score_checkpoint(
     held_out = held_out_cases(DatasetCases(dataset, progress), checkpoint, split)
     scored, run = set(held_out.split.test), held_out.run
     cases = [case for case in dataset.cases if case.id in scored]
-    fields = {"split": "kfold", "fold": 0, **run, **split}
+    chosen = {"split": "kfold", "fold": 0, **run, **split}
     method_columns = options.method_columns(
         os.path.basename(os.path.normpath(checkpoint)),
         held_out.trained,
-        fields["fold"] if fields["split"] == "kfold" else "",
+        chosen["fold"] if chosen["split"] == "kfold" else "",
     )
     method_columns["seed"] = method_columns["seed"] or run.get("seed", "")
     sources = options.modality_sources(dataset, checkpoint)
@@ -185,7 +208,8 @@ def score_checkpoint(
         if automatic:
             raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
         settings = replace(settings, prompt_files=_prompt_files(options.prompts_from, [case.id for case in cases]))
-    settings = replace(settings, modality=sources, band_mm=options.band_mm, save=absolute_path(options.save))
+    save = absolute_path(options.save)
+    settings = replace(settings, modality=sources, band_mm=options.band_mm, save=save, interaction=rules)
     if automatic:
         predictor: AutomaticPredictor | VolumePredictor = AutomaticPredictor(model)
     else:
@@ -229,7 +253,14 @@ def score_files(
     Raises:
         UserError: an invalid option, or files that cannot be read or do not fit each other.
     """
-    pairs, unused = find_pairs(predictions, references, images)
+    if options.protocol == INTERACTIVE:
+        steps, unused = find_steps(predictions, references, images)
+        _check_number(options.given_rules, len(steps) - 1, predictions)
+    else:
+        assert not options.given_rules
+        pairs, unused = find_pairs(predictions, references, images)
+        steps = [pairs]
+    pairs = steps[-1]
     values = label_classes.parse_remap(remap)
     if options.classes:
         classes = label_classes.parse_classes(options.classes, {})
@@ -240,13 +271,18 @@ def score_files(
     settings = replace(settings, modality=options.modality_sources())
     if options.nearest_component:
         settings = replace(settings, protocol="one-click", nearest_component=True)
-    files = [[_file_stamp(path) for path in (pair.prediction, pair.reference, pair.image)] for pair in pairs]
+    read = [pair for step in steps for pair in step]
+    files = [[_file_stamp(path) for path in (pair.prediction, pair.reference, pair.image)] for pair in read]
     journal = Journal(options.out, {"settings": repr(settings), "remap": sorted(values.items()), "files": files})
-    rows = evaluate_files(pairs, settings, progress, values, options.resample, journal)
+    further = progress, values, options.resample, journal
+    if settings.is_interactive:
+        rows = evaluate_steps(steps, settings, *further)
+    else:
+        rows = evaluate_files(pairs, settings, *further)
     notes = []
-    if missing := [pair.case for pair in pairs if pair.prediction is None]:
+    if missing := [pair.case for pair in read if pair.prediction is None]:
         notes.append(
-            f"note: {len(missing)} of {len(pairs)} predictions are missing and count as empty: {first_ids(missing)}"
+            f"note: {len(missing)} of {len(read)} predictions are missing and count as empty: {first_ids(missing)}"
         )
     if unused:
         notes.append(f"note: {len(unused)} predictions have no reference and are left out: {first_ids(unused)}")
@@ -255,6 +291,19 @@ def score_files(
     lines = _write(rows, options)
     journal.remove()
     return [*notes, *lines]
+
+
+def _check_number(given: Mapping[str, Any], interactions: int, folder: str) -> None:
+    """Check that a folder has the number of interactions that the user gives, if any.
+
+    Raises:
+        UserError: it has another number.
+    """
+    if given.get("interactions", interactions) != interactions:
+        raise UserError(
+            f"--interactions: {folder} has the folders of {number_of(interactions, 'interaction')} after the initial "
+            "prompt; leave the flag out"
+        )
 
 
 def score_results(folders: Sequence[str], options: ScoringOptions) -> list[str]:
@@ -306,10 +355,12 @@ def _write(rows: list[ScoreRow], options: ScoringOptions, fixed: Sequence[Mappin
         for name in summary["protocol"]
         if name in PROTOCOL_DESCRIPTIONS
     ]
-    lines += [class_line(name, entry) for name, entry in summary["classes"].items()]
+    for name, entry in summary["classes"].items():
+        lines += [class_line(name, entry), *([curve_line(name, entry)] if "interactive" in entry else [])]
     files = [CASES, *([LESIONS] if any("lesions" in row for row in rows) else [])]
     files += [DISTANCE] if any(row.get("by_distance") for row in rows) else []
-    files += [*([RELIABILITY] if any(row.get("reliability") for row in rows) else []), SUMMARY, REPORT]
+    files += [RELIABILITY] if any(row.get("reliability") for row in rows) else []
+    files += [*([INTERACTIONS] if any(row.get("interactions") for row in rows) else []), SUMMARY, REPORT]
     if comparison:
         files[-2:-2] = [COMPARISON, COMPARISON_CASES]
         lines += [difference_line(entry, comparison["other"]) for entry in comparison["results"] if entry["primary"]]

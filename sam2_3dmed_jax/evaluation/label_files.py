@@ -22,6 +22,8 @@ from sam2_3dmed_jax.volume.label_layers import LabelLayers, grid_of_labels
 from sam2_3dmed_jax.volume.modality import ModalitySources
 from sam2_3dmed_jax.volume.nearest_grid import onto_grid
 
+STEP = "step_"  # before the number of an interaction, in names of folders
+
 
 @dataclass(frozen=True)
 class FilePair:
@@ -68,6 +70,44 @@ def find_pairs(
         )
     pairs = [FilePair(case, path, predicted.get(case), scans.get(case)) for case, path in reference_files.items()]
     return pairs, sorted(predicted.keys() - reference_files.keys())
+
+
+def find_steps(
+    predictions: str | os.PathLike[str],
+    references: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None = None,
+) -> tuple[list[list[FilePair]], list[str]]:
+    """Pair the predictions after each interaction, `step_0/CASE.nii.gz`, `step_1/CASE.nii.gz` and so on.
+
+    Args:
+        predictions: folder with one folder per interaction, 0 being the initial prompt.
+        references: as in `find_pairs`.
+        images: as in `find_pairs`.
+
+    Returns:
+        The pairs of each interaction, with cases in the same order, and the names of predictions without a reference.
+
+    Raises:
+        UserError: a folder is missing, or as in `find_pairs`.
+    """
+    if not Path(predictions).is_dir():
+        raise UserError(
+            f"{predictions}: the folder does not exist; give one with {step_folder(0)}, {step_folder(1)}, ..."
+        )
+    found = [path.name for path in Path(predictions).iterdir() if path.is_dir() and path.name.startswith(STEP)]
+    names = [step_folder(number) for number in range(max(len(found), 2))]
+    if missing := [name for name in names if name not in found]:
+        raise UserError(
+            f"{predictions}: --protocol interactive needs the folders {names[0]}, {names[1]}, ... without gaps, each "
+            f"with the label maps after so many clicks; {missing[0]} does not exist"
+        )
+    steps, unused = zip(*(find_pairs(Path(predictions, name), references, images) for name in names), strict=True)
+    return list(steps), sorted({case for cases in unused for case in cases})
+
+
+def step_folder(number: int) -> str:
+    """Return the name of the folder of the label maps after an interaction."""
+    return f"{STEP}{number}"
 
 
 def _scans(folder: str | os.PathLike[str]) -> dict[str, Path]:

@@ -1,8 +1,9 @@
-"""Files of an evaluation: `cases.csv`, `lesions.csv`, `distance.csv`, `reliability.csv` and `summary.json`.
+"""Files of an evaluation: `cases.csv`, tables of what a row contains several of, and `summary.json`.
 
 `cases.csv` has one row per case and class, with the columns that describe how it was scored, so that it can be read
 back, pooled and compared. `lesions.csv` has one row per tumour, `distance.csv` one row per bin of distance from the
-prompted slices, and `reliability.csv` one row per bin of probability. A comparison adds `comparison.csv`,
+prompted slices, `reliability.csv` one row per bin of probability, and `interactions.csv` one row per interaction of the
+protocol 'interactive'. A comparison adds `comparison.csv`,
 `comparison.json` and the values that it was computed from.
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.cost import MEASURED
+from sam2_3dmed_jax.evaluation.interactions import Interaction
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.lesions import Lesion
@@ -31,6 +33,7 @@ from sam2_3dmed_jax.metrics.reliability import BINS, Bins
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths, write_errors
 
 CASES, LESIONS, DISTANCE, RELIABILITY = "cases.csv", "lesions.csv", "distance.csv", "reliability.csv"
+INTERACTIONS = "interactions.csv"
 SUMMARY, REPORT = "summary.json", "report.html"
 COMPARISON_TABLE, COMPARISON, COMPARISON_CASES = "comparison.csv", "comparison.json", "comparison_cases.csv.gz"
 LESION_COLUMNS = ("case", "class", "lesion", "diameter_mm", "volume_ml", "covered", "found", "method", "fold", "seed")
@@ -39,6 +42,7 @@ DISTANCE_COLUMNS = (
     *("method", "fold", "seed"),
 )
 RELIABILITY_COLUMNS = ("case", "class", "bin", "voxels", "sum_of_p", "inside", "method", "fold", "seed")
+INTERACTION_COLUMNS = ("case", "class", *Interaction.__annotations__, "method", "fold", "seed")
 _ADDED = ("leakage_mm",)  # columns that tables of version 0.1 lack; their rows lack the value
 _MAX_BYTES = 256 << 20  # of a table; a larger file is not a table of results
 
@@ -66,8 +70,8 @@ def write_results(
 ) -> None:
     """Write the files of an evaluation into a folder; either all of them appear, each complete, or none.
 
-    `lesions.csv` is written if a tumour was scored, `distance.csv` if prompts are known, and `reliability.csv` if
-    probabilities are known.
+    `lesions.csv` is written if a tumour was scored, `distance.csv` if prompts are known, `reliability.csv` if
+    probabilities are known, and `interactions.csv` if there were corrective clicks.
 
     Args:
         rows: of all cases and classes.
@@ -97,10 +101,13 @@ def write_results(
             for number, (voxels, total, inside) in enumerate(row.get("reliability", ()))
         ]
         texts[RELIABILITY] = table_text(RELIABILITY_COLUMNS, bins)
+    if any(row.get("interactions") for row in rows):
+        interactions = [{**row, **interaction} for row in rows for interaction in row.get("interactions", ())]
+        texts[INTERACTIONS] = table_text(INTERACTION_COLUMNS, interactions)
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     texts |= further or {}
     write_files(texts, out)
-    optional = {LESIONS, DISTANCE, RELIABILITY, REPORT, COMPARISON_TABLE, COMPARISON, COMPARISON_CASES}
+    optional = {LESIONS, DISTANCE, RELIABILITY, INTERACTIONS, REPORT, COMPARISON_TABLE, COMPARISON, COMPARISON_CASES}
     for name in optional - texts.keys():  # of an earlier evaluation
         Path(out, name).unlink(missing_ok=True)
 
@@ -159,7 +166,8 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")
     _with_lesions(Path(folder, LESIONS), rows)
     _with_distances(Path(folder, DISTANCE), rows)
-    return _with_bins(Path(folder, RELIABILITY), rows)
+    _with_bins(Path(folder, RELIABILITY), rows)
+    return _with_interactions(Path(folder, INTERACTIONS), rows)
 
 
 def read_fixed_cost(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -266,4 +274,35 @@ def _with_bins(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     for row in rows:
         if diagram := bins.get((row["case"], row["class"], row["seed"])):
             row["reliability"] = diagram
+    return rows
+
+
+def _with_interactions(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
+    """Add the interactions of `interactions.csv`, if the file exists, to the rows of their case, class and seed."""
+    if not path.is_file():
+        return rows
+    interactions: dict[tuple[str, ...], list[Interaction]] = {}
+    with _table(path, "interactions") as table:
+        for cells in table:
+            of_row = interactions.setdefault((cells["case"], cells["class"], cells["seed"]), [])
+            one = Interaction(
+                interaction=int(cells["interaction"]),
+                dice=float(cells["dice"]),
+                nsd=float(cells["nsd"]),
+                hd95_mm=float(cells["hd95_mm"]),
+                empty=cells["empty"],
+                clicks=int(cells["clicks"]) if cells["clicks"] else None,
+                click=cells["click"],
+                seconds=float(cells["seconds"]),
+                compiled=cells["compiled"],
+                initial=cells["initial"],
+                click_rule=cells["click_rule"],
+                refinement=cells["refinement"],
+            )
+            if one["interaction"] != len(of_row):
+                raise ValueError
+            of_row.append(one)
+    for row in rows:
+        if of_row := interactions.get((row["case"], row["class"], row["seed"]), []):
+            row["interactions"] = of_row
     return rows

@@ -18,8 +18,10 @@ from sam2_3dmed_jax.config import DEFAULT_CT_WINDOW
 from sam2_3dmed_jax.data.datasets import LabelledCase
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.cost import UNKNOWN, Meter
+from sam2_3dmed_jax.evaluation.interactions import Interaction
+from sam2_3dmed_jax.evaluation.interactive import Step, correct_volume, score_step, total_cost
 from sam2_3dmed_jax.evaluation.journal import Journal
-from sam2_3dmed_jax.evaluation.label_files import FilePair, read_pair, read_scan
+from sam2_3dmed_jax.evaluation.label_files import FilePair, read_pair, read_scan, step_folder
 from sam2_3dmed_jax.evaluation.nearest_component import nearest_components
 from sam2_3dmed_jax.evaluation.prompted_segmentation import clip_sessions, segment_clips, segment_objects
 from sam2_3dmed_jax.evaluation.report.worst_cases import illustrate
@@ -72,7 +74,8 @@ def evaluate_model(
             not fit each other.
     """
     if not isinstance(predictor, AutomaticPredictor):
-        check_protocol(settings.protocol)
+        if not settings.interaction:
+            check_protocol(settings.protocol)
     elif settings.protocol:
         raise UserError(f"--protocol: a U-Net takes no prompts, so '{settings.protocol}' does not apply; leave it out")
     for case in cases:  # all are checked before hours are spent on the first ones
@@ -101,7 +104,7 @@ def evaluate_files(
     resample: bool = False,
     journal: Journal | None = None,
 ) -> list[ScoreRow]:
-    """Score the label maps of any method.
+    """Score the label maps of any method; for the protocol 'interactive', see `evaluate_steps`.
 
     Args:
         pairs: of files; a missing prediction counts as empty.
@@ -134,6 +137,53 @@ def evaluate_files(
         rows += case_rows
         if progress:
             progress("evaluating files", done, len(pairs))
+    return rows
+
+
+def evaluate_steps(
+    steps: Sequence[Sequence[FilePair]],
+    settings: EvaluationSettings,
+    progress: Progress | None = None,
+    remap: dict[int, int] | None = None,
+    resample: bool = False,
+    journal: Journal | None = None,
+) -> list[ScoreRow]:
+    """Score the label maps of any method after each interaction; the last one makes the scores of a row.
+
+    Args:
+        steps: pairs of files of each interaction, with cases in the same order; a missing prediction counts as empty.
+        settings: with the protocol 'interactive'.
+        progress: called after each case.
+        remap: as in `evaluate_files`.
+        resample: as in `evaluate_files`.
+        journal: as in `evaluate_files`.
+
+    Returns:
+        As `evaluate_model`.
+
+    Raises:
+        UserError: as `evaluate_files`.
+    """
+    rows: list[ScoreRow] = []
+    for done, pairs in enumerate(zip(*steps, strict=True), 1):
+        last = pairs[-1]
+        case_rows = journal.get(last.case) if journal else None
+        if case_rows is None:
+            scores = []
+            for number, pair in enumerate(pairs):
+                labels, reference, grid = read_pair(pair, remap or {}, resample)
+                scores.append(score_step(number, labels, reference, grid, settings))
+            missing = last.prediction is None
+            case_rows = score_classes(last.case, labels, reference, grid, {}, settings, missing=missing)
+            _add_interactions(case_rows, scores)
+            _illustrate(
+                rows, case_rows, settings, labels, reference, grid, partial(read_scan, last, grid, settings.modality)
+            )
+            if journal:
+                journal.add(last.case, case_rows)
+        rows += case_rows
+        if progress:
+            progress("evaluating files", done, len(steps[0]))
     return rows
 
 
@@ -254,14 +304,21 @@ def _evaluate_case(
     prompt_labels = reference
     if settings.prompt_files is not None:
         prompt_labels = np.zeros_like(reference) if missing else read_labels(settings.prompt_files[case.id], volume)
-    prompts = _prompts(prompt_labels, volume.grid, settings) if settings.protocol else {}
-    labels, result, run_columns = _segment(predictor, volume, reference, prompts, settings, flops)
-    if settings.save:
+    scores: list[dict[str, Interaction]] = []
+    if settings.interaction:
+        assert isinstance(predictor, VolumePredictor) and flops is not None
+        last, run_columns = _correct(predictor, case.id, volume, reference, settings, flops, scores)
+        labels, result, prompts = last.labels, last.result, last.prompts
+    else:
+        prompts = _prompts(prompt_labels, volume.grid, settings) if settings.protocol else {}
+        labels, result, run_columns = _segment(predictor, volume, reference, prompts, settings, flops)
+    if settings.save and not settings.interaction:
         write_labels(Path(settings.save, f"{case.id}.nii.gz"), labels.astype(np.int32), volume)
     logits = _class_logits(result, prompts, settings.classes) if result else {}
     rows = score_classes(
         case.id, labels, reference, volume.grid, prompts, settings, run_columns, missing=missing, logits=logits
     )
+    _add_interactions(rows, scores)
     window = predictor.model.info.preprocessing.window
     _illustrate(before, rows, settings, labels, reference, volume.grid, lambda: volume, window)
     return rows
@@ -306,6 +363,42 @@ def _segment(
             labels, result = segmentation.labels, segmentation.result
     has_boundary = "yes" if predictor.model.info.sam2.bd else "no"
     return _CaseSegmentation(labels, result, {"bd": has_boundary, **meter.columns(flops(sessions))})
+
+
+def _correct(
+    predictor: VolumePredictor,
+    case: str,
+    volume: Volume,
+    reference: np.ndarray,
+    settings: EvaluationSettings,
+    flops: SegmentationFlops,
+    scores: list[dict[str, Interaction]],
+) -> tuple[Step, Mapping[str, Any]]:
+    """Segment a case and correct it by clicks; add the scores after each interaction to `scores`.
+
+    Returns:
+        The last step, and the columns of the run.
+    """
+    assert settings.interaction is not None
+    costs, rounds = [], []
+    steps = correct_volume(predictor, volume, reference, settings.objects, settings.interaction)
+    for number, step in enumerate(steps):
+        scores.append(score_step(number, step.labels, reference, volume.grid, settings, step))
+        if settings.save:
+            file = Path(settings.save, step_folder(number), f"{case}.nii.gz")
+            write_labels(file, step.labels.astype(np.int32), volume)
+        if step.cost:
+            costs.append(step.cost)
+            rounds.append([prompt for of_object in step.prompts.values() for prompt in of_object])
+    cost = total_cost(costs, flops.corrected(len(volume.array), rounds)) or UNKNOWN
+    return step, {"bd": "yes" if predictor.model.info.sam2.bd else "no", **cost}
+
+
+def _add_interactions(rows: Sequence[ScoreRow], scores: Sequence[Mapping[str, Interaction]]) -> None:
+    """Add the scores after each interaction to the rows of the classes that the case has."""
+    for row in rows:
+        if interactions := [of_class[row["class"]] for of_class in scores if row["class"] in of_class]:
+            row["interactions"] = interactions
 
 
 def _illustrate(

@@ -10,7 +10,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, PROMPTED
 from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM, check_width
-from sam2_3dmed_jax.prompts.protocols import FROM_PREDICTIONS, NEAREST_COMPONENT, check_protocol
+from sam2_3dmed_jax.prompts.protocols import FROM_PREDICTIONS, INTERACTIVE, NEAREST_COMPONENT, check_protocol
+from sam2_3dmed_jax.prompts.simulated_user import InteractionRules
 from sam2_3dmed_jax.volume.label_classes import LabelClass, Target, prompted_targets, written_values
 from sam2_3dmed_jax.volume.modality import ModalitySources
 
@@ -30,17 +31,29 @@ class EvaluationSettings:
     nearest_component: bool = False  # of files: score only the component nearest to each click
     band_mm: float = WIDTH_MM  # half width of the band around the boundary in which probabilities are scored
     modality: ModalitySources = field(default_factory=ModalitySources)  # of scans, without the checkpoint
-    save: str = ""  # folder for a model's label maps, CASE.nii.gz on the image's own grid; "": they are not kept
+    # Folder for a model's label maps, CASE.nii.gz on the image's own grid, or step_0/CASE.nii.gz and so on of the
+    # protocol 'interactive'; "": they are not kept.
+    save: str = ""
+    interaction: InteractionRules | None = None  # of the protocol 'interactive'; None: not known, as of files
 
     def __post_init__(self) -> None:
-        if self.protocol:
+        if self.protocol and not self.is_interactive:
             check_protocol(self.protocol)
+        if self.interaction and not self.is_interactive:
+            raise UserError("--interactions and its rules are for --protocol interactive; give it, or leave them out")
+        if self.is_interactive and self.prompt_files is not None:
+            raise UserError("--prompts-from: corrective clicks of --protocol interactive need references; leave it out")
         check_width(self.band_mm)
         if self.protocol == "oracle-clip" and self.prompt_files is not None:
             raise UserError(
                 "--protocol: oracle-clip uses the extent of the object, which no prediction knows; give another"
             )
         written_values(self.objects)
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether objects are corrected by clicks after an initial prompt."""
+        return self.protocol == INTERACTIVE
 
     @property
     def objects(self) -> list[Target]:

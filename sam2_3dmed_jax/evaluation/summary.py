@@ -5,7 +5,6 @@ Several evaluations of one method (folds, seeds) are summarised together: their 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,15 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.evaluation import cost
+from sam2_3dmed_jax.evaluation.class_means import metric_entry, seeds_of, values_of
+from sam2_3dmed_jax.evaluation.interaction_curves import DEFINITIONS as INTERACTION_DEFINITIONS
+from sam2_3dmed_jax.evaluation.interaction_curves import summarise_interactions
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.lesions import summarise_lesions
 from sam2_3dmed_jax.metrics.prompt_distance import mean_by_distance
 from sam2_3dmed_jax.metrics.reliability import band_widths, pooled_bins
-from sam2_3dmed_jax.metrics.statistics import estimate, interval, spread
+from sam2_3dmed_jax.metrics.statistics import estimate, interval
 from sam2_3dmed_jax.prompts.protocols import PROTOCOL_DESCRIPTIONS
 
 # Columns with one value in all rows of a summary: a table mixes neither blocks nor definitions.
@@ -35,6 +37,7 @@ _DEFINITIONS = {
         "case, all slices of the bin that hold the prediction or the reference together; mean over cases that have some"
     ),
     **cost.DEFINITIONS,
+    **INTERACTION_DEFINITIONS,
     "bd": "the boundary branch at inference: 'yes', 'no', 'left out' of a checkpoint that has it, or '': not known",
     "empty": "'prediction' or 'reference' empty, 'both', or ''; an object that the reference lacks is not prompted",
     "missing": "'yes': the file of the prediction, or of the one to prompt from, is missing; it counts as empty",
@@ -68,7 +71,8 @@ def summarise(rows: Sequence[ScoreRow], fixed_cost: Sequence[Mapping[str, Any]] 
 
     Returns:
         {"classes": {name: {"cases", "tolerance_mm", "empty": {kind: count}, metric: `statistics.spread` with "ci95",
-        "lesions" of tumours, "by_distance" of prompted classes, "reliability" of objects}},
+        "lesions" of tumours, "by_distance" of prompted classes, "reliability" of objects, "interactive" of the protocol
+        of this name}},
         "macro": {metric: {"mean", "ci95"}}, "macro_classes": names,
         "macro_dice" and likewise of other metrics: mean or None, "missing_predictions": cases, "cost": `CostSummary`,
         "seeds": ids, "ci95_covers", the columns `UNIFORM`, "definitions", "note"}. The order of rows does not change
@@ -112,77 +116,6 @@ def summarise(rows: Sequence[ScoreRow], fixed_cost: Sequence[Mapping[str, Any]] 
     }
 
 
-def metric_entry(
-    rows: Sequence[ScoreRow], metric: str, values: np.ndarray, folds: Sequence[Any] = ()
-) -> dict[str, Any]:
-    """Return mean, interval and spread of a metric of one class.
-
-    Args:
-        rows: of the class.
-        metric: its column.
-        values: `[C, S]`, as `values_of` returns them.
-        folds: of the cases; () if all cases are of one fold.
-
-    Returns:
-        `statistics.spread` with "ci95"; all None but "n" if the mean is undefined.
-    """
-    entry: dict[str, Any] = spread(values, folds)
-    if undefined(rows, metric):
-        entry = {**dict.fromkeys(entry), "n": entry["n"], "undefined": True}
-    mean = None if "undefined" in entry else estimate([[(1.0, values)]])
-    return {**entry, "ci95": interval(mean, registry.range_of(metric))}
-
-
-def seeds_of(rows: Sequence[ScoreRow]) -> list[str]:
-    """Return the ids of the seeds of rows, sorted; one empty id if no seed is known."""
-    return sorted({str(row.get("seed", "")) for row in rows})
-
-
-def values_of(rows: Sequence[ScoreRow], name: str, metric: str, cases: Sequence[str]) -> np.ndarray:
-    """Return the values of a metric of one class.
-
-    Args:
-        rows: of one method.
-        name: of the class.
-        metric: its column.
-        cases: whose values are returned.
-
-    Returns:
-        float64 `[C, S]`, the cases by the seeds of the rows, as `seeds_of` sorts them; NaN: no value.
-
-    Raises:
-        UserError: a case has two values for one seed.
-    """
-    seeds = seeds_of(rows)
-    values = np.full((len(cases), len(seeds)), math.nan)
-    filled = set()
-    case_index = {case: number for number, case in enumerate(cases)}
-    for row in rows:
-        if row["class"] == name and row["case"] in case_index:
-            cell = case_index[row["case"]], seeds.index(str(row.get("seed", "")))
-            if cell in filled:
-                raise UserError(
-                    f"case {row['case']} has two results for class {name} and seed {row.get('seed') or 'unknown'}; "
-                    "give each result once, or evaluate with --seed"
-                )
-            filled.add(cell)
-            values[cell] = row.get(metric, math.nan)
-    return values
-
-
-def undefined(rows: Sequence[ScoreRow], name: str) -> bool:
-    """Return whether the mean of a metric would leave out misses, and so reward them.
-
-    This is so if a metric of which lower values are better has no value in a case with exactly one empty mask.
-    """
-    metric = registry.metric(name)
-    return (
-        metric is not None
-        and metric.hides_misses
-        and any(row["empty"] in ("prediction", "reference") and math.isnan(row.get(name, math.nan)) for row in rows)
-    )
-
-
 def _check_uniform(rows: Sequence[ScoreRow]) -> tuple[set[float], dict[str, Any]]:
     """Check that rows belong in one table; return the widths of their bands and the tolerance of each class."""
     if not rows:
@@ -220,8 +153,10 @@ def _counts(rows: Sequence[ScoreRow], tolerance_mm: Any) -> dict[str, Any]:
 
 
 def _details(rows: Sequence[ScoreRow]) -> dict[str, Any]:
-    """Return the reliability diagram, the Dice by distance and the lesions of a class, if it has them."""
+    """Return the reliability diagram, the Dice by distance, lesions and interactions of a class, if it has them."""
     details: dict[str, Any] = {}
+    if interactive := summarise_interactions(rows):
+        details["interactive"] = interactive
     if distances := mean_by_distance(rows):
         details["by_distance"] = distances
     if bins := pooled_bins(rows):

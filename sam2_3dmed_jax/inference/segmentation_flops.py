@@ -54,12 +54,22 @@ class SegmentationFlops:
         """
         return sum(self._session(depth, prompts) for depth, prompts in sessions if prompts)
 
-    def _session(self, depth: int, prompts: Sequence[VoxelPrompt]) -> int:
+    def corrected(self, depth: int, rounds: Sequence[Sequence[VoxelPrompt]]) -> int:
+        """Return the FLOPs of a volume that is encoded once and propagated after each round of prompts.
+
+        Args:
+            depth: slices of the volume.
+            rounds: after each round, all prompts so far. A slice that was prompted before counts as decoded again.
+        """
+        given = [prompts for prompts in rounds if prompts]
+        return sum(self._session(depth, prompts, encoded=number > 0) for number, prompts in enumerate(given))
+
+    def _session(self, depth: int, prompts: Sequence[VoxelPrompt], encoded: bool = False) -> int:
         prompted_slices: dict[int, set[int]] = {}
         for prompt in prompts:
             prompted_slices.setdefault(prompt.object_id, set()).add(prompt.slice)
         per_slice = self._slice_flops(next_power_of_two(max(map(len, prompted_slices.values()))))
-        total = depth * per_slice.encode
+        total = 0 if encoded else depth * per_slice.encode
         for prompted in prompted_slices.values():
             propagated = depth - len(prompted)
             if self._predictor.order == "independent":

@@ -7,7 +7,7 @@ The columns of `cases.csv`, the entries of `summary.json`, the report, compariso
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,8 +73,12 @@ def is_available(requires: Requirement, pair: MaskPair) -> bool:
     }[requires]
 
 
-def compute_metrics(pair: MaskPair) -> dict[str, float]:
-    """Compute all metrics of one prediction.
+def compute_metrics(pair: MaskPair, names: Collection[str] | None = None) -> dict[str, float]:
+    """Compute the metrics of one prediction.
+
+    Args:
+        pair: the prediction and its reference.
+        names: of the metrics to return; None: all. Metrics that are computed together with these are computed too.
 
     Returns:
         The values by the names of metrics, in the order of `METRICS`. A metric whose requirement is missing is NaN, or
@@ -85,7 +89,7 @@ def compute_metrics(pair: MaskPair) -> dict[str, float]:
         ValueError: a registered metric is not computed, or a computed one is not registered.
     """
     computed: dict[str, float] = {}
-    for compute in dict.fromkeys(metric.compute for metric in METRICS):
+    for compute in dict.fromkeys(metric.compute for metric in METRICS if names is None or metric.name in names):
         group = [metric for metric in METRICS if metric.compute is compute]
         if all(is_available(metric.requires, pair) for metric in group):
             values = compute(pair)
@@ -93,7 +97,10 @@ def compute_metrics(pair: MaskPair) -> dict[str, float]:
             computed.update(values)
         else:
             computed.update({metric.name: math.nan for metric in group if metric.requires != "tumour"})
-    return {metric.name: computed[metric.name] for metric in METRICS if metric.name in computed}
+    wanted = computed if names is None else names
+    return {
+        metric.name: computed[metric.name] for metric in METRICS if metric.name in computed and metric.name in wanted
+    }
 
 
 def metric(name: str) -> Metric | None:

@@ -34,10 +34,12 @@ INFORMATION = {
     "one-click-per-component": "the number of its components, and one voxel deep inside each, where it is largest",
     "oracle-clip": "the first and last slice of the object, and one voxel deep inside it in each clip of D slices",
     "nearest-component": "one voxel deep inside the object, which chose the component that is scored",
+    "interactive": "its initial prompt, if any, and the centre of the largest error of each segmentation but the last",
 }
 # Suffix of a protocol whose prompts are simulated from the predictions of an automatic method, not from references.
 FROM_PREDICTIONS = "-from-predictions"
 NEAREST_COMPONENT = "nearest-component"
+INTERACTIVE = "interactive"  # corrective clicks after an initial prompt: `simulated_user`
 # Descriptions of the values of the column "protocol".
 PROTOCOL_DESCRIPTIONS = {
     **PROTOCOLS,
@@ -49,6 +51,10 @@ PROTOCOL_DESCRIPTIONS = {
     NEAREST_COMPONENT: (
         "the prediction of an automatic method, reduced per object to the component nearest to one click in the "
         "reference"
+    ),
+    INTERACTIVE: (
+        "an initial prompt per object (a box, a click or none), then corrective clicks, each at the centre of the "
+        "largest error of the segmentation so far; scores are those after the last one"
     ),
 }
 
@@ -62,6 +68,8 @@ def check_protocol(protocol: str) -> None:
     Raises:
         UserError: it does not.
     """
+    if protocol == INTERACTIVE:
+        raise UserError("--protocol: 'interactive' needs a reference after each click; it is for `evaluate` alone")
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol: '{protocol}' does not exist; choose one of {', '.join(PROTOCOLS)}")
 

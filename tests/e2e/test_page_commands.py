@@ -54,6 +54,7 @@ PAGES = {
     "docs/how-to/from-nnunet.md": ("nnUNet_raw nnUNet_preprocessed nnunet/crossval", "scores/both/comparison.csv"),
     "docs/how-to/training.md": ("data/spleen data/prepared runs/demo", "runs/cached/final/config.json"),
     "docs/how-to/evaluate-files.md": ("data/phantom runs/demo labels others", "scores/others/lesions.csv"),
+    "docs/how-to/clicks.md": ("data/phantom runs/demo labels method", "clicks/method/interactions.csv"),
     "docs/how-to/sweeps.md": ("data/phantom runs/demo runs/fold0 runs/fold1 runs/fold2", ""),  # writes nothing
     "docs/how-to/submission.md": (
         "Task09_Spleen runs/spleen nnunet/imagesTs_predicted",
@@ -81,6 +82,7 @@ SMALL = {  # words that make a command cheap
     "sweep": "--dry-run",
     "train demo": NANO,
     "train spleen": f"{NANO} --model.preset nano --model.compute_dtype float32 --data.split.inner_fraction 0",
+    "evaluate runs/demo/final data/phantom --protocol interactive": "--interactions 1",
     "train unet_demo": f"{BRIEF} --model.patch 16 16 16 --model.blocks 1 1 1",
 }
 
@@ -152,7 +154,9 @@ def files(small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference = np.zeros((32, 32, 16), np.uint8)
     reference[8:24, 8:24, 4:12] = 1
     reference[12:16, 12:16, 6:8] = 2
-    for name, labels in {"labels": reference, "others": np.array([0, 7, 11], np.uint8)[reference]}.items():
+    maps = {"labels": reference, "others": np.array([0, 7, 11], np.uint8)[reference]}
+    maps |= {"method/step_0": np.minimum(reference, 1), "method/step_1": reference}
+    for name, labels in maps.items():
         write_nifti(folder / name / "pancreas_001.nii.gz", labels, np.diag([-0.8, -0.8, 3.0, 1.0]))
     return folder
 
@@ -173,7 +177,7 @@ def run_page(page: str, folder: Path) -> None:
     with contextlib.chdir(folder):
         for line in lines(page, "sh"):
             words = shlex.split(line)[1:]
-            small = SMALL.get(words[0]) or SMALL.get(" ".join(words[:2]), "")
+            small = next((SMALL[start] for n in (1, 2, 5) if (start := " ".join(words[:n])) in SMALL), "")
             assert words[0] in LEFT_OUT or main(words + small.split()) == 0, line
 
 

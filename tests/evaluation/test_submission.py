@@ -121,6 +121,7 @@ def test_a_submission_that_is_not_possible_is_refused_in_one_sentence(
     assert "either --cases CSV|FOLDER, with prompts, or --prompts-from" in mistake(capsys, *words)
     words += ["--prompts-from", str(auto)]
     assert "oracle-clip uses the extent of the object" in mistake(capsys, *words, "--protocol", "oracle-clip")
+    assert "'interactive' needs a reference" in mistake(capsys, *words, "--protocol", "interactive")
     assert "--point is for other volumes" in mistake(capsys, *words, "--point", "1,1,1")
     assert "give --msd-test too" in mistake(
         capsys, checkpoint, "CT.nii.gz", "--prompts-from", str(auto), "--out", "x.nii.gz"

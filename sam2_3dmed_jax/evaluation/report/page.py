@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sam2_3dmed_jax.errors import number_of
+from sam2_3dmed_jax.evaluation.class_means import metric_entry, values_of
 from sam2_3dmed_jax.evaluation.comparison import Comparison
+from sam2_3dmed_jax.evaluation.interactions import CURVES
 from sam2_3dmed_jax.evaluation.report import plots, sections
 from sam2_3dmed_jax.evaluation.report.cost_tables import cost_tables
 from sam2_3dmed_jax.evaluation.report.frame import html_page
@@ -16,7 +18,6 @@ from sam2_3dmed_jax.evaluation.report.markup import figure, table
 from sam2_3dmed_jax.evaluation.report.wording import name_of, row_cell, tolerances
 from sam2_3dmed_jax.evaluation.report.worst_cases import PICTURE, worst
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, ScoreRow
-from sam2_3dmed_jax.evaluation.summary import metric_entry, values_of
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.reliability import BINS
 from sam2_3dmed_jax.metrics.statistics import over_seeds
@@ -45,6 +46,7 @@ def report_page(
         ("Result", headline(rows, summary, comparison)),
         ("Worst cases", _worst_cases(rows, summary)),
         ("Comparison", sections.comparison_table(comparison) if comparison else ""),
+        ("Corrective clicks", _interactions(summary)),
         ("Spread over cases", _box_plots(rows, summary, comparison, others)),
         ("Scores", sections.scores(summary) + sections.counts(summary) + sections.lesions(summary)),
         ("Dice by distance from the prompt", sections.by_distance(summary)),
@@ -165,6 +167,30 @@ def _agreement_plots(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:
     left_out = len(summary["classes"]) - len(figures)
     note = f"<p>The first {len(figures)} classes are drawn; the table has all.</p>" if left_out else ""
     return f'<div class="plots">{"".join(figures)}</div>{note}'
+
+
+def _interactions(summary: dict[str, Any]) -> str:
+    """Return the curves over corrective clicks and their tables; '' without interactions."""
+    found = {name: entry["interactive"] for name, entry in summary["classes"].items() if "interactive" in entry}
+    if not found:
+        return ""
+    figures = []
+    for metric in (metric for metric in CURVES if any(metric in one["curve"][0] for one in found.values())):
+        points = [
+            {"x": one["interaction"], "series": name, "mean": one[metric]["mean"], "ci95": one[metric]["ci95"]}
+            for name, entry in found.items()
+            for one in entry["curve"]
+            if metric in one
+        ]
+        title = name_of(metric)
+        words = "; ".join(f"{point['series']} after {point['x']}: {_text(metric, point['mean'])}" for point in points)
+        caption = (
+            f"Mean {title} against the number of corrective clicks per object, 0 being the initial prompt. Bands: "
+            f"95 % t intervals over {summary['ci95_covers']}."
+        )
+        plot = plots.curves(points, "corrective clicks", f"mean {title}")
+        figures.append(figure("svg+xml", plot, f"Curves of {title}. {words}.", caption))
+    return f'<div class="plots">{"".join(figures)}</div>{sections.interactions(summary)}'
 
 
 def _worst_cases(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from sam2_3dmed_jax.errors import number_of
 from sam2_3dmed_jax.evaluation.comparison import TESTS, Comparison
-from sam2_3dmed_jax.evaluation.report.markup import NO_VALUE, Cell, Number, facts, table
+from sam2_3dmed_jax.evaluation.interactions import CURVES
+from sam2_3dmed_jax.evaluation.report.markup import NO_VALUE, Cell, Number, Range, facts, table
 from sam2_3dmed_jax.evaluation.report.wording import (
     digits_of,
     interval_cell,
@@ -113,6 +114,49 @@ def counts(summary: dict[str, Any]) -> str:
         "several seeds counts once under cases, and once per seed elsewhere."
     )
     return table(caption, header, body)
+
+
+def interactions(summary: dict[str, Any]) -> str:
+    """Return the scores after each interaction, and the areas and clicks of each class; '' without interactions."""
+    found = {name: entry["interactive"] for name, entry in summary["classes"].items() if "interactive" in entry}
+    if not found:
+        return ""
+    first = next(iter(found.values()))
+    metrics = [metric for metric in CURVES if metric in first["curve"][0]]
+    body: list[list[Cell]] = []
+    for name, entry in found.items():
+        for one, seconds in zip(entry["curve"], entry["seconds_per_interaction"], strict=True):
+            means: list[Cell] = []
+            for metric in metrics:
+                means += [number(metric, one[metric]["mean"]), interval_cell(metric, one[metric]["ci95"])]
+            body.append([name, one["interaction"], *means, Number(seconds["mean"], 2), one["dice"]["n"]])
+    columns = [title for metric in metrics for title in (name_of(metric), "95 % interval")]
+    words = summary["definitions"]
+    rules = ", ".join(
+        f"{what} {first[key] or 'not known'}"
+        for what, key in (("initial prompt", "initial"), ("click rule", "click_rule"), ("refinement", "refinement"))
+    )
+    caption = (
+        f"Scores after each interaction ({rules}). {words['interaction']}. Means over the cases that hold the object; "
+        f"intervals: t intervals over {summary['ci95_covers']}. Seconds: {words['seconds_per_interaction']}."
+    )
+    curve = table(caption, ("class", "clicks", *columns, "seconds", "n"), body, heads=2)
+    return curve + _areas_and_clicks(found, words)
+
+
+def _areas_and_clicks(found: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """Return the area under each curve and the number of clicks to each Dice, of each class."""
+    body: list[list[Cell]] = []
+    for name, entry in found.items():
+        for metric, area in entry["auc"].items():
+            ends = interval_cell(metric, area["ci95"])
+            body.append([name, f"area, {name_of(metric)}", number(metric, area["mean"]), ends, "", "", area["n"]])
+        for dice, clicks in entry["clicks_to"].items():
+            ends = Range(*(Number(end, 2) for end in clicks["ci95"])) if clicks["ci95"] else ""
+            mean, median = (Number(clicks[key], 2) for key in ("mean", "median"))
+            body.append([name, f"clicks to Dice {dice}", mean, ends, median, clicks["failures"], clicks["n"]])
+    caption = f"Areas and clicks. Area: {words['auc']}. Clicks: {words['clicks_to']}."
+    return table(caption, ("class", "what", "mean", "95 % interval", "median", "failures", "n"), body, heads=2)
 
 
 def by_distance(summary: dict[str, Any]) -> str:

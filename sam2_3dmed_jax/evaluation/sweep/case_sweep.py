@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed_jax.data.datasets import LabelledCase
-from sam2_3dmed_jax.evaluation.prompted_segmentation import paint_nested_objects
+from sam2_3dmed_jax.evaluation.interactive import CorrectedSession
 from sam2_3dmed_jax.evaluation.score_cases import score_classes
 from sam2_3dmed_jax.evaluation.score_row import PROMPTED, ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
@@ -19,10 +19,10 @@ from sam2_3dmed_jax.evaluation.sweep.entries import Entry
 from sam2_3dmed_jax.evaluation.sweep.factors import Setting, for_model
 from sam2_3dmed_jax.evaluation.sweep.features import CaseFeatures, Models
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
-from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
-from sam2_3dmed_jax.inference.segment import label_result, to_slices
+from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.prompts.perturbation import OTHER, Displacement, place_prompts
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, relevant_prompts
+from sam2_3dmed_jax.prompts.simulated_user import corrections
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, stored_modality
 from sam2_3dmed_jax.volume.label_classes import LabelClass, Target
 from sam2_3dmed_jax.volume.modality import ModalitySources
@@ -108,10 +108,16 @@ class CaseSweep:
         evaluation = replace(
             self.evaluation, classes=scored_classes, targets=self.evaluation.objects, method_columns=method_columns
         )
-        label_maps = _label_maps(predictor, store, prompts, scan.volume.array.shape, thresholds)
+        _, height, width = scan.volume.array.shape
+        session = CorrectedSession(predictor, store, (height, width))
+        session.add(prompts)
+        for _ in range(propagation.corrections):
+            clicks = corrections(session.labels(), scan.reference, grid.spacing, self.evaluation.objects)
+            session.add({target: [correction.prompt] for target, correction in clicks.items()})
         rows: RowsByThreshold = {}
-        for threshold, labels in zip(thresholds, label_maps, strict=True):
-            scored = score_classes(scan.case.id, labels, scan.reference, grid, prompts, evaluation)
+        for threshold in thresholds:
+            labels = session.labels(threshold)
+            scored = score_classes(scan.case.id, labels, scan.reference, grid, session.prompts, evaluation)
             rows[threshold] = [
                 {
                     **row,
@@ -146,26 +152,6 @@ class _Scan:
         self.volume = read_volume(case.image, modality=ModalitySources(given=modality))
         self.reference = read_labels(case.label, self.volume)
         self.features = CaseFeatures(self.volume)
-
-
-def _label_maps(
-    predictor: VolumePredictor,
-    store: FeatureStore,
-    prompts: ObjectPrompts,
-    shape: tuple[int, ...],
-    thresholds: Sequence[float],
-) -> Iterator[np.ndarray]:
-    """Yield one label map `[D, H, W]` per threshold, with all objects in one session."""
-    if not prompts:
-        yield from (np.zeros(shape, np.uint16) for _ in thresholds)
-        return
-    _, height, width = shape
-    session = Session(predictor, store)
-    every_prompt = [prompt for object_prompts in prompts.values() for prompt in object_prompts]
-    session.add(to_slices(every_prompt, (height, width), predictor.model.config.image_size))
-    result = session.result()
-    for threshold in thresholds:
-        yield paint_nested_objects(label_result(result, (height, width), threshold), prompts)
 
 
 def _placement_columns(values: Sequence[int], prompts: ObjectPrompts, placed: dict[Any, Displacement]) -> ScoreRow:

@@ -116,6 +116,8 @@ def _key(entry: Entry, case: str, propagation: Setting) -> dict[str, Any]:
     del factors["threshold"]
     if factors["prompt_of"] == OWN:  # cells of sweeps of earlier versions do not name it
         del factors["prompt_of"]
+    if not factors["corrections"]:  # likewise
+        del factors["corrections"]
     return {
         "model": entry.model,
         "checkpoint": absolute_path(entry.checkpoint),

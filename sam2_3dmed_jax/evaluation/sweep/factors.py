@@ -15,6 +15,7 @@ from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationOrder
 from sam2_3dmed_jax.prompts.perturbation import OTHER, OWN, PromptVariation, simulated_prompt_types
+from sam2_3dmed_jax.prompts.simulated_user import MAX_INTERACTIONS
 from sam2_3dmed_jax.runtime.compute_dtype import COMPUTE_DTYPES
 
 PLACEMENTS = ("centre", "random")
@@ -32,6 +33,7 @@ class Setting:
     neighbour: bool = False
     prompt_of: str = OWN  # or OTHER
     prompted_slices: int = 1
+    corrections: int = 0  # clicks of a simulated user after the prompt; 0 with the prompt of another object
     order: PropagationOrder = "sequential"
     bd: str = "on"  # or 'off', or NONE if the checkpoint has no boundary branch
     threshold: float = 0.0
@@ -50,7 +52,7 @@ class Setting:
     def protocol(self) -> str:
         """The evaluation protocol that is equal to this setting, or 'sweep'."""
         exact = not (self.noise_mm or self.misplacement_mm or self.neighbour) and self.prompted_slices == 1
-        exact &= self.prompt_of == OWN
+        exact &= self.prompt_of == OWN and not self.corrections
         return {("point", "centre"): "one-click", ("box", NONE): "box-mid"}.get(
             (self.prompt, self.placement) if exact else ("", ""), "sweep"
         )
@@ -84,6 +86,12 @@ def check_spec(spec: SweepSpec) -> None:
     _numbers(spec, "noise_mm", lambda value: value >= 0, "a length in mm, 0 or more")
     _numbers(spec, "misplacement_mm", lambda value: value >= 0, "a length in mm, 0 or more")
     _numbers(spec, "prompted_slices", lambda value: value >= 1 and value == int(value), "a number of slices from 1")
+    _numbers(
+        spec,
+        "corrections",
+        lambda value: 0 <= value <= MAX_INTERACTIONS and value == int(value),
+        f"a number of clicks from 0 to {MAX_INTERACTIONS}",
+    )
     _numbers(spec, "threshold", lambda value: True, "a logit")
     if spec.design not in ("product", "one-at-a-time"):
         raise UserError(f"design: '{spec.design}' does not exist; choose product or one-at-a-time")
@@ -113,10 +121,13 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
 def meaningful(setting: Setting) -> Setting:
     """Return the setting without the factors that it ignores.
 
-    A box and a mask have no placement. The prompt of another object is not put on a neighbour too.
+    A box and a mask have no placement. The prompt of another object is not put on a neighbour too, and it is not
+    corrected, because corrections would lead back to the own object.
     """
     placement = setting.placement if setting.prompt == "point" else NONE
-    return replace(setting, placement=placement, neighbour=setting.neighbour and setting.prompt_of == OWN)
+    own = setting.prompt_of == OWN
+    corrections = setting.corrections if own else 0
+    return replace(setting, placement=placement, neighbour=setting.neighbour and own, corrections=corrections)
 
 
 def for_model(settings: Sequence[Setting], has_boundary: bool) -> list[Setting]:
@@ -130,7 +141,8 @@ def base_of(spec: SweepSpec) -> Setting:
 
 
 def _values(spec: SweepSpec, name: str) -> list[Any]:
-    kind = {"noise_mm": float, "misplacement_mm": float, "threshold": float, "prompted_slices": int}
+    kind: dict[str, type] = dict.fromkeys(("noise_mm", "misplacement_mm", "threshold"), float)
+    kind |= dict.fromkeys(("prompted_slices", "corrections"), int)
     values = list(getattr(spec, name))
     if name == "bd":
         return ["on" if value else "off" for value in values]

@@ -24,6 +24,7 @@ _CURVES = {
     "misplacement_mm": "misplacement (mm)",
     "noise_mm": "noise, SD (mm)",
     "prompted_slices": "prompted slices",
+    "corrections": "corrective clicks",
     "threshold": "logit threshold",
 }
 

@@ -45,6 +45,8 @@ TERMS = {
     "Dice; a class without another object has no row",
     "prompted_slices": "the slice with the largest area, and others spread evenly over the reference's extent, which "
     "several prompts thus reveal; fewer if the object has fewer slices",
+    "corrections": "clicks per object after the prompt, each at the voxel deepest (mm) inside the largest component of "
+    "the error of the mask at logit 0, positive if missed and negative if excess; 0 with the prompt of another object",
     "order": "sequential: up, then down with the memory of the first; independent: both from the prompts alone",
     "bd": "boundary detection at inference; none: the checkpoint has no such branch",
     "threshold": "logit above which a voxel is inside; all thresholds are applied to the same logits",

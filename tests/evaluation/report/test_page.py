@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.commands.main import main
-from sam2_3dmed_jax.prompts.protocols import INFORMATION, NEAREST_COMPONENT, PROTOCOLS
+from sam2_3dmed_jax.prompts.protocols import INFORMATION, INTERACTIVE, NEAREST_COMPONENT, PROTOCOLS
 from sam2_3dmed_jax.volume.io import write_nifti
 from tests.helpers.chromium import browser_path
 
@@ -225,7 +225,7 @@ def test_the_headline_states_what_the_prompts_gave_away_and_what_is_missing(root
 
 
 def test_what_the_prompts_of_each_protocol_reveal_is_described():
-    assert INFORMATION.keys() == {*PROTOCOLS, NEAREST_COMPONENT}
+    assert INFORMATION.keys() == {*PROTOCOLS, NEAREST_COMPONENT, INTERACTIVE}
 
 
 def test_box_plots_show_both_methods_of_a_comparison(page: Page):

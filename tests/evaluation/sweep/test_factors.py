@@ -45,6 +45,17 @@ def test_the_prompt_of_another_object_is_not_put_on_a_neighbour_too():
     ]
 
 
+def test_corrections_are_a_factor_that_the_prompt_of_another_object_ignores():
+    settings = settings_of(replace(SPEC, corrections=(0, 3), prompt_of=("own", "other")))
+    assert [(one.corrections, one.prompt_of) for one in settings] == [(0, "own"), (3, "own"), (0, "other")]
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, 101, True])
+def test_a_wrong_number_of_corrections_is_refused(wrong: float):
+    with pytest.raises(UserError, match=r"corrections: .* give a number of clicks from 0 to 100"):
+        check_spec(replace(SPEC, corrections=(wrong,)))
+
+
 def test_a_model_without_the_boundary_branch_has_each_setting_once():
     settings = settings_of(replace(SPEC, bd=(True, False)))
     assert [one.bd for one in settings] == ["on", "off"]
@@ -57,6 +68,7 @@ def test_settings_equal_to_a_protocol_have_its_name():
         Setting(placement="random"),
         Setting(noise_mm=1.0),
         Setting(prompted_slices=2),
+        Setting(corrections=1),
         Setting(neighbour=True),
         Setting(prompt_of="other"),
     )
