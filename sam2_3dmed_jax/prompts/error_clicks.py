@@ -103,7 +103,7 @@ def _depth_at_half_resolution(component: np.ndarray, padding: Sequence[int]) -> 
     borders = [(p, p + n % 2) for n, p in zip(component.shape, padding, strict=True)]
     padded = np.pad(component, borders)
     d, h, w = (n // 2 for n in padded.shape)
-    cells = ndimage.distance_transform_edt(np.any(padded.reshape(d, 2, h, 2, w, 2), axis=(1, 3, 5)))
+    cells = ndimage.distance_transform_edt(padded.reshape(d, 2, h, 2, w, 2).max(axis=(1, 3, 5)))
     at = np.ix_(*((p + np.arange(n)) // 2 for n, p in zip(component.shape, padding, strict=True)))
     depth: np.ndarray = cells[at] * component
     return depth
