@@ -114,7 +114,7 @@ def _extent(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     planes = np.flatnonzero(mask.any((1, 2)))
     if not planes.size:
         return None
-    shadow = mask[planes[0] : planes[-1] + 1].any(0)
+    shadow: np.ndarray = np.logical_or.reduce(mask[planes[0] : planes[-1] + 1])
     sides = (planes, np.flatnonzero(shadow.any(1)), np.flatnonzero(shadow.any(0)))
     d, h, w = (slice(int(indices[0]), int(indices[-1]) + 1) for indices in sides)
     return d, h, w

@@ -64,7 +64,7 @@ def test_the_border_of_the_volume_counts_as_outside():
 
 
 def test_spacing_changes_the_deepest_voxel():
-    # A plate of 3 x 7 x 7 voxels, everywhere at most 2 voxels deep; slices of 4 mm make its axis 4 mm deep in all slices.
+    # A plate of 3 x 7 x 7 voxels is at most 2 voxels deep; with slices of 4 mm, its axis is 4 mm deep in all slices.
     reference = _volume((slice(0, 3), slice(0, 7), slice(0, 7)), shape=(12, 7, 7))
     in_voxels = error_click(np.zeros_like(reference), reference)
     in_mm = error_click(np.zeros_like(reference), reference, (4.0, 1.0, 1.0))
