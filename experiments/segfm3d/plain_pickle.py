@@ -84,6 +84,7 @@ def read_plain_pickle(data: bytes) -> Any:
 
 def _run(data: bytes) -> Any:
     stack: list[Any] = []
+    room = len(data)  # elements of all arrays: each is written in the pickle, but a hostile one can refer to it again
     memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(data):
         name = opcode.name
@@ -124,7 +125,7 @@ def _run(data: bytes) -> Any:
             stack.append(_new(_of_type(function, _Global).kind, arguments))
         elif name == "BUILD":
             (state,) = _popped(stack, 1)
-            _set_state(stack[-1], state)
+            room -= _set_state(stack[-1], state, room)
         else:
             raise NotPlainError(f"the pickle instruction {name}")
     raise NotPlainError("a damaged pickle")
@@ -141,10 +142,10 @@ def _popped(stack: list[Any], count: int) -> list[Any]:
 
 def _to_mark(stack: list[Any]) -> list[Any]:
     """Remove the values after the last mark, and the mark, and return the values."""
-    at = max(index for index, value in enumerate(stack) if value is _MARK)
-    values = stack[at + 1 :]
-    del stack[at:]
-    return values
+    values = []
+    while (value := stack.pop()) is not _MARK:
+        values.append(value)
+    return values[::-1]
 
 
 def _pairs(values: list[Any]) -> Iterator[tuple[str, Any]]:
@@ -174,15 +175,18 @@ def _new(kind: str, arguments: tuple[Any, ...]) -> Any:
     raise NotPlainError("a damaged pickle")
 
 
-def _set_state(target: Any, state: tuple[Any, ...]) -> None:
-    """Complete a dtype or an array."""
+def _set_state(target: Any, state: tuple[Any, ...], room: int) -> int:
+    """Complete a dtype, or an array of at most `room` elements, and return the number of its elements."""
     if isinstance(target, _DType):
         _, order, *_ = state
         if order not in ("<", ">", "|", "="):
             raise NotPlainError("a damaged pickle")
         target.order = order
-    elif isinstance(target, _Array):
+        return 0
+    if isinstance(target, _Array):
         _, shape, dtype, is_fortran, content = state
+        if len(content) > room:
+            raise NotPlainError("a damaged pickle")
         if dtype.code == "O8":
             flat = list(_of_type(content, list))
         else:
@@ -192,8 +196,8 @@ def _set_state(target: Any, state: tuple[Any, ...]) -> None:
         if len(shape) > 4 or not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != len(flat):
             raise NotPlainError("a damaged pickle")
         target[:] = _nested(flat, shape)
-    else:
-        raise NotPlainError("a Python object")
+        return len(flat)
+    raise NotPlainError("a Python object")
 
 
 def _nested(flat: list[Any], shape: tuple[int, ...]) -> list[Any]:
