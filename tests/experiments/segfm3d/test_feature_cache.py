@@ -1,16 +1,19 @@
 """The cache of features: the same masks, bounded, and harmless when it is damaged or cannot be written."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.segfm3d.feature_cache import FeatureCache
+from experiments.segfm3d.feature_cache import FeatureCache, _read
 from experiments.segfm3d.segment import GREY_WINDOW
 from sam2_3dmed_jax import VolumePredictor
 from sam2_3dmed_jax.errors import FileWarning
 from sam2_3dmed_jax.inference import feature_store
-from sam2_3dmed_jax.inference.feature_store import FeatureStore
+from sam2_3dmed_jax.inference.feature_store import EncodedSlices, FeatureStore
+from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
 from tests.helpers.scans import small_model
@@ -105,3 +108,20 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_only(predictor, tmp_pat
     (tmp_path / "file").touch()
     with pytest.warns(FileWarning, match="features are not kept"):
         FeatureCache(tmp_path / "file" / "cache", "weights").encoded(predictor, slices(0, 2), None)
+
+
+def test_features_in_bfloat16_are_kept_bit_for_bit(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(5, 2, 3)).astype(jnp.bfloat16) for _ in range(3)]
+    blocks = [
+        EncodedSlices(SliceFeatures(*(x[at] for x in parts)), np.zeros((len(parts[0][at]), 0), np.float32))
+        for at in (slice(0, 4), slice(4, 5))
+    ]
+    FeatureCache(tmp_path, "weights")._keep(tmp_path / "entry", SimpleNamespace(encoded=lambda: blocks, depth=5))
+    found = _read(
+        tmp_path / "entry", SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(compute_dtype="bfloat16"))), 5
+    )
+    for one, other in zip(found.features, parts, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(one.view(np.uint16), other.view(np.uint16))
+    assert found.position_embeddings.shape == (5, 0)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.segfm3d import predict
 from experiments.segfm3d.__main__ import main
+from experiments.segfm3d.predict import load_segmenter
 from tests.helpers.segfm3d_files import Balls, reference, write_case
 
 
@@ -75,6 +76,7 @@ def test_the_cache_is_off_unless_a_flag_or_the_environment_names_a_folder(monkey
 
 
 def test_a_limit_of_the_cache_that_is_not_positive_is_refused(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.undo()
-    assert main(["predict", str(Path(__file__).parent), "out", "--cache-gib", "0"]) == 2
-    assert "has no .npz files" in capsys.readouterr().err
+    monkeypatch.setattr(predict, "load_segmenter", load_segmenter)
+    write_case(Path("in/a.npz"))
+    assert main(["predict", "in", "out", "--cache-gib", "0"]) == 2
+    assert "--cache-gib is 0.0; give a positive number of GiB" in capsys.readouterr().err
