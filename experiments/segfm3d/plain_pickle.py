@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 _ARRAY, _SCALAR, _DTYPE, _ARRAY_CLASS = "array", "scalar", "dtype", "array class"
-_NUMPY_NAMES = {  # the only global names that are known, and what they stand for
+_NUMPY_NAMES = {  # the only global names that are known, with their kinds
     "numpy dtype": _DTYPE,
     "numpy ndarray": _ARRAY_CLASS,
     **{

@@ -55,7 +55,7 @@ def error_click(
             then measured as coarsely as the script does, which makes more voxels equally deep.
 
     Returns:
-        The click, or None if there is no error.
+        The click, or None if both masks are equal.
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} must have the same shape")

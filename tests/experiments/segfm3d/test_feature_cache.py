@@ -11,7 +11,7 @@ from experiments.segfm3d.feature_cache import FeatureCache, _read
 from experiments.segfm3d.segment import GREY_WINDOW
 from sam2_3dmed_jax import VolumePredictor
 from sam2_3dmed_jax.errors import FileWarning
-from sam2_3dmed_jax.inference import feature_store
+from sam2_3dmed_jax.inference import device_memory, feature_store
 from sam2_3dmed_jax.inference.feature_store import EncodedSlices, FeatureStore
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
@@ -54,7 +54,11 @@ def entries(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_second_call_on_an_image_encodes_nothing_and_has_the_same_features(predictor, encodings, tmp_path: Path):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_second_call_on_an_image_encodes_nothing_and_has_the_same_features(
+    on_device: bool, predictor, encodings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(device_memory, "has_room", lambda array: on_device)
     first = features(FeatureCache(tmp_path, "weights").encoded(predictor, slices(), None))
     assert len(encodings) == 2  # blocks of 16 slices
     second = features(FeatureCache(tmp_path, "weights").encoded(predictor, slices(), None))
