@@ -40,8 +40,15 @@ class _EncodedBlock(NamedTuple):
 
     number: int
     features: SliceFeatures  # [T, ...]
-    position_embeddings: jax.Array  # float32 [T, dim], of SRPP
+    position_embeddings: jax.Array | np.ndarray  # float32 [T, dim], of SRPP
     stays: bool  # on the device
+
+
+class EncodedSlices(NamedTuple):
+    """What is encoded of n slices, as host arrays that another process can use."""
+
+    features: SliceFeatures  # [n, ...]
+    position_embeddings: np.ndarray  # float32 [n, dim], of SRPP; dim is 0 if masks do not use slice positions
 
 
 class FeatureStore:
@@ -124,6 +131,27 @@ class FeatureStore:
         if self._progress:
             done = sum(len(block) for block in self._position_embeddings.values())
             self._progress("encoding slices", done, self.depth)
+
+    def encoded(self) -> Iterator[EncodedSlices]:
+        """Yield what is encoded of all slices, in blocks and in order; missing slices are encoded."""
+        self.encode()
+        for block in range(self._block_count):
+            at = self._rows_of(block)
+            # A last block that is not full is padded, so that it needs no program of its own on the device.
+            index = np.minimum(at.start + np.arange(self._block_size), self.depth - 1)
+            features: SliceFeatures = jax.device_get(self._blocks.gather(index))
+            rows = at.stop - at.start
+            yield EncodedSlices(SliceFeatures(*(x[:rows] for x in features)), self._position_embeddings[block])
+
+    def restore(self, slices: EncodedSlices) -> None:
+        """Use what another store of the same image and model has encoded of all D slices, in place of encoding them."""
+        for block in range(self._block_count):
+            at = self._rows_of(block)
+            padded = [pad_rows(np.asarray(x[at]), self._block_size) for x in slices.features]
+            features = SliceFeatures(*jax.device_put(padded))
+            stays = device_memory.has_room(features.embedding)
+            self._store(_EncodedBlock(block, features, np.asarray(slices.position_embeddings[at]), stays))
+        self.encode()
 
     def with_context_of(self, graphdef: nnx.GraphDef[Any], weights: Weights, model: SAM2) -> FeatureStore:
         """Return a store of the same features, which are not encoded again, with the slice context of another model.

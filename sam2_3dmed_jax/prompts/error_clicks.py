@@ -6,6 +6,8 @@ Source: the loop of the CVPR 2025 SEGFM3D challenge (`CVPR25_iter_eval.py`, JunM
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,6 +19,7 @@ Ties = Literal["first", "challenge"]
 TIES: tuple[Ties, ...] = get_args(Ties)
 
 _CHALLENGE_SEED = 42  # that the challenge's script sets before it draws each click
+_CHALLENGE_FULL_RESOLUTION = 60_000_000  # voxels of the largest padded box whose distances the script computes in full
 
 
 class ErrorClick(NamedTuple):
@@ -41,15 +44,15 @@ def error_click(
     in the challenge, and the clicked voxel decides whether the click is positive. The largest component is the one with
     the most voxels, the first in C order of several. Its depth is the Euclidean distance to the nearest voxel that is
     not in the component; everything beyond the volume counts as such, so a component at the border of the volume is
-    clicked inside of it, as in the challenge. Left out: the script halves the resolution of the distances of components
-    whose box has more than 60 million voxels.
+    clicked inside of it, as in the challenge.
 
     Args:
         prediction: bool `[D, H, W]`.
         reference: bool `[D, H, W]`.
         spacing: (dz, dy, dx) in mm, for distances in mm; None measures in voxels, as the challenge does.
         ties: which of several deepest voxels is clicked: "first" in C order, or "challenge", the one that the
-            challenge's script draws with NumPy's legacy generator, seeded with 42 for each click.
+            challenge's script draws with NumPy's legacy generator, seeded with 42 for each click; large components are
+            then measured as coarsely as the script does, which makes more voxels equally deep.
 
     Returns:
         The click, or None if both masks are equal.
@@ -65,14 +68,45 @@ def error_click(
     sizes[0] = 0
     number = int(sizes.argmax())  # SciPy numbers components in C order of their first voxels.
     box = ndimage.find_objects(components, max_label=number)[number - 1]
-    # A border of one voxel suffices: the nearest voxel outside of a component is at most one voxel outside of its box.
-    component = np.pad(components[box] == number, 1)
-    depth = ndimage.distance_transform_edt(component, sampling=spacing)[1:-1, 1:-1, 1:-1]
+    component = components[box] == number
+    padding = _challenge_padding(component.shape)
+    padded_voxels = math.prod(n + 2 * p for n, p in zip(component.shape, padding, strict=True))
+    if ties == "challenge" and padded_voxels > _CHALLENGE_FULL_RESOLUTION:
+        depth = _depth_at_half_resolution(component, padding)
+    else:
+        # A border of one voxel suffices: the nearest voxel outside of a component is at most one outside of its box.
+        depth = ndimage.distance_transform_edt(np.pad(component, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     deepest = np.flatnonzero(depth == depth.max())
     chosen = deepest[0 if ties == "first" else np.random.RandomState(_CHALLENGE_SEED).choice(len(deepest))]
     offsets = np.unravel_index(chosen, depth.shape)
     z, y, x = (int(i) + b.start + a.start for i, b, a in zip(offsets, box, around, strict=True))
     return ErrorClick((z, y, x), bool(reference[z, y, x]))
+
+
+def _challenge_padding(shape: Sequence[int]) -> list[int]:
+    """Return the border that the challenge's script adds on each side of a component's box (D, H, W), in voxels."""
+    return [max(int(n * 0.25), 1) for n in shape]
+
+
+def _depth_at_half_resolution(component: np.ndarray, padding: Sequence[int]) -> np.ndarray:
+    """Return the distances to the outside of a component in cells of 2 x 2 x 2 voxels, as the script computes them.
+
+    A cell belongs to the component if one of its voxels does. The padding decides where cells begin.
+
+    Args:
+        component: bool `[D, H, W]`.
+        padding: voxels on each side, along each axis.
+
+    Returns:
+        `[D, H, W]` float64, in cells; 0 outside of the component.
+    """
+    borders = [(p, p + n % 2) for n, p in zip(component.shape, padding, strict=True)]
+    padded = np.pad(component, borders)
+    d, h, w = (n // 2 for n in padded.shape)
+    cells = ndimage.distance_transform_edt(padded.reshape(d, 2, h, 2, w, 2).max(axis=(1, 3, 5)))
+    at = np.ix_(*((p + np.arange(n)) // 2 for n, p in zip(component.shape, padding, strict=True)))
+    depth: np.ndarray = cells[at] * component
+    return depth
 
 
 def _extent(mask: np.ndarray) -> tuple[slice, slice, slice] | None:

@@ -30,3 +30,11 @@ def test_the_slice_context_is_added_only_if_the_checkpoint_has_to_mask(to_mask, 
     _, context = store.gather([0, 1])
     assert context.shape == (2, model.config.d_model)
     assert (np.abs(context).max() > 0) == to_mask and (store.context is not None) == to_mask
+
+    (encoded,) = store.encoded()
+    restored = FeatureStore(*split(model), model, slices, HostArrays())
+    restored.restore(encoded)
+    features, again = restored.gather([1, 0])
+    np.testing.assert_array_equal(again, context[::-1])
+    for one, other in zip(features, store.gather([1, 0])[0], strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from sam2_3dmed_jax.prompts import error_clicks
 from sam2_3dmed_jax.prompts.error_clicks import ErrorClick, error_click
 
 
@@ -107,3 +108,30 @@ def test_the_example_of_the_documentation_runs():
     page = Path(__file__).parents[2] / "docs" / "how-to" / "clicks.md"
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(block, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_large_components_are_measured_in_cells_of_two_voxels_as_the_challenge_does(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.normal(size=(12, 15, 13)), 2.5)
+    reference = ndimage.label(noise > noise.mean())[0] == 1
+    (z0, z1), (y0, y1), (x0, x1) = ((axis.min(), axis.max() + 1) for axis in np.nonzero(reference))
+    crop = reference[z0:z1, y0:y1, x0:x1]
+    before = [max(int(n * 0.25), 1) for n in crop.shape]
+    padded = np.zeros([n + 2 * p + (n + 2 * p) % 2 for n, p in zip(crop.shape, before, strict=True)], bool)
+    place = tuple(slice(p, p + n) for n, p in zip(crop.shape, before, strict=True))
+    padded[place] = crop
+    cells = np.zeros([n // 2 for n in padded.shape], bool)
+    for voxel in np.argwhere(padded):
+        cells[tuple(voxel // 2)] = True
+    coarse = ndimage.distance_transform_edt(cells)
+    depth = coarse.repeat(2, 0).repeat(2, 1).repeat(2, 2)[place] * crop
+    np.random.seed(42)
+    places = np.argwhere(depth == depth.max())
+    expected = places[np.random.choice(len(places))] + (z0, y0, x0)
+
+    monkeypatch.setattr(error_clicks, "_CHALLENGE_FULL_RESOLUTION", 100)
+    click = error_click(np.zeros_like(reference), reference, ties="challenge")
+    assert click == ErrorClick(tuple(expected.tolist()), True)
