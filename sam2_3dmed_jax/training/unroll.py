@@ -56,6 +56,7 @@ class MemoryInput(NamedTuple):
     mask_logits: jax.Array  # float32 [R, S/4, S/4]
     object_score_logits: jax.Array  # float32 [R]
     pointer: jax.Array  # [R, C]
+    confidence: jax.Array | None  # float32 [R], of a rule that ranks memories
 
 
 class UnrollCarry(NamedTuple):
@@ -237,7 +238,7 @@ def _remember(unroll: Unroll, carry: UnrollCarry, t: jax.Array, now: ClipSlice) 
     rows = unroll.prompt_step.shape
     index = jnp.full(rows, t, jnp.int32)
     bank = bank.write_prompted(jnp.zeros(rows, jnp.int32), index, prompted, encoded, last.pointer)
-    return bank.write_recent(index, live & (unroll.prompt_step < t), encoded, last.pointer)
+    return bank.write_recent(index, live & (unroll.prompt_step < t), encoded, last.pointer, last.confidence)
 
 
 def _decode(
@@ -257,7 +258,8 @@ def _decode(
         multimask=prompts.multimask & unroll.model.config.multimask,
         slice_embeddings=unroll.memory_srpp.embed(conditioned) if unroll.memory_srpp is not None else None,
     )
-    return MemoryInput(out.mask_logits, out.object_score_logits, out.pointer), outputs
+    confidence = unroll.model.memory_confidence(out.predicted_iou, out.object_score_logits)
+    return MemoryInput(out.mask_logits, out.object_score_logits, out.pointer, confidence), outputs
 
 
 def _mean_over_objects(embeddings: jax.Array, propagated: jax.Array, k: int) -> jax.Array:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sam2_3dmed_jax.sam2.memory_bank import (
+from sam2_3dmed_jax.sam2.memory_selection import (
+    earlier_slices,
     memory_in_reach,
     pointer_in_reach,
     pointer_reach,
-    recent_slices,
     ring_sizes,
     ring_slot,
     slice_offset,
@@ -22,11 +22,11 @@ CONFIG = preset_config("sam2.1_hiera_tiny")
     [(20, 1, range(19, 4, -1)), (3, 1, (2, 1, 0)), (3, -1, range(4, 19)), (37, -1, (38, 39)), (0, 1, ())],
 )
 def test_the_rings_hold_fifteen_slices_before_a_slice_as_far_as_the_volume_reaches(index, direction, expected):
-    assert recent_slices(index, direction, 40, CONFIG) == list(expected)
+    assert earlier_slices(index, direction, 40, CONFIG) == list(expected)
 
 
-def test_recent_slices_have_different_slots():
-    slices = recent_slices(30, 1, 40, CONFIG)
+def test_earlier_slices_have_different_slots():
+    slices = earlier_slices(30, 1, 40, CONFIG)
     sizes = ring_sizes(CONFIG)
     assert sizes == (6, 15)
     assert len({ring_slot(index, sizes.pointers) for index in slices}) == 15
