@@ -310,6 +310,8 @@ class SweepSpec:
     prompt_of: tuple[Literal["own", "other"], ...] = ("own",)  # other: the prompt of another object of the case
     prompted_slices: tuple[int, ...] = (1,)  # the largest slice, then others evenly over the extent
     order: tuple[Literal["sequential", "independent"], ...] = ("sequential",)  # of the two propagation directions
+    # Which memories a slice sees; stored: as in the checkpoint.
+    memory_selection: tuple[Literal["stored", "recent", "confident", "self-sorting"], ...] = ("stored",)
     bd: tuple[bool, ...] = (True,)  # use boundary detection at inference, if the checkpoint has it
     threshold: tuple[float, ...] = (0.0,)  # logit above which a voxel is inside
     design: Literal["product", "one-at-a-time"] = "product"  # one-at-a-time: the other factors keep their base value

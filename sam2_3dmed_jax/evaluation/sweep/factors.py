@@ -16,8 +16,10 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationOrder
 from sam2_3dmed_jax.prompts.perturbation import OTHER, OWN, PromptVariation, simulated_prompt_types
 from sam2_3dmed_jax.runtime.compute_dtype import COMPUTE_DTYPES
+from sam2_3dmed_jax.sam2.memory_selection import MEMORY_RULES
 
 PLACEMENTS = ("centre", "random")
+STORED = "stored"  # the memory selection of the checkpoint
 NONE = "none"  # value of a factor that a prompt or a model ignores
 
 
@@ -33,6 +35,7 @@ class Setting:
     prompt_of: str = OWN  # or OTHER
     prompted_slices: int = 1
     order: PropagationOrder = "sequential"
+    memory_selection: str = STORED  # or a key of `memory_selection.MEMORY_RULES`
     bd: str = "on"  # or 'off', or NONE if the checkpoint has no boundary branch
     threshold: float = 0.0
 
@@ -79,6 +82,7 @@ def check_spec(spec: SweepSpec) -> None:
     _choices(spec, "placement", PLACEMENTS)
     _choices(spec, "prompt_of", (OWN, OTHER))
     _choices(spec, "order", tuple(PROPAGATION_ORDERS))
+    _choices(spec, "memory_selection", (STORED, *MEMORY_RULES))
     for name in ("neighbour", "bd"):
         _choices(spec, name, (True, False))
     _numbers(spec, "noise_mm", lambda value: value >= 0, "a length in mm, 0 or more")

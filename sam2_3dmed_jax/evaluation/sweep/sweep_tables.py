@@ -46,6 +46,7 @@ TERMS = {
     "prompted_slices": "the slice with the largest area, and others spread evenly over the reference's extent, which "
     "several prompts thus reveal; fewer if the object has fewer slices",
     "order": "sequential: up, then down with the memory of the first; independent: both from the prompts alone",
+    "memory_selection": "which memories of unprompted slices a slice sees; stored: as the checkpoint was trained",
     "bd": "boundary detection at inference; none: the checkpoint has no such branch",
     "threshold": "logit above which a voxel is inside; all thresholds are applied to the same logits",
     "moved_mm": "mean distance in mm from the middle of the undisturbed prompt to the middle of the actual one",
