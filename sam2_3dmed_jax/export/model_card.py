@@ -82,8 +82,8 @@ def _model(info: CheckpointInfo) -> str:
         )
     if model.memory_selection != "recent":
         lines.append(
-            f"Its memory selection is `{model.memory_selection}`, which transformers does not have: there, a slice sees "
-            "the memories of the last 6 slices, and the scores below do not hold."
+            f"Its memory selection is `{model.memory_selection}`, which transformers does not have: there, a slice "
+            "sees the memories of the last 6 slices, and the scores below do not hold."
         )
     return "## Model\n\n" + "\n".join(lines)
 

@@ -48,8 +48,8 @@ def write_onnx(model: SAM2, folder: Path, progress: Progress | None = None) -> N
         )
     if memory_rule(model.config.memory_selection).ranked:
         raise UserError(
-            f"--to onnx: the model has the memory selection '{model.config.memory_selection}', which ONNX graphs cannot "
-            "express; give --to stablehlo, or a model with model.memory_selection recent"
+            f"--to onnx: the memory selection of the model is '{model.config.memory_selection}', and ONNX graphs have "
+            "only 'recent'; give --to stablehlo, or a model with model.memory_selection recent"
         )
     programs = programs_of(model, CONTEXT_SLICES, None)
     weights = {name: jnp.asarray(value) for name, value in split(model)[1].items()}  # NumPy cannot be traced
