@@ -16,6 +16,10 @@ from typing import Any, Literal
 DEFAULT_CT_WINDOW = "soft_tissue"  # a name of `volume.intensity.WINDOWS`
 DEFAULT_SLICES = 6  # D: slices of a clip
 
+# Which memories of unprompted slices a slice sees: the last 6 (Meta's rule), the most confident 6 of the last 15, or 6
+# of the self-sorting bank of Medical SAM 2. The rules are in `sam2/memory_selection.py`.
+MemorySelection = Literal["recent", "confident", "self-sorting"]
+
 
 @dataclass(frozen=True)
 class HieraConfig:
@@ -47,6 +51,7 @@ class Sam2Config:
     no_obj_embed_spatial: bool = True  # SAM 2.1: add an embedding to memories of slices without the object
     tpos_enc_in_obj_ptrs: bool = True  # SAM 2.1: projected, signed temporal encoding of object pointers
     multimask: bool = True  # `multimask_output_in_sam`: predict three candidates for an ambiguous prompt
+    memory_selection: MemorySelection = "recent"  # which memories a slice sees; recent: as the reference
     store_memory_bfloat16: bool = False  # as the reference does, even in float32 runs
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -102,6 +107,7 @@ class ModelConfig:
     bd: bool = True  # add boundary detection
     slice_position: SrppConfig = SrppConfig()  # settings of `srpp`
     boundary: BdConfig = BdConfig()  # settings of `bd`
+    memory_selection: MemorySelection = "recent"  # memories that a slice sees, in training and at inference
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
     init: str = ""  # checkpoint to start from, a path or a name; "": random weights, and everything trains
     kind: Literal["sam2"] = "sam2"  # tells the two model configs apart in JSON files
@@ -326,6 +332,8 @@ class SweepSpec:
     prompted_slices: tuple[int, ...] = (1,)  # the largest slice, then others evenly over the extent
     corrections: tuple[int, ...] = (0,)  # corrective clicks per object after the prompt, at the largest error
     order: tuple[Literal["sequential", "independent"], ...] = ("sequential",)  # of the two propagation directions
+    # Which memories a slice sees; stored: as in the checkpoint.
+    memory_selection: tuple[Literal["stored", "recent", "confident", "self-sorting"], ...] = ("stored",)
     bd: tuple[bool, ...] = (True,)  # use boundary detection at inference, if the checkpoint has it
     threshold: tuple[float, ...] = (0.0,)  # logit above which a voxel is inside
     design: Literal["product", "one-at-a-time"] = "product"  # one-at-a-time: the other factors keep their base value

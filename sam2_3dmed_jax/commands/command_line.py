@@ -17,8 +17,9 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, get_args
 
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line, path_errors_as_mistakes
 from sam2_3dmed_jax.runtime import compilations, interrupts
 from sam2_3dmed_jax.runtime.compute_dtype import COMPUTE_DTYPES
@@ -75,6 +76,17 @@ def add_compute_dtype(parser: argparse.ArgumentParser) -> None:
         choices=COMPUTE_DTYPES,
         default="auto",
         help="dtype of computation; auto is bfloat16 on TPUs and on GPUs that have it, and float32 elsewhere",
+    )
+
+
+def add_memory_selection(parser: argparse.ArgumentParser) -> None:
+    """Define the flag of commands that predict; it has the name of the field `model.memory_selection`, too."""
+    parser.add_argument(
+        "--memory-selection",
+        "--model.memory_selection",
+        choices=get_args(MemorySelection),
+        help="memories that a slice sees: of the last slices, the most confident or the most varied ones (default: as "
+        "CKPT was trained)",
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, add_compute_dtype, start
+from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, add_compute_dtype, add_memory_selection, start
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.volume.modality import WORDS
@@ -13,7 +14,7 @@ from sam2_3dmed_jax.volume.modality import WORDS
 HELP = "score a checkpoint on held-out cases, or any method's NIfTI files"
 
 FILES_ONLY = ("remap", "images", "nearest_component")
-CHECKPOINT_ONLY = ("without_bd", "band_mm", "prompts_from", "save")
+CHECKPOINT_ONLY = ("without_bd", "band_mm", "prompts_from", "save", "memory_selection")
 # Scoring options that `--results` accepts: those with a value even when the flag is not given.
 WITH_RESULTS = {"out", "resample", "metrics", "without_bd", "nearest_component"}
 
@@ -41,6 +42,7 @@ class Options:
     patients: str | None
     order: str
     compute_dtype: ComputeDtypeChoice
+    memory_selection: MemorySelection | None
     prompts_from: str | None
     without_bd: bool
     band_mm: float | None
@@ -120,6 +122,7 @@ def _add_sources(parser: Parser) -> None:
         help="order of the two propagation directions",
     )
     add_compute_dtype(parser)
+    add_memory_selection(parser)
     parser.add_argument(
         "--prompts-from",
         metavar="DIR",
@@ -281,7 +284,7 @@ def run(options: Options) -> None:
         else:
             assert options.data
             run = options.order, options.compute_dtype
-            lines = score_checkpoint(checkpoint, options.data, *run, split, scoring, progress)
+            lines = score_checkpoint(checkpoint, options.data, *run, split, scoring, progress, options.memory_selection)
     print("\n".join(lines))
 
 

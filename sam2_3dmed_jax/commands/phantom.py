@@ -19,6 +19,7 @@ class Options:
     seed: int
     task: str
     modality: str
+    slices: int | None
 
 
 def add_arguments(parser: Parser) -> None:
@@ -35,6 +36,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--modality", choices=("ct", "mr"), default="ct", help="mr: T1-weighted, with an arbitrary scale per case"
     )
+    parser.add_argument(
+        "--slices", type=int, metavar="N", help="slices per case, of the same range of the body (default: 36 to 56)"
+    )
 
 
 def run(options: Options) -> None:
@@ -44,8 +48,16 @@ def run(options: Options) -> None:
 
     if options.cases < 1:
         raise UserError(f"--cases: {options.cases} is not a number of cases; give 1 or more")
+    if options.slices is not None and options.slices < 2:
+        raise UserError(f"--slices: {options.slices} is not a number of slices; give 2 or more")
     with ConsoleProgress() as progress:
         write_phantom_dataset(
-            options.out, options.cases, options.seed, options.task, progress, modality=options.modality.upper()
+            options.out,
+            options.cases,
+            options.seed,
+            options.task,
+            progress,
+            modality=options.modality.upper(),
+            slices=options.slices,
         )
     print(f"{options.cases} phantoms in {options.out}")

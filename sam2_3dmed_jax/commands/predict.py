@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sam2_3dmed_jax.commands.command_line import READER, CheckpointName, Parser, add_compute_dtype, start
+from sam2_3dmed_jax.commands.command_line import (
+    READER,
+    CheckpointName,
+    Parser,
+    add_compute_dtype,
+    add_memory_selection,
+    start,
+)
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import FileWarning, UserError, listed
 from sam2_3dmed_jax.prompts.flags import PromptFlags, add_prompt_arguments, parse_object_labels
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
@@ -58,6 +66,7 @@ class Options:
     order: Literal["sequential", "independent"]
     keep_component: Literal["clicked", "largest"] | None
     compute_dtype: ComputeDtypeChoice
+    memory_selection: MemorySelection | None
     window: str | None
     debug: bool
 
@@ -141,6 +150,7 @@ def add_arguments(parser: Parser) -> None:
         help="keep only the largest connected component of each mask, or the one at (or nearest to) each click inside",
     )
     add_compute_dtype(parser)
+    add_memory_selection(parser)
 
 
 def _add_batches(parser: Parser) -> None:
@@ -269,7 +279,9 @@ def _segment_test_set(options: Options, task: str) -> None:
     prompting = options.cases, options.prompts_from, options.protocol, options.order
     given, dtype = _modality_sources(options).given, options.compute_dtype
     with ConsoleProgress() as progress:
-        lines = export_submission(options.checkpoint, task, options.out, *prompting, progress, given, dtype)
+        lines = export_submission(
+            options.checkpoint, task, options.out, *prompting, progress, given, dtype, options.memory_selection
+        )
     print("\n".join(lines))
 
 
@@ -317,7 +329,7 @@ def _load(options: Options) -> tuple[VolumePredictor, ModelRecord]:
     from sam2_3dmed_jax.model.checkpoint import load_model
 
     loaded = load_model(options.checkpoint, compute_dtype=options.compute_dtype)
-    predictor = VolumePredictor(loaded, options.order)
+    predictor = VolumePredictor(loaded, options.order, memory_selection=options.memory_selection)
     model = model_record(predictor, options.checkpoint)
     if model["random_weights"]:
         warnings.warn(untrained_warning(options.checkpoint), FileWarning, stacklevel=2)

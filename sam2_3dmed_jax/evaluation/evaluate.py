@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.data.datasets import Dataset, read_dataset, require_folder
 from sam2_3dmed_jax.data.held_out import DatasetCases, held_out_cases
 from sam2_3dmed_jax.data.split_choice import absolute_path
@@ -153,6 +155,7 @@ def score_checkpoint(
     split: Mapping[str, Any],
     options: ScoringOptions,
     progress: Progress,
+    memory_selection: MemorySelection | None = None,
 ) -> list[str]:
     """Segment and score the held-out cases of a dataset; an interrupted evaluation resumes.
 
@@ -164,6 +167,7 @@ def score_checkpoint(
         split: fields of `split_choice.SPLIT_FIELDS` that the user sets.
         options: all other options of the command.
         progress: called after each case.
+        memory_selection: as in `load_model`.
 
     Returns:
         Lines to print.
@@ -195,7 +199,8 @@ def score_checkpoint(
     for case in cases:
         sources.modality(stored[case.id], case.image)
     assumed = [case_id for case_id, modality in stored.items() if sources.is_assumed(modality)]
-    model = load_model(checkpoint, compute_dtype=compute_dtype)
+    with naming("--memory-selection") if memory_selection else contextlib.nullcontext():
+        model = load_model(checkpoint, compute_dtype=compute_dtype, memory_selection=memory_selection)
     automatic = isinstance(model, UNet)
     if options.without_bd:
         with naming("--without-bd"):
@@ -219,6 +224,8 @@ def score_checkpoint(
     files = [_checkpoint_stamp(checkpoint), *map(_file_stamp, read)]
     dtype = model.info.model.compute_dtype
     identity = {"settings": repr(settings), "order": order, "compute_dtype": dtype, "files": files}
+    if memory_selection:  # journals of earlier versions do not name it
+        identity["memory_selection"] = memory_selection
     journal = Journal(options.out, identity)
     rows = evaluate_model(predictor, cases, settings, progress, journal)
     lines = _write(rows, options, [fixed_cost(predictor)])

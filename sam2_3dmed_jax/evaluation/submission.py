@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.data.datasets import UnlabelledDataset, read_test_set
 from sam2_3dmed_jax.data.split_files import first_ids
 from sam2_3dmed_jax.errors import CHOICES, UserError, listed, naming, number_of
@@ -49,6 +50,7 @@ def export_submission(
     progress: Progress,
     modality: str = "",
     compute_dtype: ComputeDtypeChoice = "auto",
+    memory_selection: MemorySelection | None = None,
 ) -> list[str]:
     """Segment all test images of a task; the same call resumes an interrupted export.
 
@@ -64,6 +66,7 @@ def export_submission(
         progress: called after each case.
         modality: DICOM's code of the images; "": as they store or the task declares it.
         compute_dtype: as in `load_model`.
+        memory_selection: as in `load_model`.
 
     Returns:
         Lines to print.
@@ -88,13 +91,14 @@ def export_submission(
         "checkpoint": {"path": os.path.realpath(checkpoint), "sha256": sha256_of_folder(Path(checkpoint))},
         "order": order,
         "compute_dtype": (dtype := resolve_compute_dtype(compute_dtype)),
+        **({"memory_selection": memory_selection} if memory_selection else {}),
         **({"modality": modality} if modality else {}),
         "prompt_source": source,
         **_admissibility(source["kind"]),
     }
     manifest, folder = Path(out, f"{tests.task}.manifest.json"), Path(out, tests.task)
     finished = _finished_cases(manifest, folder, identity)
-    predictor = VolumePredictor(load_model(checkpoint, compute_dtype=dtype), order)
+    predictor = VolumePredictor(load_model(checkpoint, None, dtype, memory_selection), order)
     for number, (case, image) in enumerate(tests.images.items(), 1):
         target = folder / f"{case}.nii.gz"
         if case not in finished or not target.exists():

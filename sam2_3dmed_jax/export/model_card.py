@@ -80,6 +80,11 @@ def _model(info: CheckpointInfo) -> str:
             f"transformers runs the SAM 2 part only: without {' and '.join(modules)} its masks differ, and the scores "
             "below do not hold for them. `sam2_3dmed.safetensors` has the rest, which `sam2-3dmed` reads."
         )
+    if model.memory_selection != "recent":
+        lines.append(
+            f"Its memory selection is `{model.memory_selection}`, which transformers does not have: there, a slice "
+            "sees the memories of the last 6 slices, and the scores below do not hold."
+        )
     return "## Model\n\n" + "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from sam2_3dmed_jax.export.programs import Program, programs_of
 from sam2_3dmed_jax.export.runner import write_runner
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.attention import all_scores_at_once
+from sam2_3dmed_jax.sam2.memory_selection import memory_rule
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights, split
 
@@ -39,11 +40,16 @@ def write_onnx(model: SAM2, folder: Path, progress: Progress | None = None) -> N
         progress: called after each graph.
 
     Raises:
-        UserError: the model computes in another dtype.
+        UserError: the model computes in another dtype, or has another memory rule than `recent`.
     """
     if model.config.compute_dtype != "float32":
         raise UserError(
             f"--to onnx: the model computes in {model.config.compute_dtype}; only float32 models can be exported"
+        )
+    if memory_rule(model.config.memory_selection).ranked:
+        raise UserError(
+            f"--to onnx: the memory selection of the model is '{model.config.memory_selection}', and ONNX graphs have "
+            "only 'recent'; give --to stablehlo, or a model with model.memory_selection recent"
         )
     programs = programs_of(model, CONTEXT_SLICES, None)
     weights = {name: jnp.asarray(value) for name, value in split(model)[1].items()}  # NumPy cannot be traced

@@ -1,8 +1,9 @@
 """The programs of an exported model, as functions from named arrays to named arrays.
 
 `encode`, `prompt` and `propagate` are the programs of `inference/` for one object that is prompted on one slice by
-points or a box; `context` exists for a model with a slice context (SRPP). `run.py` combines them. Corrections, mask
-prompts and several objects per call are left out.
+points or a box; `context` exists for a model with a slice context (SRPP), and `remember` for one with another memory
+rule than `recent`, whose rings `run.py` fills itself. `run.py` combines them. Corrections, mask prompts and several
+objects per call are left out.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from sam2_3dmed_jax.inference.compiled_programs import (
     PropagationSteps,
     propagate_block,
     propagate_slice,
+    remember_slice,
     segment_from_points,
 )
 from sam2_3dmed_jax.inference.feature_store import encode_block, slice_context, slice_position_of
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, RecentMemories
+from sam2_3dmed_jax.sam2.memory_selection import memory_confidence, memory_rule
 from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.sam2.prompt_encoder import NOT_A_POINT, PromptTokens
 
 POINTS = 8  # points of a prompt, of which a box takes two; label -1 marks an unused one
+
+REMEMBERED = ("memory", "pointer", "predicted_iou", "object_score_logits")  # results of a slice that `remember` takes
 
 Arrays = Mapping[str, jax.Array]
 Length = Any  # of an axis: an int, or a symbolic dimension of `jax.export`
@@ -67,8 +72,15 @@ def programs_of(model: SAM2, depth: Length, steps: Length | None) -> dict[str, P
         prompts = _prompt_tokens(x["points"], x["labels"])
         return segment_from_points(graphdef, weights, features, slice_contexts, prompts, True)._asdict()
 
+    def remember(weights: Weights, x: Arrays) -> dict[str, jax.Array]:
+        confidence = memory_confidence(x["predicted_iou"], x["object_score_logits"])
+        written = jnp.ones(1, bool)
+        return _bank_arrays(
+            remember_slice(_bank(config, x), x["slice_index"], written, x["memory"], x["pointer"], confidence)
+        )
+
     def propagate(weights: Weights, x: Arrays) -> dict[str, jax.Array]:
-        bank = _bank(x)
+        bank = _bank(config, x)
         step = PropagationSteps(*_features(config, x), x["slice_index"], x["slice_index"] >= 0)
         if steps is None:
             return propagate_slice(merge(graphdef, weights), bank, step, x["direction"], x["depth"])._asdict()
@@ -112,6 +124,10 @@ def programs_of(model: SAM2, depth: Length, steps: Length | None) -> dict[str, P
             },
         ),
     }
+    if memory_rule(config.memory_selection).ranked:
+        stored = jax.eval_shape(prompt, split(model)[1], programs["prompt"].inputs)
+        result = {name: array(*stored[name].shape, dtype=stored[name].dtype) for name in REMEMBERED}
+        programs["remember"] = Program(remember, {**bank_shapes, **result, "slice_index": array(1, dtype=jnp.int32)})
     if position:
         programs["context"] = Program(context, {"position": array(depth, position.config.dim), "depth": number})
     return programs
@@ -131,14 +147,20 @@ def _prompt_tokens(points: jax.Array, labels: jax.Array) -> PromptTokens:
     return PromptTokens(jnp.pad(points, ((0, 0), (0, 1), (0, 0))), labels, valid, multimask=used <= 1)
 
 
-def _bank(x: Arrays) -> MemoryBank:
+def _bank(config: Sam2Config, x: Arrays) -> MemoryBank:
     recent = RecentMemories(
-        x["recent_memory"], x["recent_memory_slice"], x["recent_pointer"], x["recent_pointer_slice"]
+        x["recent_memory"],
+        x["recent_memory_slice"],
+        x["recent_pointer"],
+        x["recent_pointer_slice"],
+        x.get("recent_memory_score"),
+        config.memory_selection,
     )
     return MemoryBank(x["prompted_memory"], x["prompted_pointer"], x["prompted_slice"], recent)
 
 
 def _bank_arrays(bank: MemoryBank) -> dict[str, jax.Array]:
+    score = bank.recent.memory_score
     return {
         "prompted_memory": bank.prompted_memory,
         "prompted_pointer": bank.prompted_pointer,
@@ -147,4 +169,5 @@ def _bank_arrays(bank: MemoryBank) -> dict[str, jax.Array]:
         "recent_memory_slice": bank.recent.memory_slice,
         "recent_pointer": bank.recent.pointer,
         "recent_pointer_slice": bank.recent.pointer_slice,
+        **({} if score is None else {"recent_memory_score": score}),
     }

@@ -77,18 +77,14 @@ def segment(programs, slices, index, points, labels):
         | {"labels": np.pad(np.array(labels, np.int32), (0, unused), constant_values=-1)[None]}
     )
     memory, pointer = result["memory"], result["pointer"]
-    bank = {"prompted_memory": memory[:, None], "prompted_pointer": pointer[:, None]}
-    bank |= {"prompted_slice": np.full((1, 1), index, np.int32)}
-    for name, array in (("memory", memory), ("pointer", pointer)):
-        slots = MANIFEST["recent"][name]
-        bank[f"recent_{name}"] = np.zeros((1, slots, *array.shape[1:]), array.dtype)
-        bank[f"recent_{name}_slice"] = np.full((1, slots), EMPTY, np.int32)
-
     results = {index: {name: array[0] for name, array in result.items()}}
     for direction, path in ((1, np.arange(index + 1, depth)), (-1, np.arange(index)[::-1])):
+        bank = {"prompted_memory": memory[:, None], "prompted_pointer": pointer[:, None]}
+        bank |= {"prompted_slice": np.full((1, 1), index, np.int32)} | empty_slots(memory, pointer)
         # The pass down also sees the slices above the prompted one; the nearest is stored last.
-        for above in range(min(index + MANIFEST["recent"]["pointer"], max(results)), index, -1):
-            remember(bank, above, results[above])
+        highest = min(index + (MANIFEST["remembered_slices"] or depth), max(results))
+        for above in range(highest, index, -1):
+            remember(programs, bank, above, results[above])
         for start in range(0, len(path), STEPS):
             block = path[start : start + STEPS]
             padded = np.pad(block, (0, STEPS - len(block)), constant_values=-1).astype(np.int32)
@@ -97,12 +93,30 @@ def segment(programs, slices, index, points, labels):
             out = programs["propagate"]({name: array[padded] for name, array in features.items()} | steps)
             for step, slice_index in enumerate(block.tolist()):
                 results[slice_index] = {name: array[step] for name, array in out.items()}
-                remember(bank, slice_index, results[slice_index])
+                remember(programs, bank, slice_index, results[slice_index])
     return np.stack([results[slice_index]["mask_logits"] for slice_index in range(depth)])
 
 
-def remember(bank, slice_index, result):
-    """Store a slice in the rings of recent slices, in place of the oldest one."""
+def empty_slots(memory, pointer):
+    """Return the slots of unprompted slices, which are empty; `memory` and `pointer` are of one slice."""
+    bank = {}
+    for name, array in (("memory", memory), ("pointer", pointer)):
+        slots = MANIFEST["recent"][name]
+        bank[f"recent_{name}"] = np.zeros((1, slots, *array.shape[1:]), array.dtype)
+        bank[f"recent_{name}_slice"] = np.full((1, slots), EMPTY, np.int32)
+    if MANIFEST["memory_selection"] != "recent":
+        bank["recent_memory_score"] = np.zeros((1, MANIFEST["recent"]["memory"]), np.float32)
+    return bank
+
+
+def remember(programs, bank, slice_index, result):
+    """Store a slice: in rings in place of the oldest one, or as the program `remember` chooses."""
+    if "remember" in programs:
+        names = ("memory", "pointer", "predicted_iou", "object_score_logits")
+        inputs = {name: np.asarray(result[name])[None] for name in names}
+        stored = programs["remember"](bank | inputs | {"slice_index": np.array([slice_index], np.int32)})
+        bank |= {name: np.array(array) for name, array in stored.items()}
+        return
     for name in ("memory", "pointer"):
         slot = slice_index % MANIFEST["recent"][name]
         bank[f"recent_{name}"][0, slot], bank[f"recent_{name}_slice"][0, slot] = result[name], slice_index

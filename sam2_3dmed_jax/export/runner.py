@@ -10,7 +10,7 @@ from typing import Literal
 from sam2_3dmed_jax.export.folder import describe_preprocessing, write_hashes
 from sam2_3dmed_jax.export.programs import POINTS
 from sam2_3dmed_jax.runtime.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from sam2_3dmed_jax.sam2.memory_bank import ring_sizes
+from sam2_3dmed_jax.sam2.memory_selection import memory_rule, ring_sizes
 from sam2_3dmed_jax.sam2.model import SAM2
 
 PACKAGES = {"stablehlo": "jax flatbuffers", "onnx": "onnxruntime"}
@@ -53,6 +53,7 @@ def write_runner(
         context_slices: slices to which the input of `context` is padded at least.
     """
     info, sizes = model.info, ring_sizes(model.config)
+    bounded = memory_rule(model.config.memory_selection).bounded
     manifest = {
         "format": kind,
         "programs": list(programs),
@@ -62,6 +63,8 @@ def write_runner(
         "steps": steps,
         "context_slices": context_slices,
         "recent": {"memory": sizes.memories, "pointer": sizes.pointers},
+        "memory_selection": model.config.memory_selection,
+        "remembered_slices": max(sizes) if bounded else None,
         "preprocessing": {"window": info.preprocessing.window, "modality": info.preprocessing.modality},
         "provenance": info.provenance,
     }

@@ -117,8 +117,10 @@ def propagate_block(
     rounded_model = round_before_loop(merge(graphdef, weights))
 
     def propagate(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
-        result = propagate_slice(rounded_model(), bank, step, direction, depth)
-        return bank.write_recent(step.slice_index, step.active, result.memory, result.pointer), result
+        model = rounded_model()
+        result = propagate_slice(model, bank, step, direction, depth)
+        confidence = model.memory_confidence(result.predicted_iou, result.object_score_logits)
+        return bank.write_recent(step.slice_index, step.active, result.memory, result.pointer, confidence), result
 
     first_step = jax.tree.map(lambda x: x[0], steps)
     _, result_shapes = jax.eval_shape(propagate, bank, first_step)
@@ -131,6 +133,19 @@ def propagate_block(
         return after
 
     return lax.scan(propagate_if_active, bank, steps)
+
+
+@partial(jax.jit, donate_argnums=0)
+def remember_slice(
+    bank: MemoryBank,
+    index: jax.Array,
+    write: jax.Array,
+    memory: jax.Array,
+    pointer: jax.Array,
+    confidence: jax.Array | None,
+) -> MemoryBank:
+    """Store a stored result of R rows in their banks, as `propagate_block` does; see `RecentMemories.write`."""
+    return bank.write_recent(index, write, memory, pointer, confidence)
 
 
 def _is_computed(active: jax.Array) -> jax.Array:

@@ -12,16 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.inference.compiled_programs import SliceResult
+from sam2_3dmed_jax.inference.compiled_programs import SliceResult, remember_slice
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.padding import next_power_of_two
 from sam2_3dmed_jax.prompts.prompt import Prompt
-from sam2_3dmed_jax.sam2.memory_bank import (
+from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, RecentMemories
+from sam2_3dmed_jax.sam2.memory_selection import (
     EMPTY,
-    MemoryBank,
-    RecentMemories,
+    earlier_slices,
+    memory_confidence,
     memory_in_reach,
-    recent_slices,
+    memory_rule,
     ring_sizes,
     ring_slot,
     slice_offset,
@@ -78,6 +79,11 @@ class ObjectState:
         """The highest prompted slice."""
         return max(self.prompts)
 
+    @property
+    def confidence(self) -> np.ndarray:
+        """The confidence of the memory of each slice, float32 `[D]`."""
+        return np.asarray(memory_confidence(self.predicted_iou, self.object_score_logits))
+
     def has_prompted_result(self, index: int) -> bool:
         """Return whether slice `index` is prompted and has a result."""
         return index in self.segmented or index in self.new_results
@@ -118,6 +124,7 @@ def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, i
             slice in this direction. None leaves the recent memories empty.
     """
     config = objects[0].config
+    rule = memory_rule(config.memory_selection)
     rows, cells = len(objects), (config.image_size // 16) ** 2
     sizes = ring_sizes(config)
     dtype = objects[0].memory.dtype
@@ -126,6 +133,7 @@ def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, i
     prompted_slice = np.full((rows, prompted), EMPTY, np.int32)
     memory = np.zeros((rows, sizes.memories, cells, config.mem_dim), dtype)
     memory_slice = np.full((rows, sizes.memories), EMPTY, np.int32)
+    memory_score = np.zeros((rows, sizes.memories), np.float32)
     pointer = np.zeros((rows, sizes.pointers, config.d_model), dtype)
     pointer_slice = np.full((rows, sizes.pointers), EMPTY, np.int32)
     for row, state in enumerate(objects):
@@ -133,18 +141,47 @@ def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, i
             prompted_memory[row, slot] = state.memory[index]
             prompted_pointer[row, slot] = state.pointer[index]
             prompted_slice[row, slot] = index
-        if past is None:
+        if past is None or not rule.bounded:
             continue
         index, direction = past[row]
-        for other in recent_slices(index, direction, state.depth, config):
-            if other in state.segmented or not state.direction[other]:
-                continue
+        confidence = state.confidence if rule.ranked else np.zeros(state.depth, np.float32)
+        for other in _remembered_slices(state, index, direction):
             slot = ring_slot(other, sizes.pointers)
             pointer[row, slot], pointer_slice[row, slot] = state.pointer[other], other
             if memory_in_reach(slice_offset(index, other, direction), config):
                 slot = ring_slot(other, sizes.memories)
                 memory[row, slot], memory_slice[row, slot] = state.memory[other], other
+                memory_score[row, slot] = confidence[other]
     recent = RecentMemories(
-        jnp.asarray(memory), jnp.asarray(memory_slice), jnp.asarray(pointer), jnp.asarray(pointer_slice)
+        jnp.asarray(memory),
+        jnp.asarray(memory_slice),
+        jnp.asarray(pointer),
+        jnp.asarray(pointer_slice),
+        jnp.asarray(memory_score) if rule.ranked else None,
+        config.memory_selection,
     )
-    return MemoryBank(jnp.asarray(prompted_memory), jnp.asarray(prompted_pointer), jnp.asarray(prompted_slice), recent)
+    bank = MemoryBank(jnp.asarray(prompted_memory), jnp.asarray(prompted_pointer), jnp.asarray(prompted_slice), recent)
+    return bank if past is None or rule.bounded else _remember_one_by_one(bank, objects, past)
+
+
+def _remembered_slices(state: ObjectState, index: int, direction: int) -> list[int]:
+    """Return the propagated slices that a bank may hold before slice `index`, nearest first."""
+    others = earlier_slices(index, direction, state.depth, state.config)
+    return [other for other in others if other not in state.segmented and state.direction[other]]
+
+
+def _remember_one_by_one(bank: MemoryBank, objects: list[ObjectState], past: list[tuple[int, int]]) -> MemoryBank:
+    """Store the past of each row in its bank, farthest slice first, because an unbounded rule depends on the order."""
+    rows = [_remembered_slices(state, *own)[::-1] for state, own in zip(objects, past, strict=True)]
+    confidence = [state.confidence for state in objects]
+    for step in range(max(map(len, rows))):
+        write = np.array([step < len(slices) for slices in rows])
+        index = np.array([slices[step] if step < len(slices) else 0 for slices in rows], np.int32)
+        stored = zip(objects, confidence, index, strict=True)
+        memory, pointer, own_confidence = zip(
+            *((state.memory[other], state.pointer[other], of[other]) for state, of, other in stored), strict=True
+        )
+        bank = remember_slice(
+            bank, index, write, np.stack(memory), np.stack(pointer), np.array(own_confidence, np.float32)
+        )
+    return bank

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.compiled_programs import (
     SliceResult,
@@ -25,6 +26,7 @@ from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompt
 from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
 from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationContext, PropagationOrder, check_order
+from sam2_3dmed_jax.model.checkpoint import with_memory_selection
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2
@@ -53,7 +55,13 @@ class Result:
 class VolumePredictor:
     """Segments volumes with one model; its sessions share the compiled programs."""
 
-    def __init__(self, model: SAM2, order: PropagationOrder = "sequential", postprocessing: bool = True):
+    def __init__(
+        self,
+        model: SAM2,
+        order: PropagationOrder = "sequential",
+        postprocessing: bool = True,
+        memory_selection: MemorySelection | None = None,
+    ):
         """Wrap a model.
 
         Args:
@@ -61,17 +69,18 @@ class VolumePredictor:
             order: order of the two directions of propagation, see `propagation`.
             postprocessing: the reference's `apply_postprocessing` without hole filling: multimask by stability, and
                 binarised memories of prompted slices.
+            memory_selection: which memories a slice sees, in place of the model's own rule.
 
         Raises:
-            UserError: the order does not exist, or the model takes no prompts.
+            UserError: the order or the rule does not exist, or the model takes no prompts.
         """
         if not isinstance(model, SAM2):
             raise UserError(f"a {type(model).__name__} takes no prompts; give a checkpoint of SAM 2 or SAM2-3dMed")
         check_order(order)
-        self.model = model
+        self.model = model if memory_selection is None else with_memory_selection(model, memory_selection)
         self.order = order
         self.postprocessing = postprocessing
-        self.graphdef, self.weights = split(model)
+        self.graphdef, self.weights = split(self.model)
 
     def predict(self, slices: Slices, prompts: Sequence[Prompt], progress: Progress | None = None) -> Result:
         """Segment `slices` (float32 `[D, S, S, 3]`, normalised) from prompts, in one session."""

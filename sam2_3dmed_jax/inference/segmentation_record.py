@@ -89,6 +89,7 @@ class ModelRecord(TypedDict):
     random_weights: bool  # the model was never trained
     dtype: str
     order: str
+    memory_selection: str
     postprocessing: bool
     temperature: float | None
     provenance: dict[str, Any]
@@ -163,6 +164,7 @@ def model_record(predictor: VolumePredictor, checkpoint: str | os.PathLike[str] 
         random_weights=info.has_random_weights,
         dtype=config.compute_dtype,
         order=predictor.order,
+        memory_selection=config.memory_selection,
         postprocessing=predictor.postprocessing,
         temperature=info.temperature,
         provenance=info.provenance,

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.config import AnyModelConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.sam2.initializers import SAM2_INITIALIZERS, constant, initial_weights
+from sam2_3dmed_jax.sam2.memory_selection import memory_rule
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.sam2.presets import preset_config
@@ -29,11 +30,16 @@ def build_model(config: AnyModelConfig) -> SAM2 | UNet:
     """Return a model's structure, with all parameters zero.
 
     Raises:
-        UserError: an unknown preset, a size that does not fit it, or settings that exclude each other.
+        UserError: an unknown preset or memory rule, a size that does not fit, or settings that exclude each other.
     """
     if isinstance(config, UNetConfig):
         return UNet(config, jnp.dtype(config.compute_dtype))
-    sam2 = dataclasses.replace(preset_config(config.preset, config.image_size), compute_dtype=config.compute_dtype)
+    memory_rule(config.memory_selection)
+    sam2 = dataclasses.replace(
+        preset_config(config.preset, config.image_size),
+        compute_dtype=config.compute_dtype,
+        memory_selection=config.memory_selection,
+    )
     if config.srpp and config.slice_position.memory and config.slice_position.to_mask:
         raise UserError(
             "model.slice_position.memory: memory-conditioned features are known only after a slice is segmented, so "

@@ -25,6 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from sam2_3dmed_jax.config import (
     AnyModelConfig,
     BdConfig,
+    MemorySelection,
     ModelConfig,
     PreprocessingConfig,
     SrppConfig,
@@ -105,9 +106,26 @@ def without_boundary(model: SAM2) -> SAM2:
     if not model.info.model.bd:
         raise UserError("the checkpoint has no boundary branch to leave out; give one that was trained with model.bd")
     kept = {name: value for name, value in split(model)[1].items() if not name.startswith("boundary.")}
-    info = dataclasses.replace(model.info, model=dataclasses.replace(model.info.model, bd=False))
+    info = _with_model_field(model.info, bd=False)
     ablated: SAM2 = assemble(kept, info)
     return ablated
+
+
+def with_memory_selection(model: SAM2, memory_selection: MemorySelection) -> SAM2:
+    """Return the model with another rule which memories a slice sees; the weights are shared.
+
+    Raises:
+        UserError: the rule does not exist.
+    """
+    if model.config.memory_selection == memory_selection:
+        return model
+    info = _with_model_field(model.info, memory_selection=memory_selection)
+    changed: SAM2 = assemble(split(model)[1], info)
+    return changed
+
+
+def _with_model_field(info: CheckpointInfo, **fields: Any) -> CheckpointInfo:
+    return dataclasses.replace(info, model=dataclasses.replace(info.model, **fields))
 
 
 def save_model(model: SAM2 | UNet, path: str | os.PathLike[str], info: CheckpointInfo | None = None) -> None:
@@ -273,12 +291,14 @@ def with_compute_dtype(info: CheckpointInfo, compute_dtype: ComputeDtypeChoice) 
 
     The stored dtype is the one of training, which does not decide it: the same weights run on other hardware.
     """
-    model = dataclasses.replace(info.model, compute_dtype=resolve_compute_dtype(compute_dtype))
-    return dataclasses.replace(info, model=model)
+    return _with_model_field(info, compute_dtype=resolve_compute_dtype(compute_dtype))
 
 
 def load_model(
-    path: str | os.PathLike[str], image_size: int | None = None, compute_dtype: ComputeDtypeChoice = "auto"
+    path: str | os.PathLike[str],
+    image_size: int | None = None,
+    compute_dtype: ComputeDtypeChoice = "auto",
+    memory_selection: MemorySelection | None = None,
 ) -> Any:
     """Load a native checkpoint as an NNX module, SAM2, SAM2With3DMed or UNet, with float32 parameters.
 
@@ -286,13 +306,18 @@ def load_model(
         path: the checkpoint's folder.
         image_size: S in pixels, in place of the stored size; SAM 2 runs at any multiple of 32. A U-Net has none.
         compute_dtype: see `runtime.compute_dtype`; the dtype of training has no influence.
+        memory_selection: which memories a slice sees, in place of the stored rule. A U-Net has no memories.
 
     Raises:
-        UserError: `path` is not a readable checkpoint, or its model does not run at `image_size`.
+        UserError: `path` is not a readable checkpoint, or its model does not run at `image_size` or has no such rule.
     """
     info = with_compute_dtype(read_info(path), compute_dtype)
     if image_size is not None:
         if not isinstance(info.model, ModelConfig):
             raise UserError(f"{path}: a U-Net has patches and no image size; leave image_size out")
-        info = dataclasses.replace(info, model=dataclasses.replace(info.model, image_size=image_size))
+        info = _with_model_field(info, image_size=image_size)
+    if memory_selection is not None:
+        if not isinstance(info.model, ModelConfig):
+            raise UserError(f"{path}: a U-Net has no memories to select; leave memory_selection out")
+        info = _with_model_field(info, memory_selection=memory_selection)
     return assemble(load_weights(path, info.model), info)

@@ -20,7 +20,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.phantom.person import draw_anatomy
-from sam2_3dmed_jax.phantom.scanner import TASKS, as_mr, draw_acquisition, scan
+from sam2_3dmed_jax.phantom.scanner import TASKS, as_mr, draw_acquisition, scan, with_slices
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, write_errors
 from sam2_3dmed_jax.runtime.progress import Progress
 
@@ -37,7 +37,7 @@ _LABELS = {
 
 
 def make_case(
-    seed: int, task: str, matrix: int = 128, modality: str = "CT"
+    seed: int, task: str, matrix: int = 128, modality: str = "CT", slices: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
     """Return one phantom scan with a reader's labels.
 
@@ -47,6 +47,7 @@ def make_case(
             of these, liver, kidneys and heart, on scans of any of the three).
         matrix: Pixels along each side of a slice; the field of view stays 358-410 mm.
         modality: "CT" or "MR": a T1-weighted scan of the same person, with an arbitrary scale per case.
+        slices: Slices of the scan, at least 2, over the same range of the body; None: the anatomy seed decides.
 
     Returns:
         HU, or MR signals, int16 [D, H, W], labels uint8 [D, H, W] and the spacing (dz, dy, dx) in mm, in canonical
@@ -59,6 +60,8 @@ def make_case(
         raise UserError(f"The phantom has no modality {modality!r}: choose one of {', '.join(MODALITIES)}.")
     anatomy = draw_anatomy(seed)
     acquisition = draw_acquisition(anatomy, task, matrix)
+    if slices is not None:
+        acquisition = with_slices(acquisition, slices)
     if modality == "MR":
         acquisition = as_mr(anatomy, acquisition)
     hu, label = scan(anatomy, acquisition, task, matrix)
@@ -75,6 +78,7 @@ def write_phantom_dataset(
     matrix: int = 128,
     workers: int = 1,
     modality: str = "CT",
+    slices: int | None = None,
 ) -> Path:
     """Write `imagesTr/`, `labelsTr/`, an empty `imagesTs/` and `dataset.json` into `out`, all at once at the end.
 
@@ -87,6 +91,7 @@ def write_phantom_dataset(
         matrix: Pixels along each side of a slice.
         workers: Processes; with more than one, the caller's main module must be importable.
         modality: "CT" or "MR"; see `make_case`.
+        slices: Slices of each scan; see `make_case`.
 
     Returns:
         `out` as a path.
@@ -104,6 +109,8 @@ def write_phantom_dataset(
             f"A phantom dataset needs cases >= 1, matrix >= 32, workers >= 1 and seed >= 0, but got cases {cases}, "
             f"matrix {matrix}, workers {workers}, seed {seed}: change the one that is too small."
         )
+    if slices is not None and slices < 2:
+        raise UserError(f"A phantom scan has at least 2 slices, but slices is {slices}: give more.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: remove it, or choose another one for the phantoms.")
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(cases)]
@@ -111,11 +118,11 @@ def write_phantom_dataset(
     with write_errors(out), atomic_folder(out) as unfinished:
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
             (unfinished / folder).mkdir(parents=True)
-        write = partial(_write_case, folder=unfinished, task=task, matrix=matrix, modality=modality)
+        write = partial(_write_case, folder=unfinished, task=task, matrix=matrix, modality=modality, slices=slices)
         for done, _ in enumerate(_map(write, list(zip(names, seeds, strict=True)), workers), start=1):
             if progress is not None:
                 progress("phantoms", done, cases)
-        description = _description(task, names, seeds, seed, matrix, modality)
+        description = _description(task, names, seeds, seed, matrix, modality, slices)
         (unfinished / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return out
 
@@ -131,9 +138,9 @@ def _map(function: Callable[[tuple[str, int]], None], items: list[tuple[str, int
         yield from pool.map(function, items)
 
 
-def _write_case(item: tuple[str, int], folder: Path, task: str, matrix: int, modality: str) -> None:
+def _write_case(item: tuple[str, int], folder: Path, task: str, matrix: int, modality: str, slices: int | None) -> None:
     name, seed = item
-    hu, label, spacing = make_case(seed, task, matrix, modality)
+    hu, label, spacing = make_case(seed, task, matrix, modality, slices)
     table = float(np.random.default_rng([seed, 3]).uniform(-900, 300))  # the z origin is the table's position
     _save(hu, spacing, table, folder / "imagesTr" / name)
     _save(label, spacing, table, folder / "labelsTr" / name)
@@ -152,7 +159,7 @@ def _save(volume: np.ndarray, spacing: tuple[float, float, float], z_origin: flo
 
 
 def _description(
-    task: str, names: list[str], seeds: list[int], seed: int, matrix: int, modality: str
+    task: str, names: list[str], seeds: list[int], seed: int, matrix: int, modality: str, slices: int | None
 ) -> dict[str, object]:
     return {
         "name": f"Phantom_{task.capitalize()}",
@@ -170,6 +177,7 @@ def _description(
         "phantom": {
             "seed": seed,
             "matrix": matrix,
+            **({} if slices is None else {"slices": slices}),
             "anatomy_seeds": {name.removesuffix(".nii.gz"): s for name, s in zip(names, seeds, strict=True)},
         },
     }

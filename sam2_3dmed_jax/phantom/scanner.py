@@ -104,6 +104,12 @@ def draw_acquisition(anatomy: Anatomy, task: str, matrix: int = 128) -> Acquisit
     )
 
 
+def with_slices(acquisition: Acquisition, slices: int) -> Acquisition:
+    """Return a scan of the same range of the body with another number of slices, at least 2."""
+    spacing = acquisition.slice_spacing * (acquisition.slices - 1) / (slices - 1)
+    return replace(acquisition, slices=slices, slice_spacing=spacing)
+
+
 def as_mr(anatomy: Anatomy, acquisition: Acquisition) -> Acquisition:
     """Return the same scan by a T1-weighted MR sequence, in an arbitrary unit that differs between cases."""
     signals = draw_mr_signals(acquisition.hu, np.random.default_rng(np.random.SeedSequence([anatomy.seed, 4])))

@@ -4,110 +4,101 @@ Upstream keeps dictionaries from frame to output; here they are arrays of static
 buffers, so that a memory is found by its slice index, and a slice without a memory leaves its slot empty. `direction`
 is the direction of propagation per object: +1 towards higher slice indices, -1 towards lower ones.
 
-The rule of which slices an object sees is in the functions below `EMPTY`, on slice indices that may be Python integers
-or arrays, so that the host and the compiled functions share it. docs/explanation/semantics.md explains it.
+`memory_selection.py` has the rules of which memories are kept and seen. docs/explanation/semantics.md explains SAM 2's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sam2_3dmed_jax.config import Sam2Config
+from sam2_3dmed_jax.config import MemorySelection, Sam2Config
 from sam2_3dmed_jax.sam2.memory_attention import MemoryTokens
+from sam2_3dmed_jax.sam2.memory_selection import (
+    EMPTY,
+    MemorySlots,
+    NewMemory,
+    memory_rule,
+    pointer_in_reach,
+    pointer_reach,
+    ring_sizes,
+    ring_slot,
+    seen_memories,
+    slice_offset,
+)
 from sam2_3dmed_jax.sam2.position_encoding import sine_position, sine_position_1d
-
-EMPTY = -(1 << 20)  # the slice index of an empty slot; it is out of reach of every slice
-
-Index = TypeVar("Index", int, jax.Array)
-
-
-class RingSizes(NamedTuple):
-    """The number of recent slices that an object remembers."""
-
-    memories: int  # spatial memories
-    pointers: int  # object pointers
-
-
-def ring_sizes(config: Sam2Config, max_recent: int | None = None) -> RingSizes:
-    """Return the ring sizes of a model; `max_recent` bounds them if propagation never looks back further."""
-    sizes = RingSizes(config.num_maskmem - 1, config.max_obj_ptrs - 1)
-    return sizes if max_recent is None else RingSizes(*(min(size, max_recent) for size in sizes))
-
-
-def ring_slot(index: Index, size: int) -> Index:
-    """Return the slot of slice `index` in a ring of `size` slots."""
-    return index % size
-
-
-def slice_offset(index: Index, other: Index, direction: Index) -> Index:
-    """Return how many slices before `index` slice `other` is, in the direction of propagation."""
-    return (index - other) * direction
-
-
-def memory_in_reach(offset: Any, config: Sam2Config) -> Any:
-    """Return whether a slice sees the spatial memory of the unprompted slice at `offset`: 1 to `num_maskmem - 1`."""
-    return (offset >= 1) & (offset < config.num_maskmem)
-
-
-def pointer_in_reach(offset: Any, reach: Any) -> Any:
-    """Return whether a slice sees the pointer of the unprompted slice at `offset`: 1 to `reach` (`pointer_reach`)."""
-    return (offset >= 1) & (offset <= reach)
-
-
-def pointer_reach(depth: jax.Array | int, config: Sam2Config) -> jax.Array:
-    """Return how many slices back pointers are seen in a volume of `depth` slices: `min(depth, max_obj_ptrs) - 1`."""
-    return jnp.minimum(depth, config.max_obj_ptrs) - 1
-
-
-def recent_slices(index: int, direction: int, depth: int, config: Sam2Config) -> list[int]:
-    """Return the slices of a volume that the rings hold before slice `index`, nearest first."""
-    offsets = range(1, ring_sizes(config).pointers + 1)
-    return [other for offset in offsets if 0 <= (other := index - offset * direction) < depth]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RecentMemories:
-    """Ring buffers of recent slices: 6 memories and 15 pointers, or fewer in a short clip (`ring_sizes`)."""
+    """Memories of unprompted slices: by SAM 2's rule the last 6 memories and 15 pointers, or fewer in a short clip."""
 
-    memory: jax.Array  # [K, 6 or fewer, N, mem_dim]
-    memory_slice: jax.Array  # int32 [K, 6 or fewer]
+    memory: jax.Array  # [K, S, N, mem_dim], S memories (`ring_sizes`)
+    memory_slice: jax.Array  # int32 [K, S]
     pointer: jax.Array  # [K, 15 or fewer, C]
     pointer_slice: jax.Array  # int32 [K, 15 or fewer]
+    memory_score: jax.Array | None = None  # float32 [K, S], of a rule that ranks memories
+    selection: MemorySelection = field(default="recent", metadata={"static": True})  # the rule
 
     @staticmethod
     def empty(config: Sam2Config, objects: int, dtype: DTypeLike, max_recent: int | None = None) -> RecentMemories:
         """Return empty rings, with at most `max_recent` slots."""
         cells = (config.image_size // 16) ** 2
         memories, pointers = ring_sizes(config, max_recent)
+        ranked = memory_rule(config.memory_selection).ranked
         return RecentMemories(
             memory=jnp.zeros((objects, memories, cells, config.mem_dim), dtype),
             memory_slice=jnp.full((objects, memories), EMPTY, jnp.int32),
             pointer=jnp.zeros((objects, pointers, config.d_model), dtype),
             pointer_slice=jnp.full((objects, pointers), EMPTY, jnp.int32),
+            memory_score=jnp.zeros((objects, memories)) if ranked else None,
+            selection=config.memory_selection,
         )
 
-    def write(self, index: jax.Array, write: jax.Array, memory: jax.Array, pointer: jax.Array) -> RecentMemories:
-        """Store slice `index [K]` where `write [K]`: `memory [K, N, mem_dim]`, `pointer [K, C]`."""
+    @property
+    def memory_slots(self) -> MemorySlots:
+        """The spatial memories."""
+        return MemorySlots(self.memory, self.memory_slice, self.memory_score)
+
+    def write(
+        self,
+        index: jax.Array,
+        write: jax.Array,
+        memory: jax.Array,
+        pointer: jax.Array,
+        confidence: jax.Array | None = None,
+    ) -> RecentMemories:
+        """Store slice `index [K]` where `write [K]`.
+
+        Args:
+            index: int32 `[K]`.
+            write: bool `[K]`; False leaves the memories of the object unchanged.
+            memory: `[K, N, mem_dim]`; the rule decides whether it is kept, and in the place of which one.
+            pointer: `[K, C]`, in place of the oldest one.
+            confidence: float32 `[K]`, see `memory_selection.memory_confidence`.
+        """
         rows = jnp.arange(index.shape[0])
-        m, p = ring_slot(index, self.memory.shape[1]), ring_slot(index, self.pointer.shape[1])
-        put = write[:, None]
+        new = NewMemory(index, write, memory, confidence)
+        m, kept, score = memory_rule(self.selection).place(self.memory_slots, new)
+        p = ring_slot(index, self.pointer.shape[1])
         return RecentMemories(
             memory=self.memory.at[rows, m].set(
-                jnp.where(put[..., None], memory.astype(self.memory.dtype), self.memory[rows, m])
+                jnp.where(kept[:, None, None], memory.astype(self.memory.dtype), self.memory[rows, m])
             ),
-            memory_slice=self.memory_slice.at[rows, m].set(jnp.where(write, index, self.memory_slice[rows, m])),
+            memory_slice=self.memory_slice.at[rows, m].set(jnp.where(kept, index, self.memory_slice[rows, m])),
             pointer=self.pointer.at[rows, p].set(
-                jnp.where(put, pointer.astype(self.pointer.dtype), self.pointer[rows, p])
+                jnp.where(write[:, None], pointer.astype(self.pointer.dtype), self.pointer[rows, p])
             ),
             pointer_slice=self.pointer_slice.at[rows, p].set(jnp.where(write, index, self.pointer_slice[rows, p])),
+            memory_score=score,
+            selection=self.selection,
         )
 
 
@@ -153,9 +144,16 @@ class MemoryBank:
             ),
         )
 
-    def write_recent(self, index: jax.Array, write: jax.Array, memory: jax.Array, pointer: jax.Array) -> MemoryBank:
-        """Store an unprompted slice `index [K]` where `write [K]`, in place of the oldest one."""
-        return replace(self, recent=self.recent.write(index, write, memory, pointer))
+    def write_recent(
+        self,
+        index: jax.Array,
+        write: jax.Array,
+        memory: jax.Array,
+        pointer: jax.Array,
+        confidence: jax.Array | None = None,
+    ) -> MemoryBank:
+        """Store an unprompted slice `index [K]` where `write [K]`; see `RecentMemories.write`."""
+        return replace(self, recent=self.recent.write(index, write, memory, pointer, confidence))
 
 
 class _TokenGroup(NamedTuple):
@@ -224,21 +222,22 @@ def _spatial_memories(
     selected: jax.Array,
     temporal_encoding: jax.Array,
 ) -> _TokenGroup:
-    """Gather the memories of prompted slices, before or after `index`, and then of recent ones by offset."""
+    """Gather the memories of prompted slices, before or after `index`, and then the unprompted ones that are seen."""
     k, prompted, cells, channels = bank.prompted_memory.shape
     offset = slice_offset(index[:, None], bank.recent.memory_slice, direction[:, None])
+    seen = seen_memories(bank.recent.memory_slots, offset, config)
     position = jnp.concatenate(
         [
             jnp.broadcast_to(temporal_encoding[-1], (k, prompted, channels)),
-            temporal_encoding[jnp.clip(offset - 1, 0, config.num_maskmem - 2)],
+            jnp.broadcast_to(temporal_encoding[seen.age], (k, seen.valid.shape[1], channels)),
         ],
         axis=1,
     )
     side = config.image_size // 16
     return _TokenGroup(
-        values=jnp.concatenate([bank.prompted_memory, bank.recent.memory], axis=1),
+        values=jnp.concatenate([bank.prompted_memory, seen.memory], axis=1),
         position=position[:, :, None] + sine_position(side, side, channels).reshape(1, 1, cells, channels),
-        valid=jnp.concatenate([selected, memory_in_reach(offset, config)], axis=1),
+        valid=jnp.concatenate([selected, seen.valid], axis=1),
     )
 
 

@@ -19,6 +19,7 @@ from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates, MaskDecoder, Refine
 from sam2_3dmed_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, gather_memory_tokens
 from sam2_3dmed_jax.sam2.memory_encoder import MemoryEncoder
+from sam2_3dmed_jax.sam2.memory_selection import memory_confidence, memory_rule
 from sam2_3dmed_jax.sam2.prompt_encoder import PromptEncoder, PromptTokens, no_prompts
 
 NO_OBJECT_LOGIT = -1024.0  # mask logits of an object that is not on the slice
@@ -183,3 +184,8 @@ class SAM2(nnx.Module):
         if self.config.store_memory_bfloat16:
             memory = memory.astype(jnp.bfloat16).astype(memory.dtype)
         return memory
+
+    def memory_confidence(self, predicted_iou: jax.Array, object_score_logits: jax.Array) -> jax.Array | None:
+        """Return the confidence `[K]` that comes with a memory; None if the model's rule does not rank memories."""
+        ranked = memory_rule(self.config.memory_selection).ranked
+        return memory_confidence(predicted_iou, object_score_logits) if ranked else None

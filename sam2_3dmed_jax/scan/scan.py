@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import nibabel as nib
 import numpy as np
 
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import FileWarning, UserError, listed, naming
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
@@ -102,6 +103,7 @@ class Scan:
         resample: bool = False,
         order: PropagationOrder = "sequential",
         compute_dtype: ComputeDtypeChoice = "auto",
+        memory_selection: MemorySelection | None = None,
         progress: Progress | None = None,
     ):
         """Read an image; the model is loaded when a mask is first needed.
@@ -110,20 +112,22 @@ class Scan:
             image: a path of a NIfTI, NRRD or MHA file or of a DICOM series, an image of nibabel or SimpleITK, or a
                 NumPy array `[i, j, k]` with its `affine`.
             model: the name of published weights, the folder of a checkpoint, a model of `load_model`, or a
-                `VolumePredictor`, which has its own order.
+                `VolumePredictor`, which has its own order and memory selection.
             affine: `[4, 4]`, voxel index (i, j, k, 1) to RAS millimetres; for arrays only.
             volume: 0-based index of the volume of a 4D image.
             modality: ct, mr or pet; by default the modality of the file, or as the model was trained, or CT.
             resample: put DICOM slices with gaps or tilt on a regular grid.
             order: order of the two directions of propagation, "sequential" or "independent".
             compute_dtype: as in `load_model`, which a model that is passed was loaded with.
+            memory_selection: which memories a slice sees, "recent", "confident" or "self-sorting"; by default as the
+                model was trained.
             progress: called with the progress of long work.
 
         Raises:
             UserError: the image or the checkpoint cannot be read, or they do not fit.
         """
         file = open_image(image, affine, volume, resample)
-        self._model: ModelSource = model_source(model, order, compute_dtype)
+        self._model: ModelSource = model_source(model, order, compute_dtype, memory_selection)
         if self._model.info.has_random_weights:
             warnings.warn(untrained_warning(self._model.name), FileWarning, stacklevel=2)
         given = parse_modality(modality, "modality")

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import UserError, cut, naming, plain_number
 from sam2_3dmed_jax.inference.propagation import PropagationOrder
 from sam2_3dmed_jax.inference.segmentation_record import warn_about
@@ -36,6 +37,7 @@ def segment(
     resample: bool = False,
     order: PropagationOrder = "sequential",
     compute_dtype: ComputeDtypeChoice = "auto",
+    memory_selection: MemorySelection | None = None,
     progress: bool = True,
 ) -> nib.Nifti1Image:
     """Segment an image; the voxels are those that `predict` writes for the same prompts.
@@ -57,6 +59,7 @@ def segment(
         resample: as in `Scan`.
         order: as in `Scan`.
         compute_dtype: as in `Scan`.
+        memory_selection: as in `Scan`.
         progress: show progress on stderr.
 
     Returns:
@@ -70,7 +73,7 @@ def segment(
     clicks = [*_clicks("points", points, mm=False), *_clicks("points_mm", points_mm, mm=True)]
     corners = [*_corners("boxes", boxes, mm=False), *_corners("boxes_mm", boxes_mm, mm=True)]
     image_options: dict[str, Any] = {"affine": affine, "volume": volume, "modality": modality, "resample": resample}
-    run_options: dict[str, Any] = {"order": order, "compute_dtype": compute_dtype}
+    run_options: dict[str, Any] = {"order": order, "compute_dtype": compute_dtype, "memory_selection": memory_selection}
     with ConsoleProgress() if progress else contextlib.nullcontext() as report:
         scan = Scan(image, model, **image_options, **run_options, progress=report)
         for click in clicks:

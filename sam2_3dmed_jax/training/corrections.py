@@ -15,7 +15,7 @@ from jax import lax
 
 from sam2_3dmed_jax.sam2.layers import resize_masks
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates
-from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
+from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures, SliceOutput
 from sam2_3dmed_jax.sam2.prompt_encoder import NEGATIVE, NOT_A_POINT, POSITIVE, PromptTokens
 from sam2_3dmed_jax.training.error_pixels import draw_error_clicks
 
@@ -28,6 +28,13 @@ class Decoded(NamedTuple):
     mask_logits: jax.Array  # float32 [R, S/4, S/4], gated by the object score
     object_score_logits: jax.Array  # float32 [R]
     pointer: jax.Array  # [R, C]
+    confidence: jax.Array | None  # float32 [R], of a memory rule that ranks memories
+
+
+def decoded_of(model: SAM2, out: SliceOutput) -> Decoded:
+    """Return the part of a result that is kept."""
+    confidence = model.memory_confidence(out.predicted_iou, out.object_score_logits)
+    return Decoded(out.mask_logits, out.object_score_logits, out.pointer, confidence)
 
 
 class ClickOutputs(NamedTuple):
@@ -110,7 +117,7 @@ def correct(
                 has_mask=jnp.ones(len(dense), bool),
             ),
         )
-        latest = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+        latest = decoded_of(model, out)
         after = after._replace(latest=_where(clicked, latest, carry.latest))
         multimask = (is_point.sum(1) <= 1) & model.config.multimask
         return after, ClickOutputs(out.candidates, multimask)

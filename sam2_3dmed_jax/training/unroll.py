@@ -27,7 +27,7 @@ from sam2_3dmed_jax.sam2.model import SAM2, SliceFeatures
 from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
 from sam2_3dmed_jax.sam2.remat import remat
 from sam2_3dmed_jax.sam2.rounded_weights import round_before_loop
-from sam2_3dmed_jax.training.corrections import ClickOutputs, Decoded, SliceClicks, correct
+from sam2_3dmed_jax.training.corrections import ClickOutputs, Decoded, SliceClicks, correct, decoded_of
 
 Batch = dict[str, jax.Array]  # arrays with a leading axis B, before or after `data.render`
 
@@ -254,7 +254,7 @@ def segment_prompted(unroll: Unroll, slices: ClipSlice) -> tuple[MemoryBank, Pro
         multimask=prompts.multimask & model.config.multimask,
         slice_embeddings=unroll.memory_srpp.embed(conditioned) if unroll.memory_srpp is not None else None,
     )
-    decoded = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+    decoded = decoded_of(model, out)
     if slots.mask_prompt is not None:
         by_mask = jnp.arange(p * rows) < rows
         by_mask &= jnp.tile(slots.mask_prompt, p)
@@ -310,7 +310,7 @@ def propagation_step(
         multimask=unroll.no_prompts.multimask & model.config.multimask,
         slice_embeddings=unroll.memory_srpp.embed(conditioned) if unroll.memory_srpp is not None else None,
     )
-    decoded = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+    decoded = decoded_of(model, out)
     slots, clicks = unroll.slots, None
     if slots.corrected and slots.clicks is not None and slots.click_draw is not None:
         slot, here = unroll.slot_at(t, slice(slots.prompted, None))
@@ -345,7 +345,7 @@ def _with_mask_prompts(
     @jax.checkpoint
     def replaced(decoded: Decoded) -> Decoded:
         out = model.use_mask_as_output(features, masks.astype(jnp.float32))
-        new = Decoded(out.mask_logits, out.object_score_logits, out.pointer)
+        new = decoded_of(model, out)
         return jax.tree.map(
             lambda x, y: jnp.where(by_mask.reshape(-1, *[1] * (x.ndim - 1)), x.astype(y.dtype), y), new, decoded
         )
@@ -369,7 +369,8 @@ def _remember(unroll: Unroll, carry: UnrollCarry, t: jax.Array, now: ClipSlice) 
     if slots.corrected:
         corrected = used & (slot >= slots.prompted) & live
         bank = bank.write_prompted(slot, index, corrected, encoded, last.pointer)
-    return bank.write_recent(index, live & ~used & (slots.step[0] < t), encoded, last.pointer)
+    recent = live & ~used & (slots.step[0] < t)
+    return bank.write_recent(index, recent, encoded, last.pointer, last.confidence)
 
 
 def _merged(slots: Slots, prompted: SliceOutputs, propagated: SliceOutputs) -> SliceOutputs:

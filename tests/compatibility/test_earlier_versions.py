@@ -63,6 +63,7 @@ def test_a_sam2_3dmed_checkpoint_predicts_the_logits_that_version_0_1_predicted(
     result = VolumePredictor(load_model(earlier / "nano_checkpoint")).predict(slices, [click, box])
     np.testing.assert_allclose(result.mask_logits, stored["nano_mask_logits"], **LOGITS)
     np.testing.assert_allclose(result.object_score_logits, stored["nano_object_score_logits"], **LOGITS)
+    assert read_info(earlier / "nano_checkpoint").sam2.memory_selection == "recent"
 
 
 def test_a_unet_checkpoint_predicts_the_logits_that_version_0_1_predicted(earlier: Path):

@@ -1,5 +1,6 @@
 """The unrolled forward pass of training: gradients between its parts, and padding."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -194,6 +195,49 @@ def test_training_and_inference_agree_with_a_slice_context_that_changes_the_mask
     predictor = VolumePredictor(assemble(drawn, CheckpointInfo(model)), postprocessing=False)
     result = predictor.predict(normalise(slices), [Prompt(1, prompted, [(30, 20)], [1])])
     np.testing.assert_allclose(result.mask_logits[0, prompted:], trained[prompted:], atol=5e-4)
+
+
+@pytest.fixture(scope="module")
+def propagated():
+    """Rule -> logits of one object in 24 slices from its prompt on slice 2 on, from the unroll and from inference."""
+    from sam2_3dmed_jax import Prompt, VolumePredictor
+    from sam2_3dmed_jax.inference.predictor import Session
+    from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
+    from sam2_3dmed_jax.runtime.imagenet import normalise
+
+    depth, prompted = 24, 2  # 21 slices follow the prompt, more than a bank of 15 holds
+    plain = replace(MODEL, srpp=False, bd=False)
+    drawn = random_weights(plain, 1)
+    drawn["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += 2.0
+    drawn["sam_mask_decoder.iou_prediction_head.layers.2.bias"] += 1.0  # above and below the limit of `self-sorting`
+    slices = np.random.default_rng(2).random((depth, SIZE, SIZE), dtype=np.float32)
+    batch = {name: clips()[name][1:, :1] for name in ("coords", "point_labels", "token_valid", "multimask")} | {
+        "slices": slices[None],
+        "masks": np.zeros((1, depth, 1, SIZE, SIZE), np.uint8),
+        "slice_valid": np.ones((1, depth), bool),
+        "object_valid": np.ones((1, 1), bool),
+        "prompt_step": np.array([[prompted]], np.int32),
+    }
+    store = VolumePredictor(assemble(drawn, CheckpointInfo(plain))).encode(normalise(slices))
+
+    @functools.cache
+    def run(rule):
+        model = replace(plain, memory_selection=rule)
+        graphdef = abstract_model(model)[0]
+        unroll = jax.jit(lambda weights: unroll_clips(merge(graphdef, weights), batch), compiler_options=QUICK)
+        session = Session(VolumePredictor(assemble(drawn, CheckpointInfo(model)), postprocessing=False), store)
+        session.add([Prompt(1, prompted, [(30, 20)], [1])])
+        return np.asarray(unroll(drawn).mask_logits)[prompted:, 0], session.result().mask_logits[0, prompted:]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["confident", "self-sorting"])
+def test_training_and_inference_choose_the_same_memories_under_each_rule(propagated, rule):
+    in_training, at_inference = propagated(rule)
+    np.testing.assert_allclose(at_inference, in_training, atol=5e-4)
+    assert np.abs(at_inference - propagated("recent")[1]).max() > 0.01
 
 
 def readers(model, outputs):

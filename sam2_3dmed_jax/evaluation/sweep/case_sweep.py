@@ -75,7 +75,7 @@ class CaseSweep:
                     scan = scans[modality]
                     loaded = models.get(entry)
                     store = store or scan.features.of(loaded)
-                    predictor = loaded.predictors[propagation.order, entry.has_boundary and propagation.bd == "on"]
+                    predictor = loaded.predictor(propagation, entry.has_boundary and propagation.bd == "on")
                     rows = self._rows(scan, entry, propagation, missing, predictor, store)
                     self.cells.add(entry, case.id, propagation, {**finished, **rows})
                 self.on_propagation()

@@ -19,7 +19,7 @@ from sam2_3dmed_jax.data.split_files import first_ids
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry
-from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, Setting, settings_of
+from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, STORED, Setting, settings_of
 from sam2_3dmed_jax.prompts.perturbation import OWN
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_text
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype
@@ -114,10 +114,9 @@ def _key(entry: Entry, case: str, propagation: Setting) -> dict[str, Any]:
     """Return the values that identify a propagation."""
     factors = dataclasses.asdict(propagation)
     del factors["threshold"]
-    if factors["prompt_of"] == OWN:  # cells of sweeps of earlier versions do not name it
-        del factors["prompt_of"]
-    if not factors["corrections"]:  # likewise
-        del factors["corrections"]
+    for name, value in (("prompt_of", OWN), ("memory_selection", STORED), ("corrections", 0)):
+        if factors[name] == value:  # cells of sweeps of earlier versions do not name it
+            del factors[name]
     return {
         "model": entry.model,
         "checkpoint": absolute_path(entry.checkpoint),

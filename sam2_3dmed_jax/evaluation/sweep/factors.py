@@ -17,8 +17,10 @@ from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, Propagation
 from sam2_3dmed_jax.prompts.perturbation import OTHER, OWN, PromptVariation, simulated_prompt_types
 from sam2_3dmed_jax.prompts.simulated_user import MAX_INTERACTIONS
 from sam2_3dmed_jax.runtime.compute_dtype import COMPUTE_DTYPES
+from sam2_3dmed_jax.sam2.memory_selection import MEMORY_RULES
 
 PLACEMENTS = ("centre", "random")
+STORED = "stored"  # the memory selection of the checkpoint
 NONE = "none"  # value of a factor that a prompt or a model ignores
 
 
@@ -35,6 +37,7 @@ class Setting:
     prompted_slices: int = 1
     corrections: int = 0  # clicks of a simulated user after the prompt; 0 with the prompt of another object
     order: PropagationOrder = "sequential"
+    memory_selection: str = STORED  # or a key of `memory_selection.MEMORY_RULES`
     bd: str = "on"  # or 'off', or NONE if the checkpoint has no boundary branch
     threshold: float = 0.0
 
@@ -81,6 +84,7 @@ def check_spec(spec: SweepSpec) -> None:
     _choices(spec, "placement", PLACEMENTS)
     _choices(spec, "prompt_of", (OWN, OTHER))
     _choices(spec, "order", tuple(PROPAGATION_ORDERS))
+    _choices(spec, "memory_selection", (STORED, *MEMORY_RULES))
     for name in ("neighbour", "bd"):
         _choices(spec, name, (True, False))
     _numbers(spec, "noise_mm", lambda value: value >= 0, "a length in mm, 0 or more")

@@ -48,6 +48,7 @@ TERMS = {
     "corrections": "clicks per object after the prompt, each at the voxel deepest (mm) inside the largest component of "
     "the error of the mask at logit 0, positive if missed and negative if excess; 0 with the prompt of another object",
     "order": "sequential: up, then down with the memory of the first; independent: both from the prompts alone",
+    "memory_selection": "which memories of unprompted slices a slice sees; stored: as the checkpoint was trained",
     "bd": "boundary detection at inference; none: the checkpoint has no such branch",
     "threshold": "logit above which a voxel is inside; all thresholds are applied to the same logits",
     "moved_mm": "mean distance in mm from the middle of the undisturbed prompt to the middle of the actual one",

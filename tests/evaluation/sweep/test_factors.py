@@ -62,6 +62,13 @@ def test_a_model_without_the_boundary_branch_has_each_setting_once():
     assert [one.bd for one in for_model(settings, False)] == ["none"] and for_model(settings, True) == settings
 
 
+def test_memory_selections_are_settings_and_unknown_ones_are_refused():
+    settings = settings_of(replace(SPEC, memory_selection=("stored", "recent", "self-sorting")))
+    assert [one.memory_selection for one in settings] == ["stored", "recent", "self-sorting"]
+    with pytest.raises(UserError, match="memory_selection: 'best' does not exist; choose from stored, recent"):
+        check_spec(replace(SPEC, memory_selection=("best",)))
+
+
 def test_settings_equal_to_a_protocol_have_its_name():
     assert Setting().protocol == "one-click" and Setting("box", "none").protocol == "box-mid"
     others = (
