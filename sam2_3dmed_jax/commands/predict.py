@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sam2_3dmed_jax.commands.command_line import READER, CheckpointName, Parser, add_compute_dtype, start
+from sam2_3dmed_jax.commands.command_line import READER, CheckpointName, Parser, add_compute_dtype, add_zoom, start
 from sam2_3dmed_jax.errors import FileWarning, UserError, listed
 from sam2_3dmed_jax.prompts.flags import PromptFlags, add_prompt_arguments, parse_object_labels
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
@@ -57,6 +57,7 @@ class Options:
     protocol: str
     order: Literal["sequential", "independent"]
     keep_component: Literal["clicked", "largest"] | None
+    zoom: str | None
     compute_dtype: ComputeDtypeChoice
     window: str | None
     debug: bool
@@ -140,6 +141,7 @@ def add_arguments(parser: Parser) -> None:
         choices=("clicked", "largest"),
         help="keep only the largest connected component of each mask, or the one at (or nearest to) each click inside",
     )
+    add_zoom(parser)
     add_compute_dtype(parser)
 
 
@@ -257,6 +259,7 @@ def _segment_test_set(options: Options, task: str) -> None:
         "keep_component",
         "resample",
         "skip_unreadable",
+        "zoom",
     ):
         raise UserError(f"{flag} is for other volumes; leave it out with --msd-test")
     if bool(options.cases) == bool(options.prompts_from):
@@ -328,16 +331,18 @@ def _case_settings(options: Options, sources: ModalitySources) -> CaseSettings:
     """Return the settings of all cases.
 
     Raises:
-        UserError: --classes are not names of objects, or --statistics is another file.
+        UserError: --classes are not names of objects, --statistics is another file, or --zoom has another form.
     """
     from sam2_3dmed_jax.inference.predict_case import CaseSettings
     from sam2_3dmed_jax.inference.statistics_table import read_table
+    from sam2_3dmed_jax.volume.zoom import OFF, parse_zoom
 
     labels = parse_object_labels(options.classes)
     if options.statistics:
         read_table(options.statistics)
     reading = options.resample, options.skip_unreadable, sources
-    return CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics)
+    zoom = parse_zoom(options.zoom or OFF)
+    return CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics, zoom)
 
 
 def _modality_sources(options: Options) -> ModalitySources:

@@ -13,6 +13,7 @@ from sam2_3dmed_jax.metrics.reliability import WIDTH_MM, check_width
 from sam2_3dmed_jax.prompts.protocols import FROM_PREDICTIONS, NEAREST_COMPONENT, check_protocol
 from sam2_3dmed_jax.volume.label_classes import LabelClass, Target, prompted_targets, written_values
 from sam2_3dmed_jax.volume.modality import ModalitySources
+from sam2_3dmed_jax.volume.zoom import OFF, Zoom
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class EvaluationSettings:
     band_mm: float = WIDTH_MM  # half width of the band around the boundary in which probabilities are scored
     modality: ModalitySources = field(default_factory=ModalitySources)  # of scans, without the checkpoint
     save: str = ""  # folder for a model's label maps, CASE.nii.gz on the image's own grid; "": they are not kept
+    zoom: Zoom = OFF  # of a model, on each object
 
     def __post_init__(self) -> None:
         if self.protocol:
@@ -40,6 +42,8 @@ class EvaluationSettings:
             raise UserError(
                 "--protocol: oracle-clip uses the extent of the object, which no prediction knows; give another"
             )
+        if self.protocol == "oracle-clip" and self.zoom != OFF:
+            raise UserError("--zoom: it is for whole volumes, and oracle-clip segments clips; leave out one of them")
         written_values(self.objects)
 
     @property
