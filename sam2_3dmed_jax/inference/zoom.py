@@ -143,13 +143,15 @@ class ZoomedVolume:
     def look(self, prompts: Sequence[VoxelPrompt], index: int, region: Region) -> RegionLogits:
         """Segment one slice in a region from the prompts of one object on it, as a volume of this slice.
 
-        A prompt on the slice must be inside of the object.
+        Returns:
+            Its logits, `[1, S/4, S/4]`; all are negative if no prompt on the slice is in the region.
         """
         on_slice = [replace(prompt, slice=0) for prompt in prompts if prompt.slice == index]
         session = Session(self._predictor, self._store(region, index))
         session.add(self._in_pixels(on_slice, region))
-        (logits,) = session.preview().values()
-        return RegionLogits(logits[None], region)
+        found = list(session.preview().values())
+        side = self._predictor.model.config.image_size // 4
+        return RegionLogits(np.stack(found) if found else np.full((1, side, side), -1.0, np.float32), region)
 
     def _segment_object(
         self, prompts: Sequence[VoxelPrompt], zoom: Zoom, on_slice: OnRegionSlice | None

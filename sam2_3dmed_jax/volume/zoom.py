@@ -230,7 +230,7 @@ def logits_on_slice(logits: Logits, index: int, shape: tuple[int, int]) -> np.nd
         shape: (H, W), voxels of the slice.
     """
     if not isinstance(logits, RegionLogits):
-        return restore_logits(logits[index : index + 1], shape)[0]
+        return np.asarray(restore_logits(logits[index : index + 1], shape)[0])
     on_slice = np.full(shape, OUTSIDE_LOGIT, np.float32)
     on_slice[logits.region.at] = restore_logits(logits.logits[index : index + 1], logits.region.shape)[0]
     return on_slice
