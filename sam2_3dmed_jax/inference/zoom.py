@@ -122,7 +122,7 @@ class ZoomedVolume:
             prompts: of one object, merged.
             zoom: auto, or a side in mm.
         """
-        extent = _extent_of(prompts)
+        extent = extent_of_prompts(prompts)
         if extent is None:  # no prompt is inside of the object
             whole = whole_side(self._shape, self._pixel_mm)
             return ObjectZoom(Region(0, 0, *self._shape), whole, 0, ())
@@ -157,7 +157,7 @@ class ZoomedVolume:
         self, prompts: Sequence[VoxelPrompt], zoom: Zoom, on_slice: OnRegionSlice | None
     ) -> tuple[ObjectZoom, Result]:
         """Segment one object in its first region, and in larger ones while the mask touches the border."""
-        zoomed, extent = self.first_region(prompts, zoom), _extent_of(prompts)
+        zoomed, extent = self.first_region(prompts, zoom), extent_of_prompts(prompts)
         while True:
             session = Session(self._predictor, self._store(zoomed.region), self._progress, self._block)
             session.add(self._in_pixels(prompts, zoomed.region))
@@ -183,7 +183,7 @@ class ZoomedVolume:
 
     def _in_pixels(self, prompts: Sequence[VoxelPrompt], region: Region) -> list[Prompt]:
         """Return prompts in pixels of the slices of a region."""
-        inside = [kept for prompt in prompts if (kept := _in_region(prompt, region)) is not None]
+        inside = [kept for prompt in prompts if (kept := prompt_in_region(prompt, region)) is not None]
         return to_slices(inside, region.shape, self._predictor.model.config.image_size)
 
     def _store(self, region: Region, index: int | None = None) -> FeatureStore:
@@ -241,7 +241,7 @@ class _Watch:
             raise _TouchedError
 
 
-def _extent_of(prompts: Sequence[VoxelPrompt]) -> Extent | None:
+def extent_of_prompts(prompts: Sequence[VoxelPrompt]) -> Extent | None:
     """Return the rectangle around boxes, masks and clicks inside of the object; None if there are none."""
     extents = []
     for prompt in prompts:
@@ -257,7 +257,7 @@ def _extent_of(prompts: Sequence[VoxelPrompt]) -> Extent | None:
     return joined
 
 
-def _in_region(prompt: VoxelPrompt, region: Region) -> VoxelPrompt | None:
+def prompt_in_region(prompt: VoxelPrompt, region: Region) -> VoxelPrompt | None:
     """Return a prompt in voxels of a region; None if nothing of it is in the region.
 
     Clicks outside of the object that are not in the region are left out: everything there is background.

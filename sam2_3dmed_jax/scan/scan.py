@@ -120,7 +120,7 @@ class Scan:
             resample: put DICOM slices with gaps or tilt on a regular grid.
             order: order of the two directions of propagation, "sequential" or "independent".
             compute_dtype: as in `load_model`, which a model that is passed was loaded with.
-            zoom: see the property `zoom`.
+            zoom: see `set_zoom`.
             progress: called with the progress of long work.
 
         Raises:
@@ -164,18 +164,21 @@ class Scan:
 
     @property
     def zoom(self) -> Zoom:
-        """The zoom on each object, which may be set: "off", "auto", or the side of the first region in mm.
-
-        A region has the object's prompts in its middle and grows while the mask touches its border. Setting another
-        zoom frees the features of the image, and masks are computed again when they are needed.
-
-        Raises:
-            UserError: another value is set.
-        """
+        """The zoom on each object: "off", "auto", or the side of the first region in mm; see `set_zoom`."""
         return self._zoom
 
-    @zoom.setter
-    def zoom(self, zoom: Zoom) -> None:
+    def set_zoom(self, zoom: Zoom) -> None:
+        """Zoom in on each object, or out again; the masks change, and the features of the image are freed.
+
+        With a zoom, each object is segmented in a square region around its prompts, which grows while the mask touches
+        its border (`docs/how-to/zoom.md`).
+
+        Args:
+            zoom: "off", "auto", or the side of the first region in mm.
+
+        Raises:
+            UserError: another value.
+        """
         if (wanted := parse_zoom(zoom, "zoom")) != self._zoom:
             self.free_features()
             self._zoom = wanted

@@ -28,7 +28,7 @@ from sam2_3dmed_jax.server.nninteractive.leases import Lease, Leases
 from sam2_3dmed_jax.server.nninteractive.replies import MaskChange, MaskReply, change_between, meta_header
 from sam2_3dmed_jax.server.sessions import Sessions, UnknownSessionError, check_voxels
 from sam2_3dmed_jax.server.viewer_prompts import SteppingChange, mask_of
-from sam2_3dmed_jax.volume.zoom import AUTO, OFF, Zoom
+from sam2_3dmed_jax.volume.zoom import AUTO, OFF
 
 PROTOCOL_VERSION = "2.6.0"  # of the clients that this server is tested with
 LEASE_HEADER = "x-lease-token"
@@ -181,7 +181,7 @@ class _Handlers:
         if lease.session_id is not None:
             session = self._leases.session(lease)
             with session.in_use():
-                await asyncio.wrap_future(session.change(partial(_set_zoom, zoom=zoom), propagate=False))
+                await asyncio.wrap_future(session.change(lambda scan: scan.set_zoom(zoom), propagate=False))
         return JSONResponse({})
 
     async def reset_interactions(self, request: Request, lease: Lease) -> Response:
@@ -294,10 +294,6 @@ class _Handlers:
         async with self._uploads:
             body = await read_body(request, self._settings.max_upload_bytes)
             return await run_in_threadpool(nnia.unpack, body, self._settings.max_voxels, dtypes, axes)
-
-
-def _set_zoom(scan: Scan, zoom: Zoom) -> None:
-    scan.zoom = zoom
 
 
 def _nothing_ran() -> Response:
