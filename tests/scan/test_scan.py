@@ -310,10 +310,10 @@ def test_a_zoomed_scan_has_the_masks_of_the_zoomed_volume(zoomed, predictor):
 
 
 def test_slices_of_a_zoomed_scan_add_up_to_its_masks_also_when_they_are_known(zoomed):
-    for _ in range(2):
-        shown = np.zeros(zoomed.shape, bool)
-        assert zoomed.propagate(lambda _, index, mask: np.copyto(shown[..., index], mask))
-        np.testing.assert_array_equal(shown, zoomed.mask(1))
+    shown = np.zeros((2, *zoomed.shape), bool)
+    for repeat in shown:
+        assert zoomed.propagate(lambda _, index, mask, repeat=repeat: np.copyto(repeat[..., index], mask))
+        np.testing.assert_array_equal(repeat, zoomed.mask(1))
     preview = zoomed.preview()
     assert preview.slice == 5 and preview.mask.shape == zoomed.shape[:2]
 
