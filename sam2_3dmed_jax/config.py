@@ -166,6 +166,9 @@ class ClipConfig:
     # Other clips that also contain up to D / 2 slices before the prompted slice. These have no loss; with them the
     # prompted slice is inside the window of the slice context, as at inference.
     context_before_probability: float = 0.0
+    # Clips of a square region around a voxel of the object, as `predict --zoom` segments. Its side is log-uniform from
+    # the smallest one of `--zoom auto`, 64 mm, to the whole slice. Not with `data.features`.
+    zoom_probability: float = 0.0
 
 
 @dataclass(frozen=True)

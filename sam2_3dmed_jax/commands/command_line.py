@@ -90,6 +90,16 @@ def add_memory_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_zoom(parser: argparse.ArgumentParser) -> None:
+    """Define the flag of commands that segment from prompts; it is read by `volume.zoom.parse_zoom`."""
+    parser.add_argument(
+        "--zoom",
+        metavar="auto|off|MM",
+        help="segment each object in a square region around its prompts, which grows while the mask touches its "
+        "border: auto chooses its size, MM is its first side in mm (default: off, whole slices)",
+    )
+
+
 class CheckpointName(str):
     """The `type` of an argument that names a checkpoint, which may be on Hugging Face: `hf://org/repo`."""
 

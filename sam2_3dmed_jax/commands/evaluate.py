@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, add_compute_dtype, add_memory_selection, start
+from sam2_3dmed_jax.commands.command_line import (
+    CheckpointName,
+    Parser,
+    add_compute_dtype,
+    add_memory_selection,
+    add_zoom,
+    start,
+)
 from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
@@ -14,7 +21,7 @@ from sam2_3dmed_jax.volume.modality import WORDS
 HELP = "score a checkpoint on held-out cases, or any method's NIfTI files"
 
 FILES_ONLY = ("remap", "images", "nearest_component")
-CHECKPOINT_ONLY = ("without_bd", "band_mm", "prompts_from", "save", "memory_selection")
+CHECKPOINT_ONLY = ("without_bd", "band_mm", "prompts_from", "save", "memory_selection", "zoom")
 # Scoring options that `--results` accepts: those with a value even when the flag is not given.
 WITH_RESULTS = {"out", "resample", "metrics", "without_bd", "nearest_component"}
 
@@ -41,6 +48,7 @@ class Options:
     splits: str | None
     patients: str | None
     order: str
+    zoom: str | None
     compute_dtype: ComputeDtypeChoice
     memory_selection: MemorySelection | None
     prompts_from: str | None
@@ -121,6 +129,7 @@ def _add_sources(parser: Parser) -> None:
         default="sequential",
         help="order of the two propagation directions",
     )
+    add_zoom(parser)
     add_compute_dtype(parser)
     add_memory_selection(parser)
     parser.add_argument(
@@ -311,6 +320,8 @@ def _check(options: Options) -> None:
             raise UserError(f"{_flag(name)} is for a checkpoint; leave it out")
     if options.nearest_component and options.protocol is not None:
         raise UserError("--nearest-component is a protocol of its own; leave out --protocol")
+    if options.zoom not in (None, "off") and options.protocol == "oracle-clip":
+        raise UserError("--zoom: it is for whole volumes, and oracle-clip segments clips; leave out one of them")
 
 
 def _given(options: Options, names: list[str] | tuple[str, ...]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sam2_3dmed_jax.commands.command_line import (
     Parser,
     add_compute_dtype,
     add_memory_selection,
+    add_zoom,
     start,
 )
 from sam2_3dmed_jax.config import MemorySelection
@@ -65,6 +66,7 @@ class Options:
     protocol: str
     order: Literal["sequential", "independent"]
     keep_component: Literal["clicked", "largest"] | None
+    zoom: str | None
     compute_dtype: ComputeDtypeChoice
     memory_selection: MemorySelection | None
     window: str | None
@@ -149,6 +151,7 @@ def add_arguments(parser: Parser) -> None:
         choices=("clicked", "largest"),
         help="keep only the largest connected component of each mask, or the one at (or nearest to) each click inside",
     )
+    add_zoom(parser)
     add_compute_dtype(parser)
     add_memory_selection(parser)
 
@@ -267,6 +270,7 @@ def _segment_test_set(options: Options, task: str) -> None:
         "keep_component",
         "resample",
         "skip_unreadable",
+        "zoom",
     ):
         raise UserError(f"{flag} is for other volumes; leave it out with --msd-test")
     if bool(options.cases) == bool(options.prompts_from):
@@ -340,16 +344,18 @@ def _case_settings(options: Options, sources: ModalitySources) -> CaseSettings:
     """Return the settings of all cases.
 
     Raises:
-        UserError: --classes are not names of objects, or --statistics is another file.
+        UserError: --classes are not names of objects, --statistics is another file, or --zoom has another form.
     """
     from sam2_3dmed_jax.inference.predict_case import CaseSettings
     from sam2_3dmed_jax.inference.statistics_table import read_table
+    from sam2_3dmed_jax.volume.zoom import OFF, parse_zoom
 
     labels = parse_object_labels(options.classes)
     if options.statistics:
         read_table(options.statistics)
     reading = options.resample, options.skip_unreadable, sources
-    return CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics)
+    zoom = parse_zoom(options.zoom or OFF)
+    return CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics, zoom)
 
 
 def _modality_sources(options: Options) -> ModalitySources:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, add_compute_dtype, start
+from sam2_3dmed_jax.commands.command_line import CheckpointName, Parser, add_compute_dtype, add_zoom, start
 from sam2_3dmed_jax.errors import Stopped, UserError
 from sam2_3dmed_jax.runtime import interrupts
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
@@ -43,6 +43,7 @@ class Options:
     key: str | None
     allow_host: tuple[str, ...]
     modality: str | None
+    zoom: str | None
     compute_dtype: ComputeDtypeChoice
 
 
@@ -70,6 +71,7 @@ def add_arguments(parser: Parser) -> None:
         help="another name of this machine in the address bar, as behind a proxy; may be repeated",
     )
     parser.add_argument("--modality", choices=WORDS, help="of images whose files have none (default: as CKPT)")
+    add_zoom(parser)
     add_compute_dtype(parser)
 
 
@@ -115,6 +117,7 @@ def _settings(options: Options) -> ServeSettings:
         UserError: an argument does not fit.
     """
     from sam2_3dmed_jax.server.security import check_exposure
+    from sam2_3dmed_jax.volume.zoom import OFF, parse_zoom
 
     if options.image is not None and options.root is not None:
         raise UserError("--root: an image is given too; give one of them")
@@ -133,6 +136,7 @@ def _settings(options: Options) -> ServeSettings:
         key=options.key or os.environ.get(KEY_VARIABLE) or None,
         allowed_hosts=options.allow_host,
         modality=options.modality,
+        zoom=parse_zoom(options.zoom or OFF),
         compute_dtype=options.compute_dtype,
     )
     check_exposure(settings)

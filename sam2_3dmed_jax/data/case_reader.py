@@ -18,6 +18,7 @@ from sam2_3dmed_jax.volume import intensity, label_classes
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.label_classes import Target
 from sam2_3dmed_jax.volume.modality import CT, dicom_modality, parse_modality, word_of
+from sam2_3dmed_jax.volume.zoom import Region
 
 MODALITY_FIELD = "data.preprocessing.modality"
 
@@ -27,7 +28,7 @@ class StoredSlices(NamedTuple):
 
     rows: int  # of the largest slice of the dataset; smaller ones are padded
     columns: int
-    resized: bool  # False: each slice has the image size already
+    resized: bool  # False: each slice has the image size already, and no clip is zoomed in
 
 
 TYPICAL_SLICES = StoredSlices(512, 512, resized=True)  # of CT, for a step that is compiled without a dataset
@@ -44,6 +45,7 @@ class CaseReader:
                 the dataset was prepared as another modality.
         """
         self.dataset, self.image_size = dataset, image_size
+        self._zooms = config.clips.zoom_probability > 0
         self.targets = targets_to_segment(config, dataset.labels, dataset.path)
         self.preprocessing = _of_dataset(dataset, config.preprocessing)
         self._windows: dict[str, tuple[float, float]] = {}
@@ -58,9 +60,11 @@ class CaseReader:
         }
         return {target: area for target, area in areas.items() if area.any()}
 
-    def pixel_mm(self, case: PreparedCase) -> tuple[float, float]:
-        """Return (dy, dx) in mm of a pixel of the resized slices."""
+    def pixel_mm(self, case: PreparedCase, region: Region | None = None) -> tuple[float, float]:
+        """Return (dy, dx) in mm of a pixel of the resized slices, or of a resized region of them."""
         (_, height, width), (_, dy, dx) = case.shape, case.spacing
+        if region is not None:
+            height, width = region.shape
         size = self.image_size
         return (dy * height / size, dx * width / size) if size else (dy, dx)
 
@@ -69,7 +73,7 @@ class CaseReader:
         """The form of the slices of all cases of the dataset in a batch."""
         shapes = {case.shape[1:] for case in self.dataset.cases}
         rows, columns = (max(sizes) for sizes in zip(*shapes, strict=True))
-        return StoredSlices(rows, columns, resized=shapes != {(self.image_size, self.image_size)})
+        return StoredSlices(rows, columns, resized=self._zooms or shapes != {(self.image_size, self.image_size)})
 
     def read(self, case: PreparedCase, slices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Read stored values int16 `[n, H, W]`, to which `stored_window` applies, and labels uint8 `[n, H, W]`.

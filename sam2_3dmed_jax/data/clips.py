@@ -21,6 +21,7 @@ from sam2_3dmed_jax.config import DataConfig
 from sam2_3dmed_jax.data.augment import INTENSITY_SHAPES, draw_intensity_change, draw_spatial_map
 from sam2_3dmed_jax.data.case_reader import CaseReader, StoredSlices
 from sam2_3dmed_jax.data.clip_prompts import ClipPrompts, draw_prompts, prompt_shapes, replace_by_absent_objects
+from sam2_3dmed_jax.data.clip_zoom import ClipZoom
 from sam2_3dmed_jax.data.masks import SliceMasks
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.data.warp import IDENTITY
@@ -128,12 +129,15 @@ def cut_clip(
         raise UserError(f"{case.id} contains none of the classes to segment; leave it out")
     targets = sorted(areas)
     main = targets[int(rng.integers(len(targets)))] if areas else reader.targets[0]
-    area = _visible_areas(areas[main], case, reader.image_size) if areas else np.ones(case.shape[0], np.int64)
+    zoom = ClipZoom.draw(case, config.clips.zoom_probability, rng)
+    area = _visible_areas(areas[main], zoom, reader.image_size) if areas else np.ones(case.shape[0], np.int64)
     steps, prompted = _choose_slices(area, config, rng)
     slice_valid = (steps >= 0) & (steps < case.shape[0])
     chosen = steps[: int(slice_valid.sum())].tolist()  # a clip that leaves the volume does not return to it
     grey, labels = reader.read(case, chosen)
-    masks = _draw_masks(reader, case, labels, main, prompted, config, rng)
+    region = zoom.place(labels[prompted], main, rng)
+    pixel_mm = reader.pixel_mm(case, region)
+    masks = _draw_masks(labels[:, *region.at], reader.image_size, pixel_mm, main, prompted, config, rng)
     intensity = draw_intensity_change(config.augmentation, rng)
     objects = [main, *(target for target in targets if target != main)][: config.clips.objects]
     stored, length = reader.stored_slices, len(steps)
@@ -143,12 +147,11 @@ def cut_clip(
         slice_valid=slice_valid,
         slice_index=steps.astype(np.float32),
         position_mm=case.positions_mm()[np.clip(steps, 0, case.shape[0] - 1)],
-        **draw_prompts(masks, objects, targets, prompted, reader.pixel_mm(case), config, rng),
+        **draw_prompts(masks, objects, targets, prompted, pixel_mm, config, rng),
     )
     if stored.resized:
-        _, h, w = case.shape
-        clip["vertical"] = _padded_matrix(h, reader.image_size, stored.rows)
-        clip["horizontal"] = _padded_matrix(w, reader.image_size, stored.columns).T
+        clip["vertical"] = _padded_matrix(region.top, region.rows, reader.image_size, stored.rows)
+        clip["horizontal"] = _padded_matrix(region.left, region.columns, reader.image_size, stored.columns).T
     if not areas:
         clip["object_valid"][0], clip["prompt_step"][0] = True, prompted
     absent = config.prompts.absent_object_probability if areas else 1.0
@@ -162,20 +165,19 @@ def cut_clip(
 
 
 def _draw_masks(
-    reader: CaseReader,
-    case: PreparedCase,
     labels: np.ndarray,
+    size: int,
+    pixel_mm: tuple[float, float],
     main: Target,
     prompted: int,
     config: DataConfig,
     rng: np.random.Generator,
 ) -> SliceMasks:
-    """Draw the spatial transform of a clip, and return its masks.
+    """Draw the spatial transform of a clip, and return the masks of its `labels` at the image size.
 
     The transform is left out if it moves the target `main` out of the slice of step `prompted`.
     """
-    size = reader.image_size
-    inverse = draw_spatial_map(size, reader.pixel_mm(case), config.augmentation, rng)
+    inverse = draw_spatial_map(size, pixel_mm, config.augmentation, rng)
     moved = SliceMasks(labels, inverse, size)
     if moved.mask(prompted, main).any():
         return moved
@@ -205,16 +207,19 @@ def _padded(slices: np.ndarray, length: int, stored: StoredSlices) -> np.ndarray
 
 
 @functools.lru_cache(maxsize=16)
-def _padded_matrix(n_in: int, n_out: int, padded: int) -> np.ndarray:
-    """Return `resize_matrix` with zero columns, `[n_out, padded]`, which ignore the padding of slices; read-only."""
-    matrix = np.pad(resize_matrix(n_in, n_out), ((0, 0), (0, padded - n_in)))
+def _padded_matrix(first: int, n_in: int, n_out: int, padded: int) -> np.ndarray:
+    """Return `resize_matrix` of n_in voxels from `first` on, `[n_out, padded]`; read-only.
+
+    Zero columns ignore the voxels around a region and the padding of slices.
+    """
+    matrix = np.pad(resize_matrix(n_in, n_out), ((0, 0), (first, padded - first - n_in)))
     matrix.flags.writeable = False
     return matrix
 
 
-def _visible_areas(areas: np.ndarray, case: PreparedCase, size: int) -> np.ndarray:
+def _visible_areas(areas: np.ndarray, zoom: ClipZoom, size: int) -> np.ndarray:
     """Return the areas `[D]`, with 0 where an object covers less than a pixel at S, unless it does so on all slices."""
-    _, height, width = case.shape
+    height, width = zoom.shape
     visible = np.where(areas * (size * size) >= height * width, areas, 0)
     return visible if visible.any() else areas
 

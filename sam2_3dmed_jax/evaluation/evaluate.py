@@ -54,6 +54,7 @@ from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import stored_modality
 from sam2_3dmed_jax.volume.label_classes import LabelClass
 from sam2_3dmed_jax.volume.modality import ModalitySources, assumption_note, dicom_modality, parse_modality
+from sam2_3dmed_jax.volume.zoom import OFF, parse_zoom, zoom_text
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class ScoringOptions:
     band_mm: float = WIDTH_MM  # half width of the band in which probabilities are judged
     modality: str | None = None  # "ct", "mr" or "pet"; None: as the dataset declares, and as the checkpoint was trained
     save: str = ""  # folder for the label maps that the checkpoint predicts; "": they are not kept
+    zoom: str = "off"  # of the checkpoint on each object: "off", "auto" or the side of its first region in mm
     others: Sequence[ScoreRow] = field(default_factory=tuple)  # rows of finished results to compare with
 
     @property
@@ -207,6 +209,11 @@ def score_checkpoint(
             model = without_boundary(model)
         name = options.method or f"{method_columns['method']} without BD"
         method_columns |= {"bd": "left out", "method": name}
+    zoom = parse_zoom(options.zoom)
+    if zoom != OFF:
+        if automatic:
+            raise UserError(f"--zoom: {checkpoint} is a U-Net, which takes no prompts to zoom on; leave it out")
+        method_columns["method"] = options.method or f"{method_columns['method']} zoom {zoom_text(zoom)}"
     protocol = options.protocol or ("" if automatic else "one-click")
     settings = options.settings(classes, dataset.labels, protocol, method_columns)
     if options.prompts_from:
@@ -214,7 +221,7 @@ def score_checkpoint(
             raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
         settings = replace(settings, prompt_files=_prompt_files(options.prompts_from, [case.id for case in cases]))
     save = absolute_path(options.save)
-    settings = replace(settings, modality=sources, band_mm=options.band_mm, save=save, interaction=rules)
+    settings = replace(settings, modality=sources, band_mm=options.band_mm, save=save, interaction=rules, zoom=zoom)
     if automatic:
         predictor: AutomaticPredictor | VolumePredictor = AutomaticPredictor(model)
     else:

@@ -11,13 +11,17 @@ import numpy as np
 
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
 from sam2_3dmed_jax.inference.segment import Segmentation, segment_volume
+from sam2_3dmed_jax.inference.zoom import segment_with_zoom
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, clip_ranges
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
+from sam2_3dmed_jax.volume.zoom import OFF, Zoom
 
 
-def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: ObjectPrompts) -> Segmentation:
-    """Segment all objects in one session; without prompts, the label map is empty.
+def segment_objects(
+    predictor: VolumePredictor, volume: Volume, prompts: ObjectPrompts, zoom: Zoom = OFF
+) -> Segmentation:
+    """Segment all objects, in one session unless there is a zoom on each; without prompts, the label map is empty.
 
     Where objects overlap, the larger logit wins, but nested objects are painted over those around them.
     """
@@ -27,7 +31,7 @@ def segment_objects(predictor: VolumePredictor, volume: Volume, prompts: ObjectP
         nothing = Result((), np.zeros((0, depth, 0, 0), np.float32), scores, scores)
         return Segmentation(np.zeros(volume.array.shape, np.uint16), nothing)
     every_prompt = [prompt for target_prompts in prompts.values() for prompt in target_prompts]
-    segmentation = segment_volume(predictor, volume, every_prompt)
+    segmentation = segment_with_zoom(predictor, volume, every_prompt, zoom)
     paint_nested_objects(segmentation, prompts)
     return segmentation
 

@@ -43,7 +43,7 @@ DISTANCE_COLUMNS = (
 )
 RELIABILITY_COLUMNS = ("case", "class", "bin", "voxels", "sum_of_p", "inside", "method", "fold", "seed")
 INTERACTION_COLUMNS = ("case", "class", *Interaction.__annotations__, "method", "fold", "seed")
-_ADDED = ("leakage_mm",)  # columns that tables of version 0.1 lack; their rows lack the value
+_ADDED = ("leakage_mm", "zoom")  # columns that tables of earlier versions lack; their rows lack the value
 _MAX_BYTES = 256 << 20  # of a table; a larger file is not a table of results
 
 
@@ -52,7 +52,7 @@ def case_columns() -> tuple[str, ...]:
     return (
         *("case", "class", *_metric_columns()),
         *("empty", "missing", "block", "protocol", "prompt_source", "n_prompts", "prompt_slices"),
-        *("method", "trained_on_these_cases", "bd", "fold", "seed"),
+        *("method", "trained_on_these_cases", "bd", "zoom", "fold", "seed"),
         *("labels", "tolerance_mm", "definition", "empty_policy", *MEASURED, "compiled"),
     )
 
@@ -156,6 +156,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
     rows = []
     for number, cells in enumerate(lines, 2):
         row: ScoreRow = {name: cells.get(name) or "" for name in columns if cells.get(name) or name not in _ADDED}
+        row.setdefault("zoom", "off" if row["bd"] else "")  # earlier versions ran models without a zoom
         for column in (name for name in (*_metric_columns(), "tolerance_mm", *MEASURED) if name in row):
             try:
                 row[column] = float(row[column] or math.nan)

@@ -30,6 +30,7 @@ from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
 from sam2_3dmed_jax.inference.segmentation_flops import SegmentationFlops, sliding_window_flops
+from sam2_3dmed_jax.inference.zoom import zoomed_sessions
 from sam2_3dmed_jax.metrics.mask_pair import MaskPair
 from sam2_3dmed_jax.metrics.registry import compute_metrics
 from sam2_3dmed_jax.prompts.protocols import ObjectPrompts, check_protocol, object_prompts, relevant_prompts
@@ -38,8 +39,9 @@ from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.io import check_readable, read_grid, read_labels, read_volume, write_labels
 from sam2_3dmed_jax.volume.label_classes import LabelClass
 from sam2_3dmed_jax.volume.label_layers import LabelLayers, flat_labels
+from sam2_3dmed_jax.volume.zoom import Logits, zoom_text
 
-NOT_MEASURED = {"bd": "", **UNKNOWN}  # columns of the run that produced the labels, for labels from files
+NOT_MEASURED = {"bd": "", "zoom": "", **UNKNOWN}  # columns of the run that produced the labels, for labels from files
 
 
 class _CaseSegmentation(NamedTuple):
@@ -47,7 +49,7 @@ class _CaseSegmentation(NamedTuple):
 
     labels: np.ndarray  # integers [D, H, W]
     result: Result | None  # logits of all slices, if one session produced them
-    run_columns: Mapping[str, Any]  # "bd", and the columns of `CaseCost`
+    run_columns: Mapping[str, Any]  # "bd", "zoom", and the columns of `CaseCost`
 
 
 def evaluate_model(
@@ -221,7 +223,7 @@ def score_classes(
     settings: EvaluationSettings,
     run_columns: Mapping[str, Any] = NOT_MEASURED,
     missing: bool = False,
-    logits: Mapping[str, np.ndarray | None] | None = None,
+    logits: Mapping[str, Logits | None] | None = None,
 ) -> list[ScoreRow]:
     """Score a label map: one row per class of the settings.
 
@@ -324,9 +326,7 @@ def _evaluate_case(
     return rows
 
 
-def _class_logits(
-    result: Result, prompts: ObjectPrompts, classes: Sequence[LabelClass]
-) -> dict[str, np.ndarray | None]:
+def _class_logits(result: Result, prompts: ObjectPrompts, classes: Sequence[LabelClass]) -> dict[str, Logits | None]:
     """Return the logits of the classes that are prompted objects, by name.
 
     An organ minus the tumour that is painted over it is not an object, so it has no logits.
@@ -348,7 +348,7 @@ def _segment(
         with Meter() as meter:
             labels = predictor.segment(volume)
         columns = meter.columns(sliding_window_flops(predictor, volume))
-        return _CaseSegmentation(labels, None, {"bd": "no", **columns})
+        return _CaseSegmentation(labels, None, {"bd": "no", "zoom": "off", **columns})
     assert flops is not None
     result = None
     every_prompt = [prompt for target_prompts in prompts.values() for prompt in target_prompts]
@@ -359,10 +359,11 @@ def _segment(
             clips = clip_sessions(reference, prompts, settings.clip_slices)
             sessions = [(stop - start, clip_prompts) for start, stop, clip_prompts in clips]
         else:
-            segmentation = segment_objects(predictor, volume, prompts)
+            segmentation = segment_objects(predictor, volume, prompts, settings.zoom)
             labels, result = segmentation.labels, segmentation.result
-    has_boundary = "yes" if predictor.model.info.sam2.bd else "no"
-    return _CaseSegmentation(labels, result, {"bd": has_boundary, **meter.columns(flops(sessions))})
+            sessions = zoomed_sessions(result, every_prompt) or sessions
+    run = {"bd": "yes" if predictor.model.info.sam2.bd else "no", "zoom": zoom_text(settings.zoom)}
+    return _CaseSegmentation(labels, result, {**run, **meter.columns(flops(sessions))})
 
 
 def _correct(

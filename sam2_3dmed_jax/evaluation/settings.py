@@ -14,6 +14,7 @@ from sam2_3dmed_jax.prompts.protocols import FROM_PREDICTIONS, INTERACTIVE, NEAR
 from sam2_3dmed_jax.prompts.simulated_user import InteractionRules
 from sam2_3dmed_jax.volume.label_classes import LabelClass, Target, prompted_targets, written_values
 from sam2_3dmed_jax.volume.modality import ModalitySources
+from sam2_3dmed_jax.volume.zoom import OFF, Zoom
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class EvaluationSettings:
     # protocol 'interactive'; "": they are not kept.
     save: str = ""
     interaction: InteractionRules | None = None  # of the protocol 'interactive'; None: not known, as of files
+    zoom: Zoom = OFF  # of a model, on each object
 
     def __post_init__(self) -> None:
         if self.protocol and not self.is_interactive:
@@ -43,11 +45,15 @@ class EvaluationSettings:
             raise UserError("--interactions and its rules are for --protocol interactive; give it, or leave them out")
         if self.is_interactive and self.prompt_files is not None:
             raise UserError("--prompts-from: corrective clicks of --protocol interactive need references; leave it out")
+        if self.is_interactive and self.zoom != OFF:
+            raise UserError("--zoom: it is for a single round of prompts, and interactive has several; leave out one")
         check_width(self.band_mm)
         if self.protocol == "oracle-clip" and self.prompt_files is not None:
             raise UserError(
                 "--protocol: oracle-clip uses the extent of the object, which no prediction knows; give another"
             )
+        if self.protocol == "oracle-clip" and self.zoom != OFF:
+            raise UserError("--zoom: it is for whole volumes, and oracle-clip segments clips; leave out one of them")
         written_values(self.objects)
 
     @property

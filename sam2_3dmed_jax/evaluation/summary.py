@@ -24,7 +24,7 @@ from sam2_3dmed_jax.metrics.statistics import estimate, interval
 from sam2_3dmed_jax.prompts.protocols import PROTOCOL_DESCRIPTIONS
 
 # Columns with one value in all rows of a summary: a table mixes neither blocks nor definitions.
-UNIFORM = ("method", "trained_on_these_cases", "bd", "block", "protocol", "definition", "empty_policy")
+UNIFORM = ("method", "trained_on_these_cases", "bd", "zoom", "block", "protocol", "definition", "empty_policy")
 _DEFINITIONS = {
     "definition": "of surfaces: 'surface-distance' (DeepMind's, weighted by area), 'monai' or 'medpy'; '': none",
     "empty_policy": "distances where one mask is empty: 'diagonal' of the image in mm; or 'nan', and no mean",
@@ -39,6 +39,7 @@ _DEFINITIONS = {
     **cost.DEFINITIONS,
     **INTERACTION_DEFINITIONS,
     "bd": "the boundary branch at inference: 'yes', 'no', 'left out' of a checkpoint that has it, or '': not known",
+    "zoom": "on each object: 'off', 'auto', or the side of its first region in mm; '': not known",
     "empty": "'prediction' or 'reference' empty, 'both', or ''; an object that the reference lacks is not prompted",
     "missing": "'yes': the file of the prediction, or of the one to prompt from, is missing; it counts as empty",
     "block": "automatic methods and those prompted from the reference are not ranked against each other",

@@ -16,7 +16,8 @@ import numpy as np
 from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
 from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.volume.device_intensity import resize
-from sam2_3dmed_jax.volume.intensity import resize_matrices
+from sam2_3dmed_jax.volume.intensity import resize_matrices, restore_logits
+from sam2_3dmed_jax.volume.zoom import RegionLogits
 
 BLOCK_VOXELS = 1 << 22  # of a block of slices, at most: 16 slices of 512 x 512
 BLOCK = 16  # slices of a block, at most
@@ -43,6 +44,35 @@ def label_map(
     launches = launched_ahead(_launch(logits, object_ids, shape, threshold, blocks))
     for start, painted in zip(blocks, launches, strict=True):
         labels[start : start + rows] = jax.device_get(painted)[: depth - start]
+    return labels
+
+
+def label_map_of_regions(
+    objects: Sequence[RegionLogits], object_ids: Sequence[int], shape: tuple[int, int], threshold: float = 0.0
+) -> np.ndarray:
+    """Return the label map of objects whose logits cover a region each; outside of it an object is background.
+
+    It is computed on the host, since regions are small and only slices with a mask need work.
+
+    Args:
+        objects: logits of D slices of each object.
+        object_ids: as of `label_map`.
+        shape: (H, W), voxels of a slice.
+        threshold: as of `label_map`.
+
+    Returns:
+        uint16 `[D, H, W]`.
+    """
+    depth = len(objects[0].logits)
+    labels = np.zeros((depth, *shape), np.uint16)
+    for index in range(depth):
+        largest = np.full(shape, threshold, np.float32)
+        for object_id, (logits, region) in zip(object_ids, objects, strict=True):
+            if logits[index].max() > threshold:  # an interpolated logit is at most the largest one
+                restored = restore_logits(logits[index : index + 1], region.shape)[0]
+                is_larger = restored > largest[region.at]
+                labels[index][region.at][is_larger] = object_id
+                np.maximum(largest[region.at], restored, out=largest[region.at])
     return labels
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError, path_errors_as_mistakes
 from sam2_3dmed_jax.inference.keep_component import KeepRule, MaskFilter, filter_labels, mask_filter
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
-from sam2_3dmed_jax.inference.segment import Segmentation, segment_volume
+from sam2_3dmed_jax.inference.segment import Segmentation
 from sam2_3dmed_jax.inference.segmentation_record import (
     ModelRecord,
     SegmentationRecord,
@@ -29,6 +29,7 @@ from sam2_3dmed_jax.inference.segmentation_record import (
     warn_about,
 )
 from sam2_3dmed_jax.inference.statistics_table import read_table, statistics_rows, table_text
+from sam2_3dmed_jax.inference.zoom import segment_with_zoom
 from sam2_3dmed_jax.prompts.case_table import PredictionCase
 from sam2_3dmed_jax.prompts.files import add_labels
 from sam2_3dmed_jax.prompts.flags import gather_prompts
@@ -41,6 +42,7 @@ from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.io import prepare_segmentation, read_labels, read_volume, write_segmentation
 from sam2_3dmed_jax.volume.modality import ModalitySources
+from sam2_3dmed_jax.volume.zoom import OFF, Zoom
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class CaseSettings:
     window: str | None = None  # of pictures; None: see `pictures.display_window`
     labels: Mapping[int, ObjectLabel] = field(default_factory=dict)  # names, codes and colours that flags give
     statistics: str | None = None  # table (CSV) of all objects
+    zoom: Zoom = OFF  # of each object
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +136,13 @@ def segment_case(
     try:
         with atomic_paths() as temporary_path:
             temporaries = _temporary_files(job, temporary_path)
-            segmentation = segment_volume(predictor, job.volume, job.prompt_set.prompts, progress)
+            zoom = job.settings.zoom
+            segmentation = segment_with_zoom(predictor, job.volume, job.prompt_set.prompts, zoom, progress)
             if job.keep:
                 filter_labels(segmentation.labels, job.keep)
             window = predictor.model.info.preprocessing.window
             keep = job.settings.keep_component
-            record = segmentation_record(segmentation, job.volume, job.prompt_set, model, window, keep)
+            record = segmentation_record(segmentation, job.volume, job.prompt_set, model, window, keep, zoom)
             _write_files(temporaries, job, segmentation, record)
     except UserError as error:
         if record is None or job.dicom_source is None:

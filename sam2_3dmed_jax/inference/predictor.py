@@ -31,6 +31,7 @@ from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import split
+from sam2_3dmed_jax.volume.zoom import Logits, ObjectZoom, RegionLogits
 
 PREVIOUS_LOGITS_LIMIT = 32.0  # Earlier logits are clamped before they become a dense prompt, as in the reference.
 
@@ -46,10 +47,16 @@ class Result:
     mask_logits: np.ndarray  # float32 [K, D, S/4, S/4]; positive inside
     object_score_logits: np.ndarray  # float32 [K, D]; positive where the object is on the slice
     predicted_iou: np.ndarray  # float32 [K, D], in [0, 1]: the model's own estimate; 1 on slices with a mask prompt
+    zooms: tuple[ObjectZoom, ...] = ()  # the regions that the logits cover, one per object; (): whole slices
 
-    def logits_of(self, object_id: int) -> np.ndarray | None:
+    def logits_of(self, object_id: int) -> Logits | None:
         """Return the logits of one object, float32 `[D, S/4, S/4]`, or None for an id without a mask."""
-        return self.mask_logits[self.object_ids.index(object_id)] if object_id in self.object_ids else None
+        return self.logits_in_row(self.object_ids.index(object_id)) if object_id in self.object_ids else None
+
+    def logits_in_row(self, row: int) -> Logits:
+        """Return the logits of the object in a row of the arrays."""
+        logits = self.mask_logits[row]
+        return RegionLogits(logits, self.zooms[row].region) if self.zooms else logits
 
 
 class VolumePredictor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam2_3dmed_jax.inference.label_maps import label_map
+from sam2_3dmed_jax.inference.label_maps import label_map, label_map_of_regions
 from sam2_3dmed_jax.inference.predictor import Result, VolumePredictor
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.prompts.simulation import to_pixels
@@ -15,6 +15,7 @@ from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import PreparedSlices, resize_slices
+from sam2_3dmed_jax.volume.zoom import RegionLogits
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Segmentation:
         _, height, width = self.labels.shape
         if (logits := self.result.logits_of(object_id)) is None:
             return np.zeros(self.labels.shape, bool)
+        if isinstance(logits, RegionLogits):
+            return label_map_of_regions([logits], [1], (height, width), self.threshold).astype(bool)
         return label_map(logits[None], [1], (height, width), self.threshold).astype(bool)
 
 
@@ -62,7 +65,11 @@ def label_result(result: Result, shape: tuple[int, int], threshold: float = 0.0)
         threshold: voxels with a larger logit are inside.
     """
     # Logits are interpolated, then thresholded: the threshold acts as the logit of the background.
-    labels = label_map(result.mask_logits, result.object_ids, shape, threshold)
+    if result.zooms:
+        regions = [RegionLogits(own, zoom.region) for own, zoom in zip(result.mask_logits, result.zooms, strict=True)]
+        labels = label_map_of_regions(regions, result.object_ids, shape, threshold)
+    else:
+        labels = label_map(result.mask_logits, result.object_ids, shape, threshold)
     return Segmentation(labels, result, threshold)
 
 

@@ -27,7 +27,8 @@ from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts, VoxelPrompt
 from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
 from sam2_3dmed_jax.volume.formats import case_id, segmentation_suffixes
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, canonical_to_voxel, plane_in_file
-from sam2_3dmed_jax.volume.intensity import restore_logits, window_of
+from sam2_3dmed_jax.volume.intensity import window_of
+from sam2_3dmed_jax.volume.zoom import OFF, ObjectZoom, Zoom, logits_on_slice, zoom_text
 
 FORMAT = "sam2-3dmed segmentation record 1"
 NOTE = "for research use only"
@@ -57,6 +58,14 @@ class SliceRecord(TypedDict):
     reasons: list[str]
 
 
+class ZoomRecord(TypedDict):
+    """The region that an object was segmented in."""
+
+    side_mm: float
+    box: list[float]  # voxels of its opposite corners, as of the boxes in `prompts`
+    regions: int  # in which the object was propagated, the last one included
+
+
 class ObjectRecord(TypedDict):
     """One object; lists over slices are in the order of the file."""
 
@@ -75,6 +84,7 @@ class ObjectRecord(TypedDict):
     object_score: list[float]  # per slice, the model's probability that the object is on it
     confidence: float | None  # mean calibrated probability in the mask; None without a temperature or a mask
     slices_to_look_at: list[SliceRecord]
+    zoom: ZoomRecord | None  # None: whole slices
 
 
 class ModelRecord(TypedDict):
@@ -114,6 +124,7 @@ class SegmentationRecord(TypedDict):
     slice_axis: str  # "i", "j" or "k": the axis of the file that slices are counted along
     objects: list[ObjectRecord]
     keep_component: str | None
+    zoom: str  # off, auto, or the side of the first region in mm
     warnings: list[str]
     model: ModelRecord
     intensities: WindowRecord
@@ -183,6 +194,7 @@ def segmentation_record(
     model: ModelRecord,
     window: str,
     keep_component: str | None = None,
+    zoom: Zoom = OFF,
 ) -> SegmentationRecord:
     """Describe a segmentation.
 
@@ -193,6 +205,7 @@ def segmentation_record(
         model: see `model_record`.
         window: `preprocessing.window` of the model.
         keep_component: the rule that removed components, if any.
+        zoom: the setting that the segmentation was made with.
     """
     objects = [
         _object_record(row, segmentation, volume, prompts, model["temperature"])
@@ -208,6 +221,7 @@ def segmentation_record(
         slice_axis=axis,
         objects=objects,
         keep_component=keep_component,
+        zoom=zoom_text(zoom),
         warnings=[warning for entry in objects for warning in _warnings(entry)],
         model=model,
         intensities=WindowRecord(modality=volume.modality, window=window, level=level, width=width),
@@ -270,7 +284,18 @@ def _object_record(
             for d in sorted(range(len(areas)), key=in_file.__getitem__)
             if (reasons := _reasons(d, areas, result.predicted_iou[row], scores, clicks))
         ],
+        zoom=_zoom_record(result.zooms[row], grid) if result.zooms else None,
     )
+
+
+def _zoom_record(zoom: ObjectZoom, grid: Grid) -> ZoomRecord:
+    """Describe the region of an object in voxels of the file."""
+    depth, _, _ = grid.canonical_shape
+    region = zoom.region
+    first = canonical_to_voxel(grid, (0, region.top, region.left))
+    last = canonical_to_voxel(grid, (depth - 1, region.top + region.rows - 1, region.left + region.columns - 1))
+    corners = np.sort([first, last], axis=0)
+    return ZoomRecord(side_mm=round(zoom.side_mm, 2), box=corners.reshape(-1).tolist(), regions=len(zoom.passes))
 
 
 def _in_file_order(values: np.ndarray, in_file: Sequence[int]) -> list[float]:
@@ -298,9 +323,9 @@ def _confidence(
     """Return the mean of sigmoid(logit / temperature) over the voxels of a mask, one slice at a time."""
     if temperature is None or not areas.any():
         return None
-    logits, total = segmentation.result.mask_logits[row], 0.0
+    logits, total, (_, height, width) = segmentation.result.logits_in_row(row), 0.0, mask.shape
     for d in np.flatnonzero(areas):
-        restored = restore_logits(logits[d : d + 1], mask.shape[1:])[0][mask[d]]
+        restored = logits_on_slice(logits, int(d), (height, width))[mask[d]]
         total += float(special.expit(restored / temperature).sum(dtype=np.float64))
     return total / float(areas.sum())
 

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.metrics.reliability import WIDTH_MM, ObjectReliability, obje
 from sam2_3dmed_jax.metrics.surface import DEFINITIONS, EMPTY_POLICIES
 from sam2_3dmed_jax.volume.geometry import Grid
 from sam2_3dmed_jax.volume.nearest_grid import check_orthogonal
+from sam2_3dmed_jax.volume.zoom import Logits
 
 _EMPTY = {(True, True): "", (True, False): "reference", (False, True): "prediction", (False, False): "both"}
 
@@ -56,7 +57,7 @@ class MaskPair:
     tolerance_mm: float = 3.0  # of NSD
     settings: MetricSettings = field(default_factory=MetricSettings)
     tumour: bool = False  # lesions are counted
-    logits: np.ndarray | None = None  # float32 [D, S/4, S/4] of the object; None: its probabilities are unknown
+    logits: Logits | None = None  # float32 [D, S/4, S/4] of the object; None: its probabilities are unknown
     band_mm: float = WIDTH_MM  # half width of the band of the reliability metrics
 
     @property

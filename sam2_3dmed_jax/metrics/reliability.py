@@ -17,8 +17,8 @@ from scipy import ndimage, optimize, special
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import Grid
-from sam2_3dmed_jax.volume.intensity import restore_logits
 from sam2_3dmed_jax.volume.nearest_grid import is_orthogonal
+from sam2_3dmed_jax.volume.zoom import Logits, logits_on_slice
 
 BINS = 15  # bins of probability, of equal width, from 0 to 1
 WIDTH_MM = 5.0
@@ -102,13 +102,11 @@ def band_statistics(probability: np.ndarray, inside: np.ndarray) -> ObjectReliab
     return ObjectReliability(metrics, np.stack([voxels, sums, hits], axis=1).tolist())
 
 
-def object_reliability(
-    logits: np.ndarray | None, reference: np.ndarray, grid: Grid, width_mm: float
-) -> ObjectReliability:
+def object_reliability(logits: Logits | None, reference: np.ndarray, grid: Grid, width_mm: float) -> ObjectReliability:
     """Return the reliability of an object's probabilities in the band around its reference.
 
     Args:
-        logits: float32 `[D, S/4, S/4]` of the object, or None if its probabilities are unknown.
+        logits: float32 `[D, S/4, S/4]` of the object, also in a region, or None if its probabilities are unknown.
         reference: bool `[D, H, W]`.
         grid: of the reference; without orthogonal axes the band is not defined.
         width_mm: half width of the band.
@@ -119,10 +117,10 @@ def object_reliability(
     if logits is None or not reference.any() or not is_orthogonal(grid):
         return ObjectReliability(dict(UNKNOWN), [])
     box, band = boundary_band(reference, grid.spacing, width_mm)
-    values = [np.zeros(0, np.float32)]
+    values, (_, height, width) = [np.zeros(0, np.float32)], reference.shape
     for index, plane in zip(range(box[0].start, box[0].stop), band, strict=True):
         # One slice at a time: logits of a whole volume on the image's grid would take much memory.
-        restored = restore_logits(logits[index : index + 1], reference.shape[1:])[0]
+        restored = logits_on_slice(logits, index, (height, width))
         values.append(restored[box[1:]][plane])
     return band_statistics(special.expit(np.concatenate(values)), reference[box][band])
 

@@ -9,11 +9,11 @@ from sam2_3dmed_jax.scan.scan import Scan
 from sam2_3dmed_jax.server.session import InteractiveSession
 
 PROPERTIES = frozenset(
-    {"shape", "affine", "volume", "slice_axis", "objects", "prompts", "can_undo", "can_redo", "has_preview"}
+    {"shape", "affine", "volume", "slice_axis", "zoom", "objects", "prompts", "can_undo", "can_redo", "has_preview"}
 )
 # Methods that change prompts or objects return at once, and the session shows what they change.
 CHANGES = frozenset(
-    {"click", "box", "draw", "scribble", "clear", "reset", "undo", "redo", "name_object", "load_prompts"}
+    {"click", "box", "draw", "scribble", "clear", "reset", "undo", "redo", "name_object", "load_prompts", "set_zoom"}
 )
 # Methods that need masks wait until the masks of all slices are complete.
 READS = frozenset(

@@ -34,6 +34,7 @@ from sam2_3dmed_jax.inference.segmentation_record import (
     untrained_warning,
     warn_about,
 )
+from sam2_3dmed_jax.inference.zoom import ZoomedVolume
 from sam2_3dmed_jax.pictures.colours import COLOURS
 from sam2_3dmed_jax.prompts.files import read_prompt_files
 from sam2_3dmed_jax.prompts.object_ids import check_object_id, check_object_name
@@ -59,10 +60,11 @@ from sam2_3dmed_jax.scan.prompt_files import PromptFiles
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_color, segment_codes
 from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical, plane_in_file
-from sam2_3dmed_jax.volume.intensity import PreparedSlices, restore_logits
+from sam2_3dmed_jax.volume.intensity import PreparedSlices
 from sam2_3dmed_jax.volume.io import prepare_segmentation, volume_of, write_segmentation
 from sam2_3dmed_jax.volume.modality import ModalitySources, parse_modality
 from sam2_3dmed_jax.volume.nifti import label_image
+from sam2_3dmed_jax.volume.zoom import OFF, Logits, RegionLogits, Zoom, logits_on_slice, parse_zoom
 
 CANCEL_BLOCK = 4  # slices between two checks of `cancel`; smaller blocks copy features more often
 KEPT = 2  # finished segmentations that are kept, so that `undo` shows the one before at once
@@ -104,6 +106,7 @@ class Scan:
         order: PropagationOrder = "sequential",
         compute_dtype: ComputeDtypeChoice = "auto",
         memory_selection: MemorySelection | None = None,
+        zoom: Zoom = OFF,
         progress: Progress | None = None,
     ):
         """Read an image; the model is loaded when a mask is first needed.
@@ -121,11 +124,13 @@ class Scan:
             compute_dtype: as in `load_model`, which a model that is passed was loaded with.
             memory_selection: which memories a slice sees, "recent", "confident" or "self-sorting"; by default as the
                 model was trained.
+            zoom: see `set_zoom`.
             progress: called with the progress of long work.
 
         Raises:
-            UserError: the image or the checkpoint cannot be read, or they do not fit.
+            UserError: the image or the checkpoint cannot be read, or they do not fit; or `zoom` has another form.
         """
+        self._zoom = parse_zoom(zoom, "zoom")
         file = open_image(image, affine, volume, resample)
         self._model: ModelSource = model_source(model, order, compute_dtype, memory_selection)
         if self._model.info.has_random_weights:
@@ -137,7 +142,7 @@ class Scan:
         self._cancel: Cancel | None = None
         self._objects: dict[int, ObjectLabel] = {}
         self._history = History()
-        self._finished: list[tuple[PromptState, Segmentation]] = []
+        self._finished: list[tuple[PromptState, Zoom, Segmentation]] = []
 
     # The image and its objects
 
@@ -160,6 +165,27 @@ class Scan:
     def slice_axis(self) -> int:
         """The axis of the image that slices are counted along."""
         return "ijk".index(plane_in_file(self._volume.grid, 0, 0)[0])
+
+    @property
+    def zoom(self) -> Zoom:
+        """The zoom on each object: "off", "auto", or the side of the first region in mm; see `set_zoom`."""
+        return self._zoom
+
+    def set_zoom(self, zoom: Zoom) -> None:
+        """Zoom in on each object, or out again; the masks change, and the features of the image are freed.
+
+        With a zoom, each object is segmented in a square region around its prompts, which grows while the mask touches
+        its border (`docs/how-to/zoom.md`).
+
+        Args:
+            zoom: "off", "auto", or the side of the first region in mm.
+
+        Raises:
+            UserError: another value.
+        """
+        if (wanted := parse_zoom(zoom, "zoom")) != self._zoom:
+            self.free_features()
+            self._zoom = wanted
 
     @property
     def objects(self) -> dict[int, ObjectLabel]:
@@ -395,6 +421,8 @@ class Scan:
     def encode(self, near: int | None = None, cancel: Cancel | None = None) -> bool:
         """Encode the slices of the image that are not encoded yet, so that later calls run the rest of the model only.
 
+        With a zoom, nothing is encoded: regions are known when there are prompts.
+
         Args:
             near: slice along `slice_axis` that is encoded first, followed by its neighbours.
             cancel: stops the work between two slices when it is set.
@@ -408,6 +436,8 @@ class Scan:
         depth = self.shape[self.slice_axis]
         if near is not None and not 0 <= near < depth:
             raise UserError(f"near: slice {near} does not exist; slices of the image are 0 to {depth - 1}")
+        if self._zoom != OFF:
+            return True
         centre = 0 if near is None else self._other_index(near)
         order = sorted(range(depth), key=lambda index: abs(index - centre))
         with self._cancellable(cancel) as work:
@@ -417,6 +447,7 @@ class Scan:
     def free_features(self) -> None:
         """Free the features of the image, on the device and on the host; they are encoded again when needed."""
         self.__dict__.pop("_store", None)
+        self.__dict__.pop("_zoomed", None)
 
     @property
     def has_preview(self) -> bool:
@@ -436,11 +467,16 @@ class Scan:
         if state.latest is None:
             raise UserError("preview: the latest change added no prompt; use propagate() or mask()")
         object_id, index = state.latest
+        if self._zoom != OFF:
+            own = merge_prompts([prompt for prompt in state.prompts if prompt.object_id == object_id])
+            region = self._zoomed.first_region(own, self._zoom).region
+            found = self._zoomed.look(own, index, region)
+            return SliceMask(object_id, self._other_index(index), self._mask_in_file(found, 0))
         on_slice = [prompt for prompt in state.prompts if (prompt.object_id, prompt.slice) == state.latest]
         session = Session(self._predictor, self._store)
         session.add(to_slices(on_slice, self._slice_shape, self._size))
         (logits,) = session.preview().values()
-        return SliceMask(object_id, self._other_index(index), self._mask_in_file(logits))
+        return SliceMask(object_id, self._other_index(index), self._mask_in_file(logits[None], 0))
 
     def propagate(self, on_slice: OnSlice | None = None, cancel: Cancel | None = None) -> bool:
         """Segment all slices from the current prompts.
@@ -448,7 +484,8 @@ class Scan:
         Args:
             on_slice: called once for each object and slice, with the id of the object, the slice along `slice_axis` and
                 its mask as in `SliceMask`: first the slices with prompts, then their neighbours, away from the prompts.
-                Masks that are known already are reported object by object.
+                Masks that are known already are reported object by object. With a zoom, slices are reported again if
+                the region of their object grows.
             cancel: stops the work between two slices when it is set, for example because of another click.
 
         Returns:
@@ -459,22 +496,31 @@ class Scan:
         """
         state = self._state()
 
-        def report(object_id: int, index: int, logits: np.ndarray) -> None:
+        def report(object_id: int, index: int, logits: Logits, at: int) -> None:
             if on_slice:
-                on_slice(object_id, self._other_index(index), self._mask_in_file(logits))
+                on_slice(object_id, self._other_index(index), self._mask_in_file(logits, at))
             self._stop_if_cancelled()
+
+        def report_slice(object_id: int, index: int, logits: np.ndarray) -> None:
+            report(object_id, index, logits[None], 0)
+
+        def report_in_region(object_id: int, index: int, logits: RegionLogits) -> None:
+            report(object_id, index, logits, 0)
 
         with self._cancellable(cancel) as work:
             if segmentation := self._finished_segmentation(state):
                 result = segmentation.result
-                for object_id, logits in zip(result.object_ids, result.mask_logits, strict=True):
-                    for index in range(len(logits)):
-                        report(object_id, index, logits[index])
+                for row, object_id in enumerate(result.object_ids):
+                    for index in range(len(self._volume.array)):
+                        report(object_id, index, result.logits_in_row(row), index)
             else:
-                session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
-                session.add(to_slices(state.prompts, self._slice_shape, self._size))
-                finished = state, label_result(session.result(report), self._slice_shape)
-                self._finished = [*self._finished, finished][-KEPT:]
+                if self._zoom == OFF:
+                    session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
+                    session.add(to_slices(state.prompts, self._slice_shape, self._size))
+                    segmentation = label_result(session.result(report_slice), self._slice_shape)
+                else:
+                    segmentation = self._zoomed.segment(state.prompts, self._zoom, report_in_region)
+                self._finished = [*self._finished, (state, self._zoom, segmentation)][-KEPT:]
         return work.complete
 
     def mask(self, object: int | str | None = None) -> np.ndarray:
@@ -552,7 +598,7 @@ class Scan:
         """
         segmentation, prompts = self._segmentation(), self.prompt_set()
         window = self._model.info.preprocessing.window
-        return segmentation_record(segmentation, self._volume, prompts, self._model_record, window)
+        return segmentation_record(segmentation, self._volume, prompts, self._model_record, window, zoom=self._zoom)
 
     def _state(self) -> PromptState:
         if not self._history.current.prompts:
@@ -567,7 +613,7 @@ class Scan:
         return segmentation
 
     def _finished_segmentation(self, state: PromptState) -> Segmentation | None:
-        return next((segmentation for known, segmentation in self._finished if known is state), None)
+        return next((found for known, zoom, found in self._finished if known is state and zoom == self._zoom), None)
 
     @cached_property
     def _predictor(self) -> VolumePredictor:
@@ -582,6 +628,10 @@ class Scan:
         slices = PreparedSlices(self._volume, self._model.info.preprocessing, self._size)
         return self._predictor.open(slices, self._report)
 
+    @cached_property
+    def _zoomed(self) -> ZoomedVolume:
+        return ZoomedVolume(self._predictor, self._volume, self._report, CANCEL_BLOCK)
+
     @property
     def _size(self) -> int:
         return self._predictor.model.config.image_size
@@ -595,9 +645,9 @@ class Scan:
         """Return the slice of the image at a canonical slice, or the canonical slice at a slice of the image."""
         return plane_in_file(self._volume.grid, 0, index)[1]
 
-    def _mask_in_file(self, logits: np.ndarray) -> np.ndarray:
-        """Return the mask of a slice, bool in the axis order of the image, from logits `[S/4, S/4]`."""
-        mask = restore_logits(logits[None], self._slice_shape)[0] > 0
+    def _mask_in_file(self, logits: Logits, index: int) -> np.ndarray:
+        """Return the mask of a slice, bool in the axis order of the image, from one of logits `[n, S/4, S/4]`."""
+        mask = logits_on_slice(logits, index, self._slice_shape) > 0
         repeated = from_canonical(np.broadcast_to(mask, self._volume.array.shape), self._volume.grid)
         # `np.take` would copy all slices of this view.
         return np.ascontiguousarray(np.moveaxis(repeated, self.slice_axis, 0)[0])

@@ -18,6 +18,7 @@ from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 from sam2_3dmed_jax.scan.models import DEFAULT_MODEL
 from sam2_3dmed_jax.scan.scan import Scan
+from sam2_3dmed_jax.volume.zoom import OFF, Zoom
 
 Rows = Sequence[Sequence[float]] | np.ndarray
 
@@ -38,6 +39,7 @@ def segment(
     order: PropagationOrder = "sequential",
     compute_dtype: ComputeDtypeChoice = "auto",
     memory_selection: MemorySelection | None = None,
+    zoom: Zoom = OFF,
     progress: bool = True,
 ) -> nib.Nifti1Image:
     """Segment an image; the voxels are those that `predict` writes for the same prompts.
@@ -60,6 +62,7 @@ def segment(
         order: as in `Scan`.
         compute_dtype: as in `Scan`.
         memory_selection: as in `Scan`.
+        zoom: as in `Scan`, such as "auto" for a small target.
         progress: show progress on stderr.
 
     Returns:
@@ -73,7 +76,12 @@ def segment(
     clicks = [*_clicks("points", points, mm=False), *_clicks("points_mm", points_mm, mm=True)]
     corners = [*_corners("boxes", boxes, mm=False), *_corners("boxes_mm", boxes_mm, mm=True)]
     image_options: dict[str, Any] = {"affine": affine, "volume": volume, "modality": modality, "resample": resample}
-    run_options: dict[str, Any] = {"order": order, "compute_dtype": compute_dtype, "memory_selection": memory_selection}
+    run_options: dict[str, Any] = {
+        "order": order,
+        "compute_dtype": compute_dtype,
+        "memory_selection": memory_selection,
+        "zoom": zoom,
+    }
     with ConsoleProgress() if progress else contextlib.nullcontext() as report:
         scan = Scan(image, model, **image_options, **run_options, progress=report)
         for click in clicks:

@@ -215,7 +215,7 @@ class InteractiveSession:
         def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
-            before, objects = self.scan.prompts, self.scan.objects
+            before, objects, zoom = self.scan.prompts, self.scan.objects, self.scan.zoom
             try:
                 if self._is_closed and queue is self._reads:  # its masks may take minutes
                     raise UserError(ENDED)
@@ -227,7 +227,9 @@ class InteractiveSession:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            if self.scan.prompts is not before:
+            if self.scan.zoom != zoom:
+                self._is_encoded = False  # features of other slices are needed
+            if self.scan.prompts is not before or (before and self.scan.zoom != zoom):
                 self._answer(arrival)
             elif self.scan.objects != objects:
                 self._update_state()

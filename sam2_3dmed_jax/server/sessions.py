@@ -22,6 +22,7 @@ from sam2_3dmed_jax.scan.scan import Scan
 from sam2_3dmed_jax.server.files import ImageFiles
 from sam2_3dmed_jax.server.session import InteractiveSession
 from sam2_3dmed_jax.server.settings import ServeSettings
+from sam2_3dmed_jax.volume.zoom import Zoom
 
 T = TypeVar("T")
 
@@ -83,12 +84,13 @@ class Sessions:
                 self._ids[image] = session_id
         return session_id
 
-    def open_array(self, array: np.ndarray, affine: np.ndarray) -> str:
+    def open_array(self, array: np.ndarray, affine: np.ndarray, zoom: Zoom | None = None) -> str:
         """Open voxels that a client sent; their prompts are not stored.
 
         Args:
             array: `[i, j, k]`.
             affine: `[4, 4]`, voxel index (i, j, k, 1) to RAS millimetres.
+            zoom: on each object; None: as the server was started with.
 
         Returns:
             The id of the session.
@@ -98,7 +100,7 @@ class Sessions:
             BusyError: too many images are open and in use.
         """
         with self._opening:
-            return self._add(functools.partial(self._scan, array, affine), None)
+            return self._add(functools.partial(self._scan, array, affine, zoom=zoom), None)
 
     def get(self, session_id: str) -> InteractiveSession:
         """Return an open session.
@@ -165,10 +167,13 @@ class Sessions:
             raise BusyError(f"{len(idle)} images are open and in use, the most this server allows; close one")
         self.close(longest)
 
-    def _scan(self, image: Path | np.ndarray, affine: np.ndarray | None, progress: Progress) -> Scan:
+    def _scan(
+        self, image: Path | np.ndarray, affine: np.ndarray | None, progress: Progress, zoom: Zoom | None = None
+    ) -> Scan:
         opened = open_image(image, affine)  # reads the header only
         check_voxels(opened.grid.shape, self.settings.max_voxels)
-        return Scan(opened, self._model, modality=self.settings.modality, progress=progress)
+        zoom = self.settings.zoom if zoom is None else zoom
+        return Scan(opened, self._model, modality=self.settings.modality, zoom=zoom, progress=progress)
 
     def _prompts_file(self, image: Path) -> Path:
         """Return the file of an image's prompts; its name is a hash, since file names may contain patient names."""

@@ -11,6 +11,7 @@ from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 
 if TYPE_CHECKING:
     from sam2_3dmed_jax.inference.propagation import PropagationOrder  # which loads JAX
+    from sam2_3dmed_jax.volume.zoom import Zoom
 
 MIB = 2**20
 DEFAULT_PORT = 1527  # of nnInteractive's server, which viewers propose
@@ -30,6 +31,7 @@ class ServeSettings:
         allowed_hosts: further names of this machine in addresses, as behind a proxy.
         modality: ct, mr or pet, for images whose files have none; None: as the model was trained.
         order: order of the two directions of propagation.
+        zoom: on each object; viewers of nnInteractive may turn it on and off.
         compute_dtype: as in `load_model`.
         state_folder: prompts of each image, and uploaded images.
         max_sessions: images that are open at the same time.
@@ -51,6 +53,7 @@ class ServeSettings:
     allowed_hosts: tuple[str, ...] = ()
     modality: str | None = None
     order: PropagationOrder = "sequential"
+    zoom: Zoom = "off"
     compute_dtype: ComputeDtypeChoice = "auto"
     state_folder: Path = field(default_factory=lambda: cache_folder() / "serve")
     max_sessions: int = 4

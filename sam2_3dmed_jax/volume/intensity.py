@@ -294,14 +294,22 @@ class PreparedSlices:
         shape: (D, S, S, 3).
     """
 
-    def __init__(self, volume: Volume, preprocessing: PreprocessingConfig, image_size: int):
-        """Compute the window of the whole volume; `image_size` is S.
+    def __init__(
+        self, volume: Volume, preprocessing: PreprocessingConfig, image_size: int, window: Window | None = None
+    ):
+        """Compute the window of the whole volume, unless it is known.
+
+        Args:
+            volume: the volume.
+            preprocessing: of the model.
+            image_size: S.
+            window: (level, width) of the volume that this one is a part of; None: of this volume.
 
         Raises:
             UserError: as `window_of_model`.
         """
         self.volume = volume
-        self.window = window_of_model(volume, preprocessing)
+        self.window = window_of_model(volume, preprocessing) if window is None else window
         self.shape = (len(volume.array), image_size, image_size, 3)
 
     def __len__(self) -> int:

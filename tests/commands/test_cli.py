@@ -361,6 +361,8 @@ def test_a_file_that_is_not_an_experiment_is_refused(
         (["--nearest-component"], "--nearest-component is for --predictions"),
         (["--band-mm", "0"], "--band-mm: 0.0 is not the width"),
         (["--compare", "absent"], "absent holds no cases.csv"),
+        (["--zoom", "0"], "--zoom is '0', expected auto, off, or the side of the region in mm"),
+        (["--zoom", "auto", "--protocol", "oracle-clip"], "--zoom: it is for whole volumes, and oracle-clip segments"),
     ],
 )
 def test_an_invalid_evaluation_is_refused(

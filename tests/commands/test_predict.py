@@ -148,6 +148,10 @@ def test_a_record_replaces_no_other_file(checkpoint: str, tmp_path: Path, capsys
         (["--point", "1,1,1", "--window", "lung"], "--window is for pictures; give --overlay"),
         (["--point", "1,1,1", "--overlay", "a.png", "--window", "lungs"], "--window is 'lungs', expected LEVEL,WIDTH"),
         (["--point", "1,1,1,0", "--keep-component", "clicked"], "--keep-component clicked: object 1 has no click"),
+        (
+            ["--point", "1,1,1", "--zoom", "near"],
+            "--zoom is 'near', expected auto, off, or the side of the region in mm",
+        ),
         (["--cases", "cases.csv"], "IMAGE is for a single volume; with --cases, give it in the table"),
     ],
 )

@@ -8,8 +8,10 @@ import pytest
 from sam2_3dmed_jax.config import ClipConfig, DataConfig, PreprocessingConfig
 from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
 from sam2_3dmed_jax.data.case_reader import CaseReader
+from sam2_3dmed_jax.data.clips import cut_clip
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import intensity
+from sam2_3dmed_jax.volume.intensity import resize_matrix
 from tests.helpers.prepared_files import write_prepared
 from tests.helpers.rendered import cut_and_render
 
@@ -224,6 +226,71 @@ def test_slices_of_another_size_are_resized_as_in_prediction(clips):
         # Sums of products in another order: 4 ulps of 1.
         np.testing.assert_allclose(clip["slices"][clip["slice_valid"]], expected[index], rtol=0, atol=2.5e-7)
         np.testing.assert_array_equal(clip["masks"][clip["slice_valid"], 0], share[index] >= 0.5)
+
+
+def with_zoom(**changes):
+    return with_clips(zoom_probability=1.0, objects=1, absent_probability=0.0, **changes)
+
+
+def test_zoomed_clips_are_regions_of_the_slices_as_prediction_resizes_them(clips):
+    values, labels = make_case(depth=14, size=200, second=False)  # 200 x 200 mm
+    rows = np.arange(200, dtype=np.int16)
+    values = np.broadcast_to(rows[:, None] // 2, labels.shape).astype(np.int16)  # HU 0 to 100 become 0 to 1
+    sides = set()
+    for clip in clips((values, labels), with_zoom(), count=30):
+        # The first and last pixel show where the region is, and every pixel of it is resized as in prediction.
+        top, bottom = clip["slices"][0, [0, -1], 0] * 200
+        sides.add(round(float(bottom - top)))
+        mask = clip["masks"][0, 0]
+        assert mask.any() and clip["object_valid"][0] and clip["slices"][0, 16].std() < 1e-3
+    assert min(sides) < 80 < max(sides) and len(sides) > 10
+
+
+def test_a_zoomed_clip_equals_a_clip_of_the_cropped_volume(tmp_path):
+    values, labels = make_case(depth=14, size=120)
+    rng = np.random.default_rng(0)
+    values = (values * 5 + rng.integers(0, 30, values.shape)).astype(np.int16)
+    config = with_zoom()
+    dataset = write_prepared(tmp_path / "d", {"x": (values, labels)}, LABELS)
+    reader, case = CaseReader(dataset, config, 32), dataset.cases[0]
+    for seed in range(10):
+        stored = cut_clip(reader, case, config, np.random.default_rng(seed))
+        inside = [np.flatnonzero(stored[name].any(axis)) for name, axis in (("vertical", 0), ("horizontal", 1))]
+        top, left = (int(at[0]) for at in inside)
+        rows, columns = (len(at) for at in inside)
+        np.testing.assert_array_equal(stored["vertical"][:, top : top + rows], resize_matrix(rows, 32))
+        clip = cut_and_render(reader, case, config, np.random.default_rng(seed))
+        index = clip["slice_index"][clip["slice_valid"]].astype(int)
+        part = np.s_[:, top : top + rows, left : left + columns]
+        expected = intensity.prepare_slices(values[part], (50.0, 100.0), 32)[index]
+        # Sums of products in another order: 4 ulps of 1.
+        np.testing.assert_allclose(clip["slices"][clip["slice_valid"]], expected, rtol=0, atol=2.5e-7)
+        shares = [intensity.resize_slices((labels[part] == v).astype(np.float32), 32)[index] for v in (1, 2)]
+        masks = clip["masks"][clip["slice_valid"], 0].astype(bool)
+        assert any(np.array_equal(masks, share >= 0.5) for share in shares)
+
+
+def test_prompts_of_zoomed_clips_are_on_their_objects(clips):
+    for clip in clips(make_case(size=120), with_zoom(), count=60):
+        assert clip["object_valid"][0] and clip["multimask"].dtype == bool
+        mask = clip["masks"][clip["prompt_step"][0], 0]
+        x, y = clip["coords"][0, 0].round().astype(int)
+        assert mask.any() and (not clip["multimask"][0] or mask[y, x])
+
+
+def test_clips_without_zoom_do_not_depend_on_its_setting_and_some_are_whole_slices(clips):
+    some = clips(make_case(size=120), with_clips(zoom_probability=0.5, objects=1), count=60)
+    areas = [clip["masks"][0, 0].sum() for clip in some]
+    whole = clips(make_case(size=120, second=False), with_clips(objects=1), count=1)[0]["masks"][0, 0].sum()
+    assert 10 < sum(area <= whole for area in areas) < 50
+
+
+def test_an_object_that_vanishes_on_whole_slices_is_prompted_in_zoomed_clips(clips):
+    values, labels = make_case(size=200, second=False)
+    labels[:] = 0
+    labels[4:9, 100:103, 100:103] = 1  # 3 mm; a pixel of the whole slice has 6.25 mm, of a region of 64 mm 2 mm
+    assert not any(clip["object_valid"].any() for clip in clips((values, labels), with_clips(objects=1), 20))
+    assert any(clip["object_valid"].any() for clip in clips((values, labels), with_zoom(), 20))
 
 
 def test_a_slice_where_the_object_is_smaller_than_a_pixel_is_not_prompted(clips):

@@ -67,7 +67,7 @@ def scored(row: ScoreRow) -> str:
         {
             name: value
             for name, value in row.items()
-            if name not in (*UNKNOWN, *registry.names_requiring("logits"), "band_mm", "reliability", "bd")
+            if name not in (*UNKNOWN, *registry.names_requiring("logits"), "band_mm", "reliability", "bd", "zoom")
         }
     )
 

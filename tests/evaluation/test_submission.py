@@ -123,6 +123,7 @@ def test_a_submission_that_is_not_possible_is_refused_in_one_sentence(
     assert "oracle-clip uses the extent of the object" in mistake(capsys, *words, "--protocol", "oracle-clip")
     assert "'interactive' needs a reference" in mistake(capsys, *words, "--protocol", "interactive")
     assert "--point is for other volumes" in mistake(capsys, *words, "--point", "1,1,1")
+    assert "--zoom is for other volumes" in mistake(capsys, *words, "--zoom", "auto")
     assert "give --msd-test too" in mistake(
         capsys, checkpoint, "CT.nii.gz", "--prompts-from", str(auto), "--out", "x.nii.gz"
     )

@@ -12,9 +12,11 @@ from sam2_3dmed_jax import Scan, VolumePredictor, new_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.inference import feature_store
+from sam2_3dmed_jax.inference.zoom import segment_with_zoom
 from sam2_3dmed_jax.pictures.colours import COLOURS
+from sam2_3dmed_jax.volume.geometry import from_canonical
 from tests.helpers.dicom_files import write_series
-from tests.helpers.scans import AFFINE, SHAPE
+from tests.helpers.scans import AFFINE, SHAPE, scan_array
 
 # Masks of random weights have all signs of wrong masks.
 pytestmark = pytest.mark.filterwarnings("ignore::sam2_3dmed_jax.errors.FileWarning")
@@ -288,3 +290,57 @@ def test_a_mistake_is_reported_and_changes_nothing(scan, call, message):
     with pytest.raises(UserError, match=message):
         call(scan)
     assert not scan.undo() and not scan.objects
+
+
+@pytest.fixture
+def zoomed(predictor: VolumePredictor) -> Scan:
+    """A click in slices of 264 x 312 mm, of which a region of 64 mm has 5 x 5 voxels; the last axis is theirs."""
+    array = np.moveaxis(scan_array(), 0, 2)
+    scan = Scan(array, predictor, affine=np.diag([12.0, 12.0, 3.0, 1.0]), zoom="auto")
+    scan.click((9, 12, 5))
+    return scan
+
+
+def test_a_zoomed_scan_has_the_masks_of_the_zoomed_volume(zoomed, predictor):
+    expected = segment_with_zoom(predictor, zoomed.volume, zoomed.prompts, "auto")
+    np.testing.assert_array_equal(zoomed.mask(), from_canonical(expected.labels, zoomed.volume.grid))
+    np.testing.assert_array_equal(zoomed.mask(1), from_canonical(expected.object_mask(1), zoomed.volume.grid))
+    record = zoomed.record()
+    assert record["zoom"] == "auto" and record["objects"][0]["zoom"]["side_mm"] == expected.result.zooms[0].side_mm
+
+
+def test_slices_of_a_zoomed_scan_add_up_to_its_masks_also_when_they_are_known(zoomed):
+    shown = np.zeros((2, *zoomed.shape), bool)
+    for repeat in shown:
+        assert zoomed.propagate(lambda _, index, mask, repeat=repeat: np.copyto(repeat[..., index], mask))
+        np.testing.assert_array_equal(repeat, zoomed.mask(1))
+    preview = zoomed.preview()
+    assert preview.slice == 5 and preview.mask.shape == zoomed.shape[:2]
+
+
+def test_zooming_in_and_out_changes_the_masks_and_frees_features(zoomed):
+    inside = zoomed.mask()
+    zoomed.set_zoom("off")
+    assert zoomed.zoom == "off" and (whole := zoomed.mask()).any() and (whole != inside).any()
+    zoomed.set_zoom("auto")
+    assert "_store" not in zoomed.__dict__
+    np.testing.assert_array_equal(zoomed.mask(), inside)
+    assert zoomed.encode()  # nothing is encoded before prompts are known
+    with pytest.raises(UserError, match="zoom is 'near', expected auto, off, or"):
+        zoomed.set_zoom("near")
+
+
+def test_a_zoomed_scan_can_be_cancelled_and_resumed(zoomed, predictor):
+    class Later:
+        count = 0
+
+        def is_set(self) -> bool:
+            self.count += 1
+            return self.count > 3
+
+    assert not zoomed.propagate(cancel=Later())
+    once = zoomed.mask()
+    again = Scan(np.moveaxis(scan_array(), 0, 2), predictor, affine=zoomed.affine)
+    again.set_zoom("auto")
+    again.click((9, 12, 5))
+    np.testing.assert_array_equal(again.mask(), once)

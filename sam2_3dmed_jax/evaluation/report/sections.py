@@ -26,8 +26,8 @@ from sam2_3dmed_jax.metrics import registry
 ROWS = 2000  # most rows of the table of cases; all of them are in cases.csv
 # Columns of cases.csv that other tables of the report show.
 _SHOWN_ELSEWHERE = (
-    *("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "bd", "labels", "definition"),
-    *("tolerance_mm", "empty_policy"),
+    *("block", "protocol", "prompt_source", "method", "trained_on_these_cases", "bd", "zoom"),
+    *("labels", "definition", "tolerance_mm", "empty_policy"),
 )
 
 
@@ -45,6 +45,7 @@ def what_was_measured(rows: Sequence[ScoreRow], summary: dict[str, Any]) -> str:
         ("prompt source", ", ".join(sorted({str(row["prompt_source"]) for row in rows}))),
         ("prompts per case and class", " to ".join(map(str, dict.fromkeys((prompts[0], prompts[-1]))))),
         ("boundary branch (BD) at inference", summary["bd"] or "unknown or none"),
+        ("zoom", summary["zoom"] or "unknown or none"),
         ("cases", str(summary["cases"])),
         ("missing predictions", f"{len(missing)}: {', '.join(missing)}" if missing else "0"),
         ("folds", _values(rows, "fold")),

@@ -12,6 +12,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.server.sessions import BusyError, Sessions
 from sam2_3dmed_jax.server.viewers import Viewer, Viewers
+from sam2_3dmed_jax.volume.zoom import Zoom
 
 MAX_UNDO = 50  # interactions that can be undone
 
@@ -50,6 +51,7 @@ class Lease(Viewer):
         mask: bool, what the buffer of the viewer contains; None before the first buffer.
         resend: a reply was lost, so the next one contains the whole mask.
         undo: masks before each interaction.
+        zoom: on the object of this viewer; None: as the server was started with.
         seen: time of the last heartbeat.
     """
 
@@ -57,6 +59,7 @@ class Lease(Viewer):
     mask: np.ndarray | None = None
     resend: bool = False
     undo: UndoStack = field(default_factory=UndoStack)
+    zoom: Zoom | None = None
     seen: float = field(default_factory=time.monotonic)
 
     def buffer(self) -> np.ndarray:

@@ -28,6 +28,7 @@ from sam2_3dmed_jax.server.nninteractive.leases import Lease, Leases
 from sam2_3dmed_jax.server.nninteractive.replies import MaskChange, MaskReply, change_between, meta_header
 from sam2_3dmed_jax.server.sessions import Sessions, UnknownSessionError, check_voxels
 from sam2_3dmed_jax.server.viewer_prompts import SteppingChange, mask_of
+from sam2_3dmed_jax.volume.zoom import AUTO, OFF
 
 PROTOCOL_VERSION = "2.6.0"  # of the clients that this server is tested with
 LEASE_HEADER = "x-lease-token"
@@ -52,7 +53,6 @@ CAPABILITIES = {
     "preferred_scribble_thickness": [1, 1, 1],
     "interaction_decay": None,
     "patch_size": None,
-    "do_autozoom": False,
     "inference_session_version": PROTOCOL_VERSION,
     "supports_undo": True,
 }
@@ -118,7 +118,8 @@ class _Handlers:
         return JSONResponse({"ok": True})
 
     async def capabilities(self, request: Request) -> Response:
-        return JSONResponse({**CAPABILITIES, "license": self._sessions.licence})
+        zooms = self._settings.zoom != OFF
+        return JSONResponse({**CAPABILITIES, "do_autozoom": zooms, "license": self._sessions.licence})
 
     async def claim(self, request: Request) -> Response:
         lease = self._leases.claim()
@@ -157,7 +158,7 @@ class _Handlers:
         check_voxels(tuple(shape), self._settings.max_voxels)
         self._leases.close_image(lease)
         affine = guessed_affine(shape, spacing)
-        lease.session_id = await run_in_threadpool(self._sessions.open_array, array[0], affine)
+        lease.session_id = await run_in_threadpool(self._sessions.open_array, array[0], affine, lease.zoom)
         return JSONResponse({"original_image_shape": list(array.shape)})
 
     async def set_target_buffer(self, request: Request, lease: Lease) -> Response:
@@ -173,8 +174,15 @@ class _Handlers:
         return JSONResponse({})
 
     async def set_do_autozoom(self, request: Request, lease: Lease) -> Response:
-        interactions.flag(await read_json(request, self._settings.max_json_bytes), "do_autozoom")
-        return JSONResponse({})  # this model always sees whole slices
+        is_on = interactions.flag(await read_json(request, self._settings.max_json_bytes), "do_autozoom")
+        served = self._settings.zoom
+        zoom = (AUTO if served == OFF else served) if is_on else OFF
+        lease.zoom = zoom
+        if lease.session_id is not None:
+            session = self._leases.session(lease)
+            with session.in_use():
+                await asyncio.wrap_future(session.change(lambda scan: scan.set_zoom(zoom), propagate=False))
+        return JSONResponse({})
 
     async def reset_interactions(self, request: Request, lease: Lease) -> Response:
         if lease.session_id is not None:

@@ -57,13 +57,18 @@ class ClipMethod:
         """Let the slice context attend over as many slices at inference as in training.
 
         Raises:
-            UserError: the experiment sets another number, too many objects per clip, or lengths or prompts of clips
-                that do not fit.
+            UserError: the experiment sets another number, too many objects per clip, lengths or prompts of clips that
+                do not fit, or cached features with zoom.
         """
         if not 1 <= (objects := config.data.clips.objects) <= MAX_OBJECTS:
             raise UserError(f"data.clips.objects: {objects} objects in a clip; use 1 to {MAX_OBJECTS}")
         check_clip_lengths(config.data)
         check_prompts(replace(config.data, slices=min(clip_lengths(config.data))))
+        if config.data.features and config.data.clips.zoom_probability:
+            raise UserError(
+                "data.clips.zoom_probability: zoomed clips need the slices, and data.features has features of whole "
+                "ones; leave out one of them"
+            )
         srpp, slices = self.model.slice_position, config.data.slices
         if srpp.window not in (None, slices):
             raise UserError(
