@@ -259,6 +259,25 @@ class LossConfig:
     bd: float | tuple[tuple[int, float], ...] = 0.1  # lambda_bd (paper)
 
 
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, Hu et al. 2021) of frozen linear layers: `W + alpha / rank * A @ B`; A and B train."""
+
+    rank: int = 0  # columns of A and rows of B; 0: no adapters
+    alpha: float = 16.0  # the product A @ B is multiplied by alpha / rank
+    # Regexes on paths of linear layers. The default: attention of the image encoder and of memory attention. Layers
+    # that `training.unfreeze_stages` trains have no adapters.
+    modules: tuple[str, ...] = (
+        r"^image_encoder\.trunk\.blocks\.\d+\.attn\.",
+        r"^memory_attention\.layers\.\d+\.(self_attn|cross_attn_image)\.",
+    )
+
+    @property
+    def scale(self) -> float:
+        """The factor of the product A @ B; 0 without adapters."""
+        return self.alpha / self.rank if self.rank else 0.0
+
+
 # What the backward pass recomputes instead of storing: nothing, everything except matrix products with weights, or all.
 Remat = Literal["none", "dots", "all"]
 
@@ -277,8 +296,13 @@ class TrainingConfig:
     learning_rate_schedule: str = "warmup_cosine"  # a name of `training.optimizer.SCHEDULES`
     learning_rate_floor: float = 0.01  # end of the cosine decay, as a fraction of the peak
     part_learning_rates: tuple[tuple[str, float], ...] = ()  # (regex on the parameter path, factor)
-    # Regexes on parameter paths. None: with `model.init`, the image encoder, the prompt encoder and conv_s0/s1.
+    # Factor per block of the trunk, from the last one to the first; multiplies `part_learning_rates`. 1: none.
+    layer_decay: float = 1.0
+    # Regexes on parameter paths. None: with `model.init`, the image encoder, the prompt encoder and conv_s0/s1; with
+    # `lora`, everything except SRPP and BD.
     frozen: tuple[str, ...] | None = None
+    unfreeze_stages: int = 0  # last stages of the trunk, with their neck convolutions, that train although frozen
+    lora: LoraConfig = LoraConfig()
     warmup_steps: int = 50  # steps of the linear warm-up
     weight_decay: float = 0.01  # of AdamW, for kernels only
     adam_betas: tuple[float, float] = (0.9, 0.95)  # decay per step of AdamW's first and second moments

@@ -18,6 +18,7 @@ import numpy as np
 
 from sam2_3dmed_jax.config import AnyModelConfig, ModelConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError, counted
+from sam2_3dmed_jax.model.adapter_file import check_base, read_adapters
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, atomic_path
 from sam2_3dmed_jax.runtime.hashing import BLOCK, sha256_of_file
@@ -56,6 +57,7 @@ def convert_checkpoint(
     image_size: int | None = None,
     to: str | None = None,
     drop_extra: bool = False,
+    adapters: Path | None = None,
     origin: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -68,23 +70,27 @@ def convert_checkpoint(
         image_size: image size to store, in pixels; None: as in the source.
         to: layout to write; None: native, or Meta's for .pt.
         drop_extra: leave out the parameters of SRPP and BD.
+        adapters: file of the adapters of a run with LoRA, to merge into the source.
         origin: entries of the provenance about where the source was published.
         progress: called after each block that is hashed and each tensor.
 
     Raises:
-        UserError: the source does not fit or is damaged, or the destination cannot be written. In all cases, nothing
-            is left at the destination.
+        UserError: the source does not fit or is damaged, the adapters belong to other weights, or the destination
+            cannot be written. In all cases, nothing is left at the destination.
     """
     target = choose_target(destination, to)
     if destination.exists() and source.exists() and destination.samefile(source):
         raise UserError(f"{destination}: it is the source itself; give another destination")
+    added = read_adapters(adapters) if adapters else None
     opened = open_source(source)
     config, fit = recognise(opened, preset)
     require_fit(opened, config, fit, preset)
+    own_shapes = native_shapes(config)
+    config = added.info.model if added else config
     if isinstance(config, ModelConfig):
         config = replace(config, image_size=config.image_size if image_size is None else image_size)
         preset_config(config.preset, config.image_size)
-    config = _without_extra(opened, config, target, drop_extra)
+    config = _without_extra(source, config, target, drop_extra)
     shapes = native_shapes(config)
 
     def read_source(name: str) -> np.ndarray:
@@ -102,14 +108,18 @@ def convert_checkpoint(
     info = CheckpointInfo(config, provenance={**_provenance(opened, config, fit, progress), **(origin or {})})
     if opened.info:
         info = replace(info, preprocessing=opened.info.preprocessing)
+    if adapters and added:
+        check_base(adapters, added, str(source), own_shapes, read)
+        record = {"file": adapters.name, "sha256": sha256_of_file(adapters), **added.info.provenance}
+        info = replace(added.info, model=config, provenance={**info.provenance, "adapters": record})
     try:
-        count = _write(target, shapes, read, info, progress)
+        count = _write(target, shapes, added.merged(read) if added else read, info, progress)
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror or error}; nothing was written") from error
     return Conversion(fit.preset, fit.mapping.layout, target, count, {**opened.reading, **_rounding(opened)})
 
 
-def _without_extra(source: Source, config: AnyModelConfig, target: Target, drop: bool) -> AnyModelConfig:
+def _without_extra(source: Path, config: AnyModelConfig, target: Target, drop: bool) -> AnyModelConfig:
     """Return the model to write, without SRPP and BD if they are dropped.
 
     Raises:
@@ -117,9 +127,9 @@ def _without_extra(source: Source, config: AnyModelConfig, target: Target, drop:
     """
     if isinstance(config, UNetConfig):
         if target.layout != "native":
-            raise UserError(f"{source.path}: {target.layout} layout stores no U-Net; give --to native")
+            raise UserError(f"{source}: {target.layout} layout stores no U-Net; give --to native")
         return config
-    extra = [name for name in source.tensors if name.startswith(EXTRA)]
+    extra = [name for name in native_shapes(config) if name.startswith(EXTRA)]
     if not extra:
         return config
     if drop:
@@ -127,7 +137,7 @@ def _without_extra(source: Source, config: AnyModelConfig, target: Target, drop:
     if target.layout != "native":
         modules = {f"in {module[:-1]}": [name for name in extra if name.startswith(module)] for module in EXTRA}
         raise UserError(
-            f"{source.path}: {target.layout} layout cannot store SRPP and BD ({counted(modules)}); give --drop-extra "
+            f"{source}: {target.layout} layout cannot store SRPP and BD ({counted(modules)}); give --drop-extra "
             "to leave them out, or --to native"
         )
     return config

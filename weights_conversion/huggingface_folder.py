@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.model.checkpoint import FORMAT, parse_info, read_info
+from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY, FORMAT, parse_info, read_info
 from weights_conversion.names import EXTRA
-from weights_conversion.native import CONFIG_KEY, open_native_folder
+from weights_conversion.native import open_native_folder
 from weights_conversion.presets import fit, native_shapes
 from weights_conversion.refusal import require_fit
 from weights_conversion.safetensors_files import SafetensorsFile, write_safetensors

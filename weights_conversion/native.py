@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from sam2_3dmed_jax.model.checkpoint import (
+    CONFIG_KEY,
     FORMAT,
     CheckpointInfo,
     parse_info,
@@ -22,7 +23,6 @@ from sam2_3dmed_jax.model.checkpoint import (
 from weights_conversion.safetensors_files import SafetensorsFile, write_safetensors
 from weights_conversion.source import Source, Tensor
 
-CONFIG_KEY = "sam2_3dmed_config"  # in the metadata of a native .safetensors
 PROVENANCE_KEY = "sam2_3dmed_provenance"  # in the metadata of the .safetensors that we write in other layouts
 WRITE_BYTES = 32 << 20  # bytes that Orbax writes at a time; its default writes all tensors at once
 

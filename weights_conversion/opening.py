@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from sam2_3dmed_jax.errors import NAME, UserError, cut, listed
+from sam2_3dmed_jax.model.adapter_file import ADAPTERS_KEY
+from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY
 from weights_conversion.huggingface_folder import with_native_part
-from weights_conversion.native import CONFIG_KEY, PROVENANCE_KEY, open_native_folder, open_native_safetensors
+from weights_conversion.native import PROVENANCE_KEY, open_native_folder, open_native_safetensors
 from weights_conversion.safetensors_files import SafetensorsFile
 from weights_conversion.source import Source, Tensor
 from weights_conversion.wrappers import Contents, choose_model
@@ -49,6 +51,11 @@ def open_source(path: Path) -> Source:
     ending = path.name.lower()
     if ending.endswith(".safetensors"):
         file = SafetensorsFile(path)
+        if ADAPTERS_KEY in file.metadata:
+            raise UserError(
+                f"{path}: it has the adapters of a run without the weights they belong to; give those as SRC, and this "
+                "file as --adapters of 'convert'"
+            )
         if CONFIG_KEY in file.metadata:
             return open_native_safetensors(file)
         return _source(path, ".safetensors", [path], [file])

@@ -43,6 +43,7 @@ from sam2_3dmed_jax.unet.network import UNet
 
 FORMAT = 1
 FILES_OF_OTHERS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+CONFIG_KEY = "sam2_3dmed_config"  # in the metadata of a .safetensors file: the `config.json` of its model
 RANDOM = "random"  # value of "weights" in the provenance of a model that was never trained
 
 

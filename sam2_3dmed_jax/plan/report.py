@@ -204,6 +204,10 @@ def plan_from_records(
         start = f"loaded weights ({config.model.init}, which is not read)"
     if config.training.frozen is not None:
         start += f"; training.frozen: {', '.join(config.training.frozen) or 'nothing'}"
+    if config.training.lora.rank:
+        start += f"; training.lora.rank: {config.training.lora.rank}"
+    if config.training.unfreeze_stages:
+        start += f"; training.unfreeze_stages: {config.training.unfreeze_stages}"
     return HardwarePlan(topology, what, start, tuple(plans))
 
 

@@ -6,7 +6,7 @@ take weights as an argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,10 +35,15 @@ def merge(graphdef: nnx.GraphDef[Any], weights: Weights) -> Any:
 
 def digest(weights: Mapping[str, Any]) -> str:
     """Return the SHA-256 over paths, dtypes, shapes and values of weights, in the order of paths."""
+    return digest_of(weights, weights.__getitem__)
+
+
+def digest_of(paths: Iterable[str], read: Callable[[str], Any]) -> str:
+    """Return the `digest` of weights that `read` returns by path; one is in memory at a time."""
 
     def chunks() -> Iterator[bytes | memoryview]:
-        for path, value in sorted(weights.items()):
-            array = np.asarray(value)
+        for path in sorted(paths):
+            array = np.asarray(read(path))
             yield f"{path} {array.dtype} {array.shape}\n".encode()
             yield np.ascontiguousarray(array).data
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import AnyModelConfig, DataConfig
 from sam2_3dmed_jax.data.augment import NO_AUGMENTATION
+from sam2_3dmed_jax.model.adapters import effective_weights
 from sam2_3dmed_jax.model.build import abstract_model
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.training.losses import Term
@@ -28,13 +29,16 @@ class EvalOutput(NamedTuple):
 
 
 @functools.cache
-def make_eval_step(model: AnyModelConfig, mesh: Mesh, encoder: bool = True) -> jax.stages.Wrapped:
+def make_eval_step(
+    model: AnyModelConfig, mesh: Mesh, encoder: bool = True, adapter_scale: float = 0.0
+) -> jax.stages.Wrapped:
     """Return the function `(weights, frozen weights, batch) -> EvalOutput`; runs with the same model share it.
 
     Args:
         model: the model's config.
         mesh: of the devices.
         encoder: whether the model encodes slices; False: batches contain their features.
+        adapter_scale: `LoraConfig.scale` of the adapters among the weights.
     """
     graphdef, _ = abstract_model(model, encoder)
     method = method_of(model)
@@ -45,7 +49,8 @@ def make_eval_step(model: AnyModelConfig, mesh: Mesh, encoder: bool = True) -> j
 
         def on_device(parts: Weights, batch: Batch) -> EvalOutput:
             rendered = method.render(batch, DataConfig(augmentation=NO_AUGMENTATION))
-            out = method.forward(merge(graphdef, gathered(parts, specs)), rendered)
+            complete = effective_weights(gathered(parts, specs), adapter_scale)
+            out = method.forward(merge(graphdef, complete), rendered)
             dice, counts = method.terms(out, rendered)["dice"], method.logit_counts(out, rendered)
             dice, counts = jax.lax.psum((dice, counts), BATCH_AXES)
             return EvalOutput(dice, counts, method.image_data(out))

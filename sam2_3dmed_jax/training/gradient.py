@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from sam2_3dmed_jax.config import ExperimentConfig
+from sam2_3dmed_jax.model.adapters import effective_weights
 from sam2_3dmed_jax.sam2.parameters import Weights, merge
 from sam2_3dmed_jax.training.methods import Method, method_of
 from sam2_3dmed_jax.training.objective import Divisors, objective, term_divisors
@@ -60,7 +61,8 @@ def _device_gradient(
     constant = gathered(frozen, specs)
 
     def forward(weights: Weights, rendered: Batch) -> Any:
-        return method.forward(merge(graphdef, {**constant, **gathered(weights, specs)}), rendered, training)
+        complete = effective_weights({**constant, **gathered(weights, specs)}, training.lora.scale)
+        return method.forward(merge(graphdef, complete), rendered, training)
 
     compute_terms = functools.partial(method.terms, weights=training.loss)
 

@@ -24,6 +24,8 @@ from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.pipeline import iterate
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import Stopped
+from sam2_3dmed_jax.model.adapter_file import Adapters, write_adapters
+from sam2_3dmed_jax.model.adapters import effective_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.local_paths import check_local, check_local_fields
@@ -42,12 +44,14 @@ from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.objective import log_columns
 from sam2_3dmed_jax.training.parameter_groups import paths_by_module
 from sam2_3dmed_jax.training.profile import Profile
-from sam2_3dmed_jax.training.run_folder import claim_folder, record, run_write_errors
+from sam2_3dmed_jax.training.run_folder import RESUME, claim_folder, record, run_write_errors
 from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.training.sharding import on_host
 from sam2_3dmed_jax.training.step import TrainState
 from sam2_3dmed_jax.training.utilisation import utilisation
 from sam2_3dmed_jax.training.validation import Validation, ValidationResult
+
+ADAPTERS = "adapters"  # folder in a run's folder, for what `training.lora` has trained
 
 
 def train(
@@ -63,7 +67,8 @@ def train(
     Args:
         config: the experiment.
         out: the run's folder: `config.json`, `split.json`, `data.json`, `log.csv`, TensorBoard events, `checkpoints/`,
-            and `final/` at the end; with inner cases also `best/`, the weights of the highest `dice_inner` so far.
+            and `final/` at the end; with inner cases also `best/`, the weights of the highest `dice_inner` so far; with
+            `training.lora`, `adapters/` has what was trained in both, without the weights it belongs to.
         progress: called at each logged step, and while a dataset is prepared or its slices are encoded first.
         setup: the experiment's setup (`set_up`, `compile_step`), if it exists already; it cannot be used again.
         profile: number of steps in an xprof trace.
@@ -156,6 +161,8 @@ def write_native(
 ) -> None:
     """Write the weights of a state as a native checkpoint, averaged ones with `training.ema`.
 
+    Adapters are merged into them, and also written to `adapters/` next to the checkpoint.
+
     Args:
         path: the checkpoint's folder.
         setup: of the run.
@@ -170,8 +177,14 @@ def write_native(
     config = setup.config
     provenance = {"trained_by": "sam2-3dmed train", **provenance, "data": config.data.path, "init": config.model.init}
     info = CheckpointInfo(replace(config.model, init=""), preprocessing, provenance, temperature)
+    weights, scale = on_host(setup.weights(state)), config.training.lora.scale
+    if setup.base and distributed.is_first_process():
+        base = setup.base
+        changed = {name: value for name, value in weights.items() if name in state.weights or name not in base.paths}
+        file = path.parent / ADAPTERS / f"{path.name}.safetensors"
+        write_adapters(file, Adapters(base.sha256, config.model.init, scale, info, changed), RESUME)
     with run_write_errors(path):
-        save_weights(on_host(setup.weights(state)), path, info)
+        save_weights(effective_weights(weights, scale), path, info)
 
 
 def _batches(

@@ -65,8 +65,8 @@ class Group:
 class Optimizer:
     """AdamW over the groups of a set of weights. Its methods are pure functions; it stores no arrays."""
 
-    def __init__(self, config: TrainingConfig, weights: Weights):
-        factors = rate_factors(weights, config.part_learning_rates)
+    def __init__(self, config: TrainingConfig, weights: Weights, trunk_blocks: int = 0):
+        factors = rate_factors(weights, config.part_learning_rates, config.layer_decay, trunk_blocks)
         packed: dict[tuple[float, bool], list[str]] = {}
         self.groups: dict[str, Group] = {}
         # Sorted, because the packed moments of a checkpoint must not depend on the order of the weights.
@@ -77,7 +77,8 @@ class Optimizer:
             else:
                 self.groups[path] = Group((path,), *kind)
         for (factor, decays), paths in packed.items():
-            name = f"packed: rate x {factor:g}, {'with' if decays else 'without'} decay"
+            number = repr(factor).removesuffix(".0")  # all digits, because names of different factors must differ
+            name = f"packed: rate x {number}, {'with' if decays else 'without'} decay"
             self.groups[name] = Group(tuple(paths), factor, decays)
         self._update = optax.chain(
             optax.clip_by_global_norm(config.gradient_clip),

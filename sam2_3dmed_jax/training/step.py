@@ -17,7 +17,7 @@ from sam2_3dmed_jax.sam2.parameters import Weights
 from sam2_3dmed_jax.training.gradient import global_gradient
 from sam2_3dmed_jax.training.objective import check_loss_weights
 from sam2_3dmed_jax.training.optimizer import Optimizer, learning_rate
-from sam2_3dmed_jax.training.parameter_groups import paths_by_module, rate_factors
+from sam2_3dmed_jax.training.parameter_groups import paths_by_module, rate_factors, trunk_blocks
 from sam2_3dmed_jax.training.sharding import place, weight_shardings
 from sam2_3dmed_jax.training.unroll import Batch
 
@@ -40,7 +40,7 @@ def init_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainS
     shardings = weight_shardings(mesh, weights)
     # The step donates its state, so the weights are copied.
     placed = {path: place(jnp.array(value), shardings[path]) for path, value in weights.items()}
-    optimizer = Optimizer(config.training, placed)
+    optimizer = Optimizer(config.training, placed, trunk_blocks(config.model))
     state = jax.jit(optimizer.init, out_shardings=optimizer.shardings(placed, mesh))(placed)
     step = place(jnp.zeros((), jnp.int32), NamedSharding(mesh, P()))
     return TrainState(placed, state, step, jax.tree.map(jnp.copy, placed) if config.training.ema else {})
@@ -50,13 +50,13 @@ def state_shardings(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> A
     """Return the shardings of a state, in the shape of a state."""
     placed: Any = weight_shardings(mesh, weights)
     replicated: Any = NamedSharding(mesh, P())
-    moments = Optimizer(config.training, weights).shardings(weights, mesh)
+    moments = Optimizer(config.training, weights, trunk_blocks(config.model)).shardings(weights, mesh)
     return TrainState(placed, moments, replicated, placed if config.training.ema else {})
 
 
 def abstract_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> TrainState:
     """Return the shapes, dtypes and shardings of `init_state`, from shapes and dtypes of the weights."""
-    moments = jax.eval_shape(Optimizer(config.training, weights).init, weights)
+    moments = jax.eval_shape(Optimizer(config.training, weights, trunk_blocks(config.model)).init, weights)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = TrainState(weights, moments, step, weights if config.training.ema else {})
     return jax.tree.map(
@@ -67,7 +67,7 @@ def abstract_state(config: ExperimentConfig, weights: Weights, mesh: Mesh) -> Tr
 
 
 def final_weights(state: TrainState) -> Weights:
-    """Return the weights to use: the averaged ones with `training.ema`."""
+    """Return the trained weights and adapters to use: the averaged ones with `training.ema`."""
     return state.ema or state.weights
 
 
@@ -80,8 +80,10 @@ def make_step(config: ExperimentConfig, graphdef: nnx.GraphDef, weights: Weights
     """
     training = config.training
     check_loss_weights(training.loss)
-    optimizer = Optimizer(training, weights)
-    factors, modules = rate_factors(weights, training.part_learning_rates), paths_by_module(weights)
+    blocks = trunk_blocks(config.model)
+    optimizer = Optimizer(training, weights, blocks)
+    factors = rate_factors(weights, training.part_learning_rates, training.layer_decay, blocks)
+    modules = paths_by_module(weights)
     gradient = global_gradient(config, graphdef, mesh)
 
     def train_step(state: TrainState, frozen: Weights, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -84,7 +84,8 @@ class Validation:
         )
         self._batches = fixed_batches(*arguments, features)
         self._drawn = fixed_batches(*arguments)  # with slices
-        self._eval_step = make_eval_step(config.model, setup.sharding.mesh, features is None)
+        scale = config.training.lora.scale
+        self._eval_step = make_eval_step(config.model, setup.sharding.mesh, features is None, scale)
 
     def evaluate(self, state: TrainState) -> ValidationResult:
         """Return the scores over all clips and objects of the batches."""

@@ -13,9 +13,9 @@ from tests.helpers import train_on_meshes
 pytestmark = pytest.mark.slow
 
 
-def train(mesh: str, out: Path) -> dict[str, np.ndarray]:
+def train(mesh: str, out: Path, kind: str = "everything") -> dict[str, np.ndarray]:
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    words = [sys.executable, "-m", train_on_meshes.__name__, str(out), mesh]
+    words = [sys.executable, "-m", train_on_meshes.__name__, str(out), mesh, kind]
     subprocess.run(words, env={**os.environ, **flags}, check=True, timeout=900)
     return dict(np.load(out / f"{mesh}.npz"))
 
@@ -35,3 +35,12 @@ def test_twenty_steps_on_a_mesh_give_the_losses_and_weights_of_one_device(one, m
     assert one["losses"][-1] < one["losses"][0]
     for path in sorted(one):
         np.testing.assert_allclose(many[path], one[path], atol=1e-4, err_msg=path)
+
+
+@pytest.mark.long  # compiles two train steps
+def test_adapters_train_on_a_mesh_to_the_losses_and_weights_of_one_device(tmp_path):
+    one, many = (train(mesh, tmp_path, "adapters") for mesh in ("1x1", "2x2"))
+    np.testing.assert_allclose(many["losses"], one["losses"], atol=1e-5)
+    assert one.keys() == many.keys() and all(path.endswith(("losses", "lora_a", "lora_b")) for path in one)
+    for path in sorted(one):
+        np.testing.assert_allclose(many[path], one[path], atol=1e-5, err_msg=path)  # a step changes weights by 1e-5

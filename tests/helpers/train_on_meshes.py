@@ -1,11 +1,22 @@
 """Script of `test_meshes`: train on a mesh of fake devices, and write losses and weights."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, MeshConfig, ModelConfig, SrppConfig, TrainingConfig
+from sam2_3dmed_jax import new_model, save_model
+from sam2_3dmed_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    SrppConfig,
+    TrainingConfig,
+)
 from sam2_3dmed_jax.training.setup import set_up
 from tests.helpers.quick import QUICK
 from tests.helpers.random_clips import random_batch
@@ -19,20 +30,29 @@ CONFIG = ExperimentConfig(
 )
 
 
-def train(data: int, fsdp: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def with_adapters(out: str) -> ExperimentConfig:
+    """Adapters of kernels that are sharded and of kernels that are not, with what combines with them."""
+    base = Path(out, "base")
+    if not base.exists():
+        save_model(new_model("nano", 64, seed=1), base)
+    training = replace(CONFIG.training, steps=6, accumulation=2, ema=0.5, layer_decay=0.9, lora=LoraConfig(rank=4))
+    return CONFIG.replace(model=ModelConfig("nano", 64, srpp=False, bd=False, init=str(base)), training=training)
+
+
+def train(config: ExperimentConfig, data: int, fsdp: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     devices = jax.devices()[: data * fsdp]
-    setup = set_up(CONFIG.replace(mesh=MeshConfig(data, fsdp)), devices)
-    batches = [jax.device_put(random_batch(CONFIG, i), setup.sharding) for i in range(4)]
+    setup = set_up(config.replace(mesh=MeshConfig(data, fsdp)), devices)
+    batches = [jax.device_put(random_batch(config, i), setup.sharding) for i in range(4)]
     step = setup.step.lower(setup.state, setup.frozen, batches[0]).compile(QUICK)
     state, losses = setup.state, []
-    for i in range(STEPS):
+    for i in range(config.training.steps):
         state, metrics = step(state, setup.frozen, batches[i % 4])
         losses.append(float(metrics["loss"]))
     return np.array(losses), jax.device_get(state.weights)
 
 
 if __name__ == "__main__":
-    out, mesh = sys.argv[1:]
+    out, mesh, kind = sys.argv[1:]
     data, fsdp = (int(word) for word in mesh.split("x"))
-    losses, weights = train(data, fsdp)
+    losses, weights = train(with_adapters(out) if kind == "adapters" else CONFIG, data, fsdp)
     np.savez(f"{out}/{mesh}.npz", losses=losses, **weights)

@@ -6,10 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from sam2_3dmed_jax.config import MeshConfig, TrainingConfig
+from sam2_3dmed_jax.config import HieraConfig, MeshConfig, ModelConfig, TrainingConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.training import optimizer as packed
-from sam2_3dmed_jax.training.parameter_groups import frozen_patterns, partition, rate_factors
+from sam2_3dmed_jax.training.parameter_groups import (
+    frozen_patterns,
+    partition,
+    rate_factors,
+    stage_paths,
+    trunk_blocks,
+)
 from sam2_3dmed_jax.training.sharding import batch_sharding, make_mesh
 
 WEIGHTS = {
@@ -87,6 +93,67 @@ def test_parameters_without_a_gradient_do_not_decay(monkeypatch, small):
     np.testing.assert_array_equal(weights[unused], WEIGHTS[unused])
     np.testing.assert_array_equal(weights[used][:, 1:], WEIGHTS[used][:, 1:])
     assert (weights[used][:, 0] < after_one[:, 0]).all()
+
+
+TRUNK = HieraConfig(stages=(1, 1, 2, 1))  # of nano
+ENCODER_PATHS = (
+    *("image_encoder.trunk.pos_embed", "image_encoder.trunk.patch_embed.proj.kernel"),
+    *(f"image_encoder.trunk.blocks.{block}.mlp.layers.0.kernel" for block in range(5)),
+    *(f"image_encoder.neck.convs.{level}.kernel" for level in range(4)),
+    "sam_mask_decoder.conv_s0.kernel",
+)
+
+
+@pytest.mark.parametrize(
+    ("stages", "blocks", "levels"), [(0, [], []), (1, [4], [0]), (2, [2, 3, 4], [0, 1]), (4, range(5), range(4))]
+)
+def test_unfrozen_stages_are_their_blocks_with_their_convolutions_in_the_neck(stages, blocks, levels):
+    expected = {f"image_encoder.trunk.blocks.{block}.mlp.layers.0.kernel" for block in blocks}
+    expected |= {f"image_encoder.neck.convs.{level}.kernel" for level in levels}
+    assert stage_paths(ENCODER_PATHS, TRUNK, stages) == expected
+
+
+@pytest.mark.parametrize("stages", [-1, 5])
+def test_a_number_of_stages_that_the_trunk_does_not_have_is_refused(stages):
+    with pytest.raises(UserError, match=rf"training\.unfreeze_stages: {stages} is not .*; give 0 to 4"):
+        stage_paths(ENCODER_PATHS, TRUNK, stages)
+
+
+def test_layer_decay_multiplies_the_factors_of_the_trunk_by_the_distance_from_its_end():
+    weights = {path: jnp.ones(1) for path in ENCODER_PATHS}
+    factors = rate_factors(weights, ((r"blocks\.4", 0.1), ("neck", 3.0)), 0.5, blocks=5)
+    block = "image_encoder.trunk.blocks.{}.mlp.layers.0.kernel".format
+    assert [factors[block(i)] for i in range(5)] == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 0.1 / 2]
+    assert factors["image_encoder.trunk.pos_embed"] == factors["image_encoder.trunk.patch_embed.proj.kernel"] == 1 / 64
+    assert factors["image_encoder.neck.convs.0.kernel"] == 3 and factors["sam_mask_decoder.conv_s0.kernel"] == 1
+
+
+def test_layer_decay_without_a_trunk_that_trains_or_a_factor_is_refused():
+    with pytest.raises(UserError, match=r"training\.layer_decay: 1\.5 is not a factor"):
+        rate_factors(WEIGHTS, (), 1.5, 5)
+    with pytest.raises(UserError, match=r"training\.layer_decay: no parameter of the trunk trains"):
+        rate_factors(WEIGHTS, (), 0.9, 5)
+
+
+def test_groups_whose_factors_differ_in_the_last_digits_stay_apart():
+    weights = {path: np.ones(2) for path in ENCODER_PATHS}
+    groups = packed.Optimizer(TrainingConfig(layer_decay=1 - 1e-9), weights, trunk_blocks=5).groups.values()
+    assert sorted(path for group in groups for path in group.paths) == sorted(weights)
+    assert len({group.factor for group in groups}) == 7  # 5 blocks, the embeddings, everything else
+
+
+def test_the_depth_of_the_trunk_is_the_presets():
+    presets = ("nano", "sam2.1_hiera_tiny", "sam2.1_hiera_large")
+    assert [trunk_blocks(ModelConfig(preset)) for preset in presets] == [5, 12, 48]
+    assert trunk_blocks(UNetConfig()) == 0
+
+
+def test_adapters_freeze_sam2_and_leave_srpp_and_bd_to_train():
+    weights = {**WEIGHTS, "slice_position.embed.kernel": jnp.ones((2, 2)), "boundary.to_mask.kernel": jnp.ones((2, 2))}
+    adapter = "memory_attention.layers.0.linear1.lora_a"
+    patterns = frozen_patterns(None, pretrained=True, adapted=True)
+    trained, _ = partition({**weights, adapter: jnp.ones((8, 4))}, patterns, {adapter})
+    assert set(trained) == {adapter, "slice_position.embed.kernel", "boundary.to_mask.kernel"}
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_refused():

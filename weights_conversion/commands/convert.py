@@ -20,6 +20,7 @@ class Options:
     image_size: int | None
     to: str | None
     drop_extra: bool
+    adapters: str | None
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,6 +45,11 @@ def add_arguments(parser: Parser) -> None:
         help="layout to write (default: native, or meta for .pt)",
     )
     parser.add_argument("--drop-extra", action="store_true", help="leave out the parameters of SRPP and BD")
+    parser.add_argument(
+        "--adapters",
+        metavar="FILE",
+        help="adapters of a run with LoRA to merge into SRC, RUN/adapters/final.safetensors",
+    )
 
 
 def run(options: Options) -> None:
@@ -61,6 +67,7 @@ def run(options: Options) -> None:
             image_size=options.image_size,
             to=options.to,
             drop_extra=options.drop_extra,
+            adapters=Path(options.adapters) if options.adapters else None,
             progress=progress,
         )
     print(

@@ -57,7 +57,7 @@ class PatchMethod:
         """Give the network one output for each of `data.classes`.
 
         Raises:
-            UserError: no classes, a union of classes, or features of an encoder.
+            UserError: no classes, a union of classes, or settings or features of an encoder.
         """
         sets = class_sets(config.data.classes, {})
         classes = tuple(entry.values[0] for entry in sets)
@@ -66,6 +66,12 @@ class PatchMethod:
         if not classes or len({0, *classes}) <= len(classes):
             raise UserError(
                 "data.classes: a U-Net has one output per class, so name each class once, such as --data.classes 1 2"
+            )
+        training = config.training
+        if training.lora.rank or training.unfreeze_stages or training.layer_decay != 1:
+            raise UserError(
+                "training.lora, training.unfreeze_stages, training.layer_decay: they are for the trunk of SAM 2, and a "
+                "U-Net has none; leave them out"
             )
         if config.data.features:
             raise UserError("data.features: a U-Net has no frozen encoder; leave it out")
