@@ -249,7 +249,7 @@ class LossConfig:
     """Weights of the loss terms: a number each, or a schedule `((step, weight), ...)`, linear between its knots."""
 
     bce: float | tuple[tuple[int, float], ...] = 1.0  # binary cross-entropy of the masks
-    # Focal loss of the masks, beside or instead of BCE. SAM 2 uses focal=20 and bce=0, with dice=1.
+    # Focal loss of the masks, in addition to or instead of BCE. SAM 2 uses focal=20 and bce=0, with dice=1.
     focal: float | tuple[tuple[int, float], ...] = 0.0
     ce: float | tuple[tuple[int, float], ...] = 1.0  # cross-entropy over classes; U-Net only
     dice: float | tuple[tuple[int, float], ...] = 1.0  # soft Dice of the masks

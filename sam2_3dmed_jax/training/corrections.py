@@ -86,7 +86,7 @@ def correct(
     limit = clicks.draw.shape[1]
     unprompted = (prompts.labels == NOT_A_POINT).all(1)
     padded = _with_room(prompts, limit)
-    # A click needs one "not a point" beside it, and a slice without prompts has two.
+    # A click needs one "not a point" in addition, and a slice without prompts has two.
     valid = padded.valid.at[:, 1].set(padded.valid[:, 1] & ~unprompted)
     first = _Clicked(decoded, padded.coords, padded.labels, valid)
 

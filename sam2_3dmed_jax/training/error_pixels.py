@@ -32,7 +32,7 @@ def draw_error_clicks(predicted: jax.Array, reference: jax.Array, draw: jax.Arra
     """
     wrong = predicted != reference
     right = ~wrong.any((1, 2))
-    # Without an error, any pixel of the background, or of the object where there is no background.
+    # Without an error, any pixel of the background, or of an object that fills the slice.
     background = jnp.where(reference.all((1, 2), keepdims=True), reference, ~reference)
     candidates = jnp.where(right[:, None, None], background, wrong)
     uniform = _pixel_of_rank(candidates, draw)
