@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -28,6 +28,15 @@ class Interaction(TypedDict):
     initial: str  # settings of `simulated_user.InteractionRules`; "": not known
     click_rule: str
     refinement: str
+
+
+def interaction_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per case, class, seed and interaction, as in `interactions.csv`.
+
+    Args:
+        rows: of `score_cases.evaluate_model` or `result_files.read_results`; those without interactions have none here.
+    """
+    return [{**row, **interaction} for row in rows for interaction in row.get("interactions") or ()]
 
 
 def area_under_curve(values: Sequence[float]) -> float:

@@ -24,7 +24,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.cost import MEASURED
-from sam2_3dmed_jax.evaluation.interactions import Interaction
+from sam2_3dmed_jax.evaluation.interactions import Interaction, interaction_rows
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.metrics import registry
 from sam2_3dmed_jax.metrics.lesions import Lesion
@@ -101,8 +101,7 @@ def write_results(
             for number, (voxels, total, inside) in enumerate(row.get("reliability", ()))
         ]
         texts[RELIABILITY] = table_text(RELIABILITY_COLUMNS, bins)
-    if any(row.get("interactions") for row in rows):
-        interactions = [{**row, **interaction} for row in rows for interaction in row.get("interactions", ())]
+    if interactions := interaction_rows(rows):
         texts[INTERACTIONS] = table_text(INTERACTION_COLUMNS, interactions)
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     texts |= further or {}
