@@ -159,18 +159,22 @@ class ZoomedVolume:
         """Segment one object in its first region, and in larger ones while the mask touches the border."""
         zoomed, extent = self.first_region(prompts, zoom), extent_of_prompts(prompts)
         while True:
-            session = Session(self._predictor, self._store(zoomed.region), self._progress, self._block)
-            session.add(self._in_pixels(prompts, zoomed.region))
             watch = _Watch(zoomed.region, self._shape, on_slice)
-            try:
-                result = session.result(watch)
-            except _TouchedError:
-                result = None
+            result = self._propagate(prompts, zoomed.region, watch)
             zoomed = replace(zoomed, passes=(*zoomed.passes, watch.slices))
             if result is not None:
                 return zoomed, result
             assert extent is not None  # the region is the whole slice without prompts inside of the object
             zoomed = self._grown(zoomed, extent, watch.mask)
+
+    def _propagate(self, prompts: Sequence[VoxelPrompt], region: Region, watch: _Watch) -> Result | None:
+        """Segment all slices in a region; None if the mask touched its border. Nothing of the session is kept."""
+        session = Session(self._predictor, self._store(region), self._progress, self._block)
+        session.add(self._in_pixels(prompts, region))
+        try:
+            return session.result(watch)
+        except _TouchedError:
+            return None
 
     def _grown(self, zoomed: ObjectZoom, extent: Extent, mask: np.ndarray) -> ObjectZoom:
         """Return a larger region around the prompts and a mask `[s, s]` that touches the border of the last one."""

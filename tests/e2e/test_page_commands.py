@@ -47,6 +47,7 @@ PAGES = {
     "docs/how-to/read-a-voxel.md": ("CT.nii.gz", "segmentation.json"),
     "docs/how-to/gpu.md": ("CT.nii.gz", "spleen.json"),
     "docs/how-to/check.md": ("CT.nii.gz checkpoints/tiny", "planes.png"),
+    "docs/how-to/zoom.md": ("CT.nii.gz", "scores/zoom/comparison.csv"),
     "docs/how-to/mr-and-pet.md": ("MR.nii.gz", "clips.png"),
     "docs/how-to/images.md": ("runs/demo series", "objects.csv"),
     "docs/how-to/many-volumes.md": ("runs/demo cases.csv CT.nii.gz MR.nii.gz", "pictures/CT_planes.png"),

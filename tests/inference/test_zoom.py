@@ -1,11 +1,15 @@
 """Segmentation in regions around prompts: crops of the volume, growth, objects of their own, and what is counted."""
 
+import weakref
+
 import numpy as np
 import pytest
 
 from sam2_3dmed_jax import VolumePredictor
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import zoom
+from sam2_3dmed_jax.inference.device_slices import Slices
+from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.label_maps import label_map_of_regions
 from sam2_3dmed_jax.inference.segment import segment_volume
 from sam2_3dmed_jax.inference.zoom import (
@@ -16,6 +20,7 @@ from sam2_3dmed_jax.inference.zoom import (
     zoomed_sessions,
 )
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.zoom import Extent, Region, RegionLogits, crop, logits_on_slice, touches_border
 from tests.helpers.scans import small_model
@@ -149,6 +154,26 @@ def test_looks_and_passes_are_counted_as_sessions(volume: Volume, predictor: Vol
     result = segment_with_zoom(predictor, volume, [CLICK, BOX], "auto").result
     assert zoomed_sessions(result, [CLICK, BOX]) == [(1, [CLICK]), (6, [CLICK]), (6, [BOX])]
     assert zoomed_sessions(segment_volume(predictor, volume, [CLICK]).result, [CLICK]) == []
+
+
+def test_features_of_a_region_are_freed_before_another_one_is_encoded(
+    volume: Volume, predictor: VolumePredictor, monkeypatch: pytest.MonkeyPatch
+):
+    stores: list[weakref.ref[FeatureStore]] = []
+
+    def open_one(slices: Slices, *rest: Progress | None) -> FeatureStore:
+        if len(slices) == 6:
+            assert not any(store() for store in stores)
+        store = VolumePredictor.open(predictor, slices, *rest)
+        if len(slices) == 6:
+            stores.append(weakref.ref(store))
+        return store
+
+    monkeypatch.setattr(predictor, "open", open_one)
+    monkeypatch.setattr(zoom, "touches_border", lambda mask, sides: any(sides))
+    monkeypatch.setattr(zoom, "extent_of_mask", lambda mask: Extent(0, 0, 0, 0))
+    zooms = segment_with_zoom(predictor, volume, [BOX], 30.0).result.zooms
+    assert len(stores) == len(zooms[0].passes) > 1
 
 
 def test_prompts_that_cannot_be_combined_are_refused_before_a_slice_is_encoded(
