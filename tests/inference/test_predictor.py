@@ -8,7 +8,7 @@ import pytest
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference import compiled_programs, feature_store
+from sam2_3dmed_jax.inference import compiled_programs, feature_store, object_batches
 from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
 from sam2_3dmed_jax.inference.propagation import merge_directions
 from sam2_3dmed_jax.model.build import random_weights
@@ -288,3 +288,38 @@ def test_a_prompt_that_does_not_fit_is_rejected_and_no_prompt_is_added(model, pr
 def test_slices_of_another_size_are_rejected(model):
     with pytest.raises(UserError, match=r"\[D, 64, 64, 3\]"):
         VolumePredictor(model).start(np.zeros((4, 32, 32, 3), np.float32))
+
+
+@pytest.mark.parametrize("order", ["sequential", "independent"])
+def test_batches_of_objects_share_one_compilation_and_give_the_masks_of_each_object(model, order, monkeypatch):
+    slices = volume(9)
+    prompts = [click(k % 9, 6.0 * k, 60 - 5.0 * k, k) for k in range(1, 8)]
+    prompts += [click(2, 40, 40, 3), click(7, 20, 20, 7)]  # two prompted slices
+    predictor = VolumePredictor(model, order)
+    at_once = predictor.predict(slices, prompts)
+    monkeypatch.setattr(object_batches, "OBJECTS", 3)  # 7 objects: batches of 3, 3 and 1
+    notes = set()
+    programs = [compiled_programs.propagate_block, compiled_programs.segment_from_points]
+    before = [program._cache_size() for program in programs]
+    in_batches = predictor.predict(slices, prompts, lambda what, done, total, note="": notes.add(note))
+    assert [program._cache_size() - size for program, size in zip(programs, before, strict=True)] == [1, 1]
+    assert notes == {"", "objects 1-3 of 7", "objects 4-6 of 7", "objects 7-7 of 7"}
+    assert in_batches.object_ids == at_once.object_ids
+    np.testing.assert_allclose(in_batches.mask_logits, at_once.mask_logits, atol=TOLERANCE)
+    np.testing.assert_allclose(in_batches.object_score_logits, at_once.object_score_logits, atol=TOLERANCE)
+    np.testing.assert_allclose(in_batches.predicted_iou, at_once.predicted_iou, atol=TOLERANCE)
+
+
+def test_a_session_in_batches_takes_corrections_and_gives_what_a_forgetful_one_gives(model, monkeypatch):
+    monkeypatch.setattr(object_batches, "OBJECTS", 3)
+    slices, prompts = volume(9), [click(k, 6.0 * k, 60 - 5.0 * k, k) for k in range(1, 5)]
+    predictor, reported = VolumePredictor(model), []
+    session = predictor.start(slices)
+    session.add(prompts)
+    kept = session.result(lambda object_id, index, logits: reported.append((object_id, index)))
+    assert len(reported) == len(set(reported)) == 4 * 9
+    np.testing.assert_array_equal(kept.mask_logits, predictor.predict(slices, prompts).mask_logits)
+    session.add([click(6, 20, 20, 4, label=0)])
+    corrected = session.result()
+    np.testing.assert_array_equal(corrected.mask_logits[:3], kept.mask_logits[:3])
+    assert (corrected.mask_logits[3] != kept.mask_logits[3]).any()
