@@ -342,8 +342,8 @@ def _case_settings(options: Options, sources: ModalitySources) -> CaseSettings:
     if options.statistics:
         read_table(options.statistics)
     reading = options.resample, options.skip_unreadable, sources
-    finishing = options.keep_component, options.window, labels, options.statistics
-    return CaseSettings(*reading, *finishing, start_settings(options))
+    settings = CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics)
+    return replace(settings, start=start_settings(options))
 
 
 def _modality_sources(options: Options) -> ModalitySources:

@@ -107,7 +107,9 @@ def start_prompts(
         settings.protocol or DEFAULT_PROTOCOL,
         settings.follow_up,
     )
-    result, empty, outside = VolumePrompts(), [], []
+    result = VolumePrompts()
+    empty: list[str] = []
+    outside: list[str] = []
     for entry in _chosen(source, settings):
         object_id, name = entry.values[0], _name(entry, source.names)
         mask = source.mask(entry.values)
@@ -115,7 +117,7 @@ def start_prompts(
             if name:
                 result.names[object_id] = name
             own = replace(origin, labels=entry.values)
-            result.prompts += [replace(prompt, origin=own) for prompt in _drawn(mask, volume, object_id, settings)]
+            result.prompts.extend(replace(prompt, origin=own) for prompt in _drawn(mask, volume, object_id, settings))
         else:
             (empty if source.is_empty(entry.values) else outside).append(name or entry.text)
     _report(source, settings, volume, bool(result.prompts), empty, outside)
@@ -282,7 +284,8 @@ class _MaskFolder:
 def _open(labels: str | os.PathLike[str] | LabelFile, grid: Grid, settings: StartSettings) -> _Source:
     """Open labels, whose names are the given ones or those in the file."""
     if not isinstance(labels, LabelFile):
-        if Path(labels).is_dir() and not any(entry.detects(labels) for entry in FORMATS):
+        in_folder = any(entry.detects(labels) for entry in FORMATS if entry.label_reader)  # one DICOM-SEG in a folder
+        if Path(labels).is_dir() and not in_folder:
             return _MaskFolder(Path(labels), grid, settings)
         file = open_labels(labels)
         names = settings.names or file.names or stored_label_names(labels)
@@ -322,7 +325,7 @@ def _name(entry: LabelSet, names: Mapping[int, str]) -> str:
     name = entry.name or ("+".join(own or str(value) for own, value in zip(known, entry.values, strict=True)))
     if not entry.name and not any(known):
         return ""
-    return _NAME_CHARACTERS.sub("_", name).lstrip(" .+-")[:64]
+    return " ".join(_NAME_CHARACTERS.sub(" ", name).split()).lstrip(" .+-")[:64]
 
 
 def _sha256(path: Path) -> str:

@@ -404,8 +404,8 @@ PROMPT_FILES = PromptFlag(
 PROMPTS_FROM = PromptFlag(
     "prompts_from",
     "LABELS|FOLDER",
-    "label map of an automatic method or of an earlier scan, or folder with one mask per object, from which prompts are "
-    "drawn; with --msd-test, folder of predictions of the test images",
+    "label map of an automatic method or of an earlier scan, or folder with one mask per object, from which prompts "
+    "are drawn; with --msd-test, folder of predictions of the test images",
     is_file=True,
 )
 

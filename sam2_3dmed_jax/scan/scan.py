@@ -333,7 +333,7 @@ class Scan:
         Args:
             labels: a file of a format that `predict` reads, a folder with one mask per object, an image, or an array
                 `[i, j, k]` on the grid of the image.
-            protocol: "one-click", "box-mid", "one-click-per-component", or "masks", which gives slices of the label map.
+            protocol: "one-click", "box-mid", "one-click-per-component", or "masks", which gives slices of the labels.
             targets: labels to segment, by name or value, such as "liver,2"; None: all.
             names: label value to name, or a JSON file of them; by default the names that the file has.
             mask_slices: slices per object of the protocol "masks"; None: 3.
