@@ -44,7 +44,7 @@ _NAME_CHARACTERS = re.compile(r"[^\w .+-]+")  # that names of objects do not hav
 
 @dataclass(frozen=True)
 class StartSettings:
-    """How prompts are drawn from a label map; the defaults are those of the flags.
+    """How prompts are drawn from a label map, with the defaults of the flags.
 
     Attributes:
         protocol: one of `START_PROTOCOLS`; None: `DEFAULT_PROTOCOL`.
@@ -130,7 +130,7 @@ def _report(
     """Warn about objects that are left out.
 
     Raises:
-        UserError: there is no object, or a target has no voxel.
+        UserError: all objects are left out, or a target has no voxel.
     """
     image = volume.grid.source or "the image"
     if outside and (settings.targets or not found):

@@ -1,5 +1,6 @@
 """Propagation over a volume: orders, objects, corrections, depth and compilations."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import compiled_programs, feature_store, object_batches
+from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
 from sam2_3dmed_jax.inference.propagation import merge_directions
 from sam2_3dmed_jax.model.build import random_weights
@@ -290,36 +292,57 @@ def test_slices_of_another_size_are_rejected(model):
         VolumePredictor(model).start(np.zeros((4, 32, 32, 3), np.float32))
 
 
-@pytest.mark.parametrize("order", ["sequential", "independent"])
-def test_batches_of_objects_share_one_compilation_and_give_the_masks_of_each_object(model, order, monkeypatch):
-    slices = volume(9)
+@pytest.fixture
+def seven_objects(monkeypatch):
+    """Prompts of seven objects, two of them on two slices, which are propagated in batches of four and three."""
+    monkeypatch.setattr(object_batches, "OBJECTS", 5)
     prompts = [click(k % 9, 6.0 * k, 60 - 5.0 * k, k) for k in range(1, 8)]
-    prompts += [click(2, 40, 40, 3), click(7, 20, 20, 7)]  # two prompted slices
+    return [*prompts, click(2, 40, 40, 3), click(7, 20, 20, 7)]
+
+
+@pytest.mark.parametrize("order", ["sequential", pytest.param("independent", marks=pytest.mark.slow)])
+def test_batches_of_objects_share_one_compilation_and_give_the_mask_of_each_object(model, order, seven_objects):
+    slices, notes, depth = volume(9), set(), 9
     predictor = VolumePredictor(model, order)
-    at_once = predictor.predict(slices, prompts)
-    monkeypatch.setattr(object_batches, "OBJECTS", 3)  # 7 objects: batches of 3, 3 and 1
-    notes = set()
-    programs = [compiled_programs.propagate_block, compiled_programs.segment_from_points]
-    before = [program._cache_size() for program in programs]
-    in_batches = predictor.predict(slices, prompts, lambda what, done, total, note="": notes.add(note))
-    assert [program._cache_size() - size for program, size in zip(programs, before, strict=True)] == [1, 1]
-    assert notes == {"", "objects 1-3 of 7", "objects 4-6 of 7", "objects 7-7 of 7"}
-    assert in_batches.object_ids == at_once.object_ids
-    np.testing.assert_allclose(in_batches.mask_logits, at_once.mask_logits, atol=TOLERANCE)
-    np.testing.assert_allclose(in_batches.object_score_logits, at_once.object_score_logits, atol=TOLERANCE)
-    np.testing.assert_allclose(in_batches.predicted_iou, at_once.predicted_iou, atol=TOLERANCE)
+    compiled = compiled_programs.propagate_block._cache_size()
+    result = predictor.predict(slices, seven_objects, lambda what, done, total, note="": notes.add(note))
+    assert compiled_programs.propagate_block._cache_size() <= compiled + 1
+    assert notes == {"", "objects 1-4 of 7", "objects 5-7 of 7"}
+    assert result.object_ids == tuple(range(1, 8)) and result.mask_logits.shape == (7, depth, SIZE // 4, SIZE // 4)
+    for object_id in (1, 6):
+        own = [prompt for prompt in seven_objects if prompt.object_id == object_id]
+        alone = predictor.predict(slices, own)
+        np.testing.assert_allclose(result.logits_of(object_id), alone.mask_logits[0], atol=TOLERANCE)
+        scores = result.object_score_logits[object_id - 1], result.predicted_iou[object_id - 1]
+        np.testing.assert_allclose(scores, (alone.object_score_logits[0], alone.predicted_iou[0]), atol=TOLERANCE)
 
 
-def test_a_session_in_batches_takes_corrections_and_gives_what_a_forgetful_one_gives(model, monkeypatch):
-    monkeypatch.setattr(object_batches, "OBJECTS", 3)
-    slices, prompts = volume(9), [click(k, 6.0 * k, 60 - 5.0 * k, k) for k in range(1, 5)]
-    predictor, reported = VolumePredictor(model), []
+def test_a_session_in_batches_reports_each_slice_once_and_takes_corrections(model, seven_objects):
+    slices, reported = volume(9), []
+    predictor = VolumePredictor(model)
     session = predictor.start(slices)
-    session.add(prompts)
+    session.add(seven_objects)
     kept = session.result(lambda object_id, index, logits: reported.append((object_id, index)))
-    assert len(reported) == len(set(reported)) == 4 * 9
-    np.testing.assert_array_equal(kept.mask_logits, predictor.predict(slices, prompts).mask_logits)
-    session.add([click(6, 20, 20, 4, label=0)])
+    assert len(reported) == len(set(reported)) == 7 * 9
+    # `predict` forgets each batch, and runs the same programs.
+    np.testing.assert_array_equal(kept.mask_logits, predictor.predict(slices, seven_objects).mask_logits)
+    session.add([click(6, 20, 20, 1, label=0)])
     corrected = session.result()
-    np.testing.assert_array_equal(corrected.mask_logits[:3], kept.mask_logits[:3])
-    assert (corrected.mask_logits[3] != kept.mask_logits[3]).any()
+    np.testing.assert_array_equal(corrected.mask_logits[1:], kept.mask_logits[1:])
+    assert (corrected.mask_logits[0] != kept.mask_logits[0]).any()
+
+
+def test_a_session_that_forgets_has_the_memories_of_one_batch_of_objects_at_a_time(model, seven_objects, monkeypatch):
+    memories, in_use = [], []
+    zeros = HostArrays.zeros
+
+    def recorded(self, shape, dtype):
+        array = zeros(self, shape, dtype)
+        if shape[1:] == ((SIZE // 16) ** 2, model.config.mem_dim):
+            memories.append(weakref.ref(array))
+            in_use.append(sum(memory() is not None for memory in memories))
+        return array
+
+    monkeypatch.setattr(HostArrays, "zeros", recorded)
+    VolumePredictor(model).predict(volume(9), seven_objects)
+    assert in_use == [1, 2, 3, 4, 1, 2, 3]

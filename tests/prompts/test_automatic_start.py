@@ -125,7 +125,7 @@ def test_labels_of_an_earlier_scan_are_placed_by_millimetres_with_the_nearest_la
     fine = organs().repeat(2, 0).repeat(2, 1)[::-1, :, :9]
     affine = np.array([[0.4, 0, 0, 30 + 0.2 - 47 * 0.4], [0, -0.4, 0, 20 + 0.2], [0, 0, 3.0, -40], [0, 0, 0, 1]])
     path = write(tmp_path / "earlier.nii.gz", np.ascontiguousarray(fine), affine)
-    with pytest.raises(UserError, match="is not on the grid of .*, or give --follow-up for labels of an earlier scan"):
+    with pytest.raises(UserError, match=r"is not on the grid of .*, or give --follow-up for labels of an earlier scan"):
         start_prompts(path, volume)
     found = start_prompts(path, volume, StartSettings("masks", mask_slices=20, follow_up=True))
     cut = organs().transpose(2, 1, 0)
@@ -180,7 +180,7 @@ def test_empty_labels_an_empty_folder_and_values_that_are_no_object_ids_are_refu
     with pytest.raises(UserError, match="has the label -7, which is not an object id; renumber it"):
         start_prompts(write(tmp_path / "ct.nii.gz", organs().astype(np.int16) - 7), volume)
     write(tmp_path / "masks" / "liver.nii.gz", organs())
-    with pytest.raises(UserError, match="--names: .* has a mask liver, whose label is not declared"):
+    with pytest.raises(UserError, match=r"--names: .* has a mask liver, whose label is not declared"):
         start_prompts(tmp_path / "masks", volume, StartSettings(names={1: "spleen"}))
 
 
