@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sam2_3dmed_jax.commands.automatic_start import add_start_arguments, misplaced_start_flag, start_settings
 from sam2_3dmed_jax.commands.command_line import (
     READER,
     CheckpointName,
@@ -62,8 +63,11 @@ class Options:
     reference: str | None
     cases: str | None
     msd_test: str | None
-    prompts_from: str | None
-    protocol: str
+    protocol: str | None
+    targets: str | None
+    names: str | None
+    mask_slices: int | None
+    follow_up: bool
     order: Literal["sequential", "independent"]
     keep_component: Literal["clicked", "largest"] | None
     zoom: str | None
@@ -71,6 +75,11 @@ class Options:
     memory_selection: MemorySelection | None
     window: str | None
     debug: bool
+
+    @property
+    def prompts_from(self) -> str | None:
+        """The label map, or with --msd-test the folder, that prompts are drawn from."""
+        return next(iter(self.prompt_flags["prompts_from"]), None)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -112,6 +121,7 @@ def add_arguments(parser: Parser) -> None:
         help="modality of IMAGE (default: of its file or of the task, otherwise as CKPT was trained, or ct)",
     )
     add_prompt_arguments(parser)
+    add_start_arguments(parser)
     parser.add_argument(
         "--classes",
         metavar="1=spleen,...",
@@ -165,23 +175,13 @@ def _add_batches(parser: Parser) -> None:
         help="folder of a Decathlon task instead of IMAGE; all images in its imagesTs are segmented into OUT/TASK/, "
         "in the format of the challenge",
     )
-    parser.add_argument(
-        "--prompts-from",
-        metavar="DIR",
-        help="with --msd-test and instead of --cases, predictions of an automatic method that prompts are drawn from",
-    )
-    parser.add_argument(
-        "--protocol",
-        default="one-click",
-        help="how prompts are drawn from --prompts-from: one-click, box-mid or one-click-per-component",
-    )
 
 
 def run(options: Options) -> None:
     """Segment one volume, a table or folder of volumes, or a test set."""
     options = _with_checkpoint(options)
-    if options.prompts_from and not options.msd_test:
-        raise UserError("--prompts-from is for --msd-test TASK; give --msd-test too")
+    if not (options.prompts_from or options.cases) and (flag := misplaced_start_flag(options)):
+        raise UserError(f"{flag} is for prompts of a label map; give --prompts-from LABELS|FOLDER too, or leave it out")
     _check_window(options)
     if options.msd_test:
         _segment_test_set(options, options.msd_test)
@@ -271,6 +271,10 @@ def _segment_test_set(options: Options, task: str) -> None:
         "resample",
         "skip_unreadable",
         "zoom",
+        "targets",
+        "names",
+        "mask_slices",
+        "follow_up",
     ):
         raise UserError(f"{flag} is for other volumes; leave it out with --msd-test")
     if bool(options.cases) == bool(options.prompts_from):
@@ -280,7 +284,7 @@ def _segment_test_set(options: Options, task: str) -> None:
     from sam2_3dmed_jax.evaluation.submission import export_submission
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
 
-    prompting = options.cases, options.prompts_from, options.protocol, options.order
+    prompting = options.cases, options.prompts_from, options.protocol or "one-click", options.order
     given, dtype = _modality_sources(options).given, options.compute_dtype
     with ConsoleProgress() as progress:
         lines = export_submission(
@@ -344,7 +348,8 @@ def _case_settings(options: Options, sources: ModalitySources) -> CaseSettings:
     """Return the settings of all cases.
 
     Raises:
-        UserError: --classes are not names of objects, --statistics is another file, or --zoom has another form.
+        UserError: --classes are not names of objects, --statistics is another file, --zoom has another form, or a
+            setting of --prompts-from does not fit.
     """
     from sam2_3dmed_jax.inference.predict_case import CaseSettings
     from sam2_3dmed_jax.inference.statistics_table import read_table
@@ -354,8 +359,8 @@ def _case_settings(options: Options, sources: ModalitySources) -> CaseSettings:
     if options.statistics:
         read_table(options.statistics)
     reading = options.resample, options.skip_unreadable, sources
-    zoom = parse_zoom(options.zoom or OFF)
-    return CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics, zoom)
+    settings = CaseSettings(*reading, options.keep_component, options.window, labels, options.statistics)
+    return replace(settings, zoom=parse_zoom(options.zoom or OFF), start=start_settings(options))
 
 
 def _modality_sources(options: Options) -> ModalitySources:
@@ -382,6 +387,8 @@ def _assumption_note(cases: Sequence[PredictionCase], sources: ModalitySources) 
 def _first_given(options: Options, *others: str) -> str | None:
     """Return the first given argument that belongs to a single volume or is one of `others`, or None."""
     arguments = {"image": options.image, "volume": options.volume, **options.prompt_flags.texts}
+    if options.msd_test:
+        arguments.pop("prompts_from", None)
     arguments |= {name: getattr(options, name) for name in ("reference", *others)}
     for name, value in arguments.items():
         if value is not None and value is not False:

@@ -7,12 +7,16 @@ several values), the label `ignore` and several channels are not supported.
 from __future__ import annotations
 
 import json
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID
 
 MAX_LABEL = 255  # labels are stored as uint8
+MAX_BYTES = 4 << 20  # a larger file is not a list of labels
 _VALUE = re.compile("[0-9]{1,9}")
 
 
@@ -31,8 +35,36 @@ def parse_description(data: bytes, where: str) -> dict[str, Any]:
     return record
 
 
-def declared_labels(record: dict[str, Any], where: str) -> dict[int, str]:
+def read_label_names(path: str | os.PathLike[str], option: str) -> dict[int, str]:
+    """Return names of labels from the `dataset.json` of MSD or nnU-Net, or from a JSON file with its `labels` alone.
+
+    Args:
+        path: the file.
+        option: the flag or argument that names it, for messages.
+
+    Raises:
+        UserError: it cannot be read, or as `declared_labels`.
+    """
+    where = f"{option}: {path}"
+    try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise UserError(f"{where} is over {MAX_BYTES >> 20} MiB; give a JSON file with labels and their names")
+        record = parse_description(Path(path).read_bytes(), where)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror}); give a JSON file with labels and names") from None
+    labels = record.get("labels", record)
+    if isinstance(labels, dict):  # nnU-Net predicts no voxel as `ignore`
+        labels = {key: name for key, name in labels.items() if "ignore" not in (key, name)}
+    return declared_labels({"labels": labels}, where, MAX_OBJECT_ID)
+
+
+def declared_labels(record: dict[str, Any], where: str, most: int = MAX_LABEL) -> dict[int, str]:
     """Return label value to name, sorted by value, without the background.
+
+    Args:
+        record: the content of the file.
+        where: the file, for messages.
+        most: the largest value.
 
     Raises:
         UserError: no labels are declared, or labels that are not supported.
@@ -60,8 +92,8 @@ def declared_labels(record: dict[str, Any], where: str) -> dict[int, str]:
     for value, name in sorted(named):
         if not value:
             continue
-        if value > MAX_LABEL:
-            raise UserError(f"{where}: label {name!r} has the value {value}, expected 1 to {MAX_LABEL}; renumber it")
+        if value > most:
+            raise UserError(f"{where}: label {name!r} has the value {value}, expected 1 to {most}; renumber it")
         if name == "ignore":
             raise UserError(f"{where}: the label 'ignore' is not supported; relabel its voxels and remove it")
         if not name.strip() or not name.isprintable():

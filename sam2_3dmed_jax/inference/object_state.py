@@ -6,7 +6,8 @@ fixed size, from them.
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,38 +37,44 @@ class ObjectState:
     Attributes:
         config: architecture of the model.
         depth: D, slices of the volume.
+        arrays: allocates the arrays of the volume when they are first needed.
         prompts: the prompt of each prompted slice.
         pending: slices whose latest prompts have not been segmented yet.
         segmented: prompted slices that have a result.
         new_results: results of slices prompted since the last propagation. All prompts of a round are segmented from
             the same memories, as in the reference, so these results become memories only by `commit`.
-        mask_logits: float32 `[D, S/4, S/4]`.
         object_score_logits: float32 `[D]`.
         predicted_iou: float32 `[D]`.
-        memory: `[D, N, mem_dim]`.
         pointer: `[D, C]`.
         direction: int32 `[D]`, the direction in which each slice was propagated, +1 or -1; 0: it was not.
     """
 
     config: Sam2Config
     depth: int
-    arrays: InitVar[HostArrays]
+    arrays: HostArrays
     prompts: dict[int, Prompt] = field(default_factory=dict)
     pending: list[int] = field(default_factory=list)
     segmented: set[int] = field(default_factory=set)
     new_results: dict[int, SliceResult] = field(default_factory=dict)
 
-    def __post_init__(self, arrays: HostArrays) -> None:
-        """Allocate the arrays of the volume."""
-        side = self.config.image_size // 4
-        cells = (self.config.image_size // 16) ** 2
-        dtype = jnp.dtype(self.config.compute_dtype)
-        self.mask_logits = arrays.zeros((self.depth, side, side), np.float32)
+    def __post_init__(self) -> None:
+        """Allocate the small arrays."""
         self.object_score_logits = np.zeros(self.depth, np.float32)
         self.predicted_iou = np.zeros(self.depth, np.float32)
-        self.memory = arrays.zeros((self.depth, cells, self.config.mem_dim), dtype)
-        self.pointer = np.zeros((self.depth, self.config.d_model), dtype)
+        self.pointer = np.zeros((self.depth, self.config.d_model), jnp.dtype(self.config.compute_dtype))
         self.direction = np.zeros(self.depth, np.int32)
+
+    @cached_property
+    def mask_logits(self) -> np.ndarray:
+        """float32 `[D, S/4, S/4]`."""
+        side = self.config.image_size // 4
+        return self.arrays.zeros((self.depth, side, side), np.float32)
+
+    @cached_property
+    def memory(self) -> np.ndarray:
+        """`[D, N, mem_dim]`."""
+        cells = (self.config.image_size // 16) ** 2
+        return self.arrays.zeros((self.depth, cells, self.config.mem_dim), jnp.dtype(self.config.compute_dtype))
 
     @property
     def first_prompted(self) -> int:

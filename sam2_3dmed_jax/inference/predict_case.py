@@ -30,6 +30,7 @@ from sam2_3dmed_jax.inference.segmentation_record import (
 )
 from sam2_3dmed_jax.inference.statistics_table import read_table, statistics_rows, table_text
 from sam2_3dmed_jax.inference.zoom import segment_with_zoom
+from sam2_3dmed_jax.prompts.automatic_start import StartSettings
 from sam2_3dmed_jax.prompts.case_table import PredictionCase
 from sam2_3dmed_jax.prompts.files import add_labels
 from sam2_3dmed_jax.prompts.flags import gather_prompts
@@ -67,6 +68,7 @@ class CaseSettings:
     labels: Mapping[int, ObjectLabel] = field(default_factory=dict)  # names, codes and colours that flags give
     statistics: str | None = None  # table (CSV) of all objects
     zoom: Zoom = OFF  # of each object
+    start: StartSettings = field(default_factory=StartSettings)  # how prompts are drawn from label maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ def read_job(case: PredictionCase, outputs: OutputFiles, settings: CaseSettings 
         if path and _same_file(path, case.image):
             raise UserError(f"--out: {path} is the image itself; give another file")
     check_record_path(outputs.labels)
-    prompt_set = add_labels(gather_prompts(case.prompts, volume), settings.labels, "--classes")
+    prompt_set = add_labels(gather_prompts(case.prompts, volume, settings.start), settings.labels, "--classes")
     prompt_set = replace(prompt_set, prompts=merge_prompts(prompt_set.prompts))
     reference = read_labels(case.reference, volume) if case.reference else None
     labels = prompt_set.labels()

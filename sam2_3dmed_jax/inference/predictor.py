@@ -22,6 +22,7 @@ from sam2_3dmed_jax.inference.compiled_programs import (
 from sam2_3dmed_jax.inference.device_slices import Slices
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
+from sam2_3dmed_jax.inference.object_batches import ObjectBatches, object_batches
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
 from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
@@ -93,7 +94,7 @@ class VolumePredictor:
         """Segment `slices` (float32 `[D, S, S, 3]`, normalised) from prompts, in one session."""
         session = self.start(slices, progress)
         session.add(prompts)
-        return session.result()
+        return session.result(forget=True)
 
     def start(self, slices: Slices, progress: Progress | None = None) -> Session:
         """Encode a volume once and open a session on it."""
@@ -177,56 +178,82 @@ class Session:
         Returns:
             float32 logits `[S/4, S/4]` by (object id, slice). `result` reuses them.
         """
-        self._segment_prompted(list(self._objects.values()))
+        batches = object_batches(self._objects)
+        for ids in batches.ids:
+            self._segment_prompted([self._objects[object_id] for object_id in ids], batches.prompts)
         return {
             (object_id, index): np.array(state.logits(index))
             for object_id, state in self._objects.items()
             for index in sorted(state.segmented | state.new_results.keys())
         }
 
-    def result(self, on_slice: OnSlice | None = None) -> Result:
+    def result(self, on_slice: OnSlice | None = None, forget: bool = False) -> Result:
         """Return the masks from all prompts so far.
 
         Args:
             on_slice: called once for each object and slice when its logits are final: prompted slices first, then
-                the others in the order of propagation, away from the prompts; not called if nothing is computed.
+                the others in the order of propagation, away from the prompts, for one batch of objects after another;
+                not called if nothing is computed.
+            forget: remove the prompts and memories of each batch of objects when it is finished, so that the memory of
+                one batch serves any number of objects.
 
         Raises:
             UserError: the session has no prompts.
         """
         if not self._objects:
             raise UserError("prompts: the session has none; add at least one point, box or mask")
-        ids = sorted(self._objects)
+        batches = object_batches(self._objects)
+        object_ids = tuple(sorted(self._objects))
+        side = self._predictor.model.config.image_size // 4
+        shape = len(object_ids), self.depth, side, side
+        # The logits of many objects may be larger than the memory; `zeros` then allocates a file.
+        allocate = np.zeros if len(batches.ids) == 1 else self._store.arrays.zeros
+        logits = allocate(shape, np.float32)
+        scores, ious = np.zeros(shape[:2], np.float32), np.zeros(shape[:2], np.float32)
+        row = 0
+        for ids in batches.ids:
+            if self._has_new_prompts:
+                self._propagate(ids, batches, on_slice)
+            for object_id in ids:
+                state = self._objects.pop(object_id) if forget else self._objects[object_id]
+                logits[row], scores[row], ious[row] = state.mask_logits, state.object_score_logits, state.predicted_iou
+                row += 1
+        self._has_new_prompts = False
+        return Result(object_ids, logits, scores, ious)
+
+    def _propagate(self, ids: tuple[int, ...], batches: ObjectBatches, on_slice: OnSlice | None) -> None:
+        """Segment all slices of one batch of objects."""
         objects = [self._objects[object_id] for object_id in ids]
-        if self._has_new_prompts:
-            self._segment_prompted(objects)
-            for state in objects:
-                state.commit()
-            predictor = self._predictor
+        self._segment_prompted(objects, batches.prompts)
+        for state in objects:
+            state.commit()
 
-            def report(number: int, index: int) -> None:
-                if on_slice:
-                    on_slice(ids[number], index, objects[number].mask_logits[index])
+        def report(number: int, index: int) -> None:
+            if on_slice:
+                on_slice(ids[number], index, objects[number].mask_logits[index])
 
-            for number, state in enumerate(objects):
-                for index in sorted(state.segmented):
-                    report(number, index)
-            context = PropagationContext(
-                predictor.graphdef, predictor.weights, self._store, self._progress, report, self._block
-            )
-            PROPAGATION_ORDERS[predictor.order](context, objects)
-            self._has_new_prompts = False
-        return Result(
-            object_ids=tuple(ids),
-            mask_logits=np.stack([state.mask_logits for state in objects]),
-            object_score_logits=np.stack([state.object_score_logits for state in objects]),
-            predicted_iou=np.stack([state.predicted_iou for state in objects]),
+        for number, state in enumerate(objects):
+            for index in sorted(state.segmented):
+                report(number, index)
+        predictor = self._predictor
+        context = PropagationContext(
+            predictor.graphdef,
+            predictor.weights,
+            self._store,
+            self._progress,
+            report,
+            self._block,
+            batches.rows,
+            batches.prompted,
+            batches.note(ids),
         )
+        PROPAGATION_ORDERS[predictor.order](context, objects)
 
-    def _segment_prompted(self, objects: list[ObjectState]) -> None:
+    def _segment_prompted(self, objects: list[ObjectState], least: int) -> None:
         """Segment the slices with new prompts, each from the memories of the last propagation.
 
-        Masks and slices that have not been propagated are batched; other slices are corrected one by one from memory.
+        Masks and slices that have not been propagated are batched, in arrays of at least `least` rows; other slices are
+        corrected one by one from memory.
         """
         masks: list[PromptedSlice] = []
         first_prompts: list[PromptedSlice] = []
@@ -242,31 +269,31 @@ class Session:
                     further_prompts.append((state, index))
                 else:
                     first_prompts.append((state, index))
-        self._segment_masks(masks)
-        self._segment_points(first_prompts)
-        self._segment_points(further_prompts, with_earlier_logits=True)
+        self._segment_masks(masks, least)
+        self._segment_points(first_prompts, least)
+        self._segment_points(further_prompts, least, with_earlier_logits=True)
         for state, index in corrections:
             self._correct(state, index)
         for state in objects:
             state.pending.clear()
 
-    def _segment_masks(self, batch: list[PromptedSlice]) -> None:
+    def _segment_masks(self, batch: list[PromptedSlice], least: int) -> None:
         """Store mask prompts as the results of their slices."""
         if not batch:
             return
         predictor = self._predictor
-        rows = next_power_of_two(len(batch))
+        rows = max(least, next_power_of_two(len(batch)))
         features, _ = self._store.gather(_padded_slices(batch, rows))
         masks = pad_rows(np.stack([np.asarray(state.prompts[index].mask, np.float32) for state, index in batch]), rows)
         result = segment_from_masks(predictor.graphdef, predictor.weights, features, masks, predictor.postprocessing)
         _store_prompted(batch, jax.device_get(result))
 
-    def _segment_points(self, batch: list[PromptedSlice], with_earlier_logits: bool = False) -> None:
+    def _segment_points(self, batch: list[PromptedSlice], least: int, with_earlier_logits: bool = False) -> None:
         """Segment slices by points and boxes without memory, optionally on top of their earlier logits."""
         if not batch:
             return
         predictor = self._predictor
-        rows = next_power_of_two(len(batch))
+        rows = max(least, next_power_of_two(len(batch)))
         features, context = self._store.gather(_padded_slices(batch, rows))
         previous = _earlier_logits(batch, rows) if with_earlier_logits else None
         prompts = batch_prompts([state.prompts[index] for state, index in batch], rows, previous)

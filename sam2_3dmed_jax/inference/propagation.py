@@ -21,6 +21,7 @@ from sam2_3dmed_jax.inference.block_lengths import blocks_of_path
 from sam2_3dmed_jax.inference.compiled_programs import PropagationSteps, SliceResult, propagate_block
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
+from sam2_3dmed_jax.inference.object_batches import filled_up, is_repeated
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
@@ -42,6 +43,9 @@ class PropagationContext:
         progress: called after each block.
         on_slice: called with the position of an object in the list and a slice, once its result there is final.
         block: slices between two calls of `progress`, at most `BLOCK`; the results do not depend on it.
+        rows: rows of the compiled program, at least; rows without an object stay inactive.
+        prompted: prompted slices per object that the memory bank has room for, at least.
+        note: passed to `progress`.
     """
 
     graphdef: nnx.GraphDef[Any]
@@ -50,6 +54,13 @@ class PropagationContext:
     progress: Progress | None = None
     on_slice: Callable[[int, int], None] = lambda number, index: None
     block: int = BLOCK
+    rows: int = 1
+    prompted: int = 1
+    note: str = ""
+
+    def capacity(self, objects: list[ObjectState]) -> int:
+        """Return P, the prompted slices per object that the memory bank has room for."""
+        return max(self.prompted, prompted_capacity(objects))
 
 
 @dataclass(frozen=True)
@@ -71,16 +82,18 @@ class PropagationPath:
 
 def propagate_sequential(context: PropagationContext, objects: list[ObjectState]) -> None:
     """Propagate up from the lowest prompted slice of each object, then down; store the results in the objects."""
+    objects = filled_up(objects, context.rows)
+    used = ~np.array(is_repeated(objects))
     starts = np.array([state.first_prompted for state in objects])
     paths = (
-        _path_in_one_direction(UP, range(starts.min(), context.store.depth), starts, "propagating up (superior)"),
-        _path_in_one_direction(DOWN, range(starts.max(), -1, -1), starts, "propagating down (inferior)"),
+        _path_in_one_direction(UP, range(starts.min(), context.store.depth), starts, used, "propagating up (superior)"),
+        _path_in_one_direction(DOWN, range(starts.max(), -1, -1), starts, used, "propagating down (inferior)"),
     )
     for path in paths:
         (direction,) = path.directions
         # A repeated pass also finds memories of the earlier result beyond the start, as in the reference.
         past = [(state.first_prompted, direction) for state in objects]
-        bank = load_bank(objects, prompted_capacity(objects), past)
+        bank = load_bank(objects, context.capacity(objects), past)
         for step, result in _propagate_in_blocks(context, bank, objects, path):
             for row in np.flatnonzero(path.included[step]).tolist():
                 index = int(path.slices[step, 0])
@@ -91,10 +104,11 @@ def propagate_sequential(context: PropagationContext, objects: list[ObjectState]
 
 def propagate_independent(context: PropagationContext, objects: list[ObjectState]) -> None:
     """Propagate up and down at once, each from the prompted slices alone; store the results in the objects."""
+    objects = filled_up(objects, context.rows)
     for state in objects:
         state.direction[:] = 0  # Results of earlier passes are not used.
     path = _path_in_both_directions(objects, context.store.depth)
-    bank = load_bank([*objects, *objects], prompted_capacity(objects), None)
+    bank = load_bank([*objects, *objects], context.capacity(objects), None)
     merger = _DirectionMerger(objects)
     for step, result in _propagate_in_blocks(context, bank, objects, path):
         for row in np.flatnonzero(path.included[step]).tolist():
@@ -181,10 +195,12 @@ def merge_directions(logits: tuple[np.ndarray, np.ndarray], scores: tuple[float,
     return sum(present[1:], present[0]) / np.float32(len(present)), score
 
 
-def _path_in_one_direction(direction: int, slices: range, starts: np.ndarray, label: str) -> PropagationPath:
-    """Return the path through `slices`; each object is included from its own start."""
+def _path_in_one_direction(
+    direction: int, slices: range, starts: np.ndarray, used: np.ndarray, label: str
+) -> PropagationPath:
+    """Return the path through `slices`; each object in a row that is `used` is included from its own start."""
     path = np.array(slices)
-    included = (path[:, None] - starts) * direction >= 0
+    included = ((path[:, None] - starts) * direction >= 0) & used
     return PropagationPath((direction,), path[:, None], included, label)
 
 
@@ -197,7 +213,7 @@ def _path_in_both_directions(objects: list[ObjectState], depth: int) -> Propagat
     slices = np.stack([up, down], axis=1)
     includes_up = [(up < depth) & (up >= state.first_prompted) for state in objects]
     includes_down = [(down >= 0) & (down <= state.last_prompted) for state in objects]
-    included = np.stack([*includes_up, *includes_down], axis=1)
+    included = np.stack([*includes_up, *includes_down], axis=1) & ~np.tile(is_repeated(objects), 2)
     return PropagationPath((UP, DOWN), slices, included, "propagating up and down")
 
 
@@ -213,7 +229,7 @@ def _propagate_in_blocks(
         for step in range(block.begin, block.end):
             yield step, SliceResult(*(x[step - block.begin] for x in results))
         if context.progress:
-            context.progress(path.label, block.end, len(path.slices))
+            context.progress(path.label, block.end, len(path.slices), context.note)
 
 
 class _PropagatedBlock(NamedTuple):

@@ -66,6 +66,16 @@ class ZoomRecord(TypedDict):
     regions: int  # in which the object was propagated, the last one included
 
 
+class OriginRecord(TypedDict):
+    """The label map that the prompts of an object were drawn from."""
+
+    file: str | None  # or the folder with one mask per object; None for labels in memory
+    sha256: str | None  # of the file, or over all files of the folder
+    labels: list[int]  # of the object in the label map
+    protocol: str
+    follow_up: bool  # the labels belong to an earlier scan
+
+
 class ObjectRecord(TypedDict):
     """One object; lists over slices are in the order of the file."""
 
@@ -80,6 +90,7 @@ class ObjectRecord(TypedDict):
     last_slice: int | None
     clicks: list[ClickRecord]
     prompted_slices: list[int]
+    prompts_from: OriginRecord | None  # None: the user gave the prompts
     predicted_iou: list[float]  # per slice, the model's estimate of the IoU of its mask; 1 where the mask is a prompt
     object_score: list[float]  # per slice, the model's probability that the object is on it
     confidence: float | None  # mean calibrated probability in the mask; None without a temperature or a mask
@@ -276,6 +287,7 @@ def _object_record(
         last_slice=extent[-1] if extent else None,
         clicks=[click for _, click in clicks],
         prompted_slices=sorted({in_file[prompt.slice] for prompt in prompts}),
+        prompts_from=_origin(prompts),
         predicted_iou=_in_file_order(result.predicted_iou[row], in_file),
         object_score=_in_file_order(scores, in_file),
         confidence=_confidence(row, segmentation, mask, areas, temperature),
@@ -296,6 +308,19 @@ def _zoom_record(zoom: ObjectZoom, grid: Grid) -> ZoomRecord:
     last = canonical_to_voxel(grid, (depth - 1, region.top + region.rows - 1, region.left + region.columns - 1))
     corners = np.sort([first, last], axis=0)
     return ZoomRecord(side_mm=round(zoom.side_mm, 2), box=corners.reshape(-1).tolist(), regions=len(zoom.passes))
+
+
+def _origin(prompts: Sequence[VoxelPrompt]) -> OriginRecord | None:
+    """Return where the prompts of an object came from, also if the user has added others."""
+    for origin in (prompt.origin for prompt in prompts if prompt.origin):
+        return OriginRecord(
+            file=origin.path,
+            sha256=origin.sha256,
+            labels=list(origin.labels),
+            protocol=origin.protocol,
+            follow_up=origin.follow_up,
+        )
+    return None
 
 
 def _in_file_order(values: np.ndarray, in_file: Sequence[int]) -> list[float]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sam2_3dmed_jax.errors import UserError, naming
+from sam2_3dmed_jax.errors import UserError, listed, naming
 from sam2_3dmed_jax.prompts.object_ids import check_object_id, check_object_name
-from sam2_3dmed_jax.prompts.prompt_types import PROMPT_FILES, PROMPT_TYPES, prompt_flags
+from sam2_3dmed_jax.prompts.prompt_types import PROMPT_FILES, PROMPT_TYPES, PROMPTS_FROM, prompt_flags
 
 if TYPE_CHECKING:
-    from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
+    from sam2_3dmed_jax.prompts.automatic_start import StartSettings
+    from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts, VoxelPrompt
     from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
     from sam2_3dmed_jax.volume.geometry import Volume
 
@@ -53,13 +54,19 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag.option, metavar=flag.metavar, help=flag.help)
 
 
-def gather_prompts(flags: PromptFlags, volume: Volume) -> VolumePrompts:
+def gather_prompts(flags: PromptFlags, volume: Volume, start: StartSettings | None = None) -> VolumePrompts:
     """Read all prompts of a volume.
 
+    Args:
+        flags: the texts of the flags.
+        volume: the image.
+        start: how prompts are drawn from the label map of `--prompts-from`; None: by default.
+
     Raises:
-        UserError: there are none, or one does not fit the volume; the message names the flag or file.
+        UserError: there are none, or one does not fit the volume, or an object has prompts of the user and of
+            `--prompts-from`; the message names the flag or file.
     """
-    from sam2_3dmed_jax.prompts.files import read_prompt_files
+    from sam2_3dmed_jax.prompts.files import add_labels, read_prompt_files
 
     from_files = read_prompt_files(flags[PROMPT_FILES.name], volume)
     prompts = []
@@ -67,10 +74,36 @@ def gather_prompts(flags: PromptFlags, volume: Volume) -> VolumePrompts:
         if any(flags[flag.name] for flag in prompt_type.flags):
             prompts += prompt_type.from_flags(flags.texts, volume)
     prompts += from_files.prompts
+    for path in flags[PROMPTS_FROM.name]:
+        from sam2_3dmed_jax.prompts.automatic_start import StartSettings, start_prompts
+
+        started = start_prompts(path, volume, start or StartSettings())
+        check_started_objects(started, prompts, PROMPTS_FROM.option)
+        named = {number: label for number, label in started.labels().items() if number in started.names}
+        from_files = add_labels(from_files, named, path)
+        prompts += started.prompts
     if not prompts:
         *usages, last = (flag.usage for flag in prompt_flags() if not flag.is_modifier)
         raise UserError(f"there are no prompts; give {', '.join(usages)} or {last}")
     return replace(from_files, prompts=prompts)
+
+
+def check_started_objects(started: VolumePrompts, given: Sequence[VoxelPrompt], option: str) -> None:
+    """Check that no object has prompts of a label map and of the user.
+
+    Args:
+        started: prompts that were drawn from a label map.
+        given: prompts of the user.
+        option: the flag or argument of the label map, for the message.
+
+    Raises:
+        UserError: an object has both.
+    """
+    if both := sorted({prompt.object_id for prompt in given} & set(started.labels())):
+        raise UserError(
+            f"{option}: object {listed(both)} has prompts of the label map and others; give the others another object "
+            "id, or choose the other labels with targets"
+        )
 
 
 def parse_object_labels(text: str | None) -> dict[int, ObjectLabel]:

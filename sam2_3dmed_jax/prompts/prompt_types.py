@@ -401,8 +401,15 @@ PROMPT_FILES = PromptFlag(
     repeatable=True,
     is_file=True,
 )
+PROMPTS_FROM = PromptFlag(
+    "prompts_from",
+    "LABELS|FOLDER",
+    "label map of an automatic method or of an earlier scan, or folder with one mask per object, from which prompts "
+    "are drawn; with --msd-test, folder of predictions of the test images",
+    is_file=True,
+)
 
 
 def prompt_flags() -> list[PromptFlag]:
-    """Return the flags of all prompt types, and the flag of prompt files."""
-    return [*(flag for entry in PROMPT_TYPES.values() for flag in entry.flags), PROMPT_FILES]
+    """Return the flags of all prompt types, and the flags of prompt files and of label maps to draw prompts from."""
+    return [*(flag for entry in PROMPT_TYPES.values() for flag in entry.flags), PROMPT_FILES, PROMPTS_FROM]

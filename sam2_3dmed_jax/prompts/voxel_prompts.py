@@ -30,6 +30,25 @@ class MaskFile(NamedTuple):
     value: int | None  # of the object in the file; None: all values except 0
 
 
+@dataclass(frozen=True)
+class PromptOrigin:
+    """The label map that the prompts of an object were drawn from.
+
+    Attributes:
+        path: absolute path of the file or folder; None for labels in memory.
+        sha256: of the file, or over all files of the folder; None for labels in memory.
+        protocol: how the prompts were drawn, one of `automatic_start.START_PROTOCOLS`.
+        follow_up: the labels belong to an earlier scan.
+        labels: labels of the object in the label map.
+    """
+
+    path: str | None
+    sha256: str | None
+    protocol: str
+    follow_up: bool
+    labels: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class VoxelPrompt:
     """Prompts of one object on one canonical slice, in voxels of that slice (x = column w, y = row h)."""
@@ -41,6 +60,7 @@ class VoxelPrompt:
     box: tuple[float, float, float, float] | None = None
     mask: np.ndarray | None = None  # bool [H, W]
     mask_file: MaskFile | None = None  # None: no mask, or one that was not read from a file
+    origin: PromptOrigin | None = None  # None: the user gave the prompt
 
 
 @dataclass(frozen=True)

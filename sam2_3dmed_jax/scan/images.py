@@ -12,7 +12,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import io, itk, nifti
 from sam2_3dmed_jax.volume.geometry import Grid, Volume
 from sam2_3dmed_jax.volume.image_file import ImageFile, check_size
-from sam2_3dmed_jax.volume.label_layers import LabelLayers, whole_label_map
+from sam2_3dmed_jax.volume.label_layers import LabelFile, LabelLayers, whole_label_map
 
 _KINDS = "a path, an image of nibabel or SimpleITK, or a NumPy array with its affine"
 
@@ -51,8 +51,17 @@ def read_label_map(labels: Any, like: Volume) -> LabelLayers:
     Raises:
         UserError: they are not on the grid of the volume, or are not integers.
     """
+    return open_label_map(labels, like).read(like.grid)
+
+
+def open_label_map(labels: Any, like: Volume) -> LabelFile:
+    """Return labels that are given as a file, an image on any grid, or an array in the axis order of a volume.
+
+    Raises:
+        UserError: the file cannot be read, or the array has another shape.
+    """
     if isinstance(labels, str | os.PathLike):
-        return io.read_label_layers(labels, like)
+        return io.open_labels(labels)
     if isinstance(labels, np.ndarray):
         if labels.shape != like.grid.shape:
             raise UserError(f"an array of shape {labels.shape} does not fit an image of shape {like.grid.shape}")
@@ -61,7 +70,7 @@ def read_label_map(labels: Any, like: Volume) -> LabelLayers:
         image = _array_image(labels, like.grid.affine)
     else:
         image = open_image(labels)
-    return whole_label_map(image.grid.source or "the drawn labels", image).read(like.grid)
+    return whole_label_map(image.grid.source or "the drawn labels", image)
 
 
 def _array_image(array: np.ndarray, affine: Any) -> ImageFile:

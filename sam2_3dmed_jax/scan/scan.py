@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from sam2_3dmed_jax.config import MemorySelection
+from sam2_3dmed_jax.data.dataset_json import read_label_names
 from sam2_3dmed_jax.errors import FileWarning, UserError, listed, naming
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
@@ -36,7 +37,9 @@ from sam2_3dmed_jax.inference.segmentation_record import (
 )
 from sam2_3dmed_jax.inference.zoom import ZoomedVolume
 from sam2_3dmed_jax.pictures.colours import COLOURS
+from sam2_3dmed_jax.prompts.automatic_start import StartSettings, start_prompts
 from sam2_3dmed_jax.prompts.files import read_prompt_files
+from sam2_3dmed_jax.prompts.flags import check_started_objects
 from sam2_3dmed_jax.prompts.object_ids import check_object_id, check_object_name
 from sam2_3dmed_jax.prompts.scribbles import stroke_prompts
 from sam2_3dmed_jax.prompts.voxel_prompts import (
@@ -54,7 +57,7 @@ from sam2_3dmed_jax.runtime.atomic_files import atomic_paths
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.scan.history import History, PromptState
-from sam2_3dmed_jax.scan.images import open_image, read_label_map
+from sam2_3dmed_jax.scan.images import open_image, open_label_map, read_label_map
 from sam2_3dmed_jax.scan.models import DEFAULT_MODEL, ModelSource, model_source
 from sam2_3dmed_jax.scan.prompt_files import PromptFiles
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_color, segment_codes
@@ -343,6 +346,43 @@ class Scan:
                 raise UserError("the drawing is empty; draw strokes inside or outside of the object")
             self._add(merge_prompts(prompts), corrects_masks)
 
+    def prompt_from(
+        self,
+        labels: Any,
+        *,
+        protocol: str = "one-click",
+        targets: str | None = None,
+        names: Mapping[int, str] | str | os.PathLike[str] | None = None,
+        mask_slices: int | None = None,
+        follow_up: bool = False,
+    ) -> None:
+        """Add prompts that are drawn from a label map of an automatic method or of an earlier scan, and name objects.
+
+        Each label becomes an object with the same id.
+
+        Args:
+            labels: a file of a format that `predict` reads, a folder with one mask per object, an image, or an array
+                `[i, j, k]` on the grid of the image.
+            protocol: "one-click", "box-mid", "one-click-per-component", or "masks", which gives slices of the labels.
+            targets: labels to segment, by name or value, such as "liver,2"; None: all.
+            names: label value to name, or a JSON file of them; by default the names that the file has.
+            mask_slices: slices per object of the protocol "masks"; None: 3.
+            follow_up: the labels belong to an earlier scan of the patient, and are placed on the image by millimetres.
+
+        Raises:
+            UserError: the labels are empty or not on the image, a target is not among them, an object has prompts
+                already, or a name belongs to another object.
+        """
+        if isinstance(names, str | os.PathLike):
+            names = read_label_names(names, "names")
+        settings = StartSettings(protocol, targets, names or {}, mask_slices, follow_up, as_flags=False)
+        given = labels if isinstance(labels, str | os.PathLike) else open_label_map(labels, self._volume)
+        found = start_prompts(given, self._volume, settings)
+        check_started_objects(found, self.prompts, "labels")
+        for number, name in found.names.items():
+            self.name_object(number, name)
+        self._add(found.prompts)
+
     def clear(self, object: int | str | None = None) -> None:
         """Remove the prompts of one object, or of all; `undo` brings them back.
 
@@ -517,7 +557,7 @@ class Scan:
                 if self._zoom == OFF:
                     session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
                     session.add(to_slices(state.prompts, self._slice_shape, self._size))
-                    segmentation = label_result(session.result(report_slice), self._slice_shape)
+                    segmentation = label_result(session.result(report_slice, forget=True), self._slice_shape)
                 else:
                     segmentation = self._zoomed.segment(state.prompts, self._zoom, report_in_region)
                 self._finished = [*self._finished, (state, self._zoom, segmentation)][-KEPT:]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -31,6 +32,12 @@ def segment(
     points_mm: Rows = (),
     boxes_mm: Rows = (),
     mask: Any = None,
+    prompts_from: Any = None,
+    protocol: str = "one-click",
+    targets: str | None = None,
+    names: Mapping[int, str] | str | os.PathLike[str] | None = None,
+    mask_slices: int | None = None,
+    follow_up: bool = False,
     model: Any = DEFAULT_MODEL,
     affine: Any = None,
     volume: int | None = None,
@@ -54,6 +61,13 @@ def segment(
         points_mm: as `points`, in RAS millimetres.
         boxes_mm: as `boxes`, in RAS millimetres.
         mask: a drawn label map on the grid of the image, whose values are object ids.
+        prompts_from: a label map of an automatic method or of an earlier scan, from which prompts are drawn, as
+            `labels` of `Scan.prompt_from`.
+        protocol: how they are drawn, as in `Scan.prompt_from`.
+        targets: as in `Scan.prompt_from`.
+        names: as in `Scan.prompt_from`.
+        mask_slices: as in `Scan.prompt_from`.
+        follow_up: as in `Scan.prompt_from`.
         model: as in `Scan`; weights that are given by their name are downloaded at the first use.
         affine: as in `Scan`.
         volume: as in `Scan`.
@@ -71,8 +85,8 @@ def segment(
     Raises:
         UserError: there are no prompts, or the image, a prompt or the checkpoint does not fit.
     """
-    if mask is None and not any(len(rows) for rows in (points, boxes, points_mm, boxes_mm)):
-        raise UserError("there are no prompts; give points, boxes, points_mm, boxes_mm or a mask")
+    if mask is None and prompts_from is None and not any(len(rows) for rows in (points, boxes, points_mm, boxes_mm)):
+        raise UserError("there are no prompts; give points, boxes, points_mm, boxes_mm, a mask or prompts_from")
     clicks = [*_clicks("points", points, mm=False), *_clicks("points_mm", points_mm, mm=True)]
     corners = [*_corners("boxes", boxes, mm=False), *_corners("boxes_mm", boxes_mm, mm=True)]
     image_options: dict[str, Any] = {"affine": affine, "volume": volume, "modality": modality, "resample": resample}
@@ -90,6 +104,15 @@ def segment(
             scan.box(**box)
         if mask is not None:
             scan.draw(mask)
+        if prompts_from is not None:
+            scan.prompt_from(
+                prompts_from,
+                protocol=protocol,
+                targets=targets,
+                names=names,
+                mask_slices=mask_slices,
+                follow_up=follow_up,
+            )
         labels = scan.to_nibabel()
     warn_about(scan.record())
     return labels

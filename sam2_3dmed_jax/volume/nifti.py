@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ _DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, ArithmeticError, MemoryError),
     *(struct.error, zlib.error, ImageFileError, HeaderDataError, WrapStructError),
 )
+# A label in the header's extension: its value and its name.
+_LABEL = re.compile(r'<Label\s+Key="(\d{1,9})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>\s*</Label>', re.DOTALL)
 _WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")
 
 
@@ -72,6 +75,24 @@ def open_image(
     volume, grid = _checked(image, str(path), index)
     _check_data_file(path, image)
     return ImageFile(grid, functools.partial(_read, image, volume, grid))
+
+
+def stored_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Return the names of labels in the header's extension, as TotalSegmentator writes them (`--ml`), by label.
+
+    The extension is XML with a table of labels: `<Label Key="5" Red="0" ...><![CDATA[liver]]></Label>`.
+
+    Args:
+        path: a file of labels that has been opened without error, of any format.
+
+    Returns:
+        {} if the file has no such extension, or is not NIfTI.
+    """
+    if not suffix_of(os.path.basename(path), (*FORMATS[0].suffixes, ".nii.bz2")):
+        return {}
+    contents = [extension.get_content() for extension in getattr(_load(path).header, "extensions", ())]
+    texts = [content.decode("utf-8", "replace") for content in contents if isinstance(content, bytes)]
+    return {int(key): name for text in texts for key, name in _LABEL.findall(text)}
 
 
 def from_nibabel(image: Any, index: int | None = None) -> ImageFile:

@@ -44,6 +44,10 @@ PAGES = {
     "README.md": ("CT.nii.gz", "scores/report.html"),
     "docs/tutorials/first-segmentation.md": ("CT.nii.gz", "segmentation.nii.gz"),
     "docs/tutorials/evaluate.md": ("data/phantom runs/demo nnunet/crossval", "scores/all/comparison.csv"),
+    "docs/how-to/automatic-start.md": (
+        "CT.nii.gz runs/demo organs.nii.gz dataset.json totalsegmentator earlier.nii.gz follow_ups.csv",
+        "follow_ups/CT.json",
+    ),
     "docs/how-to/read-a-voxel.md": ("CT.nii.gz", "segmentation.json"),
     "docs/how-to/gpu.md": ("CT.nii.gz", "spleen.json"),
     "docs/how-to/check.md": ("CT.nii.gz checkpoints/tiny", "planes.png"),
@@ -130,6 +134,8 @@ def files(small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_series(folder / "series", array=(noise.T + 1024).astype(np.int16))
     (folder / "cases.csv").write_text('image,point\nMR.nii.gz,"60,45,30"\nCT.nii.gz,"60,45,30;10,10,10,0"\n')
 
+    write_organs(folder)
+
     run_page(FINE_TUNE, folder)
     assert (folder / "overlay.png").exists()
     for name, source in {
@@ -160,6 +166,22 @@ def files(small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, labels in maps.items():
         write_nifti(folder / name / "pancreas_001.nii.gz", labels, np.diag([-0.8, -0.8, 3.0, 1.0]))
     return folder
+
+
+def write_organs(folder: Path) -> None:
+    """Write label maps of CT.nii.gz: of two methods, and of an earlier scan with thinner slices."""
+    organs, affine = np.zeros((72, 48, 40), np.uint8), np.diag([-0.8, -0.8, 3.0, 1.0])
+    names = ("liver", "spleen", "kidney_left", "kidney_right")
+    for value, start in enumerate((4, 20, 36, 52), 1):
+        organs[start : start + 12, 8:30, 4 * value : 4 * value + 10] = value
+        write_nifti(
+            folder / "totalsegmentator" / f"{names[value - 1]}.nii.gz", (organs == value).astype(np.uint8), affine
+        )
+    write_nifti(folder / "organs.nii.gz", organs, affine)
+    write_nifti(folder / "earlier.nii.gz", organs.repeat(2, 2), np.diag([-0.8, -0.8, 1.5, 1.0]))
+    labels = {"background": 0, **{name: value for value, name in enumerate(names, 1)}}
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (folder / "follow_ups.csv").write_text("image,prompts_from\nCT.nii.gz,earlier.nii.gz\n")
 
 
 def lines(page: str, language: str) -> list[str]:

@@ -124,9 +124,8 @@ def test_a_submission_that_is_not_possible_is_refused_in_one_sentence(
     assert "'interactive' needs a reference" in mistake(capsys, *words, "--protocol", "interactive")
     assert "--point is for other volumes" in mistake(capsys, *words, "--point", "1,1,1")
     assert "--zoom is for other volumes" in mistake(capsys, *words, "--zoom", "auto")
-    assert "give --msd-test too" in mistake(
-        capsys, checkpoint, "CT.nii.gz", "--prompts-from", str(auto), "--out", "x.nii.gz"
-    )
+    assert "--follow-up is for other volumes" in mistake(capsys, *words, "--follow-up")
+    assert "--protocol: 'masks' does not exist" in mistake(capsys, *words, "--protocol", "masks")
     shutil.copy(auto / "pancreas_3.nii.gz", auto / "pancreas_5.nii.gz")
     assert "1 case beyond the test images of Task07_Pancreas: 'pancreas_5'" in mistake(capsys, *words)
     (auto / "pancreas_5.nii.gz").unlink()

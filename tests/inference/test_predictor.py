@@ -1,5 +1,6 @@
 """Propagation over a volume: orders, objects, corrections, depth and compilations."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.inference import compiled_programs, feature_store
+from sam2_3dmed_jax.inference import compiled_programs, feature_store, object_batches
+from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
 from sam2_3dmed_jax.inference.propagation import merge_directions
 from sam2_3dmed_jax.model.build import random_weights
@@ -288,3 +290,59 @@ def test_a_prompt_that_does_not_fit_is_rejected_and_no_prompt_is_added(model, pr
 def test_slices_of_another_size_are_rejected(model):
     with pytest.raises(UserError, match=r"\[D, 64, 64, 3\]"):
         VolumePredictor(model).start(np.zeros((4, 32, 32, 3), np.float32))
+
+
+@pytest.fixture
+def seven_objects(monkeypatch):
+    """Prompts of seven objects, two of them on two slices, which are propagated in batches of four and three."""
+    monkeypatch.setattr(object_batches, "OBJECTS", 5)
+    prompts = [click(k % 9, 6.0 * k, 60 - 5.0 * k, k) for k in range(1, 8)]
+    return [*prompts, click(2, 40, 40, 3), click(7, 20, 20, 7)]
+
+
+@pytest.mark.parametrize("order", ["sequential", pytest.param("independent", marks=pytest.mark.slow)])
+def test_batches_of_objects_share_one_compilation_and_give_the_mask_of_each_object(model, order, seven_objects):
+    slices, notes, depth = volume(9), set(), 9
+    predictor = VolumePredictor(model, order)
+    compiled = compiled_programs.propagate_block._cache_size()
+    result = predictor.predict(slices, seven_objects, lambda what, done, total, note="": notes.add(note))
+    assert compiled_programs.propagate_block._cache_size() <= compiled + 1
+    assert notes == {"", "objects 1-4 of 7", "objects 5-7 of 7"}
+    assert result.object_ids == tuple(range(1, 8)) and result.mask_logits.shape == (7, depth, SIZE // 4, SIZE // 4)
+    for object_id in (1, 6):
+        own = [prompt for prompt in seven_objects if prompt.object_id == object_id]
+        alone = predictor.predict(slices, own)
+        np.testing.assert_allclose(result.logits_of(object_id), alone.mask_logits[0], atol=TOLERANCE)
+        scores = result.object_score_logits[object_id - 1], result.predicted_iou[object_id - 1]
+        np.testing.assert_allclose(scores, (alone.object_score_logits[0], alone.predicted_iou[0]), atol=TOLERANCE)
+
+
+def test_a_session_in_batches_reports_each_slice_once_and_takes_corrections(model, seven_objects):
+    slices, reported = volume(9), []
+    predictor = VolumePredictor(model)
+    session = predictor.start(slices)
+    session.add(seven_objects)
+    kept = session.result(lambda object_id, index, logits: reported.append((object_id, index)))
+    assert len(reported) == len(set(reported)) == 7 * 9
+    # `predict` forgets each batch, and runs the same programs.
+    np.testing.assert_array_equal(kept.mask_logits, predictor.predict(slices, seven_objects).mask_logits)
+    session.add([click(6, 20, 20, 1, label=0)])
+    corrected = session.result()
+    np.testing.assert_array_equal(corrected.mask_logits[1:], kept.mask_logits[1:])
+    assert (corrected.mask_logits[0] != kept.mask_logits[0]).any()
+
+
+def test_a_session_that_forgets_has_the_memories_of_one_batch_of_objects_at_a_time(model, seven_objects, monkeypatch):
+    memories, in_use = [], []
+    zeros = HostArrays.zeros
+
+    def recorded(self, shape, dtype):
+        array = zeros(self, shape, dtype)
+        if shape[1:] == ((SIZE // 16) ** 2, model.config.mem_dim):
+            memories.append(weakref.ref(array))
+            in_use.append(sum(memory() is not None for memory in memories))
+        return array
+
+    monkeypatch.setattr(HostArrays, "zeros", recorded)
+    VolumePredictor(model).predict(volume(9), seven_objects)
+    assert in_use == [1, 2, 3, 4, 1, 2, 3]

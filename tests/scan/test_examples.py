@@ -31,6 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(small_model(), folder / "sam2.1_hiera_tiny")
     noise = np.random.default_rng(0).normal(40, 100, (16, 12, 8)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
     write_nifti(folder / "CT.nii.gz", noise.astype(np.int16), np.diag([-0.8, -0.8, 3.0, 1.0]))
+    organs = np.zeros(noise.shape, np.uint8)
+    organs[8:40, 8:40, 8:20], organs[44:60, 8:24, 10:16] = 1, 2
+    write_nifti(folder / "organs.nii.gz", organs, np.diag([-0.8, -0.8, 3.0, 1.0]))
     return folder
 
 
@@ -40,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("README.md", "[0-9]+ voxels"),
         ("docs/reference/python.md", "dice"),
         ("docs/how-to/read-a-voxel.md", ""),
+        pytest.param("docs/how-to/automatic-start.md", "", marks=pytest.mark.slow),
         pytest.param("docs/how-to/python.md", "click: voxel x = 999 is outside CT.nii.gz", marks=pytest.mark.slow),
     ],
 )
