@@ -101,5 +101,6 @@ def effective_weights(weights: Mapping[str, Any], scale: float) -> dict[str, Any
 def adapted(kernel: Any, a: Any, b: Any, scale: float) -> Any:
     """Return `kernel + scale * a @ b`, float32."""
     if isinstance(a, np.ndarray):
-        return np.asarray(kernel) + np.float32(scale) * (a @ b)
+        # In float64, so that the rounded product is the same on machines that sum in another order.
+        return np.asarray(kernel) + (scale * (a.astype(np.float64) @ b.astype(np.float64))).astype(np.float32)
     return kernel + scale * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -115,7 +115,8 @@ def rate_factors(
     """Return the learning-rate factor of each parameter: of the first rule that matches its path, else 1.
 
     In the trunk it is multiplied by `layer_decay` to the power of the distance from the trunk's end: 1 for the last
-    block, `blocks` for the first one and one more for the embeddings (BEiT, Bao et al. 2022; SAM 2's training).
+    block, `blocks` for the first one and one more for the embeddings, as in BEiT (Bao et al. 2022). SAM 2's training
+    does the same, except that its position embeddings do not decay.
 
     Args:
         weights: that train.

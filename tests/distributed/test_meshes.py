@@ -43,4 +43,4 @@ def test_adapters_train_on_a_mesh_to_the_losses_and_weights_of_one_device(tmp_pa
     np.testing.assert_allclose(many["losses"], one["losses"], atol=1e-5)
     assert one.keys() == many.keys() and all(path.endswith(("losses", "lora_a", "lora_b")) for path in one)
     for path in sorted(one):
-        np.testing.assert_allclose(many[path], one[path], atol=1e-5, err_msg=path)  # a step changes weights by 1e-5
+        np.testing.assert_allclose(many[path], one[path], atol=1e-5, err_msg=path)  # a step changes them by 1e-4

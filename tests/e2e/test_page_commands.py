@@ -58,6 +58,7 @@ PAGES = {
     "docs/how-to/datasets.md": ("Task09_Spleen.tar", "clips.png"),
     "docs/how-to/from-nnunet.md": ("nnUNet_raw nnUNet_preprocessed nnunet/crossval", "scores/both/comparison.csv"),
     "docs/how-to/training.md": ("data/spleen data/prepared runs/demo", "runs/cached/final/config.json"),
+    "docs/how-to/fine-tune-10-cases.md": ("", "scores/lora/report.html"),
     "docs/how-to/evaluate-files.md": ("data/phantom runs/demo labels others", "scores/others/lesions.csv"),
     "docs/how-to/clicks.md": ("data/phantom runs/demo labels method", "clicks/method/interactions.csv"),
     "docs/how-to/sweeps.md": ("data/phantom runs/demo runs/fold0 runs/fold1 runs/fold2", ""),  # writes nothing

@@ -35,7 +35,9 @@ def with_adapters(out: str) -> ExperimentConfig:
     base = Path(out, "base")
     if not base.exists():
         save_model(new_model("nano", 64, seed=1), base)
-    training = replace(CONFIG.training, steps=6, accumulation=2, ema=0.5, layer_decay=0.9, lora=LoraConfig(rank=4))
+    training = replace(
+        CONFIG.training, steps=6, learning_rate=1e-4, accumulation=2, ema=0.5, layer_decay=0.9, lora=LoraConfig(rank=4)
+    )
     return CONFIG.replace(model=ModelConfig("nano", 64, srpp=False, bd=False, init=str(base)), training=training)
 
 
