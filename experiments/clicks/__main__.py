@@ -2,10 +2,12 @@
 
     python -m experiments.clicks --out clicks
 
-For each seed, the demo's experiment is trained twice, with and without simulated corrections: on the same cases, for
-the same number of steps. Both models are corrected by the simulated user of `evaluate --protocol interactive` on the
-same held-out cases. The differences are paired by case; their intervals are over cases and seeds. An interrupted
-command resumes. Phantoms show how the two trainings differ, and say nothing about patients.
+The objects are the spleen, the liver, and both together, so that the first click does not tell which object is meant:
+users correct masks because a click is ambiguous. For each seed, the demo's experiment is trained on them twice, with
+and without simulated corrections, on the same cases and for the same number of steps. Both models are corrected by the
+simulated user of `evaluate --protocol interactive` on the same held-out cases. The differences are paired by case;
+their intervals are over cases and seeds. An interrupted command resumes. Phantoms show how the two trainings differ,
+and say nothing about patients.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ from sam2_3dmed_jax.training.loop import train
 
 PLAIN, CORRECTED = "without corrections", "with corrections"
 VARIANTS = (PLAIN, CORRECTED)
-CORRECTIONS = CorrectionConfig(clicks=3, corrected_slices=1)
-PROMPTED_SLICES = 2
+CORRECTIONS = CorrectionConfig(clicks=3, corrected_slices=2)
+OBJECTS = ("spleen", "liver", "spleen+liver")
+# Two evaluations, because one label map cannot hold objects that overlap.
+EVALUATIONS = {"organs": "spleen,liver", "both": "spleen+liver=both"}  # folder: --classes
 TABLE, ROWS, FIGURE, SETTINGS = "clicks.md", "clicks.csv", "dice.svg", "clicks.json"
 
 
@@ -59,7 +63,7 @@ class Scores(NamedTuple):
     """Dice of both variants after each interaction, for all cases and seeds."""
 
     cases: tuple[str, ...]
-    dice: dict[str, np.ndarray]  # by variant, [N + 1, cases, seeds]
+    dice: dict[str, np.ndarray]  # by variant, [N + 1, cases, seeds]; the mean over the objects of a case
     seconds: dict[str, float]  # by variant, median of a training step
 
 
@@ -78,11 +82,11 @@ def variant_config(options: Options, variant: str, seed: int) -> ExperimentConfi
     assert isinstance(config.model, ModelConfig)
     prompts = config.data.prompts
     if variant == CORRECTED:
-        prompts = replace(prompts, prompted_slices=PROMPTED_SLICES, corrections=CORRECTIONS)
+        prompts = replace(prompts, corrections=CORRECTIONS)
     training = replace(config.training, steps=options.steps, seed=seed)
     return config.replace(
         model=replace(config.model, image_size=options.image_size),
-        data=replace(config.data, prompts=prompts),
+        data=replace(config.data, classes=OBJECTS, prompts=prompts),
         training=replace(training, warmup_steps=min(training.warmup_steps, options.steps)),
     )
 
@@ -99,24 +103,26 @@ def compare(options: Options, progress: Progress | None) -> list[str]:
     out = Path(options.out)
     _claim(out, options)
     if not (out / "data" / "dataset.json").exists():
-        write_phantom_dataset(out / "data", options.cases, 0, "spleen", progress)
+        write_phantom_dataset(out / "data", options.cases, 0, "organs", progress)
     prepare_dataset(read_dataset(out / "data"), out / "prepared", progress=progress)
     for seed in range(options.seeds):
         for variant in VARIANTS:
             folder = _folder(out, variant, seed)
-            if (folder / "scores" / INTERACTIONS).exists():
+            if all((folder / name / INTERACTIONS).exists() for name in EVALUATIONS):
                 continue
             final = train(variant_config(options, variant, seed), folder / "run", progress)
-            scoring = ScoringOptions(
-                str(folder / "scores"),
-                metrics="overlap",
-                protocol="interactive",
-                initial="click",
-                interactions=options.interactions,
-                method=variant,
-                seed=str(seed),
-            )
-            score_checkpoint(str(final), str(out / "data"), "sequential", "float32", {}, scoring, progress)
+            for name, classes in EVALUATIONS.items():
+                scoring = ScoringOptions(
+                    str(folder / name),
+                    classes=classes,
+                    metrics="overlap",
+                    protocol="interactive",
+                    initial="click",
+                    interactions=options.interactions,
+                    method=variant,
+                    seed=str(seed),
+                )
+                score_checkpoint(str(final), str(out / "data"), "sequential", "float32", {}, scoring, progress=progress)
     scores = read_scores(options)
     lines = table(scores, options)
     write_text(out / TABLE, "\n".join(lines) + "\n")
@@ -131,24 +137,34 @@ def read_scores(options: Options) -> Scores:
     Raises:
         UserError: the runs do not have the same cases.
     """
-    out, dice, cases, seconds = Path(options.out), {}, None, {}
+    out, dice, seconds = Path(options.out), {}, {}
+    cases: tuple[str, ...] = ()
     for variant in VARIANTS:
         of_seeds = []
         for seed in range(options.seeds):
-            folder = _folder(out, variant, seed)
-            with (folder / "scores" / INTERACTIONS).open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            found = tuple(sorted({row["case"] for row in rows}))
-            if cases not in (None, found):
-                raise UserError(f"{folder / 'scores'}: its cases differ from the other runs'; choose another --out")
-            cases = found
-            values = {(int(row["interaction"]), row["case"]): float(row["dice"]) for row in rows}
-            of_seeds.append([[values[step, case] for case in found] for step in range(options.interactions + 1)])
-        dice[variant] = np.moveaxis(np.array(of_seeds), 0, -1)
+            values = _dice_by_step(_folder(out, variant, seed), options.interactions)
+            if cases and cases != tuple(values):
+                raise UserError(
+                    f"{_folder(out, variant, seed)}: its cases differ from the other runs'; choose another --out"
+                )
+            cases = tuple(values)
+            of_seeds.append(np.array(list(values.values())).T)
+        dice[variant] = np.stack(of_seeds, axis=-1)
         with (_folder(out, variant, 0) / "run" / "log.csv").open(newline="", encoding="utf-8") as file:
             seconds[variant] = float(np.median([float(row["seconds"]) for row in csv.DictReader(file)]))
-    assert cases is not None
     return Scores(cases, dice, seconds)
+
+
+def _dice_by_step(folder: Path, interactions: int) -> dict[str, list[float]]:
+    """Return the mean Dice over a case's objects after each interaction, `[N + 1]`, by case."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for name in EVALUATIONS:
+        with (folder / name / INTERACTIONS).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found.setdefault(row["case"], {}).setdefault(int(row["interaction"]), []).append(float(row["dice"]))
+    return {
+        case: [float(np.mean(steps[step])) for step in range(interactions + 1)] for case, steps in sorted(found.items())
+    }
 
 
 def paired_rows(scores: Scores) -> list[Row]:
