@@ -68,6 +68,7 @@ PAGES = {
     ),
     "docs/how-to/weights.md": ("CT.nii.gz", "segmentation.nii.gz"),
     "docs/how-to/export.md": ("Task09_Spleen runs/spleen", "published/spleen-onnx/run.py"),
+    "docs/explanation/memory-selection.md": ("runs/demo CT.nii.gz", "segmentation.json"),
 }
 NOT_RUN = {  # pages with commands that do not run here, with the reason
     "docs/explanation/gpu.md": "has only `plan`",

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.export.onnx import write_onnx
 from sam2_3dmed_jax.export.stablehlo import PLATFORMS, write_stablehlo
-from sam2_3dmed_jax.model.checkpoint import assemble, read_info
+from sam2_3dmed_jax.model.checkpoint import assemble, read_info, with_memory_selection
 from sam2_3dmed_jax.sam2.parameters import split
 from tests.parity import compare, generated, ours, stored
 from weights_conversion.convert import convert_checkpoint
@@ -103,6 +103,24 @@ def test_programs_exist_for_cpu_cuda_and_tpu(model: Any, exported: Path):
     ends = [f".{platform}.stablehlo" for platform in PLATFORMS] if manifest["format"] == "stablehlo" else [".onnx"]
     files = {f"{name}{end}" for name in ("encode", "prompt", "propagate", "context") for end in ends}
     assert files == {path.name for path in exported.iterdir() if path.suffix in (".stablehlo", ".onnx")}
+
+
+@pytest.mark.long  # by hand: compiles the predictor's and the exported programs of one more model
+def test_stablehlo_programs_choose_memories_as_the_predictor_does(slices: np.ndarray, tmp_path: Path):
+    plain = new_model("nano", image_size=SIZE)
+    weights = {name: np.array(value) for name, value in split(plain)[1].items()}
+    weights["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += 2
+    weights["sam_mask_decoder.iou_prediction_head.layers.2.bias"] += 1  # above and below the limit of admission
+    logits = {}
+    for rule in ("recent", "self-sorting"):
+        model = with_memory_selection(assemble(weights, plain.info), rule)
+        logits[rule] = VolumePredictor(model).predict(slices, [Prompt(1, CLICKED, (CLICK,), (1,))]).mask_logits[0]
+    write_stablehlo(model, tmp_path)
+    runner = load_runner(tmp_path)
+    found = runner.segment(runner.load_programs(), slices, CLICKED, [CLICK], [1])
+    largest = np.abs(logits["self-sorting"]).max()
+    assert np.abs(found - logits["self-sorting"]).max() <= TOLERANCE * largest
+    assert np.abs(found - logits["recent"]).max() > 100 * TOLERANCE * largest
 
 
 def stored_model(preset: str, presence: float, folder: Path) -> Any:

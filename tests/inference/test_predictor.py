@@ -137,6 +137,25 @@ def test_corrections_of_one_round_do_not_depend_on_their_order(model, preview):
     np.testing.assert_array_equal(masks[0], masks[1])
 
 
+@pytest.mark.long  # by hand: compiles the programs of one more model for both orders and corrections
+@pytest.mark.parametrize("order", ["sequential", "independent"])
+@pytest.mark.parametrize("rule", ["confident", "self-sorting"])
+def test_each_memory_selection_works_in_both_orders_and_corrections_change_its_masks(model, rule, order):
+    slices = volume(33)
+    session = VolumePredictor(model, order, memory_selection=rule).start(slices)
+    session.add([click(16)])
+    first = session.result()
+    assert np.isfinite(first.mask_logits).all() and (np.abs(first.object_score_logits) > 0).all()
+    assert (
+        np.abs(first.mask_logits - VolumePredictor(model, order).predict(slices, [click(16)]).mask_logits).max() > 0.01
+    )
+    session.add([click(30, 10.0, 50.0)])
+    second = session.result()
+    assert (
+        np.isfinite(second.mask_logits).all() and (np.abs(second.mask_logits - first.mask_logits)[0, 28:] > 0.01).any()
+    )
+
+
 def test_a_preview_of_corrections_does_not_change_the_result(model):
     slices = volume(12)
     corrections = [click(9, 12, 50, label=0), click(2, 40, 12)]
