@@ -267,11 +267,11 @@ def score_files(
     Raises:
         UserError: an invalid option, or files that cannot be read or do not fit each other.
     """
+    declared = options.given_rules
     if options.protocol == INTERACTIVE:
         steps, unused = find_steps(predictions, references, images)
-        _check_number(options.given_rules, len(steps) - 1, predictions)
+        _check_number(declared.pop("interactions", len(steps) - 1), len(steps) - 1, predictions)
     else:
-        assert not options.given_rules
         pairs, unused = find_pairs(predictions, references, images)
         steps = [pairs]
     pairs = steps[-1]
@@ -282,7 +282,7 @@ def score_files(
         classes = [LabelClass(str(value), (value,)) for value in label_values(pairs)]
     method_columns = options.method_columns(os.path.basename(os.path.normpath(predictions)), "unknown", fold)
     settings = options.settings(options.scored_classes(classes), {}, options.protocol or "", method_columns)
-    settings = replace(settings, modality=options.modality_sources())
+    settings = replace(settings, modality=options.modality_sources(), declared_rules=declared)
     if options.nearest_component:
         settings = replace(settings, protocol="one-click", nearest_component=True)
     read = [pair for step in steps for pair in step]
@@ -307,13 +307,13 @@ def score_files(
     return [*notes, *lines]
 
 
-def _check_number(given: Mapping[str, Any], interactions: int, folder: str) -> None:
-    """Check that a folder has the number of interactions that the user gives, if any.
+def _check_number(given: int, interactions: int, folder: str) -> None:
+    """Check that a folder has the number of interactions that the user gives.
 
     Raises:
         UserError: it has another number.
     """
-    if given.get("interactions", interactions) != interactions:
+    if given != interactions:
         raise UserError(
             f"--interactions: {folder} has the folders of {number_of(interactions, 'interaction')} after the initial "
             "prompt; leave the flag out"

@@ -198,7 +198,7 @@ def score_step(
         labels: integers `[D, H, W]`, or layers of them.
         reference: integers `[D, H, W]`, or layers of them.
         grid: of both.
-        settings: of the evaluation, with the rules of the user where they are known.
+        settings: of the evaluation.
         step: of a model; None: the prompts are not known, because the labels are files.
     """
     scores = {}
@@ -213,7 +213,7 @@ def score_step(
         if not pair.reference.any():
             continue
         metrics = compute_metrics(pair, CURVES)
-        rules = settings.interaction
+        rules = settings.rule_columns
         scores[entry.name] = Interaction(
             interaction=number,
             dice=metrics["dice"],
@@ -224,9 +224,9 @@ def score_step(
             click=_click(entry, step) if step else "",
             seconds=step.cost["seconds"] if step and step.cost else math.nan,
             compiled=step.cost["compiled"] if step and step.cost else "",
-            initial=rules.initial if rules else "",
-            click_rule=rules.click_rule if rules else "",
-            refinement=rules.refinement if rules and step else "",
+            initial=rules["initial"],
+            click_rule=rules["click_rule"],
+            refinement=rules["refinement"],
         )
     return scores
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
@@ -35,7 +35,8 @@ class EvaluationSettings:
     # Folder for a model's label maps, CASE.nii.gz on the image's own grid, or step_0/CASE.nii.gz and so on of the
     # protocol 'interactive'; "": they are not kept.
     save: str = ""
-    interaction: InteractionRules | None = None  # of the protocol 'interactive'; None: not known, as of files
+    interaction: InteractionRules | None = None  # of a model with the protocol 'interactive'
+    declared_rules: Mapping[str, str] = field(default_factory=dict)  # of files: fields of `InteractionRules`
     zoom: Zoom = OFF  # of a model, on each object
 
     def __post_init__(self) -> None:
@@ -60,6 +61,12 @@ class EvaluationSettings:
     def is_interactive(self) -> bool:
         """Whether objects are corrected by clicks after an initial prompt."""
         return self.protocol == INTERACTIVE
+
+    @property
+    def rule_columns(self) -> dict[str, str]:
+        """The columns of each interaction that describe the simulated user; "" where a rule is not known."""
+        rules = asdict(self.interaction) if self.interaction else self.declared_rules
+        return {name: rules.get(name, "") for name in ("initial", "click_rule", "refinement")}
 
     @property
     def objects(self) -> list[Target]:

@@ -263,7 +263,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("scored")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert main(_words(_write_steps(folder), folder / "out")) == 0
+        assert main([*_words(_write_steps(folder), folder / "out"), "--initial", "box"]) == 0
     return folder / "out", printed.getvalue()
 
 
@@ -298,6 +298,7 @@ def test_files_of_any_method_per_step_have_the_curve_computed_by_hand(scored: tu
     found = json.loads((out / "summary.json").read_text())["classes"]["organ"]["interactive"]
     means = [sum(of[k] for of in expected.values()) / 2 for k in range(3)]
     assert [one["dice"]["mean"] for one in found["curve"]] == pytest.approx(means)
+    assert (found["initial"], found["click_rule"], found["refinement"]) == ("box", "", "")  # as far as declared
     areas = [(of[0] / 2 + of[1] + of[2] / 2) / 2 for of in expected.values()]
     assert found["auc"]["dice"]["mean"] == pytest.approx(sum(areas) / 2)
     assert (found["clicks_to"]["0.80"]["mean"], found["clicks_to"]["0.80"]["failed"]) == ((1 + 3) / 2, ["b"])
