@@ -81,8 +81,7 @@ class ZoomedVolume:
         self._window = window_of_model(volume, predictor.model.info.preprocessing)
         _, height, width = volume.array.shape
         self._shape, self._pixel_mm = (height, width), volume.spacing[1:]
-        self._volume_kept: _Kept | None = None
-        self._slice_kept: _Kept | None = None
+        self._kept: dict[bool, _Kept] = {}  # True: of one slice
 
     def segment(
         self, prompts: Sequence[VoxelPrompt], zoom: Zoom, on_slice: OnRegionSlice | None = None
@@ -192,19 +191,15 @@ class ZoomedVolume:
 
     def _store(self, region: Region, index: int | None = None) -> FeatureStore:
         """Return the features of a region, of all slices or of one; those of another region are freed."""
-        kept = self._volume_kept if index is None else self._slice_kept
+        is_slice = index is not None
+        kept = self._kept.get(is_slice)
         if kept is None or (kept.region, kept.only) != (region, index):
-            model = self._predictor.model
             kept = None
-            if index is None:
-                self._volume_kept = None
+            self._kept.pop(is_slice, None)  # before another region is encoded
             part = crop(self._volume, region, slice(None) if index is None else slice(index, index + 1))
+            model = self._predictor.model
             slices = PreparedSlices(part, model.info.preprocessing, model.config.image_size, self._window)
-            kept = _Kept(region, index, self._predictor.open(slices, self._progress if index is None else None))
-            if index is None:
-                self._volume_kept = kept
-            else:
-                self._slice_kept = kept
+            kept = self._kept[is_slice] = _Kept(region, index, self._predictor.open(slices, self._progress))
         return kept.store
 
 
@@ -213,10 +208,11 @@ def zoomed_sessions(result: Result, prompts: Sequence[VoxelPrompt]) -> list[tupl
 
     A region that the mask outgrew counts with the slices until then. Without zoom, the list is empty.
     """
-    sessions = []
+    sessions: list[tuple[int, list[VoxelPrompt]]] = []
     for object_id, zoom in zip(result.object_ids, result.zooms, strict=False):
         own = [prompt for prompt in prompts if prompt.object_id == object_id]
-        sessions += [(1, own[:1])] * zoom.looks + [(slices, own) for slices in zoom.passes]
+        prompted = len({prompt.slice for prompt in own})  # which are segmented before any other slice
+        sessions += [(1, own[:1])] * zoom.looks + [(max(slices, prompted), own) for slices in zoom.passes]
     return sessions
 
 

@@ -52,6 +52,17 @@ def test_the_events_add_up_to_the_masks_of_the_scan(session):
         np.testing.assert_array_equal(complete(session, object_id), screen.volume(session.scan, object_id))
 
 
+def test_a_zoom_changes_the_masks_that_are_shown(session):
+    screen = Screen(session)
+    session.change(lambda scan: scan.click(CLICK)).result()
+    whole = complete(session)
+    revision = session.state.revision
+    session.change(lambda scan: scan.set_zoom(6.0)).result()
+    zoomed = complete(session)
+    assert (zoomed != whole).any() and session.state.revision == revision + 1
+    np.testing.assert_array_equal(zoomed, screen.volume(session.scan, 1))
+
+
 def test_the_clicked_slice_comes_first_as_a_preview(session):
     screen = Screen(session)
     session.change(lambda scan: scan.click(CLICK)).result()
