@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.hub.catalog import Weights, find_weights
 from sam2_3dmed_jax.hub.download import Record, check_given_file, download, read_record, write_record
@@ -36,7 +37,10 @@ def checkpoint_folder(checkpoint: str | os.PathLike[str]) -> Path:
 
 
 def load_model(
-    checkpoint: str | os.PathLike[str], image_size: int | None = None, compute_dtype: ComputeDtypeChoice = "auto"
+    checkpoint: str | os.PathLike[str],
+    image_size: int | None = None,
+    compute_dtype: ComputeDtypeChoice = "auto",
+    memory_selection: MemorySelection | None = None,
 ) -> Any:
     """Load a checkpoint as an NNX module, SAM2, SAM2With3DMed or UNet, with float32 parameters.
 
@@ -45,14 +49,16 @@ def load_model(
             downloaded and converted at the first use.
         image_size: S in pixels, in place of the stored size; SAM 2 runs at any multiple of 32. A U-Net has none.
         compute_dtype: "float32", "bfloat16", or "auto": bfloat16 on TPUs and on GPUs that have it, float32 elsewhere.
+        memory_selection: "recent", "confident" or "self-sorting", which memories a slice sees, in place of the stored
+            rule. A U-Net has no memories.
 
     Raises:
-        UserError: it is not a readable checkpoint, or its model does not run at `image_size`.
+        UserError: it is not a readable checkpoint, or its model does not run at `image_size` or has no such rule.
     """
     from sam2_3dmed_jax.model import checkpoint as native
 
     compilation_cache.enable_by_default()
-    return native.load_model(checkpoint_folder(checkpoint), image_size, compute_dtype)
+    return native.load_model(checkpoint_folder(checkpoint), image_size, compute_dtype, memory_selection)
 
 
 def weights_folder(weights: Weights) -> Path:
