@@ -36,7 +36,7 @@ def read_deflated(path: Path, file: BinaryIO, pixels: bool) -> Any:
     Args:
         path: the file.
         file: the same file, open.
-        pixels: read the pixels too, and check the stream to its end.
+        pixels: read the pixels too.
 
     Raises:
         UserError: the header or the pixels are larger than they may be, the stream has no end mark, other data follow
@@ -50,18 +50,18 @@ def read_deflated(path: Path, file: BinaryIO, pixels: bool) -> Any:
     with VoxelStream(StoredVoxels(path, "deflate", file.tell())) as stream:
         inflated = _Inflated(path, stream)
         data = reader.read_dataset(inflated, False, True, stop_when=lambda tag, vr, length: tag in _PIXELS)
-        stated = 0
+        # A file that was cut is found here already, before any pixels are needed.
+        stated = _stated_size(path, data) if "Rows" in data and "BitsAllocated" in data else 0
+        inflated.limit = inflated.tell() + stated + _TRAILER
         if pixels:
-            stated = _stated_size(path, data)
-            inflated.limit = inflated.tell() + stated + _TRAILER
             data.update(reader.read_dataset(inflated, False, True))
-            inflated.finish()
             found = next((len(data[tag].value) for tag in _PIXELS if tag in data), 0)
             if found != stated:
                 raise UserError(
                     f"{path} is damaged: it holds {found} bytes of pixels, and its header states {stated}: copy or "
                     "export it again"
                 )
+        inflated.drain()
     header = optional("pydicom.dataset", path).FileDataset(str(path), data, preamble, meta, False, True)
     header.set_original_encoding(False, True, data._character_set)
     return header
@@ -101,15 +101,21 @@ class _Inflated:
         start, self._position = self._position, min(self._position + count, len(self._data))
         return bytes(self._data[start : self._position])
 
-    def finish(self) -> None:
-        """Check that the stream ends here."""
-        self._stream.finish()
+    def drain(self) -> None:
+        """Read and drop the rest, up to the limit, which checks the end of the stream."""
+        size = len(self._data)
+        while block := self._stream.read(_TRAILER):
+            size += len(block)
+            self._check(size)
+
+    def _check(self, size: int) -> None:
+        if size > self.limit:
+            raise UserError(
+                f"{self._path} inflates to more than the {self.limit} bytes that its header and its pixels may have: "
+                "copy or export it again"
+            )
 
     def _inflate(self, goal: int) -> None:
-        if goal > self.limit:
-            raise UserError(
-                f"{self._path} inflates to more than {self.limit} bytes, the most that its header can need: copy or "
-                "export it again"
-            )
+        self._check(goal)
         if goal > len(self._data):
             self._data += self._stream.read(goal - len(self._data))
