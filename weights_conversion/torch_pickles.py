@@ -21,7 +21,8 @@ _MOST_MARKS = 1000  # that are open at once; one per container that contains the
 _OLD_PICKLES = 4  # of the format before PyTorch 1.6: a number, the version, the system and the object
 # Everything that makes tensors, and containers whose size in memory is bounded by the size of the pickle.
 _KNOWN = re.compile(
-    r"torch(\.\S+)? \S+|collections (OrderedDict|Counter|defaultdict)|(__builtin__|builtins) (set|dict|list|tuple|complex)"
+    r"torch(\.\S+)? \S+|collections (OrderedDict|Counter|defaultdict)"
+    r"|(__builtin__|builtins) (set|dict|list|tuple|complex)"
 )
 
 

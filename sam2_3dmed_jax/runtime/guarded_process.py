@@ -34,7 +34,7 @@ _GRACE = 30  # seconds of the processor on top of the limit of a call, which the
 _START = 60.0  # seconds to start Python and to import the function
 
 
-class ChildFailed(Exception):
+class ChildError(Exception):
     """The child crashed, or exceeded its limit of memory or time; the message is the reason."""
 
 
@@ -73,7 +73,7 @@ class GuardedProcess:
             seconds: limit of the time of the call, without the start of the child.
 
         Raises:
-            ChildFailed: the child crashed or exceeded a limit.
+            ChildError: the child crashed or exceeded a limit.
             UserError: from the function.
         """
         try:
@@ -91,19 +91,19 @@ class GuardedProcess:
             child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
         except OSError:
-            raise ChildFailed(self._end()) from None
+            raise ChildError(self._end()) from None
         answer = self._answer(child.stdout, time.monotonic() + seconds)
         if "refused" in answer:
             raise UserError(str(answer["refused"])[:1000])
         if "failed" in answer:
-            raise ChildFailed(str(answer["failed"])[:200])
+            raise ChildError(str(answer["failed"])[:200])
         try:
             dtype, shape = np.dtype(str(answer["dtype"])), tuple(int(length) for length in answer["shape"])
         except (KeyError, TypeError, ValueError):
-            raise ChildFailed("its answer is damaged") from None
+            raise ChildError("its answer is damaged") from None
         size = math.prod(shape) * dtype.itemsize
         if dtype.kind not in "iuf" or min(shape, default=0) < 0 or size > most_bytes:
-            raise ChildFailed(f"it returned {size} bytes of {dtype}, expected at most {most_bytes}")
+            raise ChildError(f"it returned {size} bytes of {dtype}, expected at most {most_bytes}")
         array = np.empty(size, np.uint8)
         self._fill(child.stdout, array, time.monotonic() + seconds)
         return array.view(dtype).reshape(shape)
@@ -122,7 +122,7 @@ class GuardedProcess:
         )
         assert self._process.stdout
         if self._answer(self._process.stdout, time.monotonic() + _START) != {"ready": True}:
-            raise ChildFailed("its answer is damaged")
+            raise ChildError("its answer is damaged")
         return self._process
 
     def _answer(self, stream: IO[bytes], deadline: float) -> dict[str, Any]:
@@ -133,13 +133,13 @@ class GuardedProcess:
             byte = os.read(stream.fileno(), 1)
             line += byte
             if not byte:
-                raise ChildFailed(self._end())
+                raise ChildError(self._end())
             if len(line) > _HEADER:
-                raise ChildFailed("its answer is damaged")
+                raise ChildError("its answer is damaged")
         try:
             answer = json.loads(line)
         except ValueError:
-            raise ChildFailed("its answer is damaged") from None
+            raise ChildError("its answer is damaged") from None
         return answer if isinstance(answer, dict) else {}
 
     def _fill(self, stream: IO[bytes], array: np.ndarray, deadline: float) -> None:
@@ -148,7 +148,7 @@ class GuardedProcess:
             self._wait(stream, deadline)
             data = os.read(stream.fileno(), min(_BLOCK, len(array) - at))
             if not data:
-                raise ChildFailed(self._end())
+                raise ChildError(self._end())
             array[at : at + len(data)] = np.frombuffer(data, np.uint8)
             at += len(data)
 
@@ -158,7 +158,7 @@ class GuardedProcess:
         poll = select.poll()
         poll.register(stream, select.POLLIN)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise ChildFailed("it took too long")
+            raise ChildError("it took too long")
 
     def _end(self) -> str:
         """Return how the child ended."""

@@ -1,6 +1,7 @@
 """DICOM series reader: `[i, j, k]` = (column, row, slice), k ascending along the slice normal.
 
-Pixels are decoded by `dicom_pixels`. Each slice has its own slope and intercept. Colour images and several phases in one series are not supported.
+Pixels are decoded by `dicom_pixels`. Each slice has its own slope and intercept. Colour images and several phases in
+one series are not supported.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from sam2_3dmed_jax.volume.dicom_series import find_series
 from sam2_3dmed_jax.volume.dicom_stack import Stack, resample_slices, stack_frames
 from sam2_3dmed_jax.volume.formats import all_suffixes, dicom_suffixes
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile, check_size
-
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:

@@ -1,7 +1,7 @@
 """Reader of DICOM files whose data set is compressed as a whole (Deflated Explicit VR Little Endian, PS3.5 A.5).
 
-pydicom would inflate the whole file before any element is known. Here it reads from a stream that inflates on demand, up
-to a limit for the header and, after it, up to the size of the pixels that the header states.
+pydicom would inflate the whole file before any element is known. Here it reads from a stream that inflates on demand,
+up to a limit for the header and, after it, up to the size of the pixels that the header states.
 
 The stream must reach its end mark at the end of the file; zeros may follow as padding. Deflate without the headers of
 gzip or zlib has no checksum, so a damaged byte that leaves the stream readable is not found. `NO_CHECKSUM` is the note

@@ -175,9 +175,7 @@ def pixel_coding(path: Path, header: Any) -> PixelCoding:
     syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_transfer_syntax:
         raise UserError(f"{path} has the TransferSyntaxUID {str(syntax)[:64]!r}, which is unknown: export it again")
-    rows, columns, bits = (
-        int(_numbers([header], name, 1, path)[0]) for name in ("Rows", "Columns", "BitsAllocated")
-    )
+    rows, columns, bits = (int(_numbers([header], name, 1, path)[0]) for name in ("Rows", "Columns", "BitsAllocated"))
     extent = header.pixel_extent
     compressed = syntax.is_encapsulated or (extent is not None and extent.encapsulated)
     return PixelCoding(compressed, rows * columns * frame_count(header) * max(bits, 8) // 8, str(syntax.name)[:80])

@@ -1,7 +1,8 @@
 """Stored values of the pixels of a DICOM file.
 
 pydicom decodes the syntaxes it knows; SimpleITK decodes the rest (JPEG 2000, JPEG lossless). Decoders of compressed
-syntaxes are native libraries, which damaged files can crash: they run in a child process with limits of memory and time.
+syntaxes are native libraries, which damaged files can crash: they run in a child process with limits of memory and
+time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.guarded_process import ChildFailed, GuardedProcess
+from sam2_3dmed_jax.runtime.guarded_process import ChildError, GuardedProcess
 from sam2_3dmed_jax.volume.dicom_bits import signed_stream_precision, stored_values
 from sam2_3dmed_jax.volume.dicom_frame import PixelCoding, read_header, reading
 from sam2_3dmed_jax.volume.image_file import one_line, optional
@@ -65,7 +66,7 @@ class PixelDecoder:
         try:
             # Some decoders return wider integers.
             return self._child.call([str(path)], 8 * coding.size, memory, seconds)
-        except ChildFailed as error:
+        except ChildError as error:
             raise UserError(
                 f"{path} has pixels in {coding.syntax} whose decoder failed ({error}): copy it again, or export it "
                 "uncompressed"

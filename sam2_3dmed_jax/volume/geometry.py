@@ -23,7 +23,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK count to the left 
 _CANONICAL = orientations.axcodes2ornt(("S", "P", "L"))
 # Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges are coplanar.
 _SINGULAR = 1e-6
-_SHORTEST_MM, _LONGEST_MM = 1e-9, 1e9  # of an edge of a voxel and of a position; beyond, sums and squares lose all digits
+_SHORTEST_MM, _LONGEST_MM = (
+    1e-9,
+    1e9,
+)  # of an edge of a voxel and of a position; beyond, sums and squares lose all digits
 
 # Two grids are the same if no corner of a voxel moves by more than this, in mm: a hundredth of a fine voxel. It is ten
 # times the rounding of an origin to three decimals, and more than that of float32 affines and of directions with six.

@@ -98,8 +98,8 @@ def check_promise(path: str | os.PathLike[str], promised: int, most: int, what: 
     """
     if most < promised:
         raise UserError(
-            f"{path} is truncated: its header promises {promised} {what}, and the file of {os.path.getsize(path)} bytes "
-            f"can hold at most {most}: copy or download it again"
+            f"{path} is truncated: its header promises {promised} {what}, and the file of {os.path.getsize(path)} "
+            f"bytes can hold at most {most}: copy or download it again"
         )
 
 

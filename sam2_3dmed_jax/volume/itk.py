@@ -64,7 +64,9 @@ def _open(path: str | os.PathLike[str], layers: bool) -> tuple[ImageFile, Mappin
     if header.affine is None:
         raise UserError(f"{path} has {len(shape)} axes of lengths {shape[:8]}, expected three: give one 3D volume")
     if count != 1 and not layers:
-        raise UserError(f"{path} holds vectors of {count} numbers, expected one real number per voxel: give a scalar volume")
+        raise UserError(
+            f"{path} holds vectors of {count} numbers, expected one real number per voxel: give a scalar volume"
+        )
     if count != 1 and not header.components_first:
         raise UserError(f"{path} has layers on another axis than the first: save it again with 3D Slicer")
     check_size(path, (*shape, count), header.dtype.itemsize)

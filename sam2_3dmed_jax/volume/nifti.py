@@ -123,9 +123,7 @@ def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
     return ImageFile(grid, read)
 
 
-def _checked(
-    lengths: Sequence[int], header: Any, affine: np.ndarray, name: str, index: int | None
-) -> tuple[int, Grid]:
+def _checked(lengths: Sequence[int], header: Any, affine: np.ndarray, name: str, index: int | None) -> tuple[int, Grid]:
     """Check a header of nibabel, and return the number of its volume `index` and its grid."""
     shape, dtype = tuple(int(n) for n in lengths), header.get_data_dtype()
     if len(shape) < 3:

@@ -1,8 +1,8 @@
 """Text headers of NRRD and MetaImage files: their fields, each with its type and its limits.
 
 Sources: https://teem.sourceforge.net/nrrd/format.html, and ITK's MetaIO and NrrdImageIO for the geometry. No native
-library sees these files: their readers trust the header. Voxels in hexadecimal, in the blocks of other encodings, and in
-files that are named by a printf pattern are not read.
+library sees these files, because ITK trusts their headers: long fields overrun its buffers, and names of files are
+formats of printf. Voxels in hexadecimal, and in files that are named by a pattern, are not read.
 """
 
 from __future__ import annotations
@@ -221,7 +221,9 @@ def _nrrd(fields: Fields, pairs: Mapping[str, str]) -> ImageHeader:
         if kinds[axis] not in _DOMAIN_KINDS or (directions is not None and directions[axis] is None)
     ]
     if len(parts_of_voxel) > 1:
-        raise UserError(f"{fields.path} has several axes that are not axes of space, expected one real number per voxel")
+        raise UserError(
+            f"{fields.path} has several axes that are not axes of space, expected one real number per voxel"
+        )
     components = sizes[parts_of_voxel[0]] if parts_of_voxel else 1
     shape = tuple(size for axis, size in enumerate(sizes) if axis not in parts_of_voxel)
     affine = None
@@ -281,6 +283,8 @@ def _nrrd_affine(fields: Fields, directions: list[list[float] | None] | None, ax
         if any(vector is None or len(vector) != 3 for vector in vectors):
             raise fields.wrong("space directions", "vectors of three numbers")
         lps[:3, :3] = np.array(vectors, float).T * signs[:, None]
+    elif space or fields.text("space dimension", "space origin"):
+        raise fields.wrong("space directions", "a vector for each axis")
     elif text := fields.text("spacings"):
         words = text.split()
         chosen = [words[axis] for axis in axes] if len(words) > max(axes) else []
@@ -425,14 +429,16 @@ def _data_files(fields: Fields, name: str, lists: Sequence[str], last: int, enco
     """Return the files with the voxels.
 
     Raises:
-        UserError: a name is not the plain name of a file in the folder of the header or below, or there is no such file.
+        UserError: a name is not the plain name of a file in the folder of the header or below, or it is no such file.
     """
     if name.upper() in ("", "LOCAL"):
         return [fields.path]
     if name.split()[0] != "LIST":
         return [_data_file(fields.path, name)]
     if encoding != RAW:
-        raise UserError(f"{fields.path} has compressed voxels, or voxels as text, in several files, expected one: save it as one file")
+        raise UserError(
+            f"{fields.path} has compressed voxels or text in several files, expected one: save it as one file"
+        )
     if " ".join(name.split()) not in lists or len(fields.listed) != last:
         raise UserError(
             f"{fields.path} has the data file {name[:40]!r} and {len(fields.listed)} files, expected one for each of "
@@ -464,9 +470,7 @@ def _from_end(path: Path, size: int) -> int:
 
 
 def _unknown_skip(fields: Fields) -> UserError:
-    return UserError(
-        f"{fields.path} skips a header of unknown size, expected raw voxels: save it as one .nrrd file"
-    )
+    return UserError(f"{fields.path} skips a header of unknown size, expected raw voxels: save it as one .nrrd file")
 
 
 def _after_lines(path: Path, start: int, lines: int) -> int:

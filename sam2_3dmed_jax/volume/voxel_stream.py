@@ -2,8 +2,8 @@
 
 A stream is read to its end after the last voxel, because its checksum and its length are there. It must contain exactly
 the bytes that the header of the image states; some zeros may follow as padding. Concatenated gzip or bzip2 streams
-(pigz, bgzip) are one stream. Deflate has no checksum: only its end and its length are verified. Numbers as text are read
-in blocks, too.
+(pigz, bgzip) are one stream. Deflate has no checksum: only its end and its length are verified. Numbers as text are
+read in blocks, too.
 
 Memory is bounded before it is taken: `check_stored` compares the size that a header states with the most that its file
 can decompress to.
@@ -35,8 +35,8 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "deflate": lambda: zlib.decompressobj(-zlib.MAX_WBITS),
     "bzip2": bz2.BZ2Decompressor,
 }
-# Largest ratio of decompressed to compressed bytes. Deflate encodes 258 bytes with 2 bits. A block of bzip2 has at least
-# 24 bytes and at most 900,000 bytes after its run-length encoding, which replaces 259 bytes by 5.
+# Largest ratio of decompressed to compressed bytes. Deflate encodes 258 bytes with 2 bits. A block of bzip2 has at
+# least 24 bytes, and at most 900,000 bytes after its run-length encoding, which replaces 259 bytes by 5.
 _LARGEST_RATIO = {"gzip": 1032, "zlib": 1032, "deflate": 1032, "bzip2": 2**21}
 _PADDING = 2**20  # limit of zeros after the voxels, in bytes
 _TOKEN = 64  # characters of a number as text

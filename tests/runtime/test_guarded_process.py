@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.guarded_process import ChildFailed, GuardedProcess
+from sam2_3dmed_jax.runtime.guarded_process import ChildError, GuardedProcess
 
 MIB = 2**20
 
@@ -40,18 +40,18 @@ def test_a_mistake_of_the_user_is_raised_in_the_parent(child):
 
 
 def test_memory_beyond_the_limit_is_an_error_and_not_taken(child):
-    with pytest.raises(ChildFailed, match="memory"):
+    with pytest.raises(ChildError, match="memory"):
         call(child, "memory")
 
 
 def test_a_larger_result_than_expected_is_refused(child):
-    with pytest.raises(ChildFailed, match="expected at most 10"):
+    with pytest.raises(ChildError, match="expected at most 10"):
         call(child, "numbers", most=10)
 
 
 def test_a_child_that_hangs_is_stopped_and_the_next_call_starts_another(child):
     start = time.monotonic()
-    with pytest.raises(ChildFailed, match="took too long"):
+    with pytest.raises(ChildError, match="took too long"):
         call(child, "hang", seconds=0.2)
     assert time.monotonic() - start < 50  # the child sleeps for 60 s, and may take seconds to start
     assert call(child, "numbers").shape == (3, 4)
@@ -60,6 +60,6 @@ def test_a_child_that_hangs_is_stopped_and_the_next_call_starts_another(child):
 def test_a_child_that_dies_by_a_signal_is_an_error_with_its_name():
     with (
         GuardedProcess("tests.helpers.child_functions:divide_by_zero") as process,
-        pytest.raises(ChildFailed, match="SIGFPE"),
+        pytest.raises(ChildError, match="SIGFPE"),
     ):
         call(process, "anything")
