@@ -14,7 +14,8 @@ from sam2_3dmed_jax.training.features.choice import trains_from_features
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MADE = ("data/prepared", "data/spleen", "data/phantom", "data/phantom120", "data/ten")  # data folders that lines of the pages write
+# Data folders that lines of the pages write.
+MADE = ("data/prepared", "data/spleen", "data/phantom", "data/phantom120", "data/ten")
 
 
 @pytest.fixture(autouse=True)

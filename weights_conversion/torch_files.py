@@ -18,6 +18,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import UserError, cut
 from weights_conversion.safetensors_files import REOPEN_AFTER
 from weights_conversion.source import Tensor
+from weights_conversion.torch_pickles import check_pickles
 from weights_conversion.wrappers import Contents
 
 OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # a pickle of the number that PyTorch 0.1 to 1.5 wrote
@@ -48,6 +49,7 @@ class TorchFile:
                 f"{self.path}: it is not a complete file of PyTorch; it may be truncated, download it again, or "
                 "save it with a recent PyTorch"
             )
+        check_pickles(self.path, self._mapped)
         try:
             loaded = self._torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except pickle.UnpicklingError as error:

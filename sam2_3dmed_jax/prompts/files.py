@@ -32,7 +32,7 @@ from sam2_3dmed_jax.errors import UserError, listed, naming
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID, OBJECT_NAME
 from sam2_3dmed_jax.prompts.prompt_types import PROMPT_TYPES, JsonObject
 from sam2_3dmed_jax.prompts.slicer_markups import check_units, node_name
-from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts
+from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts, drawn_slices
 from sam2_3dmed_jax.runtime.json_fields import Field, read_json
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_code, parse_color
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, canonical_to_voxel
@@ -136,8 +136,9 @@ def _read_objects(root: Field, volume: Volume) -> VolumePrompts:
     result = VolumePrompts()
     by_key = {prompt_type.json_key: prompt_type for prompt_type in PROMPT_TYPES.values()}
     ids = set()
-    # Many objects may be values of one label map, which is then read once.
+    # Many objects may be values of one label map, which is then read once, or all be one mask, which is then kept once.
     read_once = functools.lru_cache(maxsize=1)(lambda path: read_label_layers(path, volume))
+    drawn_once = functools.cache(lambda path, chosen: drawn_slices(read_once(path), chosen))
     for position, item in enumerate(root.fields(("objects",), ("objects",))["objects"].items(), 1):
         fields = item.fields(("id", "name", "code", "color", *by_key))
         object_id = fields["id"].whole(1, MAX_OBJECT_ID) if "id" in fields else position
@@ -153,7 +154,7 @@ def _read_objects(root: Field, volume: Volume) -> VolumePrompts:
         prompts = []
         for key, prompt_type in by_key.items():
             if key in fields:
-                prompts += prompt_type.from_json(fields[key], JsonObject(volume, object_id, read_once))
+                prompts += prompt_type.from_json(fields[key], JsonObject(volume, object_id, read_once, drawn_once))
         if not prompts:
             *keys, last = by_key
             raise UserError(f"{item.file}: {item.path} has no prompts; add {', '.join(keys)} or {last}")

@@ -70,6 +70,9 @@ class PromptFlag:
         return numbers
 
 
+DrawnSlices = Sequence[tuple[int, "np.ndarray"]]  # canonical slices on which a mask is drawn, with bool [H, W]
+
+
 @dataclass(frozen=True)
 class JsonObject:
     """The object of a JSON file that prompts are read for."""
@@ -77,6 +80,7 @@ class JsonObject:
     volume: Volume
     object_id: int
     read_labels: Callable[[Path], LabelLayers]  # labels on the canonical grid of the volume
+    drawn_slices: Callable[[Path, int | None], DrawnSlices]  # of one value of a file, or of all values
 
 
 FlagTexts = Mapping[str, Sequence[str]]  # texts by the name of the flag
@@ -268,16 +272,14 @@ def _mask_from_flags(texts: FlagTexts, volume: Volume) -> list[VoxelPrompt]:
 
 
 def _mask_from_json(value: Field, owner: JsonObject) -> list[VoxelPrompt]:
-    import numpy as np
-
-    from sam2_3dmed_jax.prompts.voxel_prompts import MaskFile, mask_prompts
+    from sam2_3dmed_jax.prompts.voxel_prompts import MaskFile, VoxelPrompt
 
     path, fields = _file_from_json(value, ("file", "value"))
-    labels = owner.read_labels(path)
     chosen = fields["value"].whole(1, MAX_OBJECT_ID) if "value" in fields else None
-    inside = labels.inside() if chosen is None else labels.mask([chosen])
-    prompts = mask_prompts(np.where(inside, owner.object_id, 0), f"{value.file}: {value.path}")
-    return [replace(prompt, mask_file=MaskFile(str(path), chosen)) for prompt in prompts]
+    drawn, source = owner.drawn_slices(path, chosen), MaskFile(str(path), chosen)
+    if not drawn:
+        raise UserError(f"{value.file}: {value.path} is empty; draw the object on at least one slice")
+    return [VoxelPrompt(owner.object_id, index, mask=mask, mask_file=source) for index, mask in drawn]
 
 
 def _simulate_mask(

@@ -16,7 +16,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.geometry import Grid, voxel_to_canonical
-from sam2_3dmed_jax.volume.label_layers import values_in
+from sam2_3dmed_jax.volume.label_layers import LabelLayers, values_in
 
 MAX_POINTS = 256  # per object and slice; each point is a token that the decoder attends to
 
@@ -147,10 +147,23 @@ def mask_prompts(labels: np.ndarray, source: str = "the mask") -> list[VoxelProm
     """
     prompts = []
     for value in drawn_object_ids(labels, source):
-        mask = labels == value
-        # Copies, because a view would keep the mask of the whole volume in memory for as long as a prompt is kept.
-        prompts += [VoxelPrompt(value, int(d), mask=mask[d].copy()) for d in np.flatnonzero(mask.any((1, 2)))]
+        prompts += [VoxelPrompt(value, d, mask=mask) for d, mask in _slices_of(labels == value)]
     return prompts
+
+
+def drawn_slices(labels: LabelLayers, value: int | None) -> list[tuple[int, np.ndarray]]:
+    """Return the canonical slices on which a value of a label map is drawn, with its mask bool `[H, W]` there.
+
+    Args:
+        labels: of a file.
+        value: None: all values except 0.
+    """
+    return _slices_of(labels.inside() if value is None else labels.mask([value]))
+
+
+def _slices_of(mask: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    # Copies, because a view would keep the mask of the whole volume in memory for as long as a prompt is kept.
+    return [(int(d), mask[d].copy()) for d in np.flatnonzero(mask.any((1, 2)))]
 
 
 def drawn_object_ids(labels: np.ndarray, source: str) -> list[int]:

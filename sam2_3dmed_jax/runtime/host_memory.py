@@ -1,4 +1,4 @@
-"""Host memory of a process: reuse of freed buffers between compiled steps, and the peak.
+"""Host memory: its size, the peak of a process, and reuse of freed buffers between compiled steps.
 
 XLA on CPU allocates a program's buffers with `malloc` at each call. With glibc's defaults, large freed buffers return
 to the kernel, so that every train step maps hundreds of MiB again page by page: measured, a quarter of the time of a
@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import os
 import sys
+
+# Limits of a container, cgroup version 2 and 1; a file is absent, or has no number, where there is no limit.
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_UNKNOWN = 8 << 30  # bytes, where the system does not report its memory
 
 # Parameters of `mallopt`, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -45,3 +51,15 @@ def peak_bytes() -> int:
 
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest if sys.platform == "darwin" else largest << 10
+
+
+@functools.cache
+def total_bytes() -> int:
+    """Return the memory of this machine in bytes, or of its container if that is less."""
+    sizes = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError), open(path) as file:
+            sizes.append(int(file.read(32)))
+    return min((size for size in sizes if size > 0), default=_UNKNOWN)

@@ -16,11 +16,27 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.dicom_deflate import check_deflated, is_deflated
+from sam2_3dmed_jax.volume.dicom_deflate import is_deflated, read_deflated
 from sam2_3dmed_jax.volume.dicom_file import has_preamble, is_dicom_file, measure_pixels
 from sam2_3dmed_jax.volume.image_file import check_promise, one_line, optional
 
+_LARGEST_MM = 1e6  # of positions and distances; a scanner's space is a few metres
 _PACKBITS_LIMIT = 64  # largest ratio that DICOM's RLE can reach
+
+
+@dataclass(frozen=True)
+class PixelCoding:
+    """How the pixels of a file are stored.
+
+    Attributes:
+        compressed: they are encapsulated, so that a decoder has to run.
+        size: bytes of all decoded pixels, as the header states it.
+        syntax: name of the transfer syntax.
+    """
+
+    compressed: bool
+    size: int
+    syntax: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +54,7 @@ class Frame:
         slope: factor of the stored values.
         intercept: added after the slope.
         thickness: mm between slices by SpacingBetweenSlices, else SliceThickness; for a series of one slice only.
+        pixels: the coding of all pixels of the file.
     """
 
     path: Path
@@ -50,6 +67,7 @@ class Frame:
     slope: float
     intercept: float
     thickness: float | None
+    pixels: PixelCoding
 
 
 @contextlib.contextmanager
@@ -95,15 +113,16 @@ def read_header(path: Path, pixels: bool = False) -> Any:
     if not is_dicom_file(path):
         raise UserError(f"{path} is not a DICOM file ({_reason(path)}): copy it again, or remove it")
     with reading(path), open(path, "rb") as file:
-        header = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
+        header = read_deflated(path, file, pixels)
+        if header is None:
+            file.seek(0)
+            header = pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
         if not has_preamble(path) and not (_declared_class(header) or header.get("SOPClassUID")):
             raise UserError(
                 f"{path} has no preamble and no SOPClassUID, expected a slice: it may be truncated, copy it again"
             )
         syntax = header.file_meta.get("TransferSyntaxUID")
         extent = None
-        if pixels and is_deflated(header):
-            check_deflated(path, file, header)
         if not pixels and not is_deflated(header):
             extent = measure_pixels(file, *header.original_encoding)
         if not syntax:
@@ -141,6 +160,25 @@ def frame_count(header: Any) -> int:
         return max(int(header.get("NumberOfFrames") or 1), 1)
     except (TypeError, ValueError):
         return 1
+
+
+def pixel_coding(path: Path, header: Any) -> PixelCoding:
+    """Return how the pixels of a file are stored.
+
+    Args:
+        path: for error messages.
+        header: from `read_header`, without pixels.
+
+    Raises:
+        UserError: a tag is missing or invalid.
+    """
+    syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_transfer_syntax:
+        raise UserError(f"{path} has the TransferSyntaxUID {str(syntax)[:64]!r}, which is unknown: export it again")
+    rows, columns, bits = (int(_numbers([header], name, 1, path)[0]) for name in ("Rows", "Columns", "BitsAllocated"))
+    extent = header.pixel_extent
+    compressed = syntax.is_encapsulated or (extent is not None and extent.encapsulated)
+    return PixelCoding(compressed, rows * columns * frame_count(header) * max(bits, 8) // 8, str(syntax.name)[:80])
 
 
 def text_of(header: Any, keyword: str, path: Path) -> str:
@@ -183,11 +221,16 @@ def _frames(path: Path, header: Any) -> list[Frame]:
     colours = header.get("PhotometricInterpretation", "MONOCHROME2")
     if not str(colours).startswith("MONOCHROME"):
         raise UserError(f"{path} has PhotometricInterpretation {colours}, expected MONOCHROME2: give the series itself")
+    coding = pixel_coding(path, header)
     _check_length(path, header, shape, count)
-    return [_frame(path, header, index, shape, [*groups[index : index + 1], *shared[:1]]) for index in range(count)]
+    return [
+        _frame(path, header, index, shape, [*groups[index : index + 1], *shared[:1]], coding) for index in range(count)
+    ]
 
 
-def _frame(path: Path, header: Any, index: int, shape: tuple[int, int], groups: Sequence[Any]) -> Frame:
+def _frame(
+    path: Path, header: Any, index: int, shape: tuple[int, int], groups: Sequence[Any], coding: PixelCoding
+) -> Frame:
     def macro(name: str) -> list[Any]:
         """List the places of a tag: the frame's functional group, the shared group, the header."""
         return [*(group[name][0] for group in groups if group.get(name)), header]
@@ -197,8 +240,14 @@ def _frame(path: Path, header: Any, index: int, shape: tuple[int, int], groups: 
         raise UserError(f"{path} has ImageOrientationPatient {axes.ravel().tolist()}, expected two unit vectors at 90°")
     measures = macro("PixelMeasuresSequence")
     rows, columns = _numbers(measures, "PixelSpacing", 2, path).tolist()
-    if min(rows, columns) <= 0:
+    if min(rows, columns) <= 0 or max(rows, columns) > _LARGEST_MM:
         raise UserError(f"{path} has PixelSpacing {[rows, columns]}, expected positive millimetres: export it again")
+    position = _numbers(macro("PlanePositionSequence"), "ImagePositionPatient", 3, path)
+    if np.abs(position).max() > _LARGEST_MM:
+        raise UserError(
+            f"{path} has ImagePositionPatient {position.tolist()}, expected at most {_LARGEST_MM:g} mm: correct it, or "
+            "leave the slice out"
+        )
     thickness = next(
         (
             abs(float(_numbers(measures, name, 1, path)[0]))
@@ -212,13 +261,14 @@ def _frame(path: Path, header: Any, index: int, shape: tuple[int, int], groups: 
         path=path,
         index=index,
         uid=text_of(header, "SOPInstanceUID", path),
-        position=_numbers(macro("PlanePositionSequence"), "ImagePositionPatient", 3, path),
+        position=position,
         axes=axes / np.linalg.norm(axes, axis=1, keepdims=True),
         spacing=(rows, columns),
         shape=shape,
         slope=slope,
         intercept=intercept,
         thickness=thickness,
+        pixels=coding,
     )
 
 
@@ -238,8 +288,6 @@ def _check_length(path: Path, header: Any, shape: tuple[int, int], count: int) -
     """Compare the pixels that the header promises with those in the file; a decoder checks the size of a JPEG."""
     bits = int(_numbers([header], "BitsAllocated", 1, path)[0])
     syntax, extent = header.file_meta.TransferSyntaxUID, header.pixel_extent
-    if not syntax.is_transfer_syntax:
-        raise UserError(f"{path} has the TransferSyntaxUID {str(syntax)[:64]!r}, which is unknown: export it again")
     if extent is None:
         return  # a deflated file that is cut cannot be inflated
     promised = shape[0] * shape[1] * count * bits // 8

@@ -21,7 +21,8 @@ from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.volume.dicom_contours import open_contours
 from sam2_3dmed_jax.volume.dicom_deflate import NO_CHECKSUM, is_deflated
 from sam2_3dmed_jax.volume.dicom_file import is_dicom_file
-from sam2_3dmed_jax.volume.dicom_frame import read_header, reading
+from sam2_3dmed_jax.volume.dicom_frame import pixel_coding, read_header, reading
+from sam2_3dmed_jax.volume.dicom_pixels import PixelDecoder
 from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Grid
 from sam2_3dmed_jax.volume.image_file import check_size
 from sam2_3dmed_jax.volume.label_layers import (
@@ -172,14 +173,16 @@ def _check(path: Path, frames: Sequence[_Frame], grid: Grid) -> None:
 
 
 def _read(path: Path, frames: Sequence[_Frame], grid: Grid) -> LabelLayers:
-    header = read_header(path, pixels=True)
+    header = read_header(path)
     check_size(path, (len(frames), *frames[0].grid.shape))
     with reading(path):
-        pixels = np.asarray(header.pixel_array)
+        coding = pixel_coding(path, header)
+    with PixelDecoder() as decoder:
+        pixels = decoder.decode(path, coding)
+    with reading(path):
         threshold = 1
         if header.get("SegmentationType") == "FRACTIONAL":
             threshold = int(np.ceil(int(header.get("MaximumFractionalValue") or 255) / 2))
-    pixels = pixels.reshape(-1, *pixels.shape[-2:])
     if len(pixels) != len(frames):
         raise UserError(f"{path} has {len(pixels)} frames of pixels, its header describes {len(frames)}: copy it again")
     parts: dict[int, list[tuple[Block, np.ndarray]]] = {}

@@ -18,6 +18,7 @@ from scipy import ndimage
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.volume.dicom_frame import Frame
 from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Grid
+from sam2_3dmed_jax.volume.image_file import check_size
 
 _TOLERANCE = 0.01  # relative to the spacing, for each step between slices
 _ROUNDING_MM = 0.01  # positions are often written with two decimals
@@ -147,9 +148,11 @@ def _onto_regular_grid(
     shifts = offsets @ axes[::-1].T / pixel if tilted else np.zeros((len(frames), 2))
     corner = shifts.min(axis=0)
     extra_rows, extra_columns = np.ceil(np.ptp(shifts, axis=0) - _TOLERANCE).astype(int).tolist()
+    shape = columns + extra_columns, rows + extra_rows, steps + 1
+    check_size(source, shape)  # before the slices of the grid are listed
     grid = _grid(
         first,
-        (columns + extra_columns, rows + extra_rows, steps + 1),
+        shape,
         (normal * heights[-1] if tilted else offsets[-1]) / steps,
         first.position + (corner * pixel) @ axes[::-1],
         source,

@@ -23,6 +23,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK count to the left 
 _CANONICAL = orientations.axcodes2ornt(("S", "P", "L"))
 # Volume of the unit voxel after scaling its edges to length 1: 1 when orthogonal, 0 when the edges are coplanar.
 _SINGULAR = 1e-6
+_SHORTEST_MM, _LONGEST_MM = (
+    1e-9,
+    1e9,
+)  # of an edge of a voxel and of a position; beyond, sums and squares lose all digits
 
 # Two grids are the same if no corner of a voxel moves by more than this, in mm: a hundredth of a fine voxel. It is ten
 # times the rounding of an origin to three decimals, and more than that of float32 affines and of directions with six.
@@ -48,7 +52,8 @@ class Grid:
             it, they could be assigned again in another way where two directions are equally near.
 
     Raises:
-        UserError: the affine is singular or not finite, or an axis is empty.
+        UserError: the affine is singular or not finite, its voxels or position are no lengths of a body, or an axis is
+            empty.
     """
 
     shape: tuple[int, int, int]
@@ -68,8 +73,9 @@ class Grid:
         if min(shape) < 1:
             raise UserError(f"{name} has no voxels: its shape is {shape}, expected at least 1 along each axis")
         with np.errstate(all="ignore"):
-            edges = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-            regular = bool(np.isfinite(affine).all()) and abs(np.linalg.det(edges)) > _SINGULAR
+            lengths = np.linalg.norm(affine[:3, :3], axis=0)
+            bounded = bool((lengths >= _SHORTEST_MM).all() and (np.abs(affine) <= _LONGEST_MM).all())  # NaN is not
+            regular = bounded and abs(np.linalg.det(affine[:3, :3] / lengths)) > _SINGULAR
         if not regular:
             raise UserError(
                 f"{name} has a singular affine {affine[:3].tolist()}, expected three independent axes: "

@@ -250,4 +250,6 @@ def _format_of(path: str | os.PathLike[str]) -> formats.FileFormat:
     check_local(path)
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist: give the path of a NIfTI file (.nii, .nii.gz, .hdr)")
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path} is a pipe or a device, expected a file: copy its content to a file")
     return formats.format_of(path)

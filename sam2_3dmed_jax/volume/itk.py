@@ -1,9 +1,7 @@
 """NRRD and MetaImage reader: three axes and one number per voxel.
 
-SimpleITK reads the geometry. Voxels are read and verified by `voxel_stream`, because ITK ignores checksums.
-
-ITK returns origin and directions in LPS (to patient left, posterior, superior) for every space that a file declares; a
-`Grid` is in RAS. Neither format stores the modality.
+Headers are read by `text_header`, and voxels by `voxel_stream`, so that no native library parses a file of unknown
+origin. The geometry is the one that ITK reads. Neither format stores the modality.
 """
 
 from __future__ import annotations
@@ -11,27 +9,17 @@ from __future__ import annotations
 import functools
 import math
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS, Grid
-from sam2_3dmed_jax.volume.image_file import (
-    DEFLATE_LIMIT,
-    ImageFile,
-    check_promise,
-    check_size,
-    one_line,
-    optional,
-)
-from sam2_3dmed_jax.volume.text_header import TextHeader, read_text_header, stored_voxels
-from sam2_3dmed_jax.volume.voxel_stream import RAW, StoredVoxels, read_voxels
+from sam2_3dmed_jax.volume.image_file import ImageFile, check_size, optional
+from sam2_3dmed_jax.volume.text_header import ImageHeader, read_header
+from sam2_3dmed_jax.volume.voxel_stream import TEXT, check_stored, read_parts
 
-# Limit of the bytes of voxels per byte of the file; bzip2 has no useful limit.
-_CAPACITY = {RAW: 1, "gzip": DEFLATE_LIMIT, "zlib": DEFLATE_LIMIT}
 _MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "")
 
 
@@ -47,14 +35,14 @@ def open_image(
         skip_unreadable: unused; an image is one file.
 
     Raises:
-        UserError: SimpleITK is missing, or the file is damaged or truncated, not 3D, has vectors or complex numbers, is
-            not in millimetres, or is too large.
+        UserError: the file is damaged or truncated, not 3D, has vectors or complex numbers, is not in millimetres, or
+            is too large.
     """
     image, _ = _open(path, layers=False)
     return image
 
 
-def open_layers(path: str | os.PathLike[str]) -> tuple[ImageFile, dict[str, str]]:
+def open_layers(path: str | os.PathLike[str]) -> tuple[ImageFile, Mapping[str, str]]:
     """Read the header of a NRRD that may store several label maps: `read` returns `[i, j, k, layer]`.
 
     Returns:
@@ -66,42 +54,27 @@ def open_layers(path: str | os.PathLike[str]) -> tuple[ImageFile, dict[str, str]
     return _open(path, layers=True)
 
 
-def _open(path: str | os.PathLike[str], layers: bool) -> tuple[ImageFile, dict[str, str]]:
-    sitk = optional("SimpleITK", path)
-    header = read_text_header(path)
-    _check_units(header)
-    _ = header.data_file  # a missing file is an error here, which ITK would describe in its own words
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(os.fspath(path))
-    # ITK chooses the format of a MetaImage by its suffix, which it knows in lower case only.
-    reader.SetImageIO("MetaImageIO" if header.is_meta_image else "NrrdImageIO")
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # the checks below replace what ITK prints
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{path} cannot be read by SimpleITK ({_reason(error)}): export the volume again") from None
-    shape, pixels = reader.GetSize(), sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if len(shape) != 3:
-        raise UserError(f"{path} has {len(shape)} axes of lengths {shape}, expected three: give one 3D volume")
-    count = reader.GetNumberOfComponents()
-    if "complex" in pixels or ((count != 1 or "vector" in pixels) and not layers):
-        raise UserError(f"{path} holds {pixels} voxels, expected one real number each: give a scalar volume")
-    if count != 1 and header.fields.get("kinds", "").split()[:1] == ["domain"]:
+def _open(path: str | os.PathLike[str], layers: bool) -> tuple[ImageFile, Mapping[str, str]]:
+    header = read_header(path)
+    if any(unit.lower() not in _MILLIMETRES for unit in header.units):
+        raise UserError(
+            f"{path} declares lengths in {listed(header.units)}, expected millimetres: rewrite its geometry in mm"
+        )
+    shape, count = header.shape, header.components
+    if header.affine is None:
+        raise UserError(f"{path} has {len(shape)} axes of lengths {shape[:8]}, expected three: give one 3D volume")
+    if count != 1 and not layers:
+        raise UserError(
+            f"{path} holds vectors of {count} numbers, expected one real number per voxel: give a scalar volume"
+        )
+    if count != 1 and not header.components_first:
         raise UserError(f"{path} has layers on another axis than the first: save it again with 3D Slicer")
-    check_size(path, (*shape, count))
-    voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID(), count)).dtype
-    size = math.prod(shape) * count * voxel.itemsize
-    stored = stored_voxels(header, size)
-    if stored and stored.encoding in _CAPACITY:
-        check_promise(stored.path, size, stored.path.stat().st_size * _CAPACITY[stored.encoding])
-    affine = lps_affine(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin())
-    grid = Grid((shape[0], shape[1], shape[2]), affine, str(path))
-    if stored is None:
-        read = functools.partial(_read_by_itk, reader, sitk, grid, layers)
-    else:
-        order = ">" if header.big_endian else "<"
-        read = functools.partial(_read, stored, voxel.newbyteorder(order), grid, count if layers else 0)
-    return ImageFile(grid, read), {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    check_size(path, (*shape, count), header.dtype.itemsize)
+    numbers = math.prod(shape) * count // len(header.parts)
+    for part in header.parts:
+        check_stored(part, numbers * (1 if part.encoding == TEXT else header.dtype.itemsize))
+    grid = Grid((shape[0], shape[1], shape[2]), header.affine, str(path))
+    return ImageFile(grid, functools.partial(_read, header, layers)), header.pairs
 
 
 def from_simpleitk(image: Any) -> ImageFile:
@@ -142,29 +115,9 @@ def lps_affine(direction: Sequence[float], spacing: Sequence[float], origin: Seq
     return LPS_TO_RAS @ affine
 
 
-def _check_units(header: TextHeader) -> None:
-    units = re.findall(r'"([^"]*)"', header.fields.get("space units", ""))
-    if any(unit.strip().lower() not in _MILLIMETRES for unit in units):
-        raise UserError(f"{header.path} declares lengths in {units}, expected millimetres: rewrite its geometry in mm")
-
-
-def _read(stored: StoredVoxels, voxel: np.dtype, grid: Grid, layers: int, dtype: type | None) -> np.ndarray:
+def _read(header: ImageHeader, layers: bool, dtype: type | None) -> np.ndarray:
     """Read voxels; with `layers`, the last axis of the result is the first axis of the file."""
-    voxels = read_voxels(stored, (layers, *grid.shape) if layers else grid.shape, voxel)
+    shape = (header.components, *header.shape) if layers else header.shape
+    voxels = read_parts(header.parts, shape, header.dtype)
     voxels = np.moveaxis(voxels, 0, -1) if layers else voxels
-    return voxels.astype(dtype or voxel.newbyteorder("="), copy=False)
-
-
-def _read_by_itk(reader: Any, sitk: Any, grid: Grid, layers: bool, dtype: type | None) -> np.ndarray:
-    """Read voxels that are stored as text or in several files."""
-    try:
-        image = reader.Execute()
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(f"{grid.source} is truncated or damaged ({_reason(error)}): copy or export it again") from None
-    voxels = np.array(sitk.GetArrayViewFromImage(image).swapaxes(0, 2), dtype=dtype)
-    return voxels.reshape((*grid.shape, -1)) if layers else voxels
-
-
-def _reason(error: BaseException) -> str:
-    """Return ITK's message without its file names and line numbers."""
-    return one_line(error).rpartition("ITK ERROR: ")[2]
+    return voxels.astype(dtype or header.dtype.newbyteorder("="), copy=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError, plain_number
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume.geometry import (
     GRID_TOLERANCE_MM,
     Grid,
@@ -141,8 +141,9 @@ def _integers(path: str | os.PathLike[str], image: ImageFile) -> np.ndarray:
             raise UserError(f"{path} holds the value {shown}, expected integer labels: give a label map, or round it")
         data = rounded
     limits = np.iinfo(np.int32)
-    low, high = (plain_number(float(value) if data.dtype.kind == "f" else value) for value in (data.min(), data.max()))
-    if data.min() < limits.min or data.max() > limits.max:
+    # As integers: NumPy would compare float32 with the limit as float32, which is 2147483648.
+    low, high = int(data.min()), int(data.max())
+    if low < limits.min or high > limits.max:
         raise UserError(f"{path} holds labels from {low} to {high}, expected 32-bit integers: renumber them")
     return np.ascontiguousarray(to_canonical(data, image.grid)).astype(np.int32, copy=False)
 

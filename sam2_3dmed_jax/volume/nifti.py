@@ -12,13 +12,15 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
@@ -28,14 +30,15 @@ from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.formats import FORMATS, suffix_of
 from sam2_3dmed_jax.volume.geometry import GRID_TOLERANCE_MM, Grid, Volume, from_canonical, largest_displacement_mm
-from sam2_3dmed_jax.volume.image_file import (
-    DEFLATE_LIMIT,
-    ImageFile,
-    check_promise,
-    check_size,
-    one_line,
+from sam2_3dmed_jax.volume.image_file import ImageFile, check_size, one_line
+from sam2_3dmed_jax.volume.voxel_stream import (
+    StoredVoxels,
+    VoxelStream,
+    check_stored,
+    encoding_of,
+    read_voxels,
+    verify,
 )
-from sam2_3dmed_jax.volume.voxel_stream import RAW, StoredVoxels, encoding_of, read_voxels, verify
 
 _METRE, _MICRON = 1, 3  # codes of xyzt_units
 _GEOMETRY_FIELDS = (
@@ -48,7 +51,31 @@ _DAMAGED = (
 )
 # A label in the header's extension: its value and its name.
 _LABEL = re.compile(r'<Label\s+Key="(\d{1,9})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>\s*</Label>', re.DOTALL)
+_SINGLE = (".nii.gz", ".nii.bz2", ".nii")
+_PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz", ".hdr.bz2", ".img.bz2")
+_LARGEST_HEADER = 540  # bytes; of NIfTI-2
+_LARGEST_NAMES = 2**20  # bytes in which names of labels are looked for
+_LARGEST_OFFSET = 2**26  # bytes before the voxels: the header, and its extensions
 _WRITABLE = ("uint8", "int16", "uint16", "int32", "float32")
+
+
+@dataclass(frozen=True, eq=False)
+class _NiftiFile:
+    """A header, and where its voxels are.
+
+    Attributes:
+        header: of nibabel.
+        slope: factor of the stored values.
+        intercept: added after the slope.
+        voxels: position of the first volume.
+        header_file: the file of the header, if it is not the one of the voxels.
+    """
+
+    header: Any
+    slope: float
+    intercept: float
+    voxels: StoredVoxels
+    header_file: StoredVoxels | None
 
 
 def open_image(
@@ -66,15 +93,10 @@ def open_image(
         UserError: the file is not NIfTI, 4D without `index`, has no volume `index`, is complex or RGB, has a singular
             affine, is not in millimetres, too large, or truncated.
     """
-    try:
-        image = _load(path)
-    except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
-    if not isinstance(image, nib.Nifti1Pair):
-        raise UserError(f"{path} is {type(image).__name__}, expected NIfTI: convert it, for example with nibabel")
-    volume, grid = _checked(image, str(path), index)
-    _check_data_file(path, image)
-    return ImageFile(grid, functools.partial(_read, image, volume, grid))
+    file = _read_header(path)
+    volume, grid = _checked(file.header.get_data_shape(), file.header, file.header.get_best_affine(), str(path), index)
+    _check_data_file(path, file)
+    return ImageFile(grid, functools.partial(_read, file, volume, grid))
 
 
 def stored_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
@@ -88,11 +110,13 @@ def stored_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
     Returns:
         {} if the file has no such extension, or is not NIfTI.
     """
-    if not suffix_of(os.path.basename(path), (*FORMATS[0].suffixes, ".nii.bz2")):
+    if not suffix_of(os.path.basename(path), _SINGLE):
         return {}
-    contents = [extension.get_content() for extension in getattr(_load(path).header, "extensions", ())]
-    texts = [content.decode("utf-8", "replace") for content in contents if isinstance(content, bytes)]
-    return {int(key): name for text in texts for key, name in _LABEL.findall(text)}
+    with VoxelStream(StoredVoxels(Path(path), encoding_of(Path(path)))) as stream:
+        block = stream.read(_LARGEST_NAMES)
+    header = _parse_header(block, pair=False)
+    extensions = block[header.sizeof_hdr : int(header.get_data_offset())].decode("utf-8", "replace")
+    return {int(key): name for key, name in _LABEL.findall(extensions)}
 
 
 def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
@@ -106,7 +130,7 @@ def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
         UserError: as `open_image`.
     """
     name = str(image.get_filename() or "the image")
-    volume, grid = _checked(image, name, index)
+    volume, grid = _checked(image.shape, image.header, image.affine, name, index)
 
     def read(dtype: type | None) -> np.ndarray:
         try:
@@ -123,18 +147,20 @@ def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
     return ImageFile(grid, read)
 
 
-def _checked(image: Any, name: str, index: int | None) -> tuple[int, Grid]:
-    """Check the header of an image of nibabel, and return the number of its volume `index` and its grid."""
-    shape, dtype, header = image.shape, image.get_data_dtype(), image.header
+def _checked(lengths: Sequence[int], header: Any, affine: np.ndarray, name: str, index: int | None) -> tuple[int, Grid]:
+    """Check a header of nibabel, and return the number of its volume `index` and its grid."""
+    shape, dtype = tuple(int(n) for n in lengths), header.get_data_dtype()
     if len(shape) < 3:
         raise UserError(f"{name} has shape {shape}, expected three axes: give a 3D volume")
     if dtype.kind not in "iuf":
         raise UserError(f"{name} holds {dtype} voxels, expected real numbers: export the CT in HU as int16 or float32")
-    check_size(name, shape[:3])
+    if min(shape) < 1:
+        raise UserError(f"{name} has no voxels: its shape is {shape}, expected at least 1 along each axis")
+    check_size(name, shape[:3], dtype.itemsize)
     volume = _volume_index(name, shape, index)
     i, j, k = shape[:3]
     if not isinstance(header, nib.Nifti1Header):
-        return volume, Grid((i, j, k), image.affine, name)
+        return volume, Grid((i, j, k), affine, name)
     units = int(header["xyzt_units"]) & 7
     if units in (_METRE, _MICRON):
         unit = "metres" if units == _METRE else "micrometres"
@@ -142,7 +168,7 @@ def _checked(image: Any, name: str, index: int | None) -> tuple[int, Grid]:
     fields = {field: np.array(header[field]) for field in _GEOMETRY_FIELDS}
     fields["pixdim"] = np.array(header["pixdim"][:4])
     version = 2 if isinstance(header, nib.Nifti2Header) else 1
-    return volume, Grid((i, j, k), image.affine, name, fields, version)
+    return volume, Grid((i, j, k), affine, name, fields, version)
 
 
 def write_labels(
@@ -215,18 +241,49 @@ def write_nifti(
     _save(path, array_ijk, Grid((i, j, k), affine), descrip)
 
 
-def _load(path: str | os.PathLike[str]) -> Any:
-    """Load an image with nibabel, which knows suffixes in lower and in upper case, but not .Nii.gz."""
+def _read_header(path: str | os.PathLike[str]) -> _NiftiFile:
+    """Read a header alone: nibabel would also read the extensions, of any length, before they can be checked."""
     name = os.path.basename(path)
-    suffix = suffix_of(name, FORMATS[0].suffixes)
-    extension = name[-len(suffix) :].split(".")[1] if suffix else ""
-    if extension in (extension.lower(), extension.upper()):
-        return nib.load(path, mmap=False)
-    file_map = {"image": nib.FileHolder(filename=os.fspath(path))}
+    suffix = suffix_of(name, _SINGLE + _PAIRS)
+    if suffix is None:
+        reason = "its suffix is of another format, expected NIfTI"
+        if name.lower().endswith(".zst"):
+            reason = "it is compressed with zstd, expected gzip or no compression; run `unzstd`"
+        raise UserError(f"{path} cannot be read as NIfTI ({reason}): give a .nii, .nii.gz or .hdr")
+    header_path = voxel_path = Path(path)
+    if suffix in _PAIRS:
+        files = nib.Nifti1Pair.filespec_to_file_map(os.fspath(path))
+        header_path, voxel_path = (Path(str(files[part].filename)) for part in ("header", "image"))
+    stored = StoredVoxels(header_path, encoding_of(header_path))
     try:
-        return nib.Nifti1Image.from_file_map(file_map, mmap=False)
-    except _DAMAGED:
-        return nib.Nifti2Image.from_file_map(file_map, mmap=False)
+        with VoxelStream(stored) as stream:
+            block = stream.read(_LARGEST_HEADER)
+        with LoggingOutputSuppressor():
+            header = _parse_header(block, pair=suffix in _PAIRS)
+            slope, intercept = header.get_slope_inter()
+            offset = int(header.get_data_offset())
+    except (UserError, *_DAMAGED) as error:
+        raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
+    if not 0 <= offset <= _LARGEST_OFFSET:
+        raise UserError(f"{path} has the vox_offset {offset}, expected 0 to {_LARGEST_OFFSET}: export it again")
+    return _NiftiFile(
+        header=header,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        voxels=StoredVoxels(voxel_path, encoding_of(voxel_path), skip=offset),
+        header_file=stored if suffix in _PAIRS else None,
+    )
+
+
+def _parse_header(block: bytes, pair: bool) -> Any:
+    """Return the header of NIfTI-1 or NIfTI-2 that a file starts with."""
+    if block[344:348] in (b"n+1\0", b"ni1\0"):
+        one: Callable[[bytes], Any] = nib.nifti1.Nifti1PairHeader if pair else nib.Nifti1Header
+        return one(block[:348])
+    if block[:4] in (struct.pack(f"{order}i", _LARGEST_HEADER) for order in "<>"):
+        two: Callable[[bytes], Any] = nib.nifti2.Nifti2PairHeader if pair else nib.Nifti2Header
+        return two(block[:_LARGEST_HEADER])
+    raise ValueError("its header is of another format, expected NIfTI")
 
 
 def _volume_index(path: str | os.PathLike[str], shape: tuple[int, ...], index: int | None) -> int:
@@ -244,36 +301,26 @@ def _volume_index(path: str | os.PathLike[str], shape: tuple[int, ...], index: i
     return index or 0
 
 
-def _check_data_file(path: str | os.PathLike[str], image: Any) -> None:
+def _check_data_file(path: str | os.PathLike[str], file: _NiftiFile) -> None:
     """Compare the size that the header declares with the size of the file with the voxels."""
-    data_path = Path(image.file_map["image"].filename)
-    if not data_path.exists():
-        raise UserError(f"{path} is a header without data, expected {data_path} next to it: copy that file there too")
-    if data_path.suffix.lower() == ".zst":
-        raise UserError(f"{path} is compressed with zstd, expected gzip or no compression: run `unzstd` first")
-    voxels, offset = math.prod(int(n) for n in image.shape), int(image.dataobj.offset)
-    if offset < 0:
-        raise UserError(f"{path} has the vox_offset {offset}, expected 0 or more: export it again")
-    promised = offset + voxels * image.get_data_dtype().itemsize
-    size, encoding = data_path.stat().st_size, encoding_of(data_path)
-    if encoding in (RAW, "gzip"):
-        check_promise(data_path, promised, size if encoding == RAW else size * DEFLATE_LIMIT)
+    if not file.voxels.path.is_file():
+        raise UserError(
+            f"{path} is a header without data, expected {file.voxels.path} next to it: copy that file there too"
+        )
+    voxels = math.prod(int(n) for n in file.header.get_data_shape())
+    check_stored(file.voxels, voxels * file.header.get_data_dtype().itemsize)
 
 
-def _read(image: Any, index: int, grid: Grid, dtype: type | None) -> np.ndarray:
+def _read(file: _NiftiFile, index: int, grid: Grid, dtype: type | None) -> np.ndarray:
     """Return `[i, j, k]`, scaled; one volume of a 4D file is in memory, and the whole file is verified."""
-    proxy = image.dataobj
-    if "header" in image.file_map:  # a file of its own
-        header_path = Path(image.file_map["header"].filename)
-        verify(StoredVoxels(header_path, encoding_of(header_path)))
-    data_path = Path(image.file_map["image"].filename)
-    stored = StoredVoxels(data_path, encoding_of(data_path), skip=int(proxy.offset))
-    count = math.prod(image.shape[3:])
-    voxels = read_voxels(stored, grid.shape, image.get_data_dtype(), index, count)
+    if file.header_file:
+        verify(file.header_file)
+    count = math.prod(int(n) for n in file.header.get_data_shape()[3:])
+    voxels = read_voxels(file.voxels, grid.shape, file.header.get_data_dtype(), index, count)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(apply_read_scaling(voxels, proxy.slope, proxy.inter), dtype=dtype)
-    except (ValueError, MemoryError) as error:
+            return np.asarray(apply_read_scaling(voxels, file.slope, file.intercept), dtype=dtype)
+    except ValueError as error:
         raise UserError(f"{grid.source} has an invalid scaling ({one_line(error)}): export it again") from None
 
 

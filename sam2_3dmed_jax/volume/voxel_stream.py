@@ -1,8 +1,12 @@
 """Reader of the voxels of a file, raw or compressed (gzip, zlib, bzip2, deflate), that verifies the whole file.
 
 A stream is read to its end after the last voxel, because its checksum and its length are there. It must contain exactly
-the bytes that the header of the image states; zeros may follow as padding. Concatenated gzip or bzip2 streams (pigz,
-bgzip) are one stream. Deflate has no checksum: only its end and its length are verified.
+the bytes that the header of the image states; some zeros may follow as padding. Concatenated gzip or bzip2 streams
+(pigz, bgzip) are one stream. Deflate has no checksum: only its end and its length are verified. Numbers as text are
+read in blocks, too.
+
+Memory is bounded before it is taken: `check_stored` compares the size that a header states with the most that its file
+can decompress to.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import bz2
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.image_file import one_line
+from sam2_3dmed_jax.volume.image_file import check_promise, one_line
 
 _CHUNK = 2**16  # bytes of the file that are decompressed at once
 _BLOCK = 2**18  # limit of decompressed bytes in memory, besides the array
@@ -30,10 +35,15 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "deflate": lambda: zlib.decompressobj(-zlib.MAX_WBITS),
     "bzip2": bz2.BZ2Decompressor,
 }
+# Largest ratio of decompressed to compressed bytes. Deflate encodes 258 bytes with 2 bits. A block of bzip2 has at
+# least 24 bytes, and at most 900,000 bytes after its run-length encoding, which replaces 259 bytes by 5.
+_LARGEST_RATIO = {"gzip": 1032, "zlib": 1032, "deflate": 1032, "bzip2": 2**21}
+_PADDING = 2**20  # limit of zeros after the voxels, in bytes
+_TOKEN = 64  # characters of a number as text
 _REASONS = {"incorrect data check": "its checksum is wrong", "incorrect length check": "its length is wrong"}  # of zlib
 _CONCATENATED = ("gzip", "bzip2")
-RAW = "raw"
-ENCODINGS = (RAW, *_DECOMPRESSORS)
+RAW, TEXT = "raw", "text"
+ENCODINGS = (RAW, TEXT, *_DECOMPRESSORS)
 _SUFFIXES = {".gz": "gzip", ".bz2": "bzip2"}
 
 
@@ -114,22 +124,56 @@ class VoxelStream:
             self._require(data, goal)
             array[at : at + len(data)] = np.frombuffer(data, np.uint8)
 
+    def read(self, most: int) -> bytes:
+        """Return the next bytes, at most `most`; fewer only at the end of the data."""
+        parts = []
+        while most > 0 and (data := self._next(min(most, _BLOCK))):
+            parts.append(data)
+            most -= len(data)
+        return b"".join(parts)
+
     def drain(self) -> None:
         """Read and drop all bytes up to the end of the file."""
         while self._next(_BLOCK):
             pass
 
+    def read_numbers(self, array: np.ndarray) -> None:
+        """Fill an array `[n]` with numbers that are stored as text, separated by white space.
+
+        The text must contain exactly as many numbers.
+        """
+        number = int if array.dtype.kind in "iu" else float
+        count, rest = 0, b""
+        while data := self._next(_BLOCK):
+            *whole, rest = re.split(rb"\s+", rest + data)
+            tokens = [token for token in whole if token]
+            if max(map(len, (*tokens, rest))) > _TOKEN or count + len(tokens) > len(array):
+                raise self._damaged(f"it does not hold {len(array)} numbers as text")
+            self._parse(tokens, number, array[count:])
+            count += len(tokens)
+        if rest and count < len(array):
+            self._parse([rest], number, array[count:])
+            count, rest = count + 1, b""
+        if rest or count != len(array):
+            raise self._damaged(f"it does not hold {len(array)} numbers as text")
+
+    def _parse(self, tokens: Sequence[bytes], number: type, array: np.ndarray) -> None:
+        try:
+            array[: len(tokens)] = [number(token) for token in tokens]
+        except (ValueError, OverflowError) as error:
+            raise self._damaged(one_line(error)) from None
+
     def finish(self) -> None:
-        """Read to the end of the file, which verifies checksum and length; only zeros may follow."""
+        """Read to the end of the file, which verifies checksum and length; only some zeros may follow."""
         goal = self._position
         while data := self._next(_BLOCK):
-            if data.count(0) != len(data):
+            if data.count(0) != len(data) or self._position - goal > _PADDING:
                 raise self._damaged(f"it holds more than the {goal} bytes that its header states")
 
     def _next(self, most: int) -> bytes:
         """Return between 1 and `most` bytes, or none at the end."""
         try:
-            data = self._read(most) if self._stored.encoding == RAW else self._decompressed(most)
+            data = self._read(most) if self._stored.encoding in (RAW, TEXT) else self._decompressed(most)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             message = one_line(error)
             raise self._damaged(_REASONS.get(message.rpartition(": ")[2], message)) from None
@@ -185,6 +229,37 @@ class VoxelStream:
 def encoding_of(path: str | os.PathLike[str]) -> str:
     """Return the encoding of a file that is compressed as a whole, by its suffix; `RAW` if it is not."""
     return _SUFFIXES.get(Path(path).suffix.lower(), RAW)
+
+
+def check_stored(stored: StoredVoxels, promised: int) -> None:
+    """Compare the voxels that a header promises with the most that its file can contain.
+
+    Args:
+        stored: position of the voxels.
+        promised: bytes of all voxels; of voxels as text, their number.
+
+    Raises:
+        UserError: the file is too short for its header.
+    """
+    left = max(0, os.path.getsize(stored.path) - stored.start)
+    if stored.encoding == TEXT:
+        check_promise(stored.path, promised, (left + 1) // 2, "numbers")  # of one character and one space each
+    else:
+        check_promise(stored.path, stored.skip + promised, left * _LARGEST_RATIO.get(stored.encoding, 1))
+
+
+def read_parts(parts: Sequence[StoredVoxels], shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Read one volume whose files have equal shares of it; otherwise as `read_voxels`."""
+    voxels = np.empty((len(parts), math.prod(shape) // len(parts)), dtype)
+    for stored, share in zip(parts, voxels, strict=True):
+        with VoxelStream(stored) as stream:
+            if stored.encoding == TEXT:
+                stream.read_numbers(share)
+            else:
+                stream.skip(stored.skip)
+                stream.read_into(share.view(np.uint8))
+                stream.finish()
+    return voxels.reshape(-1).reshape(shape, order="F")
 
 
 def read_voxels(

@@ -254,3 +254,14 @@ def test_a_huge_or_missing_file_is_rejected_before_it_is_read(volume: Volume, tm
         read_prompt_files([huge], volume)
     with pytest.raises(UserError, match=r"absent\.json does not exist"):
         read_prompt_files([tmp_path / "absent.json"], volume)
+
+
+def test_many_objects_of_one_mask_file_share_its_slices(volume: Volume, tmp_path: Path):
+    drawn = np.zeros(volume.array.shape, np.uint8)
+    drawn[2, 3:9, 3:9] = 3
+    write_nifti(tmp_path / "drawn.nii.gz", from_canonical(drawn, volume.grid), AFFINE)
+    result = read(volume, tmp_path, objects(*({"id": k, "mask": "drawn.nii.gz"} for k in range(1, 301))))
+    assert [p.object_id for p in result.prompts] == list(range(1, 301))
+    kept = {id(p.mask): p.mask for p in result.prompts if p.mask is not None}
+    (mask,) = kept.values()
+    assert mask.base is None and mask.shape == drawn.shape[1:]  # one slice, and not a view of the volume

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sam2_3dmed_jax.volume import image_file
+from sam2_3dmed_jax.volume.image_file import LIMIT_VARIABLE
 from sam2_3dmed_jax.volume.io import read_volume
 from tests.helpers.dicom_files import AXIAL, ramp, write_series
 from tests.helpers.nifti_files import refusal
@@ -159,6 +159,6 @@ def test_another_modality_is_surrounded_by_its_smallest_value(tmp_path):
 
 
 def test_a_resampled_volume_too_large_for_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_file, "MAX_BYTES", 4 * 100 * 42)
+    monkeypatch.setenv(LIMIT_VARIABLE, str(4 * 100 * 42 / 2**30))
     write_series(tmp_path, stacked((0, 0.05, 100, 200)), ramp(), orientation=AXIAL)
-    assert "GiB as float32" in refusal(lambda: read_volume(tmp_path, resample=True))
+    assert "GiB in memory" in refusal(lambda: read_volume(tmp_path, resample=True))

@@ -7,7 +7,8 @@ import pydicom
 import pytest
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume import dicom, image_file
+from sam2_3dmed_jax.volume.dicom_pixels import PixelDecoder
+from sam2_3dmed_jax.volume.image_file import LIMIT_VARIABLE
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 from tests.helpers.dicom_files import edit, ramp, write_multi_frame, write_series
 from tests.helpers.nifti_files import make, refusal
@@ -113,13 +114,13 @@ def test_damaged_bytes_read_or_raise_a_user_error(tmp_path, capsys):
 
 
 def test_promises_beyond_the_file_or_memory_are_refused_before_allocation(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom, "_decode", lambda *_: pytest.fail("pixels were read"))
+    monkeypatch.setattr(PixelDecoder, "decode", lambda *_: pytest.fail("pixels were read"))
     for name, rle in (("plain", False), ("rle", True)):
         write_series(tmp_path / name, array=ramp()[:1], rle=rle)
         edit(tmp_path / name / "01.dcm", Rows=30000, Columns=30000)
         assert "truncated" in refusal(read_volume, tmp_path / name)
-    monkeypatch.setattr(image_file, "MAX_BYTES", 600)
-    assert "as float32, expected at most" in refusal(read_volume, write_series(tmp_path / "large"))
+    monkeypatch.setenv(LIMIT_VARIABLE, str(600 / 2**30))
+    assert "in memory, expected at most" in refusal(read_volume, write_series(tmp_path / "large"))
 
 
 def test_an_index_other_than_0_is_for_nifti(tmp_path):
@@ -128,15 +129,10 @@ def test_an_index_other_than_0_is_for_nifti(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path, index=0).array, read_volume(tmp_path).array)
 
 
-@pytest.mark.parametrize("name", ["pydicom", "SimpleITK"])
-def test_without_the_extra_a_sentence_says_what_to_install(tmp_path, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, name, None)
-    if name == "pydicom":
-        path = write_series(tmp_path)
-    else:
-        path = tmp_path / "a.nrrd"
-        path.write_text("NRRD0004\n")
-    assert f"{name}, which is not installed: pip install 'sam2-3dmed-jax[dicom]'" in refusal(read_volume, path)
+def test_without_the_extra_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    path = write_series(tmp_path)
+    assert "pydicom, which is not installed: pip install 'sam2-3dmed-jax[dicom]'" in refusal(read_volume, path)
 
 
 def test_labels_of_another_grid_than_the_series_are_refused(tmp_path):

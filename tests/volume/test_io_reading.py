@@ -8,6 +8,7 @@ import pytest
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.volume import nifti
+from sam2_3dmed_jax.volume.image_file import LIMIT_VARIABLE
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 from tests.helpers.nifti_files import ORIENTATIONS, READABLE, REALDATA, make, real, refusal
 
@@ -149,6 +150,7 @@ def test_a_truncated_file_is_refused_whether_compressed_or_not(tmp_path):
 
 def test_a_header_that_promises_more_than_the_file_holds_is_refused_before_allocation(tmp_path, monkeypatch):
     monkeypatch.setattr(nifti, "_read", lambda *_: pytest.fail("voxels were read"))
+    monkeypatch.setenv(LIMIT_VARIABLE, "8")
     for name in ("a.nii", "a.nii.gz"):
         raw = bytearray(gzip.decompress(make(tmp_path / "a.nii.gz").read_bytes()))
         for dim, reason in (((1000, 1000, 1000), "truncated"), ((32767, 32767, 32767), "at most 8 GiB")):

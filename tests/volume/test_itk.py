@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - the library's own abbreviation
 
+from sam2_3dmed_jax.volume import itk
+from sam2_3dmed_jax.volume.image_file import LIMIT_VARIABLE
 from sam2_3dmed_jax.volume.io import read_labels, read_volume, write_labels
 from tests.helpers.nifti_files import make, real, refusal
 
@@ -107,13 +109,15 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, compress):
 @pytest.mark.parametrize("suffix", ["nrrd", "mha"])
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_promise_beyond_the_file_or_memory_is_refused_before_allocation(tmp_path, suffix, compress, monkeypatch):
-    monkeypatch.setattr(sitk.ImageFileReader, "Execute", lambda *_: pytest.fail("voxels were read"))
+    monkeypatch.setattr(itk, "read_parts", lambda *_: pytest.fail("voxels were read"))
+    monkeypatch.setenv(LIMIT_VARIABLE, "8")
     path = written(tmp_path / f"a.{suffix}", compress=compress)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b" 3 4 5", b" 900 900 900"))
     assert "truncated" in refusal(read_volume, path)
     path.write_bytes(whole.replace(b" 3 4 5", b" 9000 9000 9000"))
     assert "at most 8 GiB" in refusal(read_volume, path)
+    assert LIMIT_VARIABLE in refusal(read_volume, path)
 
 
 def test_files_that_are_something_else_are_refused(tmp_path):

@@ -111,7 +111,8 @@ def test_a_stream_that_grows_without_end_takes_little_memory(tmp_path):
     path.write_bytes(gzip.compress(bytes(2**26)))
     tracemalloc.start()
     verify(StoredVoxels(path, "gzip"))
-    read_voxels(StoredVoxels(path, "gzip"), (2, 2, 2), np.dtype(np.int16))
+    message = refusal(read_voxels, StoredVoxels(path, "gzip"), (2, 2, 2), np.dtype(np.int16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert "more than the 16 bytes" in message
     assert peak < 2**22  # far below the 64 MiB that the stream decompresses to
