@@ -112,7 +112,7 @@ def test_a_sweep_scores_the_folder_of_a_name_under_this_name(hub: Hub, tmp_path:
 
 def test_training_starts_from_weights_by_name(hub: Hub, native: Path):
     config = ExperimentConfig(ModelConfig("nano", 64, srpp=False, bd=False, init=ADDRESS))
-    started, expected = starting_weights(config), load_weights(native, replace(config.model, init=""))
+    (started, _), expected = starting_weights(config), load_weights(native, replace(config.model, init=""))
     assert started.keys() == expected.keys()
     assert all(np.array_equal(started[name], expected[name]) for name in started)
 
