@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed_jax import Scan, VolumePredictor, load_model, new_model, save_model
+from sam2_3dmed_jax import Scan, VolumePredictor, load_model, save_model
 from sam2_3dmed_jax.commands.command_line import add_memory_selection
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.config import ModelConfig, UNetConfig
@@ -15,7 +15,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.export.onnx import write_onnx
 from sam2_3dmed_jax.inference.segmentation_record import model_record
 from sam2_3dmed_jax.model.build import random_weights
-from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, read_info, save_weights, with_memory_selection
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, parse_info, read_info, save_weights
+from sam2_3dmed_jax.sam2.model import SAM2
 from tests.helpers.scans import scan_file
 
 
@@ -28,26 +29,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_checkpoint_keeps_its_memory_selection_and_loading_may_replace_it(checkpoint: Path, tmp_path: Path):
-    model = load_model(checkpoint)
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> SAM2:
+    """Return the model of the checkpoint."""
+    loaded: SAM2 = load_model(checkpoint)
+    return loaded
+
+
+def test_a_checkpoint_keeps_its_memory_selection_and_loading_may_replace_it(
+    checkpoint: Path, model: SAM2, tmp_path: Path
+):
     assert model.config.memory_selection == "confident"
     replaced = load_model(checkpoint, memory_selection="self-sorting")
-    assert replaced.config.memory_selection == replaced.info.model.memory_selection == "self-sorting"
+    assert replaced.config.memory_selection == "self-sorting"
     save_model(replaced, tmp_path / "replaced")
-    assert load_model(tmp_path / "replaced").config.memory_selection == "self-sorting"
+    assert read_info(tmp_path / "replaced").sam2.memory_selection == "self-sorting"
 
 
-def test_a_checkpoint_of_an_earlier_version_has_the_rule_of_sam2(tmp_path: Path):
-    save_model(new_model("nano", 64), tmp_path / "checkpoint")
-    file = tmp_path / "checkpoint" / "config.json"
-    record = json.loads(file.read_text())
-    assert record["model"].pop("memory_selection") == "recent"
-    file.write_text(json.dumps(record))
-    assert read_info(tmp_path / "checkpoint").sam2.memory_selection == "recent"
+def test_a_checkpoint_of_an_earlier_version_has_the_rule_of_sam2(checkpoint: Path):
+    record = json.loads((checkpoint / "config.json").read_text())
+    assert record["model"].pop("memory_selection") == "confident"
+    assert parse_info(json.dumps(record), "config.json").sam2.memory_selection == "recent"
 
 
-def test_a_predictor_replaces_the_memory_selection_and_the_record_has_it(checkpoint: Path):
-    model = load_model(checkpoint)
+def test_a_predictor_replaces_the_memory_selection_and_the_record_has_it(model: SAM2):
     assert VolumePredictor(model).model is model
     predictor = VolumePredictor(model, memory_selection="recent")
     assert predictor.model.config.memory_selection == "recent"
@@ -84,8 +89,7 @@ def test_memory_selection_is_for_a_checkpoint_and_not_for_files(capsys: pytest.C
     assert "--memory-selection is for a checkpoint; leave it out" in capsys.readouterr().err
 
 
-def test_onnx_refuses_a_model_that_ranks_its_memories(tmp_path: Path):
-    model = with_memory_selection(new_model("nano", 64), "confident")
+def test_onnx_refuses_a_model_that_ranks_its_memories(model: SAM2, tmp_path: Path):
     with pytest.raises(UserError, match="the memory selection of the model is 'confident'"):
         write_onnx(model, tmp_path)
     assert not any(tmp_path.iterdir())
