@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from sam2_3dmed_jax.inference.object_state import ObjectState
 from sam2_3dmed_jax.inference.padding import next_power_of_two
 
-# Objects that are propagated together, at most. At 1024 px in float32, a memory of one object takes 1 MiB per slice, of
-# which the model sees 7 or more, and its features and scores take several times as much while a slice is segmented.
+# Objects that are propagated together, at most. At 1024 px in float32, a memory of one takes 1 MiB per slice, of which
+# the model sees 7 or more; its features and scores take several times as much while a slice is segmented.
 OBJECTS = 8
 
 
