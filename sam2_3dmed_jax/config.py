@@ -417,13 +417,15 @@ class EarlierNameWarning(FutureWarning):
 def upgrade_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return an experiment's JSON record with the field names of version 0.1 replaced by today's.
 
+    A record of any other form, from a file that was edited, stays as it is for the check of its types.
+
     Args:
         record: `dataclasses.asdict` of an `ExperimentConfig` of version 0.1 or later, or some of its parts.
     """
     upgraded = {part: dict(fields) if isinstance(fields, Mapping) else fields for part, fields in record.items()}
-    if "model" in upgraded:
+    if isinstance(upgraded.get("model"), dict):
         upgraded["model"] = _upgrade_model(upgraded["model"])
-    if "data" in upgraded:
+    if isinstance(upgraded.get("data"), dict):
         upgraded["data"] = _upgrade_fields(upgraded["data"], "data")
     return upgraded
 
@@ -432,7 +434,8 @@ def _upgrade_model(record: dict[str, Any]) -> dict[str, Any]:
     """Keep the fields of the record's kind of model: records of version 0.1 had the fields of both kinds."""
     unet = record.pop("unet", None)
     if record.get("kind") == "unet":
-        return {**unet, **{name: record[name] for name in ("compute_dtype", "init", "kind")}} if unet else record
+        shared: dict[str, Any] = {name: record[name] for name in ("compute_dtype", "init", "kind") if name in record}
+        return {**unet, **shared} if isinstance(unet, Mapping) else record
     if isinstance(srpp := record.get("slice_position"), Mapping):
         record["slice_position"] = _upgrade_fields(dict(srpp), "model.slice_position")
     return record
@@ -444,7 +447,8 @@ def _upgrade_fields(record: dict[str, Any], part: str) -> dict[str, Any]:
         value = record.pop(name)
         *group, current = EARLIER_NAMES[f"{part}.{name}"].removeprefix(f"{part}.").split(".")
         if group:
-            record[group[0]] = {**record.get(group[0], {}), current: value}
+            others = record.get(group[0])
+            record[group[0]] = {**(others if isinstance(others, Mapping) else {}), current: value}
         else:
             record[current] = value
     return record

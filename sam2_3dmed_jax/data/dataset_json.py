@@ -6,11 +6,11 @@ several values), the label `ignore` and several channels are not supported.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.user_files import parse_json
 
 MAX_LABEL = 255  # labels are stored as uint8
 _VALUE = re.compile("[0-9]{1,9}")
@@ -22,10 +22,7 @@ def parse_description(data: bytes, where: str) -> dict[str, Any]:
     Raises:
         UserError: the file is not JSON, or not an object.
     """
-    try:
-        record = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); fix it, or unpack the dataset again") from error
+    record = parse_json(data, where, "fix it, or unpack the dataset again")
     if not isinstance(record, dict):
         raise UserError(f"{where} does not describe a dataset, expected a JSON object; unpack the dataset again")
     return record

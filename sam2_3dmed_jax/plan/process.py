@@ -20,6 +20,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan.report import HardwarePlan, plan_from_records
 from sam2_3dmed_jax.plan.toolchain import ENVIRONMENT
 from sam2_3dmed_jax.plan.topologies import parse_topology
+from sam2_3dmed_jax.runtime.config_check import check_config
 from sam2_3dmed_jax.training.sharding import check_batch, mesh_shape
 
 Stage = Callable[[str], None]
@@ -39,8 +40,10 @@ def plan_experiment(
         stage: called with the name of each stage.
 
     Raises:
-        UserError: the topology is unknown, its compiler is not installed, or the settings do not fit it or each other.
+        UserError: a field is out of its range, the topology is unknown, its compiler is not installed, or the settings
+            do not fit it or each other.
     """
+    check_config(config)
     chips = parse_topology(topology)
     if what == "train":  # before the compiler starts
         mesh_shape(config.mesh, chips.chips)

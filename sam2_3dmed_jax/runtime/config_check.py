@@ -1,6 +1,6 @@
-"""Check of all settings of an experiment or a sweep: types, ranges of numbers, and regular expressions.
+"""Check of all settings of an experiment or a sweep: types, ranges of numbers, regular expressions and paths.
 
-The types and ranges are the ones that `config.py` declares. It runs before any other work of `train`, `sweep` and `plan`.
+`config.py` declares the types and ranges. The check runs before any other work of `train`, `sweep` and `plan`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 
 from sam2_3dmed_jax.config import ExperimentConfig, SweepSpec
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.local_paths import check_local_fields
 from sam2_3dmed_jax.runtime.user_files import plain, typed
 
 FIX = "correct it"
@@ -18,9 +19,10 @@ def check_config(config: ExperimentConfig | SweepSpec) -> None:
     """Check every field.
 
     Raises:
-        UserError: a field has another type than `config.py` declares, or a number outside of its range; the message
-            names the field and the range.
+        UserError: a field has another type than `config.py` declares, a number outside of its range, or a remote
+            address; the message names the field and the range.
     """
+    check_local_fields(config)
     if isinstance(config, SweepSpec):
         _check(config, "")
         return

@@ -2,12 +2,13 @@
 
 A file is read only if it is a regular file of limited size, never a pipe, a device or a file of `/proc`. Its text is
 UTF-8, and its JSON has a limited depth. `typed` then turns plain values into dataclasses and typed dictionaries, with
-pydantic and with the ranges that their fields declare (`config.Range`). All errors are `UserError`s of one sentence that
-name the file, the field and the fix. Images and weights have readers of their own.
+pydantic and with the ranges that their fields declare (`config.Range`). Each error is a `UserError` of one sentence that
+names the file, the field and the fix. Images and weights have readers of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -18,16 +19,15 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import pydantic
 import pydantic_core
 
 from sam2_3dmed_jax.config import Range, Regexes
-from sam2_3dmed_jax.errors import UserError, cut, listed
+from sam2_3dmed_jax.errors import UserError, cut
 
 MAX_BYTES = 64 << 20  # default limit of a file; what people write has kilobytes
 REGULAR = "check the path"
@@ -120,9 +120,13 @@ def parse_json(data: bytes | str, where: str, fix: str, finite: bool = True) -> 
         data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         return pydantic_core.from_json(data, allow_inf_nan=not finite)
-    except (ValueError, UnicodeError) as error:
-        reason = str(error) or "it is not UTF-8"
-    raise UserError(f"{where} is not JSON ({cut(reason, 100)}); {fix}")
+    except ValueError as error:
+        reason = cut(str(error), 100)
+    if finite:
+        with contextlib.suppress(ValueError):
+            pydantic_core.from_json(data)
+            reason = "NaN is not a number"
+    raise UserError(f"{where} is not JSON ({reason}); {fix}")
 
 
 @dataclass(frozen=True)
@@ -211,8 +215,8 @@ def plain(value: object) -> Any:
 def typed(value: object, kind: type[Typed], where: str, fix: str, at: str = "") -> Typed:
     """Return plain values of JSON as a dataclass, a typed dictionary or another type, fields and types checked.
 
-    Numbers are finite and in the ranges that fields of dataclasses declare. Nothing is converted except lists to tuples,
-    keys of objects to the numbers that they stand for, and whole numbers to floats.
+    Numbers are finite and in the ranges that fields of dataclasses declare. Nothing is converted except lists to
+    tuples, keys of objects to the numbers that they stand for, and whole numbers to floats.
 
     Args:
         value: as `read_json` returns it.
@@ -228,7 +232,7 @@ def typed(value: object, kind: type[Typed], where: str, fix: str, at: str = "") 
     try:
         # As JSON, in which strict tuples are lists and strict numbers may be keys. In a list, because pydantic takes no
         # settings for a dataclass from outside, but for a container of dataclasses it does.
-        (result,) = _adapter(kind).validate_json(json.dumps([value]))
+        (result,) = _adapter(cast(Any, kind)).validate_json(json.dumps([value]))
     except pydantic.ValidationError as error:
         raise UserError(f"{start}{_first_problem(error, value, at)}; {fix}") from None
     except (TypeError, ValueError, RecursionError) as error:
@@ -360,4 +364,4 @@ def _text(data: bytes, where: str, fix: str) -> str:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 2**20:.3g} MiB"
+    return f"{size >> 20} MiB"
