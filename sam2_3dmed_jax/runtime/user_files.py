@@ -2,8 +2,8 @@
 
 A file is read only if it is a regular file of limited size, never a pipe, a device or a file of `/proc`. Its text is
 UTF-8, and its JSON has a limited depth. `typed` then turns plain values into dataclasses and typed dictionaries, with
-pydantic and with the ranges that their fields declare (`config.Range`). Each error is a `UserError` of one sentence that
-names the file, the field and the fix. Images and weights have readers of their own.
+pydantic and with the ranges that their fields declare (`config.Range`). Each error is a `UserError` of one sentence
+that names the file, the field and the fix. Images and weights have readers of their own.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def read_bytes(path: FilePath, fix: str, limit: int = MAX_BYTES) -> bytes:
             status = os.fstat(file.fileno())
             _check_mode(path, status.st_mode, fix)
             if status.st_size > limit:
-                raise UserError(f"{path} has {_megabytes(status.st_size)}, more than {_megabytes(limit)}; {fix}")
+                size = f"{status.st_size / 2**20:.1f} MiB"
+                raise UserError(f"{path} has {size}, expected at most {limit >> 20} MiB; {fix}")
             data = file.read(max(status.st_size, 1))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {fix}") from None
@@ -92,7 +93,7 @@ def read_text(path: FilePath, fix: str, limit: int = MAX_BYTES) -> str:
     Raises:
         UserError: as `read_bytes`, or the file is not UTF-8.
     """
-    return _text(read_bytes(path, fix, limit), str(path), fix)
+    return _text(read_bytes(path, fix, limit), str(path), fix, "a text")
 
 
 def read_json(path: FilePath, fix: str, limit: int = MAX_BYTES, finite: bool = True) -> Any:
@@ -154,7 +155,10 @@ def read_table(path: FilePath, fix: str, limit: int = MAX_BYTES, strip: bool = F
     Raises:
         UserError: as `read_text`; it is not CSV; two columns have the same name; or a row has more cells than columns.
     """
-    reader = csv.reader(io.StringIO(read_text(path, fix, limit), newline=""), skipinitialspace=strip)
+    reader = csv.reader(
+        io.StringIO(_text(read_bytes(path, fix, limit), str(path), fix, "a CSV table"), newline=""),
+        skipinitialspace=strip,
+    )
     try:
         lines = [(reader.line_num, [cell.strip() for cell in row] if strip else row) for row in reader]
     except csv.Error as error:
@@ -356,12 +360,8 @@ def _check_mode(path: FilePath, mode: int, fix: str) -> None:
         raise UserError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, expected a file; {fix}")
 
 
-def _text(data: bytes, where: str, fix: str) -> str:
+def _text(data: bytes, where: str, fix: str, what: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not a text in UTF-8 (byte {error.start}); {fix}") from None
-
-
-def _megabytes(size: int) -> str:
-    return f"{size >> 20} MiB"
+        raise UserError(f"{where} is not {what} in UTF-8 (byte {error.start}); {fix}") from None

@@ -65,8 +65,7 @@ def claim_folder(run: Path, config: ExperimentConfig) -> None:
                 f"{run}: it holds a run with other settings ({listed(different)}); choose another --out or set "
                 "them back"
             )
-        if stored != new:
-            write_text(file, json.dumps(new, indent=2), RESUME)
+        write_text(file, json.dumps(new, indent=2), RESUME, keep_unchanged=True)
         return
     if run.exists() and any(run.iterdir()):
         raise UserError(f"{run}: it is not empty and holds no run; choose another --out")

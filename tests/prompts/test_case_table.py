@@ -57,7 +57,7 @@ def test_in_a_folder_an_image_belongs_to_the_prompt_files_with_its_name(tmp_path
         ("", "has no column 'image'"),
         ("point\n1", "has no column 'image'"),
         ("image,points\na,b", "has the column 'points'; its columns are image and, optionally, name, volume, point"),
-        ("image,image\na,b", "has a repeated column"),
+        ("image,image\na,b", "has two columns 'image'"),
         ("image\n", "contains no cases; add one row per case"),
         ("image,point\na.nii,1,2,3", "line 2: it has more cells than columns; put cells with commas in quotes"),
         ("image,point\n,1", "line 2: the image is missing"),
