@@ -153,7 +153,11 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
     for line, cells in table.rows:
         row: ScoreRow = {name: cells.get(name, "") for name in columns if cells.get(name) or name not in _ADDED}
         for column in (name for name in numeric if name in row):
-            row[column] = number(row[column], f"{path}, line {line}: {column}", _FIX)
+            where = f"{path}, line {line}: {column}"
+            row[column] = number(row[column], where, _FIX)
+            low, high = registry.range_of(column)
+            if not (math.isnan(row[column]) or low <= row[column] <= high):
+                raise UserError(f"{where} is {row[column]:g}, expected {low:g} to {high:g}; {_FIX}")
         rows.append(row | _lesion_counts(row, f"{path}, line {line}"))
     if not rows:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")

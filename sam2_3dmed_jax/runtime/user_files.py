@@ -21,7 +21,7 @@ import reprlib
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, BinaryIO, TypeVar, cast, get_type_hints
 
 import pydantic
 import pydantic_core
@@ -68,23 +68,39 @@ def read_bytes(path: FilePath, fix: str, limit: int = MAX_BYTES) -> bytes:
     Raises:
         UserError: the file does not exist, is not a regular file, is too large, or cannot be read.
     """
+    with _opened(path, fix) as (file, size):
+        if size > limit:
+            raise UserError(f"{path} has {size / 2**20:.1f} MiB, expected at most {limit >> 20} MiB; {fix}")
+        data = file.read(max(size, 1))
+    if len(data) > size:  # files of /proc have no size, and some of them no end
+        raise UserError(f"{path} is a file of the system; {fix}")
+    return data
+
+
+def read_start(path: FilePath, count: int, fix: str) -> bytes:
+    """Return at most `count` bytes from the start of a regular file of any size.
+
+    Raises:
+        UserError: as `read_bytes`.
+    """
+    with _opened(path, fix) as (file, _):
+        return file.read(count)
+
+
+@contextlib.contextmanager
+def _opened(path: FilePath, fix: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file, with its size, and turn errors of the operating system into `UserError`s."""
     try:
         check_regular(path, fix)
         # Without blocking, because the path may have become a pipe in the meantime.
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             _check_mode(path, status.st_mode, fix)
-            if status.st_size > limit:
-                size = f"{status.st_size / 2**20:.1f} MiB"
-                raise UserError(f"{path} has {size}, expected at most {limit >> 20} MiB; {fix}")
-            data = file.read(max(status.st_size, 1))
+            yield file, status.st_size
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {fix}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); {fix}") from None
-    if len(data) > status.st_size:  # files of /proc have no size, and some of them no end
-        raise UserError(f"{path} is a file of the system; {fix}")
-    return data
 
 
 def read_text(path: FilePath, fix: str, limit: int = MAX_BYTES) -> str:
@@ -155,10 +171,8 @@ def read_table(path: FilePath, fix: str, limit: int = MAX_BYTES, strip: bool = F
     Raises:
         UserError: as `read_text`; it is not CSV; two columns have the same name; or a row has more cells than columns.
     """
-    reader = csv.reader(
-        io.StringIO(_text(read_bytes(path, fix, limit), str(path), fix, "a CSV table"), newline=""),
-        skipinitialspace=strip,
-    )
+    text = _text(read_bytes(path, fix, limit), str(path), fix, "a CSV table")
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=strip)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in row] if strip else row) for row in reader]
     except csv.Error as error:
@@ -216,7 +230,7 @@ def plain(value: object) -> Any:
     return json.loads(json.dumps(value, default=_fields))
 
 
-def typed(value: object, kind: type[Typed], where: str, fix: str, at: str = "") -> Typed:
+def typed(value: object, kind: type[Typed], where: str, fix: str, at: str = "", finite: bool = True) -> Typed:
     """Return plain values of JSON as a dataclass, a typed dictionary or another type, fields and types checked.
 
     Numbers are finite and in the ranges that fields of dataclasses declare. Nothing is converted except lists to
@@ -228,6 +242,7 @@ def typed(value: object, kind: type[Typed], where: str, fix: str, at: str = "") 
         where: the file, for messages; "": the paths of fields are enough.
         fix: as in `read_bytes`.
         at: path of the value in the file, for messages.
+        finite: as in `parse_json`.
 
     Raises:
         UserError: the value has another type; the message names the field.
@@ -243,7 +258,7 @@ def typed(value: object, kind: type[Typed], where: str, fix: str, at: str = "") 
         raise UserError(f"{start}{at or 'the file'} is not plain JSON ({cut(str(error), 80)}); {fix}") from None
     _check_declared(result, start, fix, at)
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=not finite)
     except ValueError:
         path = next(_infinite(value, at))
         raise UserError(f"{start}{path or 'the file'} is not finite, expected a finite number; {fix}") from None
