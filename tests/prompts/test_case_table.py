@@ -63,6 +63,8 @@ def test_in_a_folder_an_image_belongs_to_the_prompt_files_with_its_name(tmp_path
         ("image,point\n,1", "line 2: the image is missing"),
         ("image,name\na.nii,../b", "line 2: '../b' is not a file name"),
         ("image,name\na.nii,.", "line 2: '.' is not a file name"),
+        ("image,volume\na.nii," + "1" * 5000, "line 2: '1+ ... 1+' is not a volume of a 4D image; give its index"),
+        ("image,volume\na.nii,²", "line 2: '²' is not a volume of a 4D image; give its index"),
         ("image\na.nii\nsub/a.nii.gz", "2 cases named 'a'; give each its own name"),
         ("image\n" + "a" * 200_000, "is not a CSV table"),
     ],
