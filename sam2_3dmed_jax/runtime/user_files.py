@@ -234,7 +234,7 @@ def typed(value: object, kind: type[Typed], where: str, fix: str, at: str = "", 
     """Return plain values of JSON as a dataclass, a typed dictionary or another type, fields and types checked.
 
     Numbers are finite and in the ranges that fields of dataclasses declare. Nothing is converted except lists to
-    tuples, keys of objects to the numbers that they stand for, and whole numbers to floats.
+    tuples, keys of objects to numbers, and whole numbers to floats.
 
     Args:
         value: as `read_json` returns it.
