@@ -118,6 +118,11 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 5 - half]} ... {text[-half:]}"
 
 
+def escaped(text: str) -> str:
+    """Return a text with escapes in place of characters that a terminal would obey or that have no UTF-8."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def message_line(message: object, most: int = LINE, hint: str = "") -> str:
     """Return a message on one line of at most `most` characters.
 
@@ -129,7 +134,7 @@ def message_line(message: object, most: int = LINE, hint: str = "") -> str:
         most: number of characters.
         hint: added to a message of which the middle is left out.
     """
-    text = " ".join(str(message).split())
+    text = escaped(" ".join(str(message).split()))
     if len(text) > most:
         text = re.sub(r"\S*/\S*", lambda path: _end_of_path(path[0]), text)
     return text if len(text) <= most else cut(text, most - len(hint)) + hint

@@ -82,3 +82,8 @@ def test_a_path_that_the_system_refuses_is_a_mistake_and_a_missing_file_is_not()
         Path(300 * "x").stat()
     with pytest.raises(FileNotFoundError), path_errors_as_mistakes():
         Path("missing").stat()
+
+
+def test_control_characters_and_lone_surrogates_in_a_message_are_escaped():
+    assert message_line("a\x1b[2Jb\ud800\nc\u202ed") == "a\\x1b[2Jb\\ud800 c\\u202ed"
+    assert message_line("Größe, 大きさ") == "Größe, 大きさ"

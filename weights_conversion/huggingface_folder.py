@@ -14,6 +14,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY, FORMAT, parse_info, read_info
+from sam2_3dmed_jax.runtime.user_files import read_json
 from weights_conversion.names import EXTRA
 from weights_conversion.native import open_native_folder
 from weights_conversion.presets import fit, native_shapes
@@ -43,15 +44,15 @@ def write_native_part(checkpoint: Path, folder: Path, image_size: int | None = N
     record = {CONFIG_KEY: json.dumps({"format": FORMAT, **asdict(info)})}
     write_safetensors(folder / NATIVE, shapes, source.read, record)
     config = folder / "config.json"
-    fields = json.loads(config.read_text(encoding="utf-8"))
+    fields = read_json(config, "convert the checkpoint again")
     config.write_text(json.dumps({**fields, CONFIG_FIELD: NATIVE}, indent=2), encoding="utf-8")
 
 
 def native_part(folder: Path) -> Path | None:
     """Return the path of `NATIVE` in a folder whose `config.json` names it, or None."""
     try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError:  # reading the checkpoint reports it
+        fields = read_json(folder / "config.json", "")
+    except UserError:  # reading the checkpoint reports it
         return None
     return folder / NATIVE if isinstance(fields, dict) and fields.get(CONFIG_FIELD) == NATIVE else None
 

@@ -5,7 +5,6 @@ Only headers are read here. `weights_conversion.presets` recognises the layout f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ import numpy as np
 from sam2_3dmed_jax.errors import NAME, UserError, cut, listed
 from sam2_3dmed_jax.model.adapter_file import ADAPTERS_KEY
 from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY
+from sam2_3dmed_jax.runtime.user_files import parse_json, read_json, typed
 from weights_conversion.huggingface_folder import with_native_part
 from weights_conversion.native import PROVENANCE_KEY, open_native_folder, open_native_safetensors
 from weights_conversion.safetensors_files import SafetensorsFile
@@ -146,10 +146,9 @@ def _check_index(index: Path, shards: Mapping[Path, set[str] | None], files: Map
 def _shards(weights: Path) -> dict[Path, set[str] | None]:
     """Return the files of a sharded checkpoint and the names of the tensors in each."""
     index, suffix = _index(weights), weights.suffix
-    try:
-        entries = [(str(name), str(file)) for name, file in _json(index)["weight_map"].items()]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{index}: it has no 'weight_map' from tensors to files; download it again") from error
+    if "weight_map" not in (record := _json(index)):
+        raise UserError(f"{index}: it has no 'weight_map' from tensors to files; download it again")
+    entries = typed(record["weight_map"], dict[str, str], str(index), "download it again", "weight_map").items()
     if not entries:
         raise UserError(f"{index}: its 'weight_map' is empty; download it again")
     shards: dict[Path, set[str] | None] = {}
@@ -168,13 +167,8 @@ def _shards(weights: Path) -> dict[Path, set[str] | None]:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: it cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{file}: it contains a {type(record).__name__}, expected a JSON object; download it again")
-    return record
+    fix = "download it again"
+    return typed(read_json(file, fix), dict[str, Any], str(file), fix)
 
 
 def _image_size(config: dict[str, Any]) -> int | None:
@@ -187,8 +181,10 @@ def _image_size(config: dict[str, Any]) -> int | None:
 
 
 def _provenance(file: TensorFile) -> dict[str, object]:
+    if not isinstance(file, SafetensorsFile):
+        return {}
     try:
-        record = json.loads(file.metadata.get(PROVENANCE_KEY, "{}")) if isinstance(file, SafetensorsFile) else {}
-    except ValueError:
+        record = parse_json(file.metadata.get(PROVENANCE_KEY, "{}"), str(file.path), "")
+    except UserError:  # it describes the weights, which are read without it
         return {}
     return record if isinstance(record, dict) else {}

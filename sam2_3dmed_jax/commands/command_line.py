@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -234,6 +235,9 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
         # XLA logs an alarm about each compilation of more than two minutes; its errors are also raised. JAX reads the
         # variable when it is imported.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names from files may have characters that the terminal lacks
+            stream.reconfigure(errors="backslashreplace")
     interrupted = f"interrupted; {after_interrupt}"
     try:
         interrupting = interrupts.ended_during(compilations.in_progress, interrupted)

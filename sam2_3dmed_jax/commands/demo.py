@@ -7,7 +7,6 @@ whole pipeline works, and say nothing about patients.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import sys
@@ -32,6 +31,7 @@ from sam2_3dmed_jax.config import (
     TrainingConfig,
 )
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.user_files import read_json, read_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,7 +186,7 @@ def _claim_folder(root: Path, seed: int) -> None:
     if root.exists() and any(root.iterdir()) and not marker.exists():
         raise UserError(f"{root} is not empty and is not the folder of a demo; choose another --out")
     root.mkdir(parents=True, exist_ok=True)
-    if marker.exists() and json.loads(marker.read_text()) != {"seed": seed}:
+    if marker.exists() and read_json(marker, "choose another --out") != {"seed": seed}:
         raise UserError(f"{root} contains a demo with another seed; choose another --out or the same --seed")
     marker.write_text(json.dumps({"seed": seed}))
 
@@ -392,8 +392,7 @@ def _loss_lines(log: Path) -> list[str]:
     """Return the mean of each loss in the first and in the last fifth of the log, and a note if SRPP's hardly falls."""
     import numpy as np
 
-    with log.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(read_table(log, "run the demo again"))
     fifth = max(len(rows) // 5, 1)
 
     def mean(part: list[dict[str, str]], name: str) -> float:

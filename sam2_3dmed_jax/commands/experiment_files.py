@@ -23,7 +23,7 @@ import tyro
 from sam2_3dmed_jax.commands import builtin_experiments
 from sam2_3dmed_jax.config import EARLIER_NAMES, EarlierNameWarning, ExperimentConfig, SweepSpec, UNetConfig
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.local_paths import check_local_fields
+from sam2_3dmed_jax.runtime.config_check import check_config
 
 Config = TypeVar("Config", ExperimentConfig, SweepSpec)
 
@@ -41,7 +41,7 @@ def read_experiment(path: str, flags: Sequence[str] = ()) -> ExperimentConfig:
     with _earlier_names_on_stderr():
         config = _with_kind_of_model(_run_file(path, "get_config", ExperimentConfig, "experiment"), flags)
         config = _apply_flags(config, _with_current_names(flags), "experiment")
-    check_local_fields(config)
+    check_config(config)
     return config
 
 
@@ -52,7 +52,7 @@ def read_spec(path: str, flags: Sequence[str] = ()) -> SweepSpec:
         UserError: the file does not exist or has no `get_spec`, or a flag does not fit the sweep.
     """
     spec = _apply_flags(_run_file(path, "get_spec", SweepSpec, "sweep"), flags, "sweep")
-    check_local_fields(spec)
+    check_config(spec)
     return spec
 
 
@@ -77,10 +77,11 @@ def _run_file(path: str, function_name: str, config_type: type[Config], what: st
                     f"{path}: it has no {function_name}(); define one that returns {_with_article(config_type)}"
                 )
             config = function()
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # any error of the user's code
-        raise UserError(f"{path}: it fails with {type(error).__name__}: {error}; correct the {what} file") from error
+    except BaseException as error:  # any error of the user's code, such as the SystemExit of `sys.exit()`
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise UserError(f"{path}: it fails with {text}; correct the {what} file") from error
     if not isinstance(config, config_type):
         returned = type(config).__name__
         raise UserError(f"{path}: {function_name}() returns {returned}; return {_with_article(config_type)}")

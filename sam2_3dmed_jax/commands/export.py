@@ -118,6 +118,7 @@ def _write_huggingface_folder(
     from sam2_3dmed_jax.hub.catalog import NOT_STATED
     from sam2_3dmed_jax.model.checkpoint import read_info
     from sam2_3dmed_jax.runtime.hashing import sha256_of_file
+    from sam2_3dmed_jax.runtime.user_files import read_json
     from weights_conversion.convert import convert_checkpoint
     from weights_conversion.huggingface_folder import write_native_part
     from weights_conversion.opening import WEIGHTS
@@ -129,7 +130,7 @@ def _write_huggingface_folder(
         checkpoint, folder, to="transformers", drop_extra=True, image_size=options.image_size, progress=progress
     )
     write_native_part(checkpoint, folder, options.image_size)
-    size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["image_size"]
+    size = read_json(folder / "config.json", "run the command again")["image_size"]
     for name, content in processor_files(size).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     stated = str(info.provenance.get("licence", NOT_STATED))
@@ -150,8 +151,6 @@ def _experiment(run: Path) -> dict[str, Any]:
     """Return the `config.json` of a run, or an empty dictionary for a checkpoint."""
     if not (run / "final").exists():
         return {}
-    try:
-        record: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run}/config.json cannot be read ({error}); give the run's final/ instead") from error
-    return record
+    from sam2_3dmed_jax.training.run_folder import CONFIG, read_record
+
+    return read_record(run / CONFIG, "give the run's final/ instead")

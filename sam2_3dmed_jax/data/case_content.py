@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 
+from sam2_3dmed_jax.config import Range
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.hashing import sha256_of_chunks
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, check_same_grid
+
+Row = tuple[float, float, float, float]
+Affine = tuple[Row, Row, Row, Row]
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class CaseContent:
 
     image: str  # SHA-256 of the values
     labels: str  # SHA-256 of the label map
-    shape: tuple[int, int, int]  # (D, H, W)
-    affine: tuple[tuple[float, ...], ...]  # 4 x 4: index (d, h, w, 1) to RAS millimetres
+    shape: Annotated[tuple[int, int, int], Range(1, 65535)]  # (D, H, W)
+    affine: Annotated[Affine, Range(-1e9, 1e9)]  # 4 x 4: index (d, h, w, 1) to RAS millimetres
     modality: str  # DICOM's Modality
 
     def equals(self, other: CaseContent) -> bool:
@@ -58,6 +62,11 @@ class RecordedCase:
         return self.same_files(other) if known else None
 
 
+def affine_rows(affine: np.ndarray) -> Affine:
+    """Return an affine map `[4, 4]` as records store it."""
+    return cast(Affine, tuple(tuple(row) for row in affine.tolist()))
+
+
 def case_content(volume: Volume, labels: np.ndarray) -> CaseContent:
     """Return the content of a case.
 
@@ -69,27 +78,14 @@ def case_content(volume: Volume, labels: np.ndarray) -> CaseContent:
         image=_sha256(volume.array, "<f4"),
         labels=_sha256(labels, "<i4"),
         shape=volume.grid.canonical_shape,
-        affine=tuple(tuple(row) for row in volume.canonical_affine.tolist()),
+        affine=affine_rows(volume.canonical_affine),
         modality=volume.modality,
     )
-
-
-def content_from_json(record: dict[str, Any] | None) -> CaseContent | None:
-    """Invert `dataclasses.asdict` followed by JSON; None stays None."""
-    if record is None:
-        return None
-    d, h, w = record["shape"]
-    return CaseContent(**{**record, "shape": (d, h, w), "affine": tuple(tuple(row) for row in record["affine"])})
 
 
 def recorded_to_json(case: RecordedCase | None) -> dict[str, Any] | None:
     """Return a recorded case as JSON values; None stays None."""
     return asdict(case) if case else None
-
-
-def recorded_from_json(record: dict[str, Any] | None) -> RecordedCase | None:
-    """Invert `recorded_to_json`."""
-    return RecordedCase(**{**record, "content": content_from_json(record["content"])}) if record else None
 
 
 def _sha256(array: np.ndarray, dtype: str) -> str:

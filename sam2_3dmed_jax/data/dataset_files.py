@@ -12,6 +12,7 @@ from typing import Protocol
 
 from sam2_3dmed_jax.data.tar_members import TarMember, read_members
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.user_files import read_bytes
 from sam2_3dmed_jax.volume.case_files import list_names
 
 DATASET_JSON = "dataset.json"
@@ -79,11 +80,7 @@ class FolderFiles:
 
     def read_bytes(self, name: str, limit: int) -> bytes:
         """Read a small file."""
-        try:
-            with (self._root / name).open("rb") as stream:
-                return _limited(stream.read(limit + 1), limit, self.display_path(name))
-        except OSError as error:
-            raise UserError(_unreadable(self.display_path(name), error)) from error
+        return read_bytes(self._root / name, "check the file and its permissions", limit)
 
 
 class ArchiveFiles:

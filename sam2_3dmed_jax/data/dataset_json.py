@@ -6,14 +6,13 @@ several values), the label `ignore` and several channels are not supported.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID
+from sam2_3dmed_jax.runtime.user_files import parse_json, read_bytes
 
 MAX_LABEL = 255  # labels are stored as uint8
 MAX_BYTES = 4 << 20  # a larger file is not a list of labels
@@ -26,10 +25,7 @@ def parse_description(data: bytes, where: str) -> dict[str, Any]:
     Raises:
         UserError: the file is not JSON, or not an object.
     """
-    try:
-        record = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); fix it, or unpack the dataset again") from error
+    record = parse_json(data, where, "fix it, or unpack the dataset again")
     if not isinstance(record, dict):
         raise UserError(f"{where} does not describe a dataset, expected a JSON object; unpack the dataset again")
     return record
@@ -46,12 +42,8 @@ def read_label_names(path: str | os.PathLike[str], option: str) -> dict[int, str
         UserError: it cannot be read, or as `declared_labels`.
     """
     where = f"{option}: {path}"
-    try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise UserError(f"{where} is over {MAX_BYTES >> 20} MiB; give a JSON file with labels and their names")
-        record = parse_description(Path(path).read_bytes(), where)
-    except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror}); give a JSON file with labels and names") from None
+    fix = "give a JSON file with labels and their names"
+    record = parse_description(read_bytes(path, fix, MAX_BYTES), where)
     labels = record.get("labels", record)
     if isinstance(labels, dict):  # nnU-Net predicts no voxel as `ignore`
         labels = {key: name for key, name in labels.items() if "ignore" not in (key, name)}

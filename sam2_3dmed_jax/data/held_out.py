@@ -8,7 +8,6 @@ record; their cases are compared by id. A scan that was both changed and renamed
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +31,7 @@ from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError, number_of
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
 from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.runtime.user_files import read_json, typed
 from sam2_3dmed_jax.volume.io import read_labels, read_volume
 from sam2_3dmed_jax.volume.modality import CT
 
@@ -177,8 +177,8 @@ def read_run(checkpoint: str) -> TrainingRun | None:
     if not file.exists():
         return None
     description, (split,) = read_split_description(file), read_splits(file)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        description["seed"] = int(json.loads((folder / "config.json").read_text())["training"]["seed"])
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        description["seed"] = typed(read_json(folder / "config.json", "")["training"]["seed"], int, "", "")
     return TrainingRun(file, description, split, read_run_data(folder / DATA_FILE) or data_of_split(split))
 
 

@@ -7,21 +7,28 @@ index is complete.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Annotated, Any, Required
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
-from sam2_3dmed_jax.data.case_content import CaseContent, RecordedCase, content_from_json
+from sam2_3dmed_jax.config import Range
+from sam2_3dmed_jax.data.case_content import Affine, CaseContent, RecordedCase
 from sam2_3dmed_jax.data.record_files import OpenFileCache, damaged_file_message
 from sam2_3dmed_jax.data.shards import REPAIR_HINT, Shard
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.user_files import read_json, shown, typed
 
 INDEX = "index.json"
+MAX_VOXELS = 2**34  # of a case
+MAX_BYTES = 1 << 30  # of the index: 5 numbers per slice and label of 100,000 volumes
+_AGAIN = "run `sam2-3dmed prepare` again"
 FORMAT = 1  # of the index; other versions are refused
 
 
@@ -67,17 +74,17 @@ class PrepareSettings(TypedDict, total=False):
 class PreparedCase:
     """The entry of a case in the index."""
 
-    id: str
+    id: str  # a file name
     shard: str  # path relative to the dataset
-    bytes: int  # size of the shard
-    shape: tuple[int, int, int]  # (D, H, W), canonical
-    spacing: tuple[float, float, float]  # (dz, dy, dx), mm
-    affine: tuple[tuple[float, ...], ...]  # 4 x 4: index (d, h, w, 1) to RAS millimetres
+    bytes: Annotated[int, Range(0, 2**53)]  # size of the shard
+    shape: Annotated[tuple[int, int, int], Range(1, 65535)]  # (D, H, W), canonical
+    spacing: Annotated[tuple[float, float, float], Range(1e-6, 1e6)]  # (dz, dy, dx), mm
+    affine: Annotated[Affine, Range(-1e9, 1e9)]  # 4 x 4: index (d, h, w, 1) to RAS millimetres
     orientation: str  # directions of the axes i, j, k of the source file, such as "LPS"
     modality: str  # DICOM's Modality
-    slope: float  # value = slope * stored + intercept; 1 and 0 for CT, stored in HU
-    intercept: float
-    areas: dict[int, tuple[int, ...]]  # voxels of each label value on each slice [D]
+    slope: Annotated[float, Range(-1e12, 1e12)]  # value = slope * stored + intercept; 1 and 0 for CT, stored in HU
+    intercept: Annotated[float, Range(-1e12, 1e12)]
+    areas: Annotated[dict[int, tuple[int, ...]], Range(0, 2**32)]  # voxels of each label value on each slice [D]
     source: CaseSource
     content: CaseContent | None = None  # None: prepared by a version before 0.2
 
@@ -169,19 +176,13 @@ def read_prepared(path: str | os.PathLike[str]) -> PreparedDataset:
         raise UserError(
             f"{path} is not a prepared dataset (no {INDEX}); create one with `sam2-3dmed prepare DATASET {path}`"
         )
-    try:
-        record = json.loads(file.read_text())
-        version = record["format"]
-        if version == FORMAT:
-            cases = tuple(case_from_json(entry) for entry in record["cases"])
-            labels = {int(value): str(name) for value, name in record["labels"].items()}
-            dataset = PreparedDataset(str(path), record["name"], labels, record["settings"], record["source"], cases)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is not an index of a prepared dataset ({error!r}); run `sam2-3dmed prepare` again"
-        ) from error
-    if version != FORMAT:
-        raise UserError(f"{file} has format {version}, expected {FORMAT}; run `sam2-3dmed prepare` again")
+    record = typed(read_json(file, _AGAIN, MAX_BYTES), dict[str, Any], str(file), _AGAIN)
+    if (version := record.pop("format", None)) != FORMAT:
+        raise UserError(f"{file} has format {shown(version)}, expected {FORMAT}; {_AGAIN}")
+    index = typed(record, _Index, str(file), _AGAIN)
+    for number, case in enumerate(index.cases):
+        check_case(case, f"{file}: cases[{number}]")
+    dataset = PreparedDataset(str(path), index.name, index.labels, index.settings, index.source, index.cases)
     for case in dataset.cases:
         shard = root / case.shard
         if not shard.exists():
@@ -191,17 +192,40 @@ def read_prepared(path: str | os.PathLike[str]) -> PreparedDataset:
     return dataset
 
 
-def case_from_json(record: dict[str, Any]) -> PreparedCase:
-    """Invert `dataclasses.asdict` followed by JSON."""
-    d, h, w = record["shape"]
-    dz, dy, dx = record["spacing"]
-    return PreparedCase(
-        **{
-            **record,
-            "shape": (d, h, w),
-            "spacing": (dz, dy, dx),
-            "affine": tuple(tuple(row) for row in record["affine"]),
-            "content": content_from_json(record.get("content")),
-            "areas": {int(value): tuple(pixels) for value, pixels in record["areas"].items()},
-        }
-    )
+@dataclass(frozen=True)
+class _Index:
+    """Members of the index besides its format."""
+
+    name: str
+    labels: dict[int, str]
+    settings: PrepareSettings
+    source: DatasetSource
+    cases: tuple[PreparedCase, ...]
+
+
+def check_case(case: PreparedCase, where: str) -> None:
+    """Check the entry of a case, whose types and ranges are checked already; `where` names its file in the error.
+
+    Raises:
+        UserError: its id or its shard is not a name inside the dataset, the volume is larger than any file of it, or
+            its numbers do not fit each other.
+    """
+    depth = case.shape[0]
+    parts = Path(case.shard).parts
+    problem = ""
+    if not _is_file_name(case.id):
+        problem = f"id is {shown(case.id)}, expected a file name"
+    elif not parts or ".." in parts or os.path.isabs(case.shard) or "\0" in case.shard:
+        problem = f"shard is {shown(case.shard)}, expected a path inside of the folder"
+    elif math.prod(case.shape) > MAX_VOXELS:
+        problem = f"shape is {list(case.shape)}, expected at most {MAX_VOXELS} voxels"
+    elif case.slope == 0:
+        problem = "slope is 0, expected another number"
+    elif wrong := [value for value, areas in case.areas.items() if len(areas) != depth or not 0 < value < 256]:
+        problem = f"areas.{wrong[0]} is not the list of {depth} areas of a label from 1 to 255"
+    if problem:
+        raise UserError(f"{where}.{problem}; {_AGAIN}")
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name

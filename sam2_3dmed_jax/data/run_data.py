@@ -9,15 +9,16 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from sam2_3dmed_jax.data.case_content import RecordedCase, recorded_from_json, recorded_to_json
-from sam2_3dmed_jax.data.prepared import PreparedDataset
+from sam2_3dmed_jax.config import Range
+from sam2_3dmed_jax.data.case_content import RecordedCase, recorded_to_json
+from sam2_3dmed_jax.data.prepared import MAX_BYTES, PreparedDataset
 from sam2_3dmed_jax.data.split_files import first_ids
 from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.user_files import read_json, shown, typed
 
 DATA_FILE = "data.json"
 FORMAT = 1
@@ -27,7 +28,7 @@ FORMAT = 1
 class AcceptedChange:
     """A change of the data with which the user resumed the run."""
 
-    step: int  # the newest checkpoint at that time
+    step: Annotated[int, Range(0, 10**18)]  # the newest checkpoint at that time
     description: str
     before: dict[str, RecordedCase]  # training and inner cases that were changed or removed, as they were
 
@@ -170,32 +171,20 @@ def read_run_data(path: str | os.PathLike[str]) -> RunData | None:
     Raises:
         UserError: it cannot be read, or has another version.
     """
-    file = Path(path)
-    if not file.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        record: dict[str, Any] = json.loads(file.read_text())
-        version = record["format"]
-        if version == FORMAT:
-            accepted = tuple(
-                AcceptedChange(int(change["step"]), str(change["description"]), _known_cases(change["before"]))
-                for change in record["accepted"]
-            )
-            labels = None if record["labels"] is None else tuple(map(int, record["labels"]))
-            cases = {name: recorded_from_json(case) for name, case in record["cases"].items()}
-            return RunData(labels, cases, accepted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); restore a copy of it, or start another run") from error
-    raise UserError(f"{path} has format {version}, expected {FORMAT}; use the version of this program that wrote it")
+    fix = "restore a copy of it, or start another run"
+    record = typed(read_json(path, fix, MAX_BYTES), dict[str, Any], str(path), fix)
+    if (version := record.pop("format", None)) != FORMAT:
+        raise UserError(
+            f"{path} has format {shown(version)}, expected {FORMAT}; use the version of this program that wrote it"
+        )
+    return typed(record, RunData, str(path), fix)
 
 
 def _lacks(cases: Mapping[str, RecordedCase | None], name: str, other: RecordedCase) -> bool:
     """Return whether a dataset lacks a case, or refused it; of refused cases of version 0.1 only the id is known."""
     return cases.get(name) is None and not (name in cases and other == RecordedCase())
-
-
-def _known_cases(records: Mapping[str, Any]) -> dict[str, RecordedCase]:
-    return {name: case for name, record in records.items() if (case := recorded_from_json(record))}
 
 
 def _sides(split: Split) -> dict[str, str]:

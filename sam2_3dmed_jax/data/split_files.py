@@ -7,8 +7,6 @@ the description of the split.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import reprlib
@@ -20,6 +18,7 @@ from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_chunks
+from sam2_3dmed_jax.runtime.user_files import read_bytes, read_json, read_table
 
 MAX_BYTES = 64 << 20  # limit for each of these files; larger files are something else
 
@@ -96,19 +95,13 @@ def read_patients(path: FilePath, ids: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: the table does not exist, lacks a case of `ids`, or assigns a case to two patients.
     """
-    try:
-        rows = csv.DictReader(io.StringIO(_bytes(path).decode("utf-8-sig"), newline=""), skipinitialspace=True)
-        header = rows.fieldnames or []
-        cells = [(rows.line_num, (row.get("case") or "").strip(), (row.get("patient") or "").strip()) for row in rows]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not a CSV table in UTF-8 ({error}); give one with the columns case,patient"
-        ) from None
-    if not {"case", "patient"} <= set(header):
-        columns = ", ".join(map(_short, header[:6])) or "none"
+    table = read_table(path, "give a CSV table with the columns case,patient", MAX_BYTES, strip=True)
+    if not {"case", "patient"} <= set(table.columns):
+        columns = ", ".join(map(_short, table.columns[:6])) or "none"
         raise UserError(f"{path} has the columns {columns}; give a CSV table with the columns case,patient")
     patients: dict[str, str] = {}
-    for line, case, patient in cells:
+    for line, cells in table.rows:
+        case, patient = cells["case"], cells["patient"]
         if not case or not patient:
             raise UserError(f"{path}, line {line}: the {'patient' if case else 'case'} is missing; fill in both cells")
         if patients.setdefault(case, patient) != patient:
@@ -127,7 +120,7 @@ def small_file_sha256(path: FilePath) -> str:
     Raises:
         UserError: the file does not exist, or is larger than `MAX_BYTES`.
     """
-    return sha256_of_chunks([_bytes(path)])
+    return sha256_of_chunks([read_bytes(path, "give the path of a small file", MAX_BYTES)])
 
 
 def first_ids(ids: Sequence[str]) -> str:
@@ -166,22 +159,7 @@ def _ids(record: dict[str, Any], where: str, name: str) -> list[str]:
 
 
 def _json(path: FilePath) -> Any:
-    try:
-        return json.loads(_bytes(path).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give a split file") from None
-
-
-def _bytes(path: FilePath) -> bytes:
-    file = Path(path)
-    try:
-        if not file.is_file():
-            raise UserError(f"{path} is not a file; give the path of a file")
-        if (size := file.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size >> 20} MiB, expected at most {MAX_BYTES >> 20}; give a smaller file")
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a readable file") from None
+    return read_json(path, "give a split file", MAX_BYTES)
 
 
 def _short(value: Any) -> str:

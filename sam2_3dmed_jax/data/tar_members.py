@@ -112,6 +112,8 @@ def _scan(path: str | os.PathLike[str], stream: BinaryIO, length: int) -> tuple[
 
 
 def _check(path: str | os.PathLike[str], info: tarfile.TarInfo) -> None:
+    if not normalized(info.name) and not info.isdir():
+        raise UserError(f"{path} is damaged (the name of a member is empty); re-pack the dataset with `tar -cf`")
     if leaves_folder(info.name):
         raise UserError(
             f"{path}: member {info.name!r} leaves the folder it is unpacked in, expected names such as "

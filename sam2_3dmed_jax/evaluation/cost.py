@@ -10,10 +10,11 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import numpy as np
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from sam2_3dmed_jax.inference.automatic import AutomaticPredictor
 from sam2_3dmed_jax.inference.predictor import VolumePredictor

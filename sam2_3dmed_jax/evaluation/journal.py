@@ -11,10 +11,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.user_files import parse_json, read_text, typed
 
 FILE = ".unfinished.jsonl"
+MAX_BYTES = 1 << 30
 
 
 class Journal:
@@ -50,7 +53,14 @@ class Journal:
 
     def _read(self) -> dict[str, list[ScoreRow]]:
         try:
-            identity, *lines = self._path.read_text(encoding="utf-8").splitlines()
-            return dict(map(json.loads, lines)) if identity == self._identity else {}
-        except (OSError, ValueError):  # the file does not exist or is damaged: start from the first case
+            identity, *lines = read_text(self._path, "", MAX_BYTES).splitlines() or [""]
+            return dict(map(self._parse, lines)) if identity == self._identity else {}
+        except UserError:  # the file does not exist or is damaged: start from the first case
             return {}
+
+    def _parse(self, line: str) -> tuple[str, list[ScoreRow]]:
+        """Return a case and its rows, whose missing values are NaN."""
+        where = str(self._path)
+        return typed(
+            parse_json(line, where, "", finite=False), tuple[str, list[dict[str, Any]]], where, "", finite=False
+        )

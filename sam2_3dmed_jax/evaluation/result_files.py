@@ -9,7 +9,6 @@ protocol 'interactive'. A comparison adds `comparison.csv`,
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
 import io
@@ -17,13 +16,12 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation.cost import MEASURED
+from sam2_3dmed_jax.evaluation.cost import MEASURED, ParameterCounts
 from sam2_3dmed_jax.evaluation.interactions import Interaction, interaction_rows
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.metrics import registry
@@ -31,6 +29,7 @@ from sam2_3dmed_jax.metrics.lesions import Lesion
 from sam2_3dmed_jax.metrics.prompt_distance import BINS_MM, Distances
 from sam2_3dmed_jax.metrics.reliability import BINS, Bins
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths, write_errors
+from sam2_3dmed_jax.runtime.user_files import number, read_json, read_table, shown, typed, whole_number
 
 CASES, LESIONS, DISTANCE, RELIABILITY = "cases.csv", "lesions.csv", "distance.csv", "reliability.csv"
 INTERACTIONS = "interactions.csv"
@@ -44,6 +43,7 @@ DISTANCE_COLUMNS = (
 RELIABILITY_COLUMNS = ("case", "class", "bin", "voxels", "sum_of_p", "inside", "method", "fold", "seed")
 INTERACTION_COLUMNS = ("case", "class", *Interaction.__annotations__, "method", "fold", "seed")
 _ADDED = ("leakage_mm", "zoom")  # columns that tables of earlier versions lack; their rows lack the value
+_FIX = "give a folder as `evaluate` wrote it"
 _MAX_BYTES = 256 << 20  # of a table; a larger file is not a table of results
 
 
@@ -148,20 +148,24 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
         UserError: the folder has no `cases.csv`, or the file is not a table of results.
     """
     path = Path(folder, CASES)
-    header, lines = _read_table(path, folder)
+    if not os.path.lexists(path):
+        raise UserError(f"{folder} holds no {CASES}; give the --out folder of a finished `evaluate`")
+    table = read_table(path, _FIX, _MAX_BYTES)
     columns = case_columns()
-    if missing := [column for column in columns if column not in (*header, *_ADDED)]:
+    if missing := [column for column in columns if column not in (*table.columns, *_ADDED)]:
         raise UserError(f"{path} has no column {missing[0]}; give a table that this version of `evaluate` wrote")
     rows = []
-    for number, cells in enumerate(lines, 2):
-        row: ScoreRow = {name: cells.get(name) or "" for name in columns if cells.get(name) or name not in _ADDED}
+    numeric = (*_metric_columns(), "tolerance_mm", *MEASURED)
+    for line, cells in table.rows:
+        row: ScoreRow = {name: cells.get(name, "") for name in columns if cells.get(name) or name not in _ADDED}
         row.setdefault("zoom", "off" if row["bd"] else "")  # earlier versions ran models without a zoom
-        for column in (name for name in (*_metric_columns(), "tolerance_mm", *MEASURED) if name in row):
-            try:
-                row[column] = float(row[column] or math.nan)
-            except ValueError:
-                raise UserError(f"{path}, line {number}: {column} is '{row[column][:40]}', expected a number") from None
-        rows.append(row | _lesion_counts(row, f"{path}, line {number}"))
+        for column in (name for name in numeric if name in row):
+            where = f"{path}, line {line}: {column}"
+            row[column] = number(row[column], where, _FIX)
+            low, high = registry.range_of(column)
+            if not (math.isnan(row[column]) or low <= row[column] <= high):
+                raise UserError(f"{where} is {row[column]:g}, expected {low:g} to {high:g}; {_FIX}")
+        rows.append(row | _lesion_counts(row, f"{path}, line {line}"))
     if not rows:
         raise UserError(f"{path} has no rows; give the table of an evaluation with cases")
     _with_lesions(Path(folder, LESIONS), rows)
@@ -171,33 +175,30 @@ def read_results(folder: str | os.PathLike[str]) -> list[ScoreRow]:
 
 
 def read_fixed_cost(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read parameters, machine and dtype of a finished evaluation from its `summary.json`; {} if they are unknown."""
-    try:
-        cost = json.loads(Path(folder, SUMMARY).read_text(encoding="utf-8"))["cost"]
-        # Summaries of earlier versions have no dtype.
-        return {
-            "parameters": cost["parameters"],
-            "machine": cost["machine"],
-            "compute_dtype": cost.get("compute_dtype"),
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+    """Read parameters, machine and dtype of a finished evaluation from its `summary.json`; {} if they are unknown.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder, SUMMARY)
+    if not os.path.lexists(path):
         return {}
+    summary = typed(read_json(path, _FIX, _MAX_BYTES), dict[str, Any], str(path), _FIX)
+    cost = summary.get("cost")
+    if not isinstance(cost, dict) or not {"parameters", "machine"} <= cost.keys():
+        return {}
+    known = {name: cost[name] for name in ("parameters", "machine", "compute_dtype") if name in cost}
+    stored = typed(known, _FixedCost, str(path), _FIX, "cost")
+    return {"parameters": stored.parameters, "machine": stored.machine, "compute_dtype": stored.compute_dtype}
 
 
-def _read_table(path: Path, folder: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str, str]]]:
-    """Return the header and the lines of `cases.csv`."""
-    if not path.is_file():
-        raise UserError(f"{folder} holds no {CASES}; give the --out folder of a finished `evaluate`")
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} is over {_MAX_BYTES >> 20} MiB; give a table that `evaluate` wrote")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            return reader.fieldnames or [], list(reader)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a readable folder") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV table in UTF-8 ({error}); give a table that `evaluate` wrote") from None
+@dataclass(frozen=True)
+class _FixedCost:
+    """`cost.FixedCost` in a summary; of several evaluations, None where they differ."""
+
+    parameters: ParameterCounts | None
+    machine: str | None
+    compute_dtype: str | None = None  # not in summaries of earlier versions
 
 
 def _lesion_counts(row: ScoreRow, where: str) -> ScoreRow:
@@ -211,66 +212,75 @@ def _lesion_counts(row: ScoreRow, where: str) -> ScoreRow:
     return {column: int(row[column]) for column in counts}
 
 
-@contextlib.contextmanager
-def _table(path: Path, what: str) -> Iterator[csv.DictReader[str]]:
-    """Open a table, and turn every error of reading its cells in the block into a `UserError`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield csv.DictReader(file)
-    except (OSError, csv.Error, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a table of {what}; give the folder as `evaluate` wrote it") from None
+def _cells(path: Path, what: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield where each row of a further table is, for messages, and its cells; nothing if the file does not exist."""
+    if not os.path.lexists(path):
+        return
+    table = read_table(path, _FIX, _MAX_BYTES)
+    if missing := [column for column in columns if column not in table.columns]:
+        raise UserError(f"{path} is not a table of {what}, without the column {missing[0]}; {_FIX}")
+    for line, cells in table.rows:
+        yield f"{path}, line {line}", cells
+
+
+def _finite(cells: Mapping[str, str], column: str, where: str) -> float:
+    """Return the number in a cell that may not be empty."""
+    value = number(cells[column], f"{where}: {column}", _FIX)
+    if math.isnan(value):
+        raise UserError(f"{where}: {column} is not a number; {_FIX}")
+    return value
 
 
 def _with_lesions(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     """Add the lesions of `lesions.csv`, if the file exists, to the rows of their case and class."""
-    if not path.is_file():
-        return rows
     lesions: dict[tuple[str, str], list[Lesion]] = {}
-    with _table(path, "lesions") as table:
-        for cells in table:
-            lesion = Lesion(
-                lesion=int(cells["lesion"]),
-                diameter_mm=float(cells["diameter_mm"]),
-                volume_ml=float(cells["volume_ml"]),
-                covered=float(cells["covered"]),
-                found=cells["found"] == "True",
-            )
-            lesions.setdefault((cells["case"], cells["class"]), []).append(lesion)
-    for row in rows:
-        if row["lesions_reference"] != "":
-            row["lesions"] = lesions.get((row["case"], row["class"]), [])
+    for where, cells in _cells(path, "lesions", LESION_COLUMNS[:7]):
+        lesion = Lesion(
+            lesion=whole_number(cells["lesion"], f"{where}: lesion", _FIX),
+            diameter_mm=_finite(cells, "diameter_mm", where),
+            volume_ml=_finite(cells, "volume_ml", where),
+            covered=_finite(cells, "covered", where),
+            found=cells["found"] == "True",
+        )
+        lesions.setdefault((cells["case"], cells["class"]), []).append(lesion)
+    if os.path.lexists(path):
+        for row in rows:
+            if row["lesions_reference"] != "":
+                row["lesions"] = lesions.get((row["case"], row["class"]), [])
     return rows
 
 
 def _with_distances(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     """Add the bins of `distance.csv`, if the file exists, to the rows of their case, class and seed."""
-    if not path.is_file():
-        return rows
     distances: dict[tuple[str, ...], Distances] = {}
-    with _table(path, "distances") as table:
-        for cells in table:
-            bins = distances.setdefault(
-                (cells["case"], cells["class"], cells["seed"]), [[0, math.nan] for _ in BINS_MM]
-            )
-            number = BINS_MM.index((float(cells["distance_low_mm"]), float(cells["distance_high_mm"])))
-            bins[number] = [int(cells["slices"]), float(cells["dice"])]
+    for where, cells in _cells(path, "distances", (*DISTANCE_COLUMNS[:6], "seed")):
+        bins = distances.setdefault((cells["case"], cells["class"], cells["seed"]), [[0, math.nan] for _ in BINS_MM])
+        ends = _end(cells, "distance_low_mm", where), _end(cells, "distance_high_mm", where)
+        if ends not in BINS_MM:
+            raise UserError(f"{where}: {ends[0]:g} to {ends[1]:g} mm is not a bin of distances; {_FIX}")
+        slices = whole_number(cells["slices"], f"{where}: slices", _FIX)
+        bins[BINS_MM.index(ends)] = [slices, number(cells["dice"], f"{where}: dice", _FIX)]
     for row in rows:
         if bins_of_row := distances.get((row["case"], row["class"], row["seed"])):
             row["by_distance"] = bins_of_row
     return rows
 
 
+def _end(cells: Mapping[str, str], column: str, where: str) -> float:
+    """Return the end of a bin of distances; the last bin has none."""
+    return math.inf if cells[column] == "inf" else number(cells[column], f"{where}: {column}", _FIX)
+
+
 def _with_bins(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     """Add the bins of `reliability.csv`, if the file exists, to the rows of their case, class and seed."""
-    if not path.is_file():
-        return rows
     bins: dict[tuple[str, ...], Bins] = {}
-    with _table(path, "reliability") as table:
-        for cells in table:
-            key = cells["case"], cells["class"], cells["seed"]
-            bins.setdefault(key, []).append([float(cells[name]) for name in RELIABILITY_COLUMNS[3:6]])
-        if any(len(diagram) != BINS or not np.isfinite(diagram).all() for diagram in bins.values()):
-            raise ValueError
+    for where, cells in _cells(path, "reliability", (*RELIABILITY_COLUMNS[:6], "seed")):
+        key = cells["case"], cells["class"], cells["seed"]
+        bins.setdefault(key, []).append([_finite(cells, name, where) for name in RELIABILITY_COLUMNS[3:6]])
+    if wrong := [key for key, diagram in bins.items() if len(diagram) != BINS]:
+        raise UserError(
+            f"{path}: {shown(wrong[0][0])} has {len(bins[wrong[0]])} bins of reliability, expected {BINS}; {_FIX}"
+        )
     for row in rows:
         if diagram := bins.get((row["case"], row["class"], row["seed"])):
             row["reliability"] = diagram
@@ -279,29 +289,33 @@ def _with_bins(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
 
 def _with_interactions(path: Path, rows: list[ScoreRow]) -> list[ScoreRow]:
     """Add the interactions of `interactions.csv`, if the file exists, to the rows of their case, class and seed."""
-    if not path.is_file():
-        return rows
     interactions: dict[tuple[str, ...], list[Interaction]] = {}
-    with _table(path, "interactions") as table:
-        for cells in table:
-            of_row = interactions.setdefault((cells["case"], cells["class"], cells["seed"]), [])
-            one = Interaction(
-                interaction=int(cells["interaction"]),
-                dice=float(cells["dice"]),
-                nsd=float(cells["nsd"]),
-                hd95_mm=float(cells["hd95_mm"]),
+    for where, cells in _cells(path, "interactions", (*INTERACTION_COLUMNS[:-3], "seed")):
+
+        def value(column: str, where: str = where, cells: Mapping[str, str] = cells) -> float:
+            return number(cells[column], f"{where}: {column}", _FIX)
+
+        of_row = interactions.setdefault((cells["case"], cells["class"], cells["seed"]), [])
+        place = whole_number(cells["interaction"], f"{where}: interaction", _FIX)
+        if place != len(of_row):
+            raise UserError(f"{where}: interaction is {place}, expected {len(of_row)}; {_FIX}")
+        clicks = whole_number(cells["clicks"], f"{where}: clicks", _FIX) if cells["clicks"] else None
+        of_row.append(
+            Interaction(
+                interaction=place,
+                dice=value("dice"),
+                nsd=value("nsd"),
+                hd95_mm=value("hd95_mm"),
                 empty=cells["empty"],
-                clicks=int(cells["clicks"]) if cells["clicks"] else None,
+                clicks=clicks,
                 click=cells["click"],
-                seconds=float(cells["seconds"]),
+                seconds=value("seconds"),
                 compiled=cells["compiled"],
                 initial=cells["initial"],
                 click_rule=cells["click_rule"],
                 refinement=cells["refinement"],
             )
-            if one["interaction"] != len(of_row):
-                raise ValueError
-            of_row.append(one)
+        )
     for row in rows:
         if of_row := interactions.get((row["case"], row["class"], row["seed"]), []):
             row["interactions"] = of_row

@@ -28,6 +28,7 @@ from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
 from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.runtime.user_files import read_json, typed
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.io import check_readable, read_labels, read_volume, stored_modality, write_labels
 from sam2_3dmed_jax.volume.label_classes import Target, declared_classes, prompted_targets, written_values
@@ -187,11 +188,11 @@ def _finished_cases(manifest: Path, folder: Path, identity: dict[str, Any]) -> d
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"--out: {folder} holds files without a manifest next to it; choose another folder")
         return {}
-    try:
-        earlier = json.loads(manifest.read_text(encoding="utf-8"))
-        finished = dict(earlier.pop("cases"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"--out: {manifest} is not a manifest of an export; choose another folder") from None
+    where, fix = f"--out: {manifest}", "choose another folder"
+    earlier = typed(read_json(manifest, fix), dict[str, Any], where, fix)
+    if "cases" not in earlier:
+        raise UserError(f"{where} is not a manifest of an export; {fix}")
+    finished = typed(earlier.pop("cases"), dict[str, Any], where, fix, "cases")
     # Manifests of earlier versions do not name the dtype, which was float32 by default.
     earlier = {"compute_dtype": "float32", **earlier}
     if earlier != identity:

@@ -6,7 +6,6 @@ missing, never guessed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from sam2_3dmed_jax.errors import UserError, number_of
 from sam2_3dmed_jax.export.folder import describe_preprocessing
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo
+from sam2_3dmed_jax.runtime.user_files import read_json, typed
 from sam2_3dmed_jax.sam2.presets import preset_config
 
 TRANSFORMERS_MEM_DIM = 64  # channels of the keys of memory attention, which transformers cannot configure
@@ -179,12 +179,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         UserError: it does not exist, or is not such a summary.
     """
     file = folder / "summary.json"
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}); give the folder that 'sam2-3dmed evaluate --out' wrote"
-        ) from error
-    if not isinstance(summary, dict) or not {"classes", "macro", "cases", "protocol"} <= summary.keys():
-        raise UserError(f"{file} is not the summary of an evaluation; give the folder that 'sam2-3dmed evaluate' wrote")
+    fix = "give the folder that 'sam2-3dmed evaluate --out' wrote"
+    summary = typed(read_json(file, fix), dict[str, Any], str(file), fix)
+    if not {"classes", "macro", "cases", "protocol"} <= summary.keys():
+        raise UserError(f"{file} is not the summary of an evaluation; {fix}")
     return summary

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
@@ -17,6 +18,7 @@ from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.hub.catalog import SAFETENSORS, SCHEME, Weights, WeightsFile
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
+from sam2_3dmed_jax.runtime.user_files import read_json, typed
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FROM_FILE = "'sam2-3dmed download NAME --from-file FILE'"
@@ -43,12 +45,10 @@ def read_record(path: Path) -> Record | None:
     Raises:
         UserError: the file is damaged.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it and run the command again") from error
+    fix = "delete it and run the command again"
+    return typed(read_json(path, fix), Record, str(path), fix)
 
 
 def write_record(path: Path, record: Record) -> None:

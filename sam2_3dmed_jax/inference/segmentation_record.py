@@ -25,6 +25,7 @@ from sam2_3dmed_jax.metrics.components import Components, components_of
 from sam2_3dmed_jax.prompts.files import objects_json
 from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts, VoxelPrompt
 from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
+from sam2_3dmed_jax.runtime.user_files import read_start
 from sam2_3dmed_jax.volume.formats import case_id, segmentation_suffixes
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, canonical_to_voxel, plane_in_file
 from sam2_3dmed_jax.volume.intensity import window_of
@@ -156,7 +157,7 @@ def check_record_path(segmentation: str | os.PathLike[str]) -> None:
         UserError: the file exists and is not a record.
     """
     path = record_path(segmentation)
-    if path.is_file() and FORMAT[:-1].encode() not in path.read_bytes()[:1000]:
+    if path.is_file() and FORMAT[:-1].encode() not in read_start(path, 1000, "move it"):
         raise UserError(
             f"--out: {path} would be replaced by the record of the segmentation, but is another file; move it, or "
             "give another --out"

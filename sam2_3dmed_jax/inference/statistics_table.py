@@ -6,12 +6,12 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.errors import UserError, naming
 from sam2_3dmed_jax.metrics.object_statistics import object_statistics
+from sam2_3dmed_jax.runtime import user_files
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, segment_codes
 from sam2_3dmed_jax.volume.geometry import Volume
 
@@ -58,15 +58,12 @@ def read_table(path: str | os.PathLike[str]) -> list[Row]:
     Raises:
         UserError: the file is not such a table, which must not be replaced, or cannot be read.
     """
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return []
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) == COLUMNS:
-                return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--statistics: {path} cannot be read ({error}); give another file") from None
+    with naming("--statistics"):
+        table = user_files.read_table(path, "give another file")
+    if table.columns == COLUMNS:
+        return list(table)
     raise UserError(f"--statistics: {path} is not a table of statistics; give another file")
 
 

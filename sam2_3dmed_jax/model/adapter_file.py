@@ -21,6 +21,7 @@ from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.model.adapters import adapted, adapted_kernels
 from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY, FORMAT, CheckpointInfo, parse_info
 from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, atomic_path
+from sam2_3dmed_jax.runtime.user_files import parse_json
 from sam2_3dmed_jax.sam2.parameters import digest_of
 
 ADAPTERS_KEY = "sam2_3dmed_adapters"  # in the metadata: format, scale, SHA-256 and name of the base weights
@@ -83,7 +84,7 @@ def read_adapters(path: str | os.PathLike[str]) -> Adapters:
         raise UserError(f"{path}: it has no adapters; give RUN/adapters/final.safetensors of a run with LoRA")
     info = parse_info(metadata[CONFIG_KEY], str(path))
     try:
-        record = json.loads(metadata[ADAPTERS_KEY])
+        record = parse_json(metadata[ADAPTERS_KEY], str(path), "copy the file again")
         if record["format"] != FORMAT:
             raise UserError(f"{path}: the format is {record['format']}, this version reads {FORMAT}; use another one")
         base, name, scale = str(record["base_sha256"]), str(record["base"]), float(record["scale"])

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -24,11 +24,10 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from sam2_3dmed_jax.config import (
     AnyModelConfig,
-    BdConfig,
     MemorySelection,
     ModelConfig,
     PreprocessingConfig,
-    SrppConfig,
+    Range,
     UNetConfig,
     upgrade_record,
 )
@@ -37,6 +36,7 @@ from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.user_files import parse_json, read_bytes, shown, typed
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 from sam2_3dmed_jax.unet.network import UNet
@@ -44,6 +44,7 @@ from sam2_3dmed_jax.unet.network import UNet
 FORMAT = 1
 FILES_OF_OTHERS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 CONFIG_KEY = "sam2_3dmed_config"  # in the metadata of a .safetensors file: the `config.json` of its model
+_WRITE_AGAIN = "write the checkpoint again"
 RANDOM = "random"  # value of "weights" in the provenance of a model that was never trained
 
 
@@ -184,7 +185,7 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
             f"{path}: config.json is missing, so this is not a native checkpoint; give one, such as RUN/final, or "
             "convert this one with 'sam2-3dmed convert'"
         )
-    return parse_info(file.read_text(), str(file))
+    return parse_info(read_bytes(file, _WRITE_AGAIN), str(file))
 
 
 def _other_format(path: Path) -> str:
@@ -201,40 +202,42 @@ def _conversion(path: Path) -> str:
     return f"sam2-3dmed convert {shlex.quote(str(path))} {shlex.quote(str(converted))}"
 
 
-def parse_info(text: str, where: str) -> CheckpointInfo:
+def parse_info(text: bytes | str, where: str) -> CheckpointInfo:
     """Parse the text of a `config.json`; `where` names the file in errors.
 
     Raises:
         UserError: the text is damaged or has another format.
     """
-    try:
-        record = json.loads(text)
-        if "format" not in record and "model_type" in record:
-            raise UserError(f"{where}: this is a checkpoint of transformers; convert it with 'sam2-3dmed convert'")
-        if record["format"] != FORMAT:
-            raise UserError(
-                f"{where}: the format is {record['format']}, this version reads {FORMAT}; use another version"
-            )
-        model = model_config(upgrade_record({"model": record["model"]})["model"])
-        preprocessing, temperature = PreprocessingConfig(**record["preprocessing"]), record.get("temperature")
-        return CheckpointInfo(model, preprocessing, dict(record["provenance"]), temperature and float(temperature))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: the file cannot be read ({error}); write the checkpoint again") from error
+    record = typed(parse_json(text, where, _WRITE_AGAIN), dict[str, Any], where, _WRITE_AGAIN)
+    if "format" not in record and "model_type" in record:
+        raise UserError(f"{where}: this is a checkpoint of transformers; convert it with 'sam2-3dmed convert'")
+    if (version := record.pop("format", None)) != FORMAT:
+        raise UserError(f"{where}: the format is {shown(version)}, this version reads {FORMAT}; use another version")
+    stored = typed(record, _StoredInfo, where, _WRITE_AGAIN)
+    model = model_config(stored.model, where)
+    return CheckpointInfo(model, stored.preprocessing, stored.provenance, stored.temperature)
 
 
-def model_config(record: Mapping[str, Any]) -> AnyModelConfig:
-    """Return the model config that a JSON record holds.
+@dataclass(frozen=True)
+class _StoredInfo:
+    """Members of `config.json` besides its format."""
+
+    model: dict[str, Any]
+    preprocessing: PreprocessingConfig
+    provenance: dict[str, Any]
+    temperature: Annotated[float | None, Range(1e-3, 1e3)] = None  # checkpoints of version 0.1 have none
+
+
+def model_config(record: Mapping[str, Any], where: str) -> AnyModelConfig:
+    """Return the model config that a JSON record holds; `where` names its file in errors.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not the record of a model config.
+        UserError: it is not the record of a model config, or a number is out of its range.
     """
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-    }
-    if fields.get("kind") == "unet":
-        return UNetConfig(**fields)
-    srpp, boundary = SrppConfig(**fields.pop("slice_position")), BdConfig(**fields.pop("boundary"))
-    return ModelConfig(**fields, slice_position=srpp, boundary=boundary)
+    model = upgrade_record({"model": record})["model"]
+    kind: type[Any] = UNetConfig if model.get("kind") == "unet" else ModelConfig
+    config: AnyModelConfig = typed(model, kind, where, _WRITE_AGAIN, "model")
+    return config
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 
 from sam2_3dmed_jax.pictures.overlay import PREDICTION, plt, save_figure
+from sam2_3dmed_jax.runtime.user_files import number, read_table, whole_number
 
 LOSSES = ("loss", "loss_seg", "loss_srpp", "loss_bd", "loss_object_score")  # columns of the log
 
@@ -23,12 +23,12 @@ def training_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) ->
     """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    with open(log, newline="") as file:
-        rows = list(csv.DictReader(file))
-    steps = [int(row["step"]) for row in rows]
+    fix = "give the log.csv of a training run"
+    rows = list(read_table(log, fix))
+    steps = [whole_number(row.get("step", ""), f"{log}: step", fix) for row in rows]
     figure, (losses, dice) = plt.subplots(1, 2, figsize=(10, 4))
     for name in LOSSES:
-        values = [float(row[name]) if row.get(name) else math.nan for row in rows]
+        values = [number(row.get(name, ""), f"{log}: {name}", fix) for row in rows]
         if not all(map(math.isnan, values)):
             # A value is the loss of one batch, whose difficulty varies: the line is the mean of the last tenth.
             (single,) = losses.plot(steps, values, alpha=0.25)
@@ -38,7 +38,7 @@ def training_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) ->
     losses.yaxis.set_major_formatter("{x:g}")
     losses.yaxis.set_minor_formatter(NullFormatter())
     losses.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    dice.plot(steps, [float(row["dice"]) for row in rows], color=PREDICTION)
+    dice.plot(steps, [number(row.get("dice", ""), f"{log}: dice", fix) for row in rows], color=PREDICTION)
     dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
     for axes in (losses, dice):
         axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))

@@ -6,7 +6,6 @@ only if the child dies.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import subprocess
@@ -20,6 +19,8 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.plan.report import HardwarePlan, plan_from_records
 from sam2_3dmed_jax.plan.toolchain import ENVIRONMENT
 from sam2_3dmed_jax.plan.topologies import parse_topology
+from sam2_3dmed_jax.runtime.config_check import check_config
+from sam2_3dmed_jax.runtime.user_files import read_json
 from sam2_3dmed_jax.training.sharding import check_batch, mesh_shape
 
 Stage = Callable[[str], None]
@@ -39,8 +40,10 @@ def plan_experiment(
         stage: called with the name of each stage.
 
     Raises:
-        UserError: the topology is unknown, its compiler is not installed, or the settings do not fit it or each other.
+        UserError: a field is out of its range, the topology is unknown, its compiler is not installed, or the settings
+            do not fit it or each other.
     """
+    check_config(config)
     chips = parse_topology(topology)
     if what == "train":  # before the compiler starts
         mesh_shape(config.mesh, chips.chips)
@@ -61,7 +64,7 @@ def plan_experiment(
                     "machine with more memory, or a smaller model.image_size or data.slices"
                 )
             raise RuntimeError(f"the compiler of {topology} {end}: " + " | ".join(log))
-        record = json.loads(answer.read_text())
+        record = read_json(answer, "run the command again", finite=False)
     if "error" in record:
         raise UserError(record["error"])
     return plan_from_records(config, chips, what, record["programs"])

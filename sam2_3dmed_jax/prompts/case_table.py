@@ -7,22 +7,22 @@ series) belongs to `x.prompts.json`, `x.mrk.json`, or both.
 
 from __future__ import annotations
 
-import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam2_3dmed_jax.errors import UserError, listed, naming
+from sam2_3dmed_jax.errors import UserError, cut, listed, naming
 from sam2_3dmed_jax.prompts.flags import PromptFlags
 from sam2_3dmed_jax.prompts.prompt_types import PromptFlag, prompt_flags
 from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.user_files import read_table
 from sam2_3dmed_jax.volume.case_files import case_files, list_names
 from sam2_3dmed_jax.volume.formats import case_id, case_suffixes
 
 PROMPT_SUFFIXES = (".prompts.json", ".mrk.json")
-MAX_BYTES = 64 << 20  # A larger file is not a table.
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,10 @@ def _cases_of_table(path: Path) -> Iterator[PredictionCase]:
         if Path(name).name != name or name.startswith("."):
             raise UserError(f"{path}, line {line}: '{name}' is not a file name; change the column name")
         index = row.get("volume") or None
-        if index and not index.isdecimal():
-            raise UserError(f"{path}, line {line}: '{index}' is not a volume of a 4D image; give its index, from 0")
+        if index and not re.fullmatch("[0-9]{1,6}", index):
+            raise UserError(
+                f"{path}, line {line}: '{cut(index, 40)}' is not a volume of a 4D image; give its index, from 0"
+            )
         texts = {flag.name: _texts(flag, row.get(flag.name, ""), path.parent) for flag in prompt_flags()}
         reference = str(path.parent / row["reference"]) if row.get("reference") else None
         image = str(path.parent / row["image"])
@@ -116,44 +118,19 @@ def _texts(flag: PromptFlag, cell: str, folder: Path) -> list[str]:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line number and the stripped cells of each row that is not empty."""
-    header, rows = _read_csv(path)
+    with naming("--cases"):
+        table = read_table(path, "give a CSV table with one row per case, or a folder", strip=True)
     columns = case_columns()
-    unknown = [cell for cell in header if cell not in columns]
-    if "image" not in header or unknown or len(set(header)) < len(header):
-        problem = (
-            f"the column '{unknown[0][:60]}'"
-            if unknown
-            else "a repeated column"
-            if "image" in header
-            else "no column 'image'"
-        )
+    unknown = [name for name in table.columns if name not in columns]
+    if "image" not in table.columns or unknown:
+        problem = f"the column '{cut(unknown[0], 60)}'" if unknown else "no column 'image'"
         raise UserError(
             f"--cases: {path} has {problem}; its columns are image and, optionally, {', '.join(columns[1:])}"
         )
-    for line, row in rows:
-        if not any(row):
-            continue
-        if len(row) > len(header):
-            raise UserError(f"{path}, line {line}: it has more cells than columns; put cells with commas in quotes")
-        cells = dict(zip(header, row, strict=False))
+    for line, cells in table.rows:
         if not cells["image"]:
             raise UserError(f"{path}, line {line}: the image is missing; name one")
-        yield line, cells
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header, and the line number and cells of all other rows."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"--cases: {path} is over {MAX_BYTES >> 20} MiB; give a CSV table with one row per case")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [cell.strip() for cell in next(reader, [])]
-            return header, [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except OSError as error:
-        raise UserError(f"--cases: {path} cannot be read ({error.strerror}); give a CSV file or a folder") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"--cases: {path} is not a CSV table in UTF-8 ({error}); save it as one") from None
+        yield line, dict.fromkeys(columns, "") | cells
 
 
 def _image_id(name: str) -> str | None:

@@ -33,7 +33,7 @@ from sam2_3dmed_jax.prompts.object_ids import MAX_OBJECT_ID, OBJECT_NAME
 from sam2_3dmed_jax.prompts.prompt_types import PROMPT_TYPES, JsonObject
 from sam2_3dmed_jax.prompts.slicer_markups import check_units, node_name
 from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts, drawn_slices
-from sam2_3dmed_jax.runtime.json_fields import Field, read_json
+from sam2_3dmed_jax.runtime.json_fields import Field, read_fields
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_code, parse_color
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, canonical_to_voxel
 from sam2_3dmed_jax.volume.io import read_label_layers
@@ -48,7 +48,7 @@ def read_prompt_files(paths: Sequence[str | os.PathLike[str]], volume: Volume) -
     merged = VolumePrompts()
     node_ids: dict[str, int] = {}
     for path in paths:
-        root = read_json(path)
+        root = read_fields(path)
         if isinstance(root.value, dict) and "prompts" in root.value:  # the record of a segmentation, SEG.json
             root = root.fields()["prompts"]
         is_markups = isinstance(root.value, dict) and "markups" in root.value

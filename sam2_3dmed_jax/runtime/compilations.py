@@ -21,6 +21,7 @@ from pathlib import Path
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime import compilation_cache
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.user_files import read_json, typed
 
 PATIENCE = 1.5  # seconds until a compilation is announced; a read from the cache is shorter
 # Seconds of compilation per second of lowering, for programs that were never compiled here: the middle of the ratios of
@@ -133,11 +134,11 @@ def _plain_name(name: str) -> str:
 
 
 def _ratios() -> dict[str, float]:
+    file = compilation_cache.folder() / RATIOS
     try:
-        ratios = json.loads((compilation_cache.folder() / RATIOS).read_text())
-    except (OSError, ValueError):
+        return typed(read_json(file, ""), dict[str, float], str(file), "")
+    except UserError:  # estimates are not worth an error
         return {}
-    return {name: float(ratio) for name, ratio in ratios.items() if isinstance(ratio, int | float)}
 
 
 def _write_ratio(name: str, ratio: float) -> None:

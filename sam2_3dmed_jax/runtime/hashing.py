@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sam2_3dmed_jax.runtime.user_files import check_regular
+
 BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -39,6 +41,7 @@ def sha256_of_file(path: str | os.PathLike[str], after_block: Callable[[int], No
 
     Raises:
         OSError: the file cannot be read.
+        UserError: it is not a regular file.
     """
     return sha256_of_chunks(_blocks(path, after_block))
 
@@ -66,6 +69,7 @@ def md5_of_file(path: str | os.PathLike[str], after_block: Callable[[int], None]
 
 
 def _blocks(path: str | os.PathLike[str], after_block: Callable[[int], None] | None) -> Iterator[bytes]:
+    check_regular(path)
     with Path(path).open("rb") as file:
         while block := file.read(BLOCK):
             yield block

@@ -1,16 +1,17 @@
-"""Strict reader of small JSON files from users; each error is one sentence that names the file and the field."""
+"""Values of JSON files and messages whose form depends on the prompt types, with their paths for error messages.
+
+Files and messages of a fixed form are turned into dataclasses instead (`user_files.typed`).
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.user_files import read_json, shown
 
 MAX_BYTES = 16 << 20  # a larger file is not a file of prompts
 MAX_NUMBER = 1e6  # larger than any coordinate in voxels or mm; also excludes NaN and infinity
@@ -26,9 +27,7 @@ class Field:
 
     def wrong(self, expected: str) -> UserError:
         """Return the error that the value is not what was expected."""
-        nested = isinstance(self.value, list | dict)  # of any size and depth
-        shown = reprlib.repr(self.value) if nested else json.dumps(self.value)[:60]
-        return UserError(f"{self.file}: {self.path or 'the file'} is {shown}; give {expected}")
+        return UserError(f"{self.file}: {self.path or 'the file'} is {shown(self.value)}; give {expected}")
 
     def fields(self, known: Sequence[str] = (), required: Sequence[str] = ()) -> dict[str, Field]:
         """Return the members of an object.
@@ -78,24 +77,10 @@ class Field:
         return Field(value, self.file, f"{self.path}{step}".removeprefix("."))
 
 
-def read_json(path: str | os.PathLike[str]) -> Field:
-    """Return the root of a JSON file.
+def read_fields(path: str | os.PathLike[str]) -> Field:
+    """Return the root of a JSON file of prompts.
 
     Raises:
-        UserError: the file does not exist, is too large, is not JSON, or contains NaN.
+        UserError: as `user_files.read_json`.
     """
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a number")
-
-    try:
-        if (size := Path(path).stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size >> 20} MiB; give a file of prompts of at most {MAX_BYTES >> 20} MiB")
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give a JSON file of prompts") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a JSON file of prompts") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); give a JSON file of prompts") from None
-    return Field(value, str(path))
+    return Field(read_json(path, "give a JSON file of prompts", MAX_BYTES), str(path))

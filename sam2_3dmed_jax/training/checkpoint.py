@@ -24,7 +24,8 @@ from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
-from sam2_3dmed_jax.training.run_folder import RESUME, run_write_errors
+from sam2_3dmed_jax.runtime.user_files import read_json, typed
+from sam2_3dmed_jax.training.run_folder import RESUME, checkpoint_steps, run_write_errors
 from sam2_3dmed_jax.training.step import TrainState
 
 SUMS = "sums.json"
@@ -113,7 +114,7 @@ def restore(folder: str | os.PathLike[str], state: TrainState) -> Restored:
         UserError: all checkpoints are damaged, or one was written by another version.
     """
     folder = Path(os.path.abspath(folder))
-    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+    steps = sorted(checkpoint_steps(folder), reverse=True)
     damaged: dict[int, str] = {}
     for step in steps:
         reason = _damage(folder / str(step))
@@ -178,8 +179,10 @@ def _write_sums(folder: Path) -> None:
 
 def _damage(folder: Path) -> str:
     """Return the damage of a checkpoint by its sums; "" without damage, or if the process died before it wrote them."""
+    if not os.path.lexists(folder / SUMS):
+        return ""
     try:
-        sums = json.loads((folder / SUMS).read_text())
+        sums = typed(read_json(folder / SUMS, ""), dict[str, tuple[int, str]], SUMS, "")
         files = _files(folder)
         for name, (size, sha256) in sums.items():
             if name not in files:
@@ -188,8 +191,6 @@ def _damage(folder: Path) -> str:
                 return f"{name} has {files[name].stat().st_size} bytes of {size}"
             if sha256_of_file(files[name]) != sha256:
                 return f"{name} has changed"
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, UserError) as error:
         return f"{SUMS} cannot be read ({type(error).__name__})"
     return ""

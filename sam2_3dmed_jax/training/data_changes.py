@@ -5,7 +5,6 @@ A run that is not finished stops if its data has changed, unless the user accept
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -41,7 +40,7 @@ from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.methods import method_of
-from sam2_3dmed_jax.training.run_folder import CONFIG
+from sam2_3dmed_jax.training.run_folder import CONFIG, checkpoint_steps, read_record
 from sam2_3dmed_jax.volume.modality import parse_modality
 
 PREPARED = "data"  # folder in a run's folder, for a dataset that the run prepares
@@ -161,8 +160,8 @@ def _refusal(run: Path, what: str) -> str:
 
 def _has_data_path(run: Path, path: str) -> bool:
     try:
-        return bool(json.loads((run / CONFIG).read_text())["data"]["path"] == path)
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(read_record(run / CONFIG, "")["data"]["path"] == path)
+    except UserError:  # `claim_folder` reports it
         return False
 
 
@@ -177,7 +176,7 @@ def _fingerprint(path: str) -> str:
 
 
 def _newest_step(run: Path) -> int:
-    return max((int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+    return max(checkpoint_steps(run / "checkpoints"), default=0)
 
 
 def _present_data(config: ExperimentConfig, run: Path, recorded: RunData, progress: Progress | None) -> RunData:

@@ -22,8 +22,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.user_files import number, read_table, whole_number
 from sam2_3dmed_jax.training.run_folder import RESUME, run_write_errors
 
+REPAIR = "restore a copy of it, or delete it, and run the same command again"
 COLUMNS = ("dice_inner", "gradient_norm", "learning_rate")  # after the losses and metrics of `losses.LOSSES`
 
 
@@ -81,7 +83,8 @@ class Log:
 
     def best(self, name: str) -> float:
         """Return the largest value of a column in the rows up to `start`, or -inf without one."""
-        return max((float(row[name]) for row in self._rows if row.get(name)), default=-np.inf)
+        where, values = f"{self._path}: {name}", (row[name] for row in self._rows if row.get(name))
+        return max((number(value, where, REPAIR) for value in values), default=-np.inf)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add one row, and a scalar for each value, including those without a column.
@@ -108,12 +111,13 @@ class Log:
             self._event(step, summary.image(name, image, dataformats="HWC"))
 
     def _read(self, start: int) -> list[dict[str, str]]:
-        if not self._path.exists():
+        if not os.path.lexists(self._path):
             return []
-        with self._path.open(newline="") as file:
-            # The last row is incomplete if the process was killed.
-            rows = [row for row in csv.DictReader(file) if row.get("seconds")]
-        return [{name: row.get(name) or "" for name in self._columns} for row in rows if int(row["step"]) <= start]
+        # The last row is incomplete if the process was killed.
+        rows = [(line, row) for line, row in read_table(self._path, REPAIR).rows if row.get("seconds")]
+        steps = [whole_number(row.get("step", ""), f"{self._path}, line {line}: step", REPAIR) for line, row in rows]
+        kept = [row for step, (_, row) in zip(steps, rows, strict=True) if step <= start]
+        return [{name: row.get(name, "") for name in self._columns} for row in kept]
 
     def _writer(self, file: Any) -> csv.DictWriter:
         return csv.DictWriter(file, self._columns)

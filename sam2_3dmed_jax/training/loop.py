@@ -28,7 +28,8 @@ from sam2_3dmed_jax.model.adapter_file import Adapters, write_adapters
 from sam2_3dmed_jax.model.adapters import effective_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.runtime import distributed
-from sam2_3dmed_jax.runtime.local_paths import check_local, check_local_fields
+from sam2_3dmed_jax.runtime.config_check import check_config
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training import compilation
 from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
@@ -83,7 +84,7 @@ def train(
         Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     check_local(out)
-    check_local_fields(config)
+    check_config(config)
     run = Path(out)
     if finished_with_changed_data(config, run, accept_changed_data, progress):
         return run / "final"

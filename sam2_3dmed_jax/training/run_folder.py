@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig, UNetConfig, upgrade_record
+from sam2_3dmed_jax.config import (
+    DataConfig,
+    ExperimentConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainingConfig,
+    UNetConfig,
+    upgrade_record,
+)
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import write_errors, write_text
+from sam2_3dmed_jax.runtime.user_files import plain, read_json, shown, typed
 
 CONFIG = "config.json"
 RESUME = "make room or repair the disk, then run the same command again: it resumes from the newest checkpoint"
@@ -30,8 +39,8 @@ def run_write_errors(path: Path) -> AbstractContextManager[None]:
 
 def record(config: ExperimentConfig) -> dict[str, Any]:
     """Return an experiment as plain JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
+    values: dict[str, Any] = plain(config)
+    return values
 
 
 def claim_folder(run: Path, config: ExperimentConfig) -> None:
@@ -50,20 +59,13 @@ def claim_folder(run: Path, config: ExperimentConfig) -> None:
     file = run / CONFIG
     new = record(config)
     if file.exists():
-        try:
-            stored = json.loads(file.read_text())
-            different = _different_settings(upgrade_record(stored), new)
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file}: it cannot be read ({error}); restore a copy of it, or choose another --out"
-            ) from error
-        if different:
+        stored = read_record(file, "restore a copy of it, or choose another --out")
+        if different := _different_settings(stored, new):
             raise UserError(
                 f"{run}: it holds a run with other settings ({listed(different)}); choose another --out or set "
                 "them back"
             )
-        if stored != new:
-            write_text(file, json.dumps(new, indent=2), RESUME)
+        write_text(file, json.dumps(new, indent=2), RESUME, keep_unchanged=True)
         return
     if run.exists() and any(run.iterdir()):
         raise UserError(f"{run}: it is not empty and holds no run; choose another --out")
@@ -72,23 +74,42 @@ def claim_folder(run: Path, config: ExperimentConfig) -> None:
     write_text(file, json.dumps(new, indent=2), RESUME)
 
 
+def read_record(file: Path, fix: str) -> dict[str, Any]:
+    """Return the experiment of a run as plain JSON values, with today's field names and the default of each new field.
+
+    Args:
+        file: the run's `config.json`.
+        fix: what the user can do about a damaged file.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds no experiment that this version knows.
+    """
+    stored = upgrade_record(typed(read_json(file, fix), dict[str, Any], str(file), fix))
+    kind = stored["model"].get("kind") if isinstance(stored.get("model"), dict) else None
+    parts: dict[str, type] = {
+        "model": UNetConfig if kind == "unet" else ModelConfig,
+        "data": DataConfig,
+        "training": TrainingConfig,
+        "mesh": MeshConfig,
+    }
+    if unknown := stored.keys() - parts.keys():
+        raise UserError(f"{file}: {shown(min(unknown))} is not a known field; {fix}")
+    read: dict[str, Any] = {
+        name: typed(stored.get(name, {}), part, str(file), fix, name) for name, part in parts.items()
+    }
+    return record(ExperimentConfig(**read))
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder: the names that Orbax gives them are plain numbers."""
+    return [int(path.name) for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]{0,17}", path.name)]
+
+
 def _different_settings(stored: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return the names of settings that differ between two records and that a run may not change."""
-    kinds = [experiment["model"].get("kind", "sam2") for experiment in (stored, new)]
-    if kinds[0] != kinds[1]:
+    if stored["model"]["kind"] != new["model"]["kind"]:
         return ["model.kind"]  # the other fields of the models cannot be compared
-    default = ExperimentConfig(model=UNetConfig() if kinds[0] == "unet" else ModelConfig())
-    return sorted(set(_differences(_with_defaults(stored, record(default)), new)) - MAY_CHANGE)
-
-
-def _with_defaults(stored: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with the default of each field that it lacks."""
-    nested = {
-        name: _with_defaults(stored[name], default)
-        for name, default in defaults.items()
-        if isinstance(default, dict) and name in stored
-    }
-    return {**defaults, **stored, **nested}
+    return sorted(set(_differences(stored, new)) - MAY_CHANGE)
 
 
 def _differences(stored: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

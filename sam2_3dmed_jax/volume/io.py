@@ -16,6 +16,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.user_files import check_regular
 from sam2_3dmed_jax.volume import formats
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, to_canonical
 from sam2_3dmed_jax.volume.image_file import AIR_HU, ImageFile
@@ -250,6 +251,6 @@ def _format_of(path: str | os.PathLike[str]) -> formats.FileFormat:
     check_local(path)
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist: give the path of a NIfTI file (.nii, .nii.gz, .hdr)")
-    if not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"{path} is a pipe or a device, expected a file: copy its content to a file")
+    if not os.path.isdir(path):
+        check_regular(path, "give an image file")
     return formats.format_of(path)

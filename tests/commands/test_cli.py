@@ -465,3 +465,24 @@ def test_a_name_too_long_for_the_file_system_is_one_line(words: str, capsys: pyt
     assert main(words.replace("LONG", 300 * "x").split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", LONG],
+        ["predict", "nothere", "--cases", LONG, "--out", "o"],
+        ["evaluate", "--results", LONG, "--out", "o"],
+        ["evaluate", "--predictions", LONG, "--references", ".", "--out", "o"],
+        ["train", f"{LONG}.py", "--out", "r"],
+    ],
+)
+def test_a_name_that_is_too_long_for_the_file_system_is_one_sentence(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and len(line) <= 300
+    assert not any(tmp_path.iterdir())

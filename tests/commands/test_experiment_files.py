@@ -82,3 +82,24 @@ def test_a_unets_experiment_takes_the_fields_of_a_unet_and_no_others():
     assert isinstance(config.model, UNetConfig) and config.model.features == 4 and config.data.classes == (1, 2)
     with pytest.raises(UserError, match=r"a flag does not fit the experiment: .*--model\.preset"):
         read_experiment(file, ["--model.preset", "nano"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise SystemExit(3)", "fails with SystemExit: 3; correct the experiment file"),
+        ("import sys; sys.exit()", "fails with SystemExit; correct the experiment file"),
+        ("class Other(BaseException): pass\nraise Other('x')", "fails with Other: x; correct the experiment file"),
+        ("def get_config(): raise SystemExit", "fails with SystemExit; correct the experiment file"),
+    ],
+)
+def test_a_file_that_ends_the_process_is_refused_in_one_sentence(tmp_path: Path, text: str, message: str):
+    (tmp_path / "e.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_experiment(str(tmp_path / "e.py"))
+
+
+def test_ctrl_c_in_a_file_interrupts_the_command(tmp_path: Path):
+    (tmp_path / "e.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        read_experiment(str(tmp_path / "e.py"))

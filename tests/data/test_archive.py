@@ -41,6 +41,8 @@ def with_member(archive: Path, name: str, **fields) -> Path:
     [
         ("../evil", {}, "'../evil' leaves the folder it is unpacked in"),
         ("Task07_Pancreas/../../evil", {}, "leaves the folder it is unpacked in"),
+        ("", {}, r"is damaged \(the name of a member is empty\); re-pack the dataset"),
+        ("./", {}, r"is damaged \(the name of a member is empty\)"),
         ("/etc/evil", {}, "'/etc/evil' leaves the folder it is unpacked in"),
         ("../evil", {"type": tarfile.DIRTYPE}, "'../evil' leaves the folder it is unpacked in"),
         ("x" * 200 + "/../../evil", {}, "leaves the folder it is unpacked in"),  # a long name of GNU tar or pax

@@ -181,7 +181,6 @@ def test_a_wrong_description_is_refused_with_the_name_of_the_field(task: Path, f
         ("", "image is '', expected a path"),
         (7, "image is 7, expected a path"),
         (["./a.nii.gz", "./b.nii.gz"], "a case has 2 channels or more, expected one"),
-        ("./imagesTr/\ud800.nii.gz", r"image is './imagesTr/\\ud800.nii.gz', expected a path"),
         ("./imagesTr/x\u0000.nii.gz", r"image is './imagesTr/x\\x00.nii.gz', expected a path"),
         (f"./imagesTr/{'x' * 300}.nii.gz", "does not exist, but is listed"),
     ],
@@ -226,5 +225,5 @@ def test_a_description_that_is_not_an_object_or_too_large_is_refused(task: Path)
     with pytest.raises(UserError, match=r"dataset.json does not describe a dataset, expected a JSON object"):
         read_dataset(task)
     file.write_bytes(text + b" " * 2**24)
-    with pytest.raises(UserError, match=r"dataset.json is larger than 16777216 bytes"):
+    with pytest.raises(UserError, match=r"dataset.json has 16.0 MiB, expected at most 16 MiB"):
         read_dataset(task)

@@ -73,7 +73,7 @@ def test_a_run_whose_split_changed_is_not_resumed(tmp_path, other):
         ('[{"train": ["a"], "val": ""}]', "'val' holds ''; give a list"),
         ('[{"train": ["a", 3], "val": ["b"]}]', "'train' holds 3; give a list"),
         ('[{"train": ["a", null], "val": ["b"]}]', "'train' holds None; give a list"),
-        ('[{"train": ["a", NaN], "val": ["b"]}]', "'train' holds nan; give a list"),
+        ('[{"train": ["a", NaN], "val": ["b"]}]', "is not JSON (NaN is not a number); give a split"),
         ('[{"train": [], "val": ["b"]}]', "'train' is empty"),
         ('[{"train": ["a"], "val": []}]', "'val' is empty"),
         ('[{"train": ["a", "b"], "val": ["b"]}]', "'b' is in 'train' and in 'val'"),
@@ -92,9 +92,9 @@ def test_a_file_without_valid_splits_is_refused_with_the_position(tmp_path, text
 
 
 def test_a_missing_file_and_a_file_without_description_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="does not exist; give a split file"):
         read_splits(tmp_path / "absent.json")
-    with pytest.raises(UserError, match="is not a file"):
+    with pytest.raises(UserError, match="is a folder, expected a file; give a split file"):
         read_splits(tmp_path)
     for text in ("[]", "{}", '{"how": 3}'):
         with pytest.raises(UserError, match="has no description of its split"):

@@ -142,5 +142,5 @@ def test_a_damaged_table_of_distances_is_refused(root: Path):
     whole = (out / "distance.csv").read_text()
     for wrong in (whole.replace("10,20", "10,21"), whole.replace("distance_low_mm", "from"), "case,class\n1,2\n"):
         (out / "distance.csv").write_text(wrong)
-        with pytest.raises(UserError, match="is not a table of distances"):
+        with pytest.raises(UserError, match=r"is not a (table|bin) of distances"):
             read_results(out)

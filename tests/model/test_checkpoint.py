@@ -1,5 +1,6 @@
 """Native checkpoints: they are read without the devices that wrote them, and damage is one message."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from sam2_3dmed_jax import load_model, new_model
-from sam2_3dmed_jax.config import UNetConfig
+from sam2_3dmed_jax.config import ModelConfig, SrppConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.build import random_weights
-from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, parse_info, read_info, save_weights
 from sam2_3dmed_jax.sam2.parameters import split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +45,58 @@ def test_a_checkpoint_is_read_without_the_devices_that_wrote_it(elsewhere: Path)
     loaded = split(load_model(elsewhere))[1]
     for name, value in split(new_model("nano", 64, seed=3))[1].items():
         np.testing.assert_array_equal(loaded[name], value)
+
+
+def stored_info(**changed: object) -> dict:
+    """The members of `config.json`, with members of the model changed."""
+    info = {"preprocessing": {"window": "lung"}, "provenance": {}, "temperature": 1.5}
+    return {"format": 1, "model": {"preset": "nano", "image_size": 64, **changed}, **info}
+
+
+def test_a_description_becomes_typed_settings():
+    info = parse_info(json.dumps(stored_info(slice_position={"layers": 3})), "config.json")
+    assert info.sam2 == ModelConfig("nano", 64, slice_position=SrppConfig(layers=3))
+    assert (info.preprocessing.window, info.temperature) == ("lung", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"init": ["x"]}, r"model.init is \['x'\], expected a text"),
+        ({"compute_dtype": "x"}, "model.compute_dtype is \"x\", expected 'float32' or 'bfloat16'"),
+        ({"image_size": "512"}, 'model.image_size is "512", expected a whole number'),
+        (
+            {"slice_position": {"layers": 2**31}},
+            "model.slice_position.layers is 2147483648, expected a number from 1 to 64",
+        ),
+        ({"slice_position": 5}, "model.slice_position is 5, expected an object"),
+        ({"kind": "unet", "unet": 5}, "model.preset is not a known field"),
+        ({"kind": ["unet"]}, r"model.kind is \['unet'\], expected 'sam2'"),
+        ({"layers": 3}, "model.layers is not a known field"),
+    ],
+)
+def test_an_edited_model_config_is_refused_by_its_field(changed: dict, message: str):
+    with pytest.raises(UserError, match=f"^config.json: {message}.*; write the checkpoint again$"):
+        parse_info(json.dumps(stored_info(**changed)), "config.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"[" * 100_000, b'{"format": "\xe9"}', json.dumps({**stored_info(), "provenance": {"note": "\ud800"}}).encode()],
+)
+def test_a_description_that_is_not_json_is_refused(tmp_path: Path, text: bytes):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"config\.json is not JSON \(.*\); write the checkpoint again"):
+        read_info(tmp_path)
+
+
+def test_a_folder_or_a_pipe_in_place_of_the_description_is_refused(tmp_path: Path):
+    (tmp_path / "a" / "config.json").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / "config.json")
+    for name, kind in (("a", "a folder"), ("b", "a pipe")):
+        with pytest.raises(UserError, match=f"is {kind}, expected a file"):
+            read_info(tmp_path / name)
 
 
 def test_damaged_weights_are_reported_in_one_sentence(elsewhere: Path, tmp_path: Path):

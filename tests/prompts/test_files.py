@@ -250,7 +250,7 @@ def test_a_huge_or_missing_file_is_rejected_before_it_is_read(volume: Volume, tm
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
         file.truncate(1 << 32)
-    with pytest.raises(UserError, match=r"huge\.json has 4096 MiB"):
+    with pytest.raises(UserError, match=r"huge\.json has 4096\.0 MiB"):
         read_prompt_files([huge], volume)
     with pytest.raises(UserError, match=r"absent\.json does not exist"):
         read_prompt_files([tmp_path / "absent.json"], volume)

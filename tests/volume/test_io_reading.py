@@ -1,6 +1,7 @@
 """NIfTI files in: what real ones become, and what is refused."""
 
 import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -243,3 +244,11 @@ def test_whole_numbers_stored_as_floats_are_labels(tmp_path):
     labels = read_labels(make(tmp_path / "label.nii", np.full((3, 4, 5), 7.0)), volume)
     assert labels.dtype == np.int32
     assert (labels == 7).all()
+
+
+def test_a_pipe_named_as_an_image_or_a_label_map_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "f.nii.gz")
+    image = read_volume(make(tmp_path / "image.nii"))
+    for read in (read_volume, lambda path: read_labels(path, image)):
+        with pytest.raises(UserError, match=r"f\.nii\.gz is a pipe, expected a file; give an image file"):
+            read(tmp_path / "f.nii.gz")

@@ -13,7 +13,7 @@ from nibabel import orientations
 
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.archive import unpack_case
-from sam2_3dmed_jax.data.case_content import CaseContent, case_content
+from sam2_3dmed_jax.data.case_content import CaseContent, affine_rows, case_content
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, scan_modality
 from sam2_3dmed_jax.data.prepare.folder import SHARDS, TEMPORARY, FileStamps, mark_finished
 from sam2_3dmed_jax.data.prepare.stored_values import Scaling, choose_scaling
@@ -108,7 +108,7 @@ def _store(case: LabelledCase, loaded: _LoadedCase, out: Path) -> PreparedCase:
         bytes=size,
         shape=loaded.plan.shape,
         spacing=(dz, dy, dx),
-        affine=tuple(tuple(row) for row in loaded.plan.affine.tolist()),
+        affine=affine_rows(loaded.plan.affine),
         orientation="".join(orientations.aff2axcodes(loaded.volume.grid.affine)),
         modality=loaded.volume.modality,
         slope=scaling.slope,

@@ -17,9 +17,10 @@ from typing import Any, cast
 
 from sam2_3dmed_jax.config import PrepareConfig
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
-from sam2_3dmed_jax.data.prepared import FORMAT, INDEX, PreparedCase, PrepareSettings, case_from_json, is_prepared
+from sam2_3dmed_jax.data.prepared import FORMAT, INDEX, PreparedCase, PrepareSettings, check_case, is_prepared
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
+from sam2_3dmed_jax.runtime.user_files import plain, read_json, typed
 from sam2_3dmed_jax.volume.modality import dicom_modality
 
 SETTINGS, SHARDS, SIDECARS, TEMPORARY = "prepare.json", "shards", "cases", ".unfinished"
@@ -39,6 +40,14 @@ class CaseState:
     stamps: FileStamps
     entry: PreparedCase | None
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Sidecar:
+    """The file that marks a case as finished."""
+
+    stamp: FileStamps
+    case: PreparedCase
 
 
 @contextlib.contextmanager
@@ -70,7 +79,7 @@ def claim_folder(out: Path, dataset: Dataset, settings: PrepareConfig) -> Iterat
 def settings_record(settings: PrepareConfig) -> PrepareSettings:
     """Return the settings as they are read back from JSON, without those that were not given."""
     given = {name: value for name, value in asdict(settings).items() if value not in ("", False)}
-    return cast(PrepareSettings, json.loads(json.dumps(given)))
+    return cast(PrepareSettings, plain(given))
 
 
 def read_case_state(out: Path, dataset: Dataset, case: LabelledCase, modality: str) -> CaseState:
@@ -86,13 +95,14 @@ def read_case_state(out: Path, dataset: Dataset, case: LabelledCase, modality: s
         UserError: the files of the case cannot be read.
     """
     stamps = _file_stamps(dataset, case)
+    file = _sidecar(out, case.id)
     try:
-        record = json.loads(_sidecar(out, case.id).read_text())
-        entry, stamps_before = case_from_json(record["case"]), record["stamp"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sidecar = typed(read_json(file, ""), _Sidecar, str(file), "")
+        check_case(entry := sidecar.case, str(file))
+    except UserError:
         return CaseState(stamps, None, NEW)
     shard = out / entry.shard
-    if stamps_before != stamps:
+    if sidecar.stamp != stamps:
         return CaseState(stamps, None, CHANGED)
     if not shard.is_file() or shard.stat().st_size != entry.bytes:
         return CaseState(stamps, None, LOST)
@@ -136,10 +146,8 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: the settings differ, or the file cannot be read.
     """
-    try:
-        existing = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete {file.parent} and run the command again") from None
+    fix = f"delete {file.parent} and run the command again"
+    existing = typed(read_json(file, fix), dict[str, Any], str(file), fix)
     different = [
         f"{name} was {json.dumps(existing.get(name))} and is now {json.dumps(settings.get(name))}"
         for name in sorted(settings.keys() | existing.keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any, cast
 from sam2_3dmed_jax.data.archive import PUBLISHED_MD5, archive_md5
 from sam2_3dmed_jax.data.datasets import Dataset, dataset_fingerprint
 from sam2_3dmed_jax.data.prepared import DatasetSource
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.runtime.user_files import read_json, typed
 
 ARCHIVE = "archive.json"
 # Fields of dataset.json that are copied; MSD's Task07 spells one of them "relase".
@@ -38,12 +41,10 @@ def _stored_md5(archive: str, file: Path, progress: Progress | None) -> str:
     """Return the MD5 that `file` has for an unchanged archive; otherwise compute and store it."""
     stat = os.stat(archive)
     stamp = [stat.st_size, stat.st_mtime_ns]
-    try:
-        stored = json.loads(file.read_text())
-        if stored["stamp"] == stamp and stored["md5"] is not None:
+    with contextlib.suppress(UserError):
+        stored = typed(read_json(file, ""), dict[str, Any], str(file), "")
+        if stored.get("stamp") == stamp and isinstance(stored.get("md5"), str):
             return str(stored["md5"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     md5 = archive_md5(archive, progress)
     write_text(file, json.dumps({"md5": md5, "stamp": stamp}))
     return md5

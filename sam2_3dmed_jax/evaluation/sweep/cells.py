@@ -24,6 +24,7 @@ from sam2_3dmed_jax.prompts.perturbation import OWN
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_text
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
+from sam2_3dmed_jax.runtime.user_files import plain, read_json, typed
 
 FOLDER, SPEC, FORMAT = "cells", "spec.json", 1
 # Fields that may change if all earlier cells remain.
@@ -66,14 +67,10 @@ class Cells:
             "compute_dtype": compute_dtype,
             "checkpoints": {_name(entry): entry.digest for entry in entries},
         }
-        record = json.loads(json.dumps(record))
+        record = plain(record)
         path = self._folder / SPEC
-        if path.exists():
-            try:
-                differing = _differing(json.loads(path.read_text(encoding="utf-8")), record)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path} cannot be read ({error}); choose another --out") from None
-            if differing:
+        if os.path.lexists(path):
+            if differing := _differing(_read_record(path), record):
                 raise UserError(
                     f"--out: {self._folder.parent} holds another sweep, which differs in {listed(differing)}; "
                     "choose another --out, or only add values, checkpoints, folds or seeds to it"
@@ -85,11 +82,12 @@ class Cells:
     def get(self, entry: Entry, case: str, propagation: Setting) -> RowsByThreshold:
         """Return the stored rows of a propagation, by threshold; {} if the file is missing or damaged."""
         key = _key(entry, case, propagation)
+        file = self._file(key)
         try:
-            stored = json.loads(self._file(key).read_text(encoding="utf-8"))
-            return {float(threshold): rows for threshold, rows in stored["rows"]} if stored["key"] == key else {}
-        except (OSError, ValueError, KeyError, TypeError):
+            stored = typed(read_json(file, "", finite=False), _Cell, str(file), "", finite=False)
+        except UserError:
             return {}
+        return dict(stored.rows) if stored.key == plain(key) else {}
 
     def add(self, entry: Entry, case: str, propagation: Setting, rows: RowsByThreshold) -> None:
         """Store the rows of a propagation, replacing earlier ones.
@@ -108,6 +106,40 @@ class Cells:
 
     def _file(self, key: Mapping[str, Any]) -> Path:
         return self._folder / f"{sha256_of_json(key)[:24]}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """The file of a propagation."""
+
+    key: dict[str, Any]
+    rows: list[tuple[float, list[ScoreRow]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """`spec.json`."""
+
+    format: int
+    spec: SweepSpec
+    data: tuple[str, str]  # path and fingerprint
+    checkpoints: dict[str, str]
+    compute_dtype: str = "float32"  # the default of earlier versions
+    files: dict[str, Any] = dataclasses.field(default_factory=dict)  # sweeps of version 0.1 have none
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return `spec.json` as plain values, with the default of each field that is newer than the sweep.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    fix = "choose another --out"
+    stored = typed(read_json(path, fix), dict[str, Any], str(path), fix)
+    if stored.get("format") != FORMAT:
+        return stored
+    record: dict[str, Any] = plain(typed(stored, _Record, str(path), fix))
+    return record
 
 
 def _key(entry: Entry, case: str, propagation: Setting) -> dict[str, Any]:
@@ -133,17 +165,16 @@ def _name(entry: Entry) -> str:
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return the fields in which a sweep differs from an earlier one, except for added cells."""
-    if old["format"] != new["format"]:
+    if old.get("format") != new["format"]:
         return ["the version of this program that wrote it"]
-    # Sweeps of earlier versions have the default of each field that is newer.
-    before, after = {**dataclasses.asdict(SweepSpec()), **old["spec"]}, new["spec"]
+    before, after = old["spec"], new["spec"]
     names = (name for name in after if name not in (*_GROWING, "data", "compute_dtype"))
     fields = [name for name in names if before.get(name) != after[name]]
     # What counts is the dtype that "auto" stood for, which was float32 by default in earlier versions.
-    was, is_now = old.get("compute_dtype", "float32"), new["compute_dtype"]
+    was, is_now = old["compute_dtype"], new["compute_dtype"]
     fields += [f"compute_dtype ({was} there, {is_now} here)"] if was != is_now else []
     fields += ["data"] if old["data"] != new["data"] else []
-    known = old.get("files", {})  # sweeps of version 0.1 have none
+    known = old["files"]
     changed = [name for name, files in new["files"].items() if known.get(name, files) != files]
     fields += [f"data (the files of {first_ids(changed)})"] if changed else []
     for name, digest in old["checkpoints"].items():

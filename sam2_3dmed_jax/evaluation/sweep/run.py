@@ -33,7 +33,8 @@ from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
 from sam2_3dmed_jax.prompts.perturbation import OTHER
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype, resolve_compute_dtype
-from sam2_3dmed_jax.runtime.local_paths import check_local, check_local_fields
+from sam2_3dmed_jax.runtime.config_check import check_config
+from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import check_readable, read_grid, stored_modality
@@ -89,7 +90,7 @@ def read_sweep(spec: SweepSpec) -> Sweep:
     Raises:
         UserError: an invalid field, or files that cannot be read or do not fit each other.
     """
-    check_local_fields(spec)
+    check_config(spec)
     check_spec(spec)
     dataset = require_folder(read_dataset(spec.data))
     if not dataset.labels and not spec.classes:

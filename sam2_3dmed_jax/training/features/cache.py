@@ -22,6 +22,7 @@ from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.user_files import plain, read_json, shown, typed
 from sam2_3dmed_jax.training.features.shards import FeatureShard, Shapes
 
 FORMAT = 1
@@ -41,6 +42,22 @@ class FeatureKey:
     window: str
     dataset: str  # its name
     prepared: PrepareSettings
+
+
+@dataclass(frozen=True)
+class _Index:
+    """`features.json`; the key of another version may have other members."""
+
+    format: int
+    key: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _CaseRecord:
+    """The file that marks a case as complete."""
+
+    case: str  # `_identity`
+    bytes: int  # of its shard
 
 
 @dataclass
@@ -67,16 +84,16 @@ class FeatureCache:
 
     def missing_reason(self, case: PreparedCase) -> str:
         """Return why the features of a case must be computed: `NEW` or the damage of its shard; "" if complete."""
+        file = self._file(CASES, case, "json")
         try:
-            record = json.loads(self._file(CASES, case, "json").read_text())
-            same_case, size = record["case"] == _identity(case), int(record["bytes"])
-        except (OSError, ValueError, KeyError, TypeError):
+            record = typed(read_json(file, ""), _CaseRecord, str(file), "")
+        except UserError:
             return NEW
-        if not same_case:
+        if record.case != _identity(case):
             return NEW
         shard = self.shard(case)
         actual = shard.stat().st_size if shard.is_file() else 0
-        return "" if actual == size else f"{shard} has {actual} bytes of {size}"
+        return "" if actual == record.bytes else f"{shard} has {actual} bytes of {record.bytes}"
 
     def finish(self, case: PreparedCase, size: int) -> None:
         """Record that a case is complete and that its shard has `size` bytes."""
@@ -97,14 +114,13 @@ class FeatureCache:
             if not usable:
                 raise UserError(f"data.features: {folder} holds something else; give a new or an empty folder")
             return
-        try:
-            record = json.loads(file.read_text())
-            version, stored = record["format"], dict(record["key"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} cannot be read ({error!r}); delete {folder} and run this again") from error
-        if version != FORMAT:
-            raise UserError(f"{file} has format {version}, this version writes {FORMAT}; give another data.features")
-        if different := _differences(stored, asdict(self.key)):
+        fix = f"delete {folder} and run this again"
+        record = typed(read_json(file, fix), _Index, str(file), fix)
+        if record.format != FORMAT:
+            raise UserError(
+                f"{file} has format {shown(record.format)}, this version writes {FORMAT}; give another data.features"
+            )
+        if different := _differences(record.key, asdict(self.key)):
             raise UserError(
                 f"data.features: {folder} holds features of other settings ({listed(different, separator='; ')}); "
                 "give another folder, or delete it"
@@ -144,7 +160,7 @@ def _identity(case: PreparedCase) -> str:
 
 def _differences(stored: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     """Return each field that differs with both values; hashes are cut."""
-    expected = json.loads(json.dumps(expected))
+    expected = plain(expected)
 
     def shown(record: dict[str, Any], name: str) -> str:
         value = record.get(name)

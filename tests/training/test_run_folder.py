@@ -1,0 +1,59 @@
+"""Files of a run that were edited: its config, its log and the names of its checkpoints."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig
+from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.training.log import Log
+from sam2_3dmed_jax.training.run_folder import checkpoint_steps, claim_folder, record
+
+CONFIG = ExperimentConfig(ModelConfig("nano", 64))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"config.json: the file is \[\], expected an object"),
+        ('{"model": 5}', "config.json: model is 5, expected an object"),
+        ("[" * 100_000, "config.json is not JSON"),
+        (json.dumps({**record(CONFIG), "training": {"seed": -1}}), "training.seed is -1, expected a number from 0 to"),
+        (json.dumps({**record(CONFIG), "training": {"seeds": 1}}), "training.seeds is not a known field"),
+        (json.dumps({**record(CONFIG), "extra": 1}), 'config.json: "extra" is not a known field'),
+        (json.dumps({**record(CONFIG), "data": {"clips": 5, "objects": 1, "split": 3}}), "data.split is 3"),
+    ],
+)
+def test_an_edited_config_is_refused_by_its_field(tmp_path: Path, text: str, message: str):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        claim_folder(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (b"step,loss,seconds\nx,1.0,1.0\n", r"log.csv, line 2: step is 'x', expected a whole number"),
+        (b"loss,seconds\n1.0,1.0\n", r"log.csv, line 2: step is '', expected a whole number"),
+        (b"\xff\xfe", "log.csv is not a CSV table in UTF-8"),
+    ],
+)
+def test_an_edited_log_is_refused_and_left_as_it_is(tmp_path: Path, log: bytes, message: str):
+    (tmp_path / "log.csv").write_bytes(log)
+    with pytest.raises(UserError, match=message):
+        Log(tmp_path, 2, (), (), {})
+    assert (tmp_path / "log.csv").read_bytes() == log
+
+
+def test_a_best_value_that_is_not_a_number_is_refused(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("step,loss,dice_inner,seconds\n1,1.0,x,1.0\n")
+    with Log(tmp_path, 2, (), (), {}) as log, pytest.raises(UserError, match=r"log\.csv: dice_inner is 'x'"):
+        log.best("dice_inner")
+
+
+def test_folders_whose_names_are_no_plain_numbers_are_no_checkpoints(tmp_path: Path):
+    for name in ("1", "20", "²", "٣", "01", "3.tmp", "1" * 200):
+        (tmp_path / name).mkdir()
+    assert sorted(checkpoint_steps(tmp_path)) == [1, 20]
