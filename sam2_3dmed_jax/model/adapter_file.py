@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.model.adapters import adapted, adapted_kernels
@@ -63,7 +63,8 @@ def write_adapters(path: str | os.PathLike[str], adapters: Adapters, hint: str =
     config = {"format": FORMAT, **dataclasses.asdict(adapters.info)}
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in adapters.tensors.items()}
     with atomic_path(path, hint=hint) as temporary:
-        save_file(tensors, temporary, {ADAPTERS_KEY: json.dumps(base), CONFIG_KEY: json.dumps(config)})
+        # `save_file` of the package would give the file to its owner alone.
+        temporary.write_bytes(save(tensors, {ADAPTERS_KEY: json.dumps(base), CONFIG_KEY: json.dumps(config)}))
 
 
 def read_adapters(path: str | os.PathLike[str]) -> Adapters:
