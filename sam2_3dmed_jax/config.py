@@ -201,7 +201,7 @@ class ClipConfig:
     # prompted slice is inside the window of the slice context, as at inference.
     context_before_probability: Annotated[float, Range(0, 1)] = 0.0
     # Clips of a square region around a voxel of the object, as `predict --zoom` segments. Its side is log-uniform from
-    # the smallest one of `--zoom auto`, 64 mm, to the whole slice. Not with `data.features`.
+    # 64 mm to twice the side of `--zoom auto` for a box around the object. Not with `data.features`.
     zoom_probability: Annotated[float, Range(0, 1)] = 0.0
 
 
