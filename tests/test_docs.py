@@ -65,12 +65,15 @@ def test_training_lines_use_data_that_earlier_lines_write_and_one_trains_from_ca
 
 def test_sweep_lines_are_specifications_with_cells():
     lines = command_lines("sweep")
-    assert len(lines) == 3
+    assert len(lines) == 4
     for words in lines:
         options, rest = parser().parse_known_args(words)
         spec = read_spec(options.spec, rest)
         check_spec(spec)
-        assert spec.data == "data/phantom" and len(settings_of(spec)) > 50
+        if len(spec.memory_selection) > 1:  # docs/explanation/memory-selection.md
+            assert spec.data == "data/phantom120" and len(settings_of(spec)) == 3
+        else:
+            assert spec.data == "data/phantom" and len(settings_of(spec)) > 50
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
