@@ -71,9 +71,10 @@ def test_sweep_lines_are_specifications_with_cells():
         options, rest = parser().parse_known_args(words)
         spec = read_spec(options.spec, rest)
         check_spec(spec)
-        assert spec.data in MADE
-        # The rules of memory selection are compared from one prompt.
-        assert len(settings_of(spec)) > (2 if len(spec.memory_selection) > 1 else 50)
+        if len(spec.memory_selection) > 1:  # docs/explanation/memory-selection.md
+            assert spec.data == "data/phantom120" and len(settings_of(spec)) == 3
+        else:
+            assert spec.data == "data/phantom" and len(settings_of(spec)) > 50
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
