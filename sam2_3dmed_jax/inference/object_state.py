@@ -100,6 +100,10 @@ class ObjectState:
         new = self.new_results.get(index)
         return np.asarray(new.mask_logits) if new else self.mask_logits[index]
 
+    def results(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return mask logits `[D, S/4, S/4]`, object score logits `[D]` and predicted IoU `[D]` of all slices."""
+        return self.mask_logits, self.object_score_logits, self.predicted_iou
+
     def commit(self) -> None:
         """Store the results of newly prompted slices, so that propagation and later prompts see their memories."""
         for index, result in self.new_results.items():

@@ -215,9 +215,10 @@ class Session:
             if self._has_new_prompts:
                 self._propagate(ids, batches, on_slice)
             for object_id in ids:
-                state = self._objects.pop(object_id) if forget else self._objects[object_id]
-                logits[row], scores[row], ious[row] = state.mask_logits, state.object_score_logits, state.predicted_iou
+                logits[row], scores[row], ious[row] = self._objects[object_id].results()
                 row += 1
+                if forget:
+                    del self._objects[object_id]
         self._has_new_prompts = False
         return Result(object_ids, logits, scores, ious)
 

@@ -347,21 +347,23 @@ def test_a_session_in_batches_reports_each_slice_once_and_takes_corrections(mode
     np.testing.assert_array_equal(kept.mask_logits, predictor.predict(slices, seven_objects).mask_logits)
     session.add([click(6, 20, 20, 1, label=0)])
     corrected = session.result()
-    np.testing.assert_array_equal(corrected.mask_logits[1:], kept.mask_logits[1:])
-    assert (corrected.mask_logits[0] != kept.mask_logits[0]).any()
+    assert (corrected.mask_logits[0, 6] != kept.mask_logits[0, 6]).any()
+    for prompt in seven_objects:  # their slices keep their own results
+        row = prompt.object_id - 1
+        np.testing.assert_array_equal(corrected.mask_logits[row, prompt.slice], kept.mask_logits[row, prompt.slice])
 
 
-def test_a_session_that_forgets_has_the_memories_of_one_batch_of_objects_at_a_time(model, seven_objects, monkeypatch):
-    memories, in_use = [], []
+def test_a_session_that_forgets_has_the_arrays_of_one_batch_of_objects_at_a_time(model, seven_objects, monkeypatch):
+    arrays, in_use = [], []
     zeros = HostArrays.zeros
 
     def recorded(self, shape, dtype):
         array = zeros(self, shape, dtype)
-        if shape[1:] == ((SIZE // 16) ** 2, model.config.mem_dim):
-            memories.append(weakref.ref(array))
-            in_use.append(sum(memory() is not None for memory in memories))
+        if shape in ((9, (SIZE // 16) ** 2, model.config.mem_dim), (9, SIZE // 4, SIZE // 4)):
+            arrays.append(weakref.ref(array))
+            in_use.append(sum(array() is not None for array in arrays))
         return array
 
     monkeypatch.setattr(HostArrays, "zeros", recorded)
     VolumePredictor(model).predict(volume(9), seven_objects)
-    assert in_use == [1, 2, 3, 4, 1, 2, 3]
+    assert in_use == [*range(1, 9), *range(1, 7)]  # memories and logits of four objects, then of three
