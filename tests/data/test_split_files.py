@@ -73,7 +73,7 @@ def test_a_run_whose_split_changed_is_not_resumed(tmp_path, other):
         ('[{"train": ["a"], "val": ""}]', "'val' holds ''; give a list"),
         ('[{"train": ["a", 3], "val": ["b"]}]', "'train' holds 3; give a list"),
         ('[{"train": ["a", null], "val": ["b"]}]', "'train' holds None; give a list"),
-        ('[{"train": ["a", NaN], "val": ["b"]}]', "is not JSON (NaN is not a number); give a split"),
+        ('[{"train": ["a", NaN], "val": ["b"]}]', r"is not JSON \(NaN is not a number\); give a split"),
         ('[{"train": [], "val": ["b"]}]', "'train' is empty"),
         ('[{"train": ["a"], "val": []}]', "'val' is empty"),
         ('[{"train": ["a", "b"], "val": ["b"]}]', "'b' is in 'train' and in 'val'"),

@@ -127,7 +127,7 @@ def test_the_card_says_that_transformers_cannot_load_other_widths_of_memories(fo
     ("words", "message"),
     [
         (["--to", "stablehlo", "--licence", "mit"], "--licence: stablehlo has no model card"),
-        (["--to", "huggingface-folder", "--evaluation", "missing"], "summary.json cannot be read"),
+        (["--to", "huggingface-folder", "--evaluation", "missing"], "summary.json does not exist"),
         (["--to", "onnx", "--image-size", "100"], "100 is not a multiple of 32"),
         (["--to", "coreml"], "invalid choice: 'coreml'"),
     ],

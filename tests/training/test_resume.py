@@ -129,7 +129,7 @@ def test_settings_that_are_newer_than_the_run_have_their_defaults(tmp_path):
     with pytest.raises(UserError, match=r"other settings \(model\.slice_position\.to_mask\)"):
         claim_folder(tmp_path / "run", config.replace(model=replace(config.model, slice_position=srpp)))
     file.write_text(file.read_text()[:-9])
-    with pytest.raises(UserError, match=r"config\.json: it cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
         claim_folder(tmp_path / "run", config)
 
 
