@@ -2,7 +2,7 @@
 
 `weights_only=True` runs no code of the file, but a pickle of a few bytes may still take any amount of memory:
 `bytearray(10**10)`, millions of nested marks, or members that are deflated, which `torch.save` never does. The
-instructions are read without executing them (`pickletools`), and what is no container or tensor is refused.
+instructions are read without executing them (`pickletools`), and everything except containers and tensors is refused.
 """
 
 from __future__ import annotations
