@@ -17,8 +17,9 @@ import numpy as np
 from experiments.segfm3d.plain_pickle import NotPlainError, read_plain_pickle
 from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
-from sam2_3dmed_jax.volume.image_file import DEFLATE_LIMIT, MAX_BYTES, check_promise
+from sam2_3dmed_jax.volume.image_file import MAX_BYTES, check_promise
 
+MOST_DEFLATED = 1032  # decompressed bytes per compressed byte, at most: deflate encodes 258 bytes with 2 bits
 MOST_PICKLED = 4 << 20  # bytes of an object array: 255 classes with thousands of clicks each
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -80,7 +81,7 @@ def _read_member(where: str, path: str | os.PathLike[str], archive: zipfile.ZipF
         promised = math.prod(shape) * dtype.itemsize
         if promised > MAX_BYTES or min(shape, default=0) < 0:
             raise UserError(f"{where} promises the shape {cut(str(shape), 60)} of {dtype}, expected at most 8 GiB")
-        check_promise(path, promised, min(stored, info.compress_size * DEFLATE_LIMIT + DEFLATE_LIMIT))
+        check_promise(path, promised, min(stored, (info.compress_size + 1) * MOST_DEFLATED))
         array = np.frombuffer(file.read(promised), dtype) if promised else np.empty(0, dtype)
         array = array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)
         return array.tolist() if dtype.kind == "U" else array

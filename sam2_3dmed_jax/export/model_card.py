@@ -106,7 +106,11 @@ def _data_and_training(records: CardRecords) -> str:
             "batch size": training["batch_size"],
             "learning rate": training["learning_rate"],
             "seed": training["seed"],
-            "losses and weights": ", ".join(f"{name} {weight:g}" for name, weight in training["loss"].items()),
+            "losses and weights": ", ".join(
+                f"{name} {weight if isinstance(weight, list) else f'{weight:g}'}"
+                for name, weight in training["loss"].items()
+                if weight
+            ),
         }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value != ""]
     return "## Data and training\n\n" + "\n".join(["| setting | value |", "|---|---|", *lines])

@@ -13,7 +13,20 @@ PROPERTIES = frozenset(
 )
 # Methods that change prompts or objects return at once, and the session shows what they change.
 CHANGES = frozenset(
-    {"click", "box", "draw", "scribble", "clear", "reset", "undo", "redo", "name_object", "load_prompts", "set_zoom"}
+    {
+        "click",
+        "box",
+        "draw",
+        "scribble",
+        "clear",
+        "reset",
+        "undo",
+        "redo",
+        "name_object",
+        "load_prompts",
+        "prompt_from",
+        "set_zoom",
+    }
 )
 # Methods that need masks wait until the masks of all slices are complete.
 READS = frozenset(

@@ -29,7 +29,7 @@ _PIXEL_TAGS = (
 _MULTI_FRAME_GREY = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture Image Storage
 # Limits of the child for one file: in addition to multiples of the size of its decoded pixels and of the file itself.
 _MEMORY = 2**29  # bytes
-_SECONDS, _BYTES_PER_SECOND = 30.0, 2**20
+_SECONDS, _BYTES_PER_SECOND = 60.0, 2**20
 
 
 class PixelDecoder:

@@ -166,7 +166,7 @@ def test_names_of_a_dicom_segmentation_are_the_names_of_the_new_one(checkpoint: 
         (["--prompts-from", "organs.nii.gz", "--point", "5,5,1,1,7"], "--prompts-from: object 7 has prompts of the"),
         (["--prompts-from", "organs.nii.gz", "--protocol", "oracle-clip"], "--protocol: 'oracle-clip' does not exist"),
         (["--prompts-from", "organs.nii.gz", "--names", "organs.nii.gz"], "organs.nii.gz is not JSON"),
-        (["--prompts-from", "organs.nii.gz", "--names", "absent.json"], "absent.json cannot be read (No such file"),
+        (["--prompts-from", "organs.nii.gz", "--names", "absent.json"], "absent.json does not exist; give a JSON file"),
         (["--prompts-from", "organs.nii.gz", "--mask-slices", "2"], "--mask-slices is for the protocol masks"),
         (["--prompts-from", "earlier.nii.gz"], "or give --follow-up for labels of an earlier scan"),
         (["--point", "5,5,1", "--targets", "2"], "--targets is for prompts of a label map; give --prompts-from"),

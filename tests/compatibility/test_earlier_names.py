@@ -112,6 +112,10 @@ NEW_FIELDS = (
     ("clips", "context_before_probability"),
     ("prompts", "negative_point_probability"),
     ("prompts", "absent_object_probability"),
+    ("clips", "zoom_probability"),
+    ("prompts", "mask_prompt_probability"),
+    ("prompts", "prompted_slices"),
+    ("prompts", "corrections"),
 )
 
 

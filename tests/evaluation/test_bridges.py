@@ -37,7 +37,7 @@ def test_prompts_come_from_an_automatic_prediction_and_not_from_the_reference(
     write_labels(tmp_path / f"{case.id}.nii.gz", elsewhere, volume)
     received = []
 
-    def segment(predictor, volume, prompts):
+    def segment(predictor, volume, prompts, *_):
         received.append(prompts)
         depth = len(volume.array)
         return Segmentation(

@@ -168,9 +168,9 @@ def test_an_interrupted_evaluation_resumes_with_the_next_case(
     segmented = []
     segment = score_cases.segment_objects
 
-    def counted(predictor, volume, prompts):
+    def counted(predictor, volume, prompts, *options):
         segmented.append(volume.grid.source)
-        return segment(predictor, volume, prompts)
+        return segment(predictor, volume, prompts, *options)
 
     monkeypatch.setattr(score_cases, "segment_objects", counted)
     again = Journal(tmp_path, {"settings": repr(settings)})

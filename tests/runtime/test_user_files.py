@@ -21,6 +21,7 @@ FIX = "give another file"
 DEEP = "[" * 100_000
 # The reader itself; messages over HTTP; and a script that runs where this project is not installed.
 READERS = {"runtime/user_files.py", "server/bodies.py", "server/page/messages.py", "export/run.py"}
+READERS |= {"runtime/guarded_process.py"}  # messages between a process and its child
 
 
 @dataclasses.dataclass(frozen=True)

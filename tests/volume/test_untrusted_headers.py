@@ -271,4 +271,4 @@ def test_a_float32_label_beyond_32_bits_does_not_wrap(tmp_path, value):
 def test_a_pipe_is_not_an_image(tmp_path):
     for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.dcm"):
         os.mkfifo(tmp_path / name)
-        assert "is a pipe or a device" in refusal(read_volume, tmp_path / name)
+        assert "is a pipe, expected a file" in refusal(read_volume, tmp_path / name)

@@ -275,7 +275,7 @@ def test_mistakes_are_one_line_and_leave_nothing(capsys: pytest.CaptureFixture[s
     (tmp_path / "other.py").write_text("def get_spec():\n    return 1\n")
     assert "get_spec() returns int; return a SweepSpec" in mistake(capsys, spec=str(tmp_path / "other.py"))
     (tmp_path / "circle.py").write_text(SPEC.replace('"point"', '"circle"'))
-    assert "prompt: 'circle' does not exist; choose from point, box, mask" in mistake(
+    assert "is \"circle\", expected 'point', 'box' or 'mask'; correct it" in mistake(
         capsys, spec=str(tmp_path / "circle.py")
     )
     (tmp_path / "none.py").write_text(SPEC.replace('prompt=("point",)', "prompt=()"))
