@@ -17,8 +17,9 @@ import numpy as np
 from experiments.segfm3d.plain_pickle import NotPlainError, read_plain_pickle
 from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
-from sam2_3dmed_jax.volume.image_file import MAX_BYTES, check_promise
+from sam2_3dmed_jax.volume.image_file import check_promise
 
+MAX_BYTES = 8 << 30  # of one array
 MOST_DEFLATED = 1032  # decompressed bytes per compressed byte, at most: deflate encodes 258 bytes with 2 bits
 MOST_PICKLED = 4 << 20  # bytes of an object array: 255 classes with thousands of clicks each
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
