@@ -21,10 +21,9 @@ from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.inference.abstract_arguments import block_arguments
 from sam2_3dmed_jax.inference.compiled_programs import propagate_block
 from sam2_3dmed_jax.inference.feature_store import BLOCK
-from sam2_3dmed_jax.model.build import abstract_model, random_weights
+from sam2_3dmed_jax.model.build import abstract_model, architecture, random_weights
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.memory_selection import MEMORY_RULES
-from sam2_3dmed_jax.sam2.presets import preset_config
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Program:
 def program_of(config: ModelConfig, objects: int) -> Program:
     """Compile the block of a model with `objects` objects on random features."""
     rng = np.random.default_rng(0)
-    sam2 = replace(preset_config(config.preset, config.image_size), memory_selection=config.memory_selection)
+    sam2 = architecture(config)
     graphdef, weights = abstract_model(config)[0], random_weights(config, 0)
     _, shapes = block_arguments(graphdef, weights, sam2, objects, 1, jnp.float32)
     bank, steps, direction, depth = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sam2_3dmed_jax.config import AnyModelConfig, UNetConfig
+from sam2_3dmed_jax.config import AnyModelConfig, ModelConfig, Sam2Config, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.sam2.initializers import SAM2_INITIALIZERS, constant, initial_weights
@@ -26,20 +26,29 @@ from sam2_3dmed_jax.unet.network import UNET_INITIALIZERS, UNet
 ZERO_INITIALIZERS = ((r"(slice_position\.to_features|boundary\.to_mask)\.kernel$", constant(0.0)),)
 
 
-def build_model(config: AnyModelConfig) -> SAM2 | UNet:
-    """Return a model's structure, with all parameters zero.
+def architecture(config: ModelConfig) -> Sam2Config:
+    """Return the architecture of a model, without the modules of SAM2-3dMed.
 
     Raises:
-        UserError: an unknown preset or memory rule, a size that does not fit, or settings that exclude each other.
+        UserError: an unknown preset or memory selection, or a size that does not fit.
     """
-    if isinstance(config, UNetConfig):
-        return UNet(config, jnp.dtype(config.compute_dtype))
     memory_rule(config.memory_selection)
-    sam2 = dataclasses.replace(
+    return dataclasses.replace(
         preset_config(config.preset, config.image_size),
         compute_dtype=config.compute_dtype,
         memory_selection=config.memory_selection,
     )
+
+
+def build_model(config: AnyModelConfig) -> SAM2 | UNet:
+    """Return a model's structure, with all parameters zero.
+
+    Raises:
+        UserError: an unknown preset or memory selection, a size that does not fit, or settings that exclude each other.
+    """
+    if isinstance(config, UNetConfig):
+        return UNet(config, jnp.dtype(config.compute_dtype))
+    sam2 = architecture(config)
     if config.srpp and config.slice_position.memory and config.slice_position.to_mask:
         raise UserError(
             "model.slice_position.memory: memory-conditioned features are known only after a slice is segmented, so "

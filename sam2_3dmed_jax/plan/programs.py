@@ -16,8 +16,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.abstract_arguments import block_arguments
 from sam2_3dmed_jax.inference.compiled_programs import propagate_block
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block
-from sam2_3dmed_jax.model.build import abstract_model
-from sam2_3dmed_jax.sam2.presets import preset_config
+from sam2_3dmed_jax.model.build import abstract_model, architecture
 from sam2_3dmed_jax.training.setup import abstract_run, complete_config
 from sam2_3dmed_jax.training.sharding import make_mesh
 
@@ -53,7 +52,7 @@ def _prediction_programs(config: ExperimentConfig, device: Any) -> list[Program]
     if isinstance(config.model, UNetConfig):
         raise UserError("--what: prediction with a U-Net cannot be planned; leave --what out to plan its training")
     graphdef, weights = abstract_model(config.model)
-    sam2 = preset_config(config.model.preset, config.model.image_size)
+    sam2 = architecture(config.model)
     sharding = SingleDeviceSharding(device)
 
     def place(tree: Any) -> Any:

@@ -223,6 +223,7 @@ def seen_memories(slots: MemorySlots, offset: jax.Array, config: Sam2Config) -> 
         config: the architecture.
     """
     rule = memory_rule(config.memory_selection)
+    assert rule.ranked == (slots.score is not None)  # the bank was made for this architecture
     if slots.score is None:
         age = jnp.clip(offset - 1, 0, config.num_maskmem - 2)
         return SeenMemories(slots.memory, age, memory_in_reach(offset, config))

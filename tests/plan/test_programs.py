@@ -1,5 +1,7 @@
 """The two programs of a prediction are those of `inference`, with matching abstract arguments."""
 
+from dataclasses import replace
+
 import jax
 
 from sam2_3dmed_jax.plan.programs import programs_to_compile
@@ -12,3 +14,11 @@ def test_the_programs_of_a_prediction_trace_with_abstract_arguments_and_have_flo
     assert [program.name for program in programs] == ["encode 16 slices", "propagate 16 slices"]
     for program in programs:
         assert flops(program.trace(*program.arguments.values()).jaxpr) > 16 * 10**6
+
+
+def test_the_bank_of_a_planned_prediction_has_the_slots_of_the_memory_selection():
+    planned = experiment(2)
+    planned = planned.replace(model=replace(planned.model, memory_selection="self-sorting"))
+    _, propagate = programs_to_compile(planned, "predict", jax.devices())
+    recent = propagate.arguments["bank"].recent
+    assert recent.memory.shape[1] == recent.memory_score.shape[1] == 15
