@@ -379,9 +379,13 @@ class Scan:
         given = labels if isinstance(labels, str | os.PathLike) else open_label_map(labels, self._volume)
         found = start_prompts(given, self._volume, settings)
         check_started_objects(found, self.prompts, "labels")
-        for number, name in found.names.items():
-            self.name_object(number, name)
+        owners = {label.name: number for number, label in self._objects.items() if label.name}
+        if taken := [name for number, name in found.names.items() if owners.get(name, number) != number]:
+            raise UserError(f"names: another object is '{taken[0]}' already; rename it, or choose others with targets")
         self._add(found.prompts)
+        for number, name in found.names.items():
+            if not self._objects[number].name:
+                self.name_object(number, name)
 
     def clear(self, object: int | str | None = None) -> None:
         """Remove the prompts of one object, or of all; `undo` brings them back.

@@ -128,6 +128,9 @@ def test_python_gives_the_voxels_of_the_command_and_a_scan_takes_further_prompts
     scan.click((16, 5, 3), object="spleen")
     assert [prompt.origin and prompt.origin.path for prompt in scan.prompts] == [str(organs_file), None]
     assert scan.undo() and scan.undo() and not scan.prompts
+    with pytest.raises(UserError, match="names: another object is 'spleen' already"):
+        scan.prompt_from(organs_file, names={2: "spleen"}, targets="2")
+    assert not scan.prompts
 
 
 def test_a_table_of_cases_has_a_column_for_label_maps_and_folders_of_masks(checkpoint: str, folder: Path):

@@ -69,7 +69,9 @@ def test_a_new_prompt_type_is_a_flag(volume: Volume):
     assert (second.object_id, second.slice, second.box) == (7, 2, (4, 3, 6, 5))
     with pytest.raises(UserError, match="--circle: '1,2' is not x,y,z,radius"):
         gather_prompts(PromptFlags(circle="1,2"), volume)
-    with pytest.raises(UserError, match=r"there are no prompts; give .* --circle x,y,z,radius, --prompts FILE.json or"):
+    with pytest.raises(
+        UserError, match=r"there are no prompts; give .* --circle x,y,z,radius, --prompts FILE.json or --prompts-from"
+    ):
         gather_prompts(PromptFlags(), volume)
 
 
