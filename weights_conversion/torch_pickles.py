@@ -2,7 +2,7 @@
 
 `weights_only=True` runs no code of the file, but a pickle of a few bytes may still take any amount of memory:
 `bytearray(10**10)`, millions of nested marks, or members that are deflated, which `torch.save` never does. The
-instructions are read without executing them (`pickletools`), and what is no container or tensor is refused.
+instructions are read without executing them (`pickletools`), and everything except containers and tensors is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from sam2_3dmed_jax.errors import UserError, cut
 
@@ -70,7 +70,7 @@ def _check_zip(path: Path) -> None:
                 _check_pickle(path, file, _MOST_INSTRUCTIONS)
 
 
-def _check_pickle(path: Path, file: BinaryIO, most: int) -> int:
+def _check_pickle(path: Path, file: IO[bytes], most: int) -> int:
     """Check the pickle that an open file is positioned at, and return the number of its instructions."""
     marks = 0
     count = 0

@@ -229,7 +229,7 @@ def _read_header(path: str | os.PathLike[str]) -> _NiftiFile:
     header_path = voxel_path = Path(path)
     if suffix in _PAIRS:
         files = nib.Nifti1Pair.filespec_to_file_map(os.fspath(path))
-        header_path, voxel_path = (Path(files[part].filename) for part in ("header", "image"))
+        header_path, voxel_path = (Path(str(files[part].filename)) for part in ("header", "image"))
     stored = StoredVoxels(header_path, encoding_of(header_path))
     try:
         with VoxelStream(stored) as stream:
@@ -253,10 +253,11 @@ def _read_header(path: str | os.PathLike[str]) -> _NiftiFile:
 
 def _parse_header(block: bytes, pair: bool) -> Any:
     """Return the header of NIfTI-1 or NIfTI-2 that a file starts with."""
+    kinds: Any = nib  # its constructors have no types
     if block[344:348] in (b"n+1\0", b"ni1\0"):
-        return (nib.nifti1.Nifti1PairHeader if pair else nib.Nifti1Header)(block[:348])
+        return (kinds.nifti1.Nifti1PairHeader if pair else kinds.Nifti1Header)(block[:348])
     if block[:4] in (struct.pack(f"{order}i", _LARGEST_HEADER) for order in "<>"):
-        return (nib.nifti2.Nifti2PairHeader if pair else nib.Nifti2Header)(block[:_LARGEST_HEADER])
+        return (kinds.nifti2.Nifti2PairHeader if pair else kinds.Nifti2Header)(block[:_LARGEST_HEADER])
     raise ValueError("its header is of another format, expected NIfTI")
 
 
