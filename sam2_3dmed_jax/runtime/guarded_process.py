@@ -188,7 +188,7 @@ def serve(function: str) -> None:
         function: `module:name`.
     """
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print text that is not part of the answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries print to the descriptor of the answers
     module, _, name = function.partition(":")
     call = getattr(importlib.import_module(module), name)
 

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 
-# Limits of a container, cgroup version 2 and 1. Without a limit, the file is absent or has no number.
+# Limits of a container, cgroup version 2 and 1; without a limit, a file is absent or has another text.
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _UNKNOWN = 8 << 30  # bytes, where the system does not report its memory
 

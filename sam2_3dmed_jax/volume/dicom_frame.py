@@ -245,8 +245,8 @@ def _frame(
     position = _numbers(macro("PlanePositionSequence"), "ImagePositionPatient", 3, path)
     if np.abs(position).max() > _LARGEST_MM:
         raise UserError(
-            f"{path} has ImagePositionPatient {position.tolist()}, expected at most {_LARGEST_MM:g} mm: correct it, or "
-            "leave the slice out"
+            f"{path} has ImagePositionPatient {position.tolist()}, expected at most {_LARGEST_MM:g} mm: "
+            "correct it, or export it again"
         )
     thickness = next(
         (

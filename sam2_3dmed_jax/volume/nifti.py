@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,12 +277,11 @@ def _read_header(path: str | os.PathLike[str]) -> _NiftiFile:
 
 def _parse_header(block: bytes, pair: bool) -> Any:
     """Return the header of NIfTI-1 or NIfTI-2 that a file starts with."""
+    kinds: Any = nib  # its constructors have no types
     if block[344:348] in (b"n+1\0", b"ni1\0"):
-        one: Callable[[bytes], Any] = nib.nifti1.Nifti1PairHeader if pair else nib.Nifti1Header
-        return one(block[:348])
+        return (kinds.nifti1.Nifti1PairHeader if pair else kinds.Nifti1Header)(block[:348])
     if block[:4] in (struct.pack(f"{order}i", _LARGEST_HEADER) for order in "<>"):
-        two: Callable[[bytes], Any] = nib.nifti2.Nifti2PairHeader if pair else nib.Nifti2Header
-        return two(block[:_LARGEST_HEADER])
+        return (kinds.nifti2.Nifti2PairHeader if pair else kinds.Nifti2Header)(block[:_LARGEST_HEADER])
     raise ValueError("its header is of another format, expected NIfTI")
 
 

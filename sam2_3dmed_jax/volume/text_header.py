@@ -429,7 +429,7 @@ def _data_files(fields: Fields, name: str, lists: Sequence[str], last: int, enco
     """Return the files with the voxels.
 
     Raises:
-        UserError: a name is not the plain name of a file in the folder of the header or below, or the file is missing.
+        UserError: a name is not the plain name of a file in the folder of the header or below, or a file is missing.
     """
     if name.upper() in ("", "LOCAL"):
         return [fields.path]
