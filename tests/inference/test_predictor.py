@@ -319,8 +319,10 @@ def seven_objects(monkeypatch):
     return [*prompts, click(2, 40, 40, 3), click(7, 20, 20, 7)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("order", ["sequential", "independent"])
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param("sequential", marks=pytest.mark.slow), pytest.param("independent", marks=pytest.mark.long)],
+)
 def test_batches_of_objects_share_one_compilation_and_give_the_mask_of_each_object(model, order, seven_objects):
     slices, notes, depth = volume(9), set(), 9
     predictor = VolumePredictor(model, order)
