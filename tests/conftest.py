@@ -1,6 +1,8 @@
 """Settings of all tests: the CPU, no implicit rank promotion, one compilation cache, and the real CT volumes."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,8 @@ def programs_released() -> Iterator[None]:
     import jax
 
     jax.clear_caches()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
