@@ -254,7 +254,9 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return interrupts.INTERRUPTED
-    except Exception as error:
+    except SystemExit:  # of a parser
+        raise
+    except BaseException as error:  # libraries in Rust raise errors that are no `Exception`
         if debug:
             traceback.print_exc()
         _print_error(f"a bug: {type(error).__name__}: ", error, " (run again with --debug and report it)")
