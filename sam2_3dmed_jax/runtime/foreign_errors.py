@@ -7,6 +7,7 @@ nobody uses. Every call of such a reader is inside of `foreign`, which a test ch
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -68,6 +69,8 @@ def quiet(library: str) -> Iterator[None]:
         for name in names:
             stack.enter_context(_silenced[name])
         stack.enter_context(_without_warnings)
+        if library == "orbax":
+            _drop_errors_of_closed_loops()
         yield
 
 
@@ -77,6 +80,21 @@ def one_line(error: BaseException) -> str:
         return "it does not fit into the free memory"
     words = escaped(" ".join(str(error).split())) or type(error).__name__
     return words if len(words) <= MOST else f"{words[: MOST - 3]}..."
+
+
+@functools.cache
+def _drop_errors_of_closed_loops() -> None:
+    """Drop what threads of TensorStore print, maybe later: reads that Orbax no longer waits for after a failed one.
+
+    They report to the event loop of Orbax, which is closed by then; TensorStore prints that by `sys.unraisablehook`.
+    """
+    hook = sys.unraisablehook
+
+    def print_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            hook(unraisable)
+
+    sys.unraisablehook = print_others
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -1,14 +1,17 @@
 """Errors, logs and warnings of foreign libraries become one sentence, and nothing else."""
 
 import logging
+import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import nibabel as nib
 import pytest
 from safetensors import safe_open
 
 from sam2_3dmed_jax.errors import FileWarning, UserError
+from sam2_3dmed_jax.runtime import foreign_errors
 from sam2_3dmed_jax.runtime.foreign_errors import LOGGERS, foreign, one_line, quiet
 
 
@@ -95,3 +98,16 @@ def test_real_libraries_write_nothing_on_stderr(tmp_path, capfd):
         pass
     assert capfd.readouterr().err == ""
     assert "safetensors" in LOGGERS
+
+
+def test_closed_loops_of_orbax_are_not_printed_and_other_errors_of_threads_are(monkeypatch, capsys):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_value))
+    foreign_errors._drop_errors_of_closed_loops.cache_clear()
+    with quiet("orbax"):
+        pass
+    other = RuntimeError("another")
+    for error in (RuntimeError("Event loop is closed"), other):
+        sys.unraisablehook(SimpleNamespace(exc_type=type(error), exc_value=error))
+    assert printed == [other]
+    foreign_errors._drop_errors_of_closed_loops.cache_clear()
