@@ -103,10 +103,9 @@ def dataset_files(path: str | os.PathLike[str]) -> list[str]:
         UserError: it is not a dataset.
     """
     dataset = read_dataset(path)
-    files = (
-        [dataset.archive] if dataset.archive else [file for case in dataset.cases for file in (case.image, case.label)]
-    )
-    return [os.path.join(path, DATASET_JSON), *files]
+    if dataset.archive:
+        return [dataset.archive]
+    return [os.path.join(path, DATASET_JSON), *(file for case in dataset.cases for file in (case.image, case.label))]
 
 
 def scan_modality(dataset: Dataset, given: str = "") -> str:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-_INTERRUPT, _TERMINATE = signal.SIGINT, signal.SIGTERM
+_INTERRUPT, _TERMINATE = int(signal.SIGINT), int(signal.SIGTERM)
 
 
 @contextlib.contextmanager

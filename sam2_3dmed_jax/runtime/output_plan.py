@@ -193,13 +193,10 @@ def _check_place(output: Output) -> None:
             folder = path if mode is not None and output.owns is not None else path.parent
         while not os.path.lexists(folder):
             folder = folder.parent
+        above = cut(str(folder), _PATH)
         if not folder.is_dir():
-            raise UserError(
-                f"{shown} cannot be written, because {cut(str(folder), _PATH)} is a file; give another path"
-            )
+            raise UserError(f"{shown} cannot be written, because {above} is a file; give another path")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(
-                f"{shown} cannot be written, because {cut(str(folder), _PATH)} is not writable; give another path"
-            )
+            raise UserError(f"{shown} cannot be written, because {above} is not writable; give another path")
     except OSError as error:  # a loop of links, a name that is too long, or a folder that may not be entered
         raise UserError(f"{shown} cannot be written ({error.strerror}); give another path") from error

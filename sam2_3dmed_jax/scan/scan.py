@@ -626,10 +626,11 @@ class Scan:
             )
         check_record_path(path)
         masks = {prompt.mask_file.path for prompt in prompts.prompts if prompt.mask_file}
-        image = [Input("the image", source, lambda: image_files(source))] if (source := volume.grid.source) else []
+        file = volume.grid.source
+        image = [Input("the image", file, lambda: image_files(file))] if file else []
         check_outputs(
             [OutputFile("", path), OutputFile("", record_path(path))],
-            [*image, *(Input("the file of a prompt", file) for file in masks)],
+            [*image, *(Input("the file of a prompt", mask) for mask in masks)],
         )
         source = prepare_segmentation(path, volume, prompts.labels())
         with atomic_paths() as temporary_path:
