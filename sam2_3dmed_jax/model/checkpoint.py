@@ -33,9 +33,10 @@ from sam2_3dmed_jax.config import (
 )
 from sam2_3dmed_jax.errors import UserError, counted, listed
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
-from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, atomic_folder, write_errors
+from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, atomic_folder
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.orbax_writes import orbax_write_errors
 from sam2_3dmed_jax.runtime.output_plan import OutputFolder, check_outputs
 from sam2_3dmed_jax.runtime.user_files import parse_json, read_bytes, shown, typed
 from sam2_3dmed_jax.sam2.model import SAM2
@@ -167,7 +168,7 @@ def save_weights(weights: Weights, path: str | os.PathLike[str], info: Checkpoin
     record = {"format": FORMAT, **dataclasses.asdict(dataclasses.replace(info, provenance=provenance))}
     tag = None if jax.process_count() == 1 else "all"
     with (
-        write_errors(path, hint, errors=Exception),
+        orbax_write_errors(path, hint),
         atomic_folder(path, replace=True, writer=first, tag=tag) as temporary,
     ):
         ocp.save(temporary / WEIGHTS, weights)  # the first process writes, and Orbax waits for all processes
