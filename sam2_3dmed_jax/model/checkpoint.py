@@ -169,7 +169,7 @@ def save_weights(weights: Weights, path: str | os.PathLike[str], info: Checkpoin
     tag = None if jax.process_count() == 1 else "all"
     with (
         orbax_write_errors(path, hint),
-        atomic_folder(path, replace=True, writer=first, tag=tag) as temporary,
+        atomic_folder(path, replace=True, writer=first, tag=tag, late_writers=True) as temporary,
     ):
         ocp.save(temporary / WEIGHTS, weights)  # the first process writes, and Orbax waits for all processes
         if first:

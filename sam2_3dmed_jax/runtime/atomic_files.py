@@ -11,12 +11,14 @@ process was killed before its second rename.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import shutil
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +31,7 @@ UNFINISHED = ".tmp"
 GIVE_ROOM = "give a folder with room and write access"
 _REPLACED = ".replaced"  # in the name of an old folder that is moved aside
 _WAIT_SECONDS = 10.0  # for another thread that is renaming files
+_LATE_CHECKS, _LATE_SECONDS = 100, 0.03  # of files that a library writes after it has raised an error
 
 
 FilePath = str | os.PathLike[str]
@@ -161,7 +164,9 @@ def atomic_paths(hint: str = GIVE_ROOM) -> Iterator[Callable[..., Path]]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: FilePath, replace: bool = False, writer: bool = True, tag: str | None = None) -> Iterator[Path]:
+def atomic_folder(
+    path: FilePath, replace: bool = False, writer: bool = True, tag: str | None = None, late_writers: bool = False
+) -> Iterator[Path]:
     """Yield a new temporary folder to fill, and rename it to `path` when the block ends without an error.
 
     Args:
@@ -171,6 +176,7 @@ def atomic_folder(path: FilePath, replace: bool = False, writer: bool = True, ta
         writer: whether this process creates, renames and deletes the folder. Of several processes that fill one folder
             together, exactly one does.
         tag: part of the temporary name, unique by default; processes that fill one folder together pass the same.
+        late_writers: whether threads of a library may still write into the folder after an error.
 
     Raises:
         OSError: the folder cannot be written; nothing is left behind.
@@ -203,6 +209,9 @@ def atomic_folder(path: FilePath, replace: bool = False, writer: bool = True, ta
             _delete(temporary)  # unfinished, or the old folder
             if not complete:
                 _remove_empty(created)
+        if late_writers and not complete:
+            _delete_late_files(temporary)
+            _remove_empty(created)
 
 
 @contextlib.contextmanager
@@ -302,6 +311,18 @@ def _delete(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _delete_late_files(folder: Path) -> None:
+    """Delete a folder again while threads of a library, such as TensorStore, still write into it after its error."""
+    atexit.register(_delete, folder)
+    absent = 0
+    for _ in range(_LATE_CHECKS):
+        time.sleep(_LATE_SECONDS)
+        absent = 0 if folder.exists() else absent + 1
+        if absent > _LATE_CHECKS // 10:
+            return
+        _delete(folder)
 
 
 def _remove_empty(folders: list[Path]) -> None:
