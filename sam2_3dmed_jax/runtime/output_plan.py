@@ -179,7 +179,10 @@ def _check_place(output: Output) -> None:
     path = Path(os.path.realpath(output.path))
     shown = cut(os.fspath(output.path), _PATH)
     try:
-        mode = path.stat().st_mode if os.path.lexists(path) else None
+        try:
+            mode: int | None = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            mode = None
         if isinstance(output, OutputFile):
             if mode is not None and stat.S_ISDIR(mode):
                 raise UserError(f"{shown} is a folder; give the name of a file")
