@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -174,14 +173,23 @@ def test_a_folder_that_cannot_be_made_is_refused(verb, out, capsys):
     assert refusal(capsys, *verb, out)
 
 
+# The limit is set in the new process: code between `fork` and `exec` may deadlock next to the threads of JAX.
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from sam2_3dmed_jax.commands.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 def limited(limit: int, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process whose files may not be larger than a limit in bytes, as on a disk that is full."""
     return subprocess.run(
-        [sys.executable, "-m", "sam2_3dmed_jax", *words],
+        [sys.executable, "-c", LIMITED, str(limit), *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,
+        timeout=300,
     )
 
 
