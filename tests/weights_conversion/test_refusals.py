@@ -142,7 +142,7 @@ def test_an_image_size_that_does_not_fit_is_refused(meta_file, refused):
     [
         ("x.pt", ("--to", "transformers"), "a .pt file has Meta's layout"),
         ("x", ("--to", "meta"), "Meta's layout is a file"),
-        ("source.safetensors", (), "it is the source itself"),
+        ("source.safetensors", (), "is the source itself"),
         ("full", (), "it is not empty and is not a native checkpoint"),
         ("full/file", (), "it is a file; give a folder"),
     ],
