@@ -1,0 +1,232 @@
+"""The fuzzer: a pool of worker processes, the schedule of inputs, and the table of what happened.
+
+An input is a function of kind, seed and index, so that each can be made again alone. A worker that crashes or hangs is
+replaced, and the files of the input that it was reading are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.fuzz import worker
+from tests.fuzz.kinds import KINDS, Kind
+from tests.fuzz.worker import INPUT, SECONDS, Report
+
+CHUNK = 25  # inputs of one kind in a row
+START_SECONDS = 120.0  # until a worker answers for the first time
+MARGIN = 10.0  # seconds on top of the limit, to make the input and to answer
+INPUTS_PER_WORKER = 1500  # after which a worker is replaced, so that its memory stays small
+
+
+@dataclass
+class Outcome:
+    """What happened to the inputs of a kind."""
+
+    inputs: int = 0
+    accepted: int = 0
+    slowest: float = 0.0  # seconds
+    growth_mib: int = 0  # the largest of one input
+    failures: list[Report] = field(default_factory=list)
+
+    def add(self, report: Report) -> None:
+        """Count an input."""
+        self.inputs += 1
+        self.accepted += report.accepted
+        self.slowest = max(self.slowest, report.seconds)
+        self.growth_mib = max(self.growth_mib, report.growth_mib)
+        if report.problems:
+            self.failures.append(report)
+
+
+class Reader:
+    """One worker process after the other; each answers requests."""
+
+    def __init__(self, folder: Path, failures: Path | None, seed: int):
+        self._folder, self._failures, self._seed = folder, failures, seed
+        self._number = 0
+        self._process = None
+        self._answered = 0
+
+    def read(self, kind: str, index: int) -> Report:
+        """Return the report of an input; a crash and a hang are reports, too."""
+        if self._process is None or self._answered >= INPUTS_PER_WORKER:
+            self._replace()
+        assert self._process and self._process.stdin and self._process.stdout
+        limit = SECONDS + MARGIN + (START_SECONDS if not self._answered else 0)
+        request = {"kind": kind, "seed": self._seed, "index": index}
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            ready = select.select([self._process.stdout], [], [], limit)[0]
+            line = self._process.stdout.readline() if ready else None
+        except OSError:
+            line = b""
+        if line:
+            self._answered += 1
+            report = Report(**json.loads(line))
+        else:
+            report = self._ended(kind, index, hung=line is None)
+        if report.problems and self._failures:
+            self._keep(report)
+        if not line:
+            self.close()
+        return report
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._process:
+            worker.stop(self._process)
+        self._process = None
+
+    def _replace(self) -> None:
+        self.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._number += 1
+        self._answered = 0
+        self._process = worker.start(self._root, self._folder.parent / "seeds")
+
+    @property
+    def _root(self) -> Path:
+        return self._folder / f"worker{self._number}"
+
+    def _ended(self, kind: str, index: int, hung: bool) -> Report:
+        assert self._process
+        if hung:
+            worker.stop(self._process, hung=True)
+            problem, seconds = f"no answer in {SECONDS:.0f} s", SECONDS
+        else:
+            code, seconds = self._process.wait(), 0.0
+            problem = f"crash {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
+        crash = self._folder / f"{self._root.name}.crash"
+        details = crash.read_text(errors="replace")[-4000:] if crash.exists() else ""
+        return Report(kind, index, problems=[problem], details=details, seconds=seconds)
+
+    def _keep(self, report: Report) -> None:
+        """Keep the files of an input, and its report."""
+        assert self._failures
+        target = self._failures / f"{re.sub('[^A-Za-z0-9]+', '_', report.kind)}-{self._seed}-{report.index}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        (target / "report.json").write_text(json.dumps(vars(report), indent=1))
+        for path in sorted((self._root / "in" / INPUT).rglob("*")):
+            copy = target / "input" / path.relative_to(self._root / "in" / INPUT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and not path.is_symlink():
+                shutil.copyfile(path, copy)
+
+
+def shares(inputs: int, kinds: Sequence[Kind] = KINDS) -> dict[str, int]:
+    """Return the number of inputs of each available kind, of `inputs` together or a few more."""
+    available = [kind for kind in kinds if kind.is_available]
+    total = sum(kind.share for kind in available)
+    return {kind.name: max(1, round(inputs * kind.share / total + 0.5)) for kind in available}
+
+
+def run(
+    counts: Mapping[str, int],
+    seed: int,
+    folder: Path,
+    workers: int = 1,
+    failures: Path | None = None,
+    journal: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Outcome]:
+    """Read inputs of all kinds.
+
+    Args:
+        counts: number of inputs by kind; indices start at 0, the valid input.
+        seed: of the mutations.
+        folder: for the files of the workers.
+        workers: number of processes.
+        failures: folder for the inputs that fail; None: they are not kept.
+        journal: file of the reports, from which an interrupted run resumes; None: none.
+        progress: called with the number of inputs so far, and of all.
+    """
+    outcomes = {name: Outcome() for name in counts}
+    done: dict[str, set[int]] = {name: set() for name in counts}
+    if journal and journal.exists():
+        for line in journal.read_text().splitlines():
+            report = Report(**json.loads(line))
+            if report.kind in counts and report.index < counts[report.kind]:
+                outcomes[report.kind].add(report)
+                done[report.kind].add(report.index)
+    chunks = [
+        (name, [index for index in range(start, min(start + CHUNK, count)) if index not in done[name]])
+        for start in range(0, max(counts.values()), CHUNK)
+        for name, count in counts.items()
+    ]
+    lock, total = threading.Lock(), sum(counts.values())
+    readers = [Reader(folder / str(number), failures, seed) for number in range(workers)]
+    free = list(readers)
+
+    def work(chunk: tuple[str, Iterable[int]]) -> None:
+        with lock:
+            reader = free.pop()
+        try:
+            reports = [reader.read(chunk[0], index) for index in chunk[1]]
+        finally:
+            with lock:
+                free.append(reader)
+        with lock:
+            for report in reports:
+                outcomes[chunk[0]].add(report)
+            if journal:
+                with journal.open("a") as file:
+                    file.writelines(json.dumps(vars(report)) + "\n" for report in reports)
+            if progress:
+                progress(sum(outcome.inputs for outcome in outcomes.values()), total)
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, [chunk for chunk in chunks if chunk[1]]))
+    finally:
+        for reader in readers:
+            reader.close()
+    return outcomes
+
+
+def table(outcomes: Mapping[str, Outcome]) -> str:
+    """Return the outcomes as a text, one line per kind."""
+    rows = [("kind", "inputs", "accepted", "refused", "failures", "slowest s", "memory MiB")]
+    for name, each in outcomes.items():
+        refused = each.inputs - each.accepted - sum(not report.accepted for report in each.failures)
+        rows.append(
+            (name, *map(str, (each.inputs, each.accepted, refused, len(each.failures)))
+             , f"{each.slowest:.1f}", str(each.growth_mib))
+        )
+    every = list(outcomes.values())
+    sums = (sum(each.inputs for each in every), sum(each.accepted for each in every))
+    failed = sum(len(each.failures) for each in every)
+    refused = sum(int(row[3]) for row in rows[1:])
+    largest = max(each.slowest for each in every), max(each.growth_mib for each in every)
+    rows.append(("all", *map(str, (*sums, refused, failed)), f"{largest[0]:.1f}", str(largest[1])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join((cell.ljust if not at else cell.rjust)(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+
+
+def failure_lines(outcomes: Mapping[str, Outcome], most: int = 5) -> list[str]:
+    """Return the first failures of each kind of problem, one line each."""
+    groups: dict[tuple[str, str], list[Report]] = {}
+    for outcome in outcomes.values():
+        for report in outcome.failures:
+            groups.setdefault((report.kind, re.sub(r"[0-9]+", "N", report.problems[0])[:60]), []).append(report)
+    return [
+        f"{kind} #{report.index}{f' and {len(reports) - 1} more' if len(reports) > 1 else ''}: "
+        f"{'; '.join(report.problems)[:300]} ({', '.join(report.mutations)[:100]})"
+        for (kind, _), reports in groups.items()
+        for report in reports[: 1 if most < 2 else 1]
+    ]
