@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -51,7 +52,9 @@ class TorchFile:
             )
         check_pickles(self.path, self._mapped)
         try:
-            loaded = self._torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the file, which is read as the user gave it
+                loaded = self._torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{self.path}: it contains code or objects other than tensors, and was not run; "

@@ -157,8 +157,9 @@ def _syntax_of(pydicom: Any, implicit: bool, little: bool) -> Any:
 def frame_count(header: Any) -> int:
     """Return NumberOfFrames, or 1 if it is absent or invalid."""
     try:
-        return max(int(header.get("NumberOfFrames") or 1), 1)
-    except (TypeError, ValueError):
+        with quiet():
+            return max(int(header.get("NumberOfFrames") or 1), 1)
+    except Exception:  # pydicom parses elements on access and raises errors of many kinds
         return 1
 
 

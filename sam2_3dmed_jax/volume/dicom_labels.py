@@ -70,7 +70,9 @@ def open_labels(path: str | os.PathLike[str]) -> LabelFile:
     header = read_header(file)
     if is_deflated(header):
         warnings.warn(f"{path} {NO_CHECKSUM}", FileWarning, stacklevel=2)
-    if header.get("SOPClassUID") == STRUCTURE_SET:
+    with reading(file):
+        kind = header.get("SOPClassUID")
+    if kind == STRUCTURE_SET:
         return open_contours(file, header)
     with reading(file):
         names = {
@@ -92,7 +94,8 @@ def _label_file(path: str | os.PathLike[str]) -> Path | None:
         return None
     try:
         header = read_header(place)
-        kind = header.get("SOPClassUID")
+        with reading(place):
+            kind = header.get("SOPClassUID")
     except Exception:  # damaged, or pydicom is missing: the reader of images explains it
         return None
     return place if kind in (SEGMENTATION, LABEL_MAP, STRUCTURE_SET) else None

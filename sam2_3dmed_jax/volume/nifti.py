@@ -6,13 +6,15 @@ voxel sizes with radiological left-right.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
 import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
@@ -65,6 +67,7 @@ class _NiftiFile:
 
     Attributes:
         header: of nibabel.
+        affine: `[4, 4]`, of the header.
         slope: factor of the stored values.
         intercept: added after the slope.
         voxels: position of the first volume.
@@ -72,6 +75,7 @@ class _NiftiFile:
     """
 
     header: Any
+    affine: np.ndarray
     slope: float
     intercept: float
     voxels: StoredVoxels
@@ -94,7 +98,7 @@ def open_image(
             affine, is not in millimetres, too large, or truncated.
     """
     file = _read_header(path)
-    volume, grid = _checked(file.header.get_data_shape(), file.header, file.header.get_best_affine(), str(path), index)
+    volume, grid = _checked(file.header.get_data_shape(), file.header, file.affine, str(path), index)
     _check_data_file(path, file)
     return ImageFile(grid, functools.partial(_read, file, volume, grid))
 
@@ -114,7 +118,8 @@ def stored_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
         return {}
     with VoxelStream(StoredVoxels(Path(path), encoding_of(Path(path)))) as stream:
         block = stream.read(_LARGEST_NAMES)
-    header = _parse_header(block, pair=False)
+    with _quiet():
+        header = _parse_header(block, pair=False)
     extensions = block[header.sizeof_hdr : int(header.get_data_offset())].decode("utf-8", "replace")
     return {int(key): name for key, name in _LABEL.findall(extensions)}
 
@@ -258,21 +263,34 @@ def _read_header(path: str | os.PathLike[str]) -> _NiftiFile:
     try:
         with VoxelStream(stored) as stream:
             block = stream.read(_LARGEST_HEADER)
-        with LoggingOutputSuppressor():
+        with _quiet():
             header = _parse_header(block, pair=suffix in _PAIRS)
             slope, intercept = header.get_slope_inter()
             offset = int(header.get_data_offset())
+            affine = header.get_best_affine()
     except (UserError, *_DAMAGED) as error:
         raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
     if not 0 <= offset <= _LARGEST_OFFSET:
         raise UserError(f"{path} has the vox_offset {offset}, expected 0 to {_LARGEST_OFFSET}: export it again")
     return _NiftiFile(
         header=header,
+        affine=affine,
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         voxels=StoredVoxels(voxel_path, encoding_of(voxel_path), skip=offset),
         header_file=stored if suffix in _PAIRS else None,
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence nibabel's notes about a header, for every handler of logs; what is wrong with it is also raised."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _parse_header(block: bytes, pair: bool) -> Any:

@@ -13,7 +13,6 @@ import select
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -109,7 +108,7 @@ class Reader:
             code, seconds = self._process.wait(), 0.0
             problem = f"crash {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
         crash = self._folder / f"{self._root.name}.crash"
-        details = crash.read_text(errors="replace")[-4000:] if crash.exists() else ""
+        details = crash.read_text(errors="replace").partition("Extension modules")[0] if crash.exists() else ""
         return Report(kind, index, problems=[problem], details=details, seconds=seconds)
 
     def _keep(self, report: Report) -> None:
@@ -119,10 +118,15 @@ class Reader:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         (target / "report.json").write_text(json.dumps(vars(report), indent=1))
+        (target / "input").mkdir()
         for path in sorted((self._root / "in" / INPUT).rglob("*")):
             copy = target / "input" / path.relative_to(self._root / "in" / INPUT)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_file() and not path.is_symlink():
+            if path.is_symlink():
+                copy.symlink_to(os.readlink(path))
+            elif path.is_fifo():
+                os.mkfifo(copy)
+            elif path.is_file():
                 shutil.copyfile(path, copy)
 
 
@@ -202,8 +206,12 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     for name, each in outcomes.items():
         refused = each.inputs - each.accepted - sum(not report.accepted for report in each.failures)
         rows.append(
-            (name, *map(str, (each.inputs, each.accepted, refused, len(each.failures)))
-             , f"{each.slowest:.1f}", str(each.growth_mib))
+            (
+                name,
+                *map(str, (each.inputs, each.accepted, refused, len(each.failures))),
+                f"{each.slowest:.1f}",
+                str(each.growth_mib),
+            )
         )
     every = list(outcomes.values())
     sums = (sum(each.inputs for each in every), sum(each.accepted for each in every))
@@ -213,7 +221,10 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     rows.append(("all", *map(str, (*sums, refused, failed)), f"{largest[0]:.1f}", str(largest[1])))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join((cell.ljust if not at else cell.rjust)(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            (cell.ljust if not at else cell.rjust)(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 

@@ -25,7 +25,8 @@ class Kind:
         seed: writes a small valid input.
         read: the reader of the project.
         targets: what is mutated, and how.
-        names_file: a refusal must name a file or folder of the input; requests have none.
+        is_file: the reader gets a path; bodies of requests are read by the fuzzer.
+        names_file: a refusal must name a file or folder of the input, and not only a flag or a case.
         share: of the inputs of a run, relative to other kinds; less where a reader is slow.
         needs: a package without which the kind is left out.
     """
@@ -34,6 +35,7 @@ class Kind:
     seed: seeds.Seed
     read: readers.Reader
     targets: tuple[Target, ...]
+    is_file: bool = True
     names_file: bool = True
     share: float = 1.0
     needs: str = ""
@@ -124,7 +126,13 @@ KINDS: tuple[Kind, ...] = (
     # Prompts and tables
     Kind("prompts", seeds.prompts, readers.prompts, (*3 * _plain("*.json", _JSON), *_plain("*.gz"))),
     Kind("markups of Slicer", seeds.text("m.mrk.json", seeds.MARKUPS), readers.prompts, _plain("*.json", _JSON)),
-    Kind("cases", seeds.cases_table, readers.cases, (*_plain("*.csv", _TABLE), *_plain("*.json", _JSON))),
+    Kind(
+        "cases",
+        seeds.cases_table,
+        readers.cases,
+        (*_plain("*.csv", _TABLE), *_plain("*.json", _JSON)),
+        names_file=False,
+    ),
     Kind("splits of nnU-Net", seeds.text("s.json", seeds.NNUNET_SPLITS), readers.splits, _plain("*.json", _JSON)),
     Kind("split of a run", seeds.text("split.json", seeds.RUN_SPLIT), readers.run_split, _plain("*.json", _JSON)),
     Kind("patients", seeds.text("patients.csv", seeds.PATIENTS), readers.patients, _plain("*.csv", _TABLE)),
@@ -139,35 +147,83 @@ KINDS: tuple[Kind, ...] = (
         readers.dataset,
         (Target("*.tar", (m.edit_tar_header, *BYTES), m.tar_header), *_plain("*.tar")),
     ),
-    Kind("prepared dataset", seeds.prepared, readers.prepared, (*_plain("index.json", _JSON), *_plain("*.arrayrecord"))),
+    Kind(
+        "prepared dataset", seeds.prepared, readers.prepared, (*_plain("index.json", _JSON), *_plain("*.arrayrecord"))
+    ),
     Kind("prepared dataset of version 0.1", seeds.earlier("prepared"), readers.prepared, _plain("index.json", _JSON)),
     # Runs and results
     Kind("experiment of a run", seeds.run_config, readers.run_config, _plain("*.json", _JSON)),
     Kind("data of a run", seeds.run_data, readers.run_data, _plain("*.json", _JSON)),
-    Kind("run of version 0.1", seeds.earlier("run"), readers.training_run, (*_plain("split.json", _JSON), *_plain("config.json", _JSON)), share=0.5),
+    Kind(
+        "run of version 0.1",
+        seeds.earlier("run"),
+        readers.training_run,
+        (*_plain("split.json", _JSON), *_plain("config.json", _JSON)),
+        share=0.5,
+    ),
     Kind("log of a run", seeds.earlier("whole_log.csv"), readers.run_log, _plain("*.csv", _TABLE), share=0.2),
     Kind("results", seeds.results, readers.results, _RESULTS),
     Kind("summary of results", seeds.results, readers.summary, _plain("summary.json", _JSON)),
     Kind("journal of an evaluation", seeds.journal, readers.journal, _plain(".*.jsonl", (m.numbers, *BYTES))),
-    Kind("record of a download", seeds.text("source.json", {"repository": "a/b", "file": "x.pt", "revision": "c" * 40, "sha256": "a" * 64}), readers.download_record, _plain("*.json", _JSON)),
+    Kind(
+        "record of a download",
+        seeds.text("source.json", {"repository": "a/b", "file": "x.pt", "revision": "c" * 40, "sha256": "a" * 64}),
+        readers.download_record,
+        _plain("*.json", _JSON),
+    ),
     Kind("feature cache", seeds.feature_cache, readers.features, _plain("features.json", _JSON)),
     # Models
     Kind("description of a checkpoint", seeds.native_config, readers.checkpoint_info, _plain("*.json", _JSON)),
-    Kind("checkpoint", seeds.earlier("nano_checkpoint"), readers.checkpoint, (*_plain("*"), *_plain("config.json", _JSON)), share=0.1),
-    Kind("checkpoint of a U-Net", seeds.earlier("unet_checkpoint"), readers.checkpoint, (*_plain("*"), *_plain("config.json", _JSON)), share=0.1),
+    Kind(
+        "checkpoint",
+        seeds.earlier("nano_checkpoint"),
+        readers.checkpoint,
+        (*_plain("*"), *_plain("config.json", _JSON)),
+        share=0.1,
+    ),
+    Kind(
+        "checkpoint of a U-Net",
+        seeds.earlier("unet_checkpoint"),
+        readers.checkpoint,
+        (*_plain("*"), *_plain("config.json", _JSON)),
+        share=0.1,
+    ),
     Kind("safetensors", seeds.converted("w.safetensors", "meta"), readers.foreign_checkpoint, _SAFETENSORS, share=0.5),
-    Kind("native safetensors", seeds.converted("n.safetensors", "native"), readers.foreign_checkpoint, _SAFETENSORS, share=0.5),
+    Kind(
+        "native safetensors",
+        seeds.converted("n.safetensors", "native"),
+        readers.foreign_checkpoint,
+        _SAFETENSORS,
+        share=0.5,
+    ),
     Kind("adapters", seeds.adapters, readers.adapters, _SAFETENSORS),
-    Kind("transformers folder", seeds.transformers_folder, readers.foreign_checkpoint, (*_plain("*.json", _JSON), *_SAFETENSORS), share=0.5),
+    Kind(
+        "transformers folder",
+        seeds.transformers_folder,
+        readers.foreign_checkpoint,
+        (*_plain("*.json", _JSON), *_SAFETENSORS),
+        share=0.5,
+    ),
     Kind(
         "PyTorch file",
         seeds.converted("w.pt"),
         readers.foreign_checkpoint,
-        (Target("*.pt", (m.edit_pickle,), m.zip_member("data.pkl$", zipfile.ZIP_STORED)), Target("*.pt", BYTES, m.zip_member("", zipfile.ZIP_STORED)), *_plain("*.pt")),
+        (
+            Target("*.pt", (m.edit_pickle,), m.zip_member("data.pkl$", zipfile.ZIP_STORED)),
+            Target("*.pt", BYTES, m.zip_member("", zipfile.ZIP_STORED)),
+            *_plain("*.pt"),
+        ),
         needs="torch",
         share=0.5,
     ),
-    Kind("PyTorch file of version 1.5", seeds.old_torch_file, readers.foreign_checkpoint, _plain("*.pth", (*BYTES, m.edit_pickle)), needs="torch", share=0.5),
+    Kind(
+        "PyTorch file of version 1.5",
+        seeds.old_torch_file,
+        readers.foreign_checkpoint,
+        _plain("*.pth", (*BYTES, m.edit_pickle)),
+        needs="torch",
+        share=0.5,
+    ),
     Kind(
         "case of SEGFM3D",
         seeds.challenge_case,
@@ -179,8 +235,26 @@ KINDS: tuple[Kind, ...] = (
         ),
     ),
     # Requests
-    Kind("messages of the page", seeds.page_messages, readers.page_messages, (Target("*.txt", _JSON, m.one_line),), names_file=False),
-    Kind("array of nnInteractive", seeds.nnia_array, readers.nnia_array, _plain("*.nnia"), names_file=False),
-    Kind("fields of nnInteractive", seeds.text("body.json", seeds.NNINTERACTIVE), readers.nninteractive_fields, _plain("*.json", _JSON), names_file=False),
-    Kind("form of ITK-SNAP", seeds.itksnap_form, readers.itksnap_form, _plain("*.form", (m.numbers, *BYTES)), names_file=False),
+    Kind(
+        "messages of the page",
+        seeds.page_messages,
+        readers.page_messages,
+        (Target("*.txt", _JSON, m.one_line),),
+        is_file=False,
+    ),
+    Kind("array of nnInteractive", seeds.nnia_array, readers.nnia_array, _plain("*.nnia"), is_file=False),
+    Kind(
+        "fields of nnInteractive",
+        seeds.text("body.json", seeds.NNINTERACTIVE),
+        readers.nninteractive_fields,
+        _plain("*.json", _JSON),
+        is_file=False,
+    ),
+    Kind(
+        "form of ITK-SNAP",
+        seeds.itksnap_form,
+        readers.itksnap_form,
+        _plain("*.form", (m.numbers, *BYTES)),
+        is_file=False,
+    ),
 )

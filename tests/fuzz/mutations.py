@@ -345,7 +345,7 @@ def _pydicom_quiet() -> Any:
 
 PICKLES = (  # code, memory, and circles
     b"cos\nsystem\n(S'touch fuzz-ran-code'\ntR.",
-    b"cbuiltins\neval\n(S'open(\"fuzz-ran-code\",\"w\")'\ntR.",
+    b'cbuiltins\neval\n(S\'open("fuzz-ran-code","w")\'\ntR.',
     b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (10**10).to_bytes(5, "little") + b"\x85R.",
     b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b".",
     b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"x.",
@@ -479,7 +479,9 @@ def edit_tar_header(data: bytes, chance: random.Random) -> bytes:
     start, length = chance.choice(((0, 100), (100, 8), (124, 12), (156, 1), (157, 100), (345, 155)))
     value = as_text(chance.choice(TEXTS))
     if start == 124:
-        value = chance.choice((b"%011o" % chance.choice((0, 1, 2**20, 2**33 - 1)), b"\x80" + b"\xff" * 11, b"-0000000001"))
+        value = chance.choice(
+            (b"%011o" % chance.choice((0, 1, 2**20, 2**33 - 1)), b"\x80" + b"\xff" * 11, b"-0000000001")
+        )
     if start == 156:
         value = bytes([chance.choice(b"0123456LKxgSDVN\x00\xff")])
     block[start : start + length] = value[:length].ljust(length, b"\0")
@@ -501,8 +503,21 @@ def dicom_deflated(data: bytes, chance: random.Random) -> tuple[bytes, Rebuild]:
 # The mutation of an input
 
 
-def mutate(folder: Path, path: Path, targets: tuple[Target, ...], chance: random.Random) -> tuple[Path, list[str]]:
-    """Change the files of an input in place, and return the path to read and the names of the changes."""
+def mutate(
+    folder: Path, path: Path, targets: tuple[Target, ...], chance: random.Random, replaces: bool
+) -> tuple[Path, list[str]]:
+    """Change the files of an input in place.
+
+    Args:
+        folder: of the input.
+        path: that the reader gets.
+        targets: what may change.
+        chance: decides.
+        replaces: a file may become a pipe, a link or a folder.
+
+    Returns:
+        The path to read, and the names of the changes.
+    """
     names = []
     for _ in range(chance.choice((1, 1, 2, 3))):
         target = chance.choice(targets)
@@ -519,7 +534,7 @@ def mutate(folder: Path, path: Path, targets: tuple[Target, ...], chance: random
             data = editor(data, chance)
         file.write_bytes(data)
         names.append(f"{editor.__name__} {file.name}")
-    if chance.random() < 0.04:
+    if replaces and chance.random() < 0.04:
         path, name = _replace(folder, path, chance)
         names.append(name)
     return path, names

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path

@@ -42,10 +42,17 @@ def main() -> int:
             print(f"{done} of {total} inputs, {last - start:.0f} s", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        outcomes = run(
-            counts, options.seed, Path(folder), options.workers, options.failures, options.journal, progress
-        )
-    text = "\n".join([*_header(options, time.monotonic() - start), "", table(outcomes), "", *_left_out(chosen), *failure_lines(outcomes)])
+        outcomes = run(counts, options.seed, Path(folder), options.workers, options.failures, options.journal, progress)
+    text = "\n".join(
+        [
+            *_header(options, time.monotonic() - start),
+            "",
+            table(outcomes),
+            "",
+            *_left_out(chosen),
+            *failure_lines(outcomes),
+        ]
+    )
     print(text)
     if options.log:
         options.log.write_text(text.rstrip() + "\n")
@@ -64,7 +71,11 @@ def _header(options: argparse.Namespace, seconds: float) -> list[str]:
 
 
 def _processor() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
     return f"{len(names)} x {names[0]}" if names else "unknown processor"
 
 

@@ -22,12 +22,11 @@ from safetensors.numpy import load_file, save
 from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig, PreprocessingConfig
 from sam2_3dmed_jax.data.case_content import RecordedCase
 from sam2_3dmed_jax.data.run_data import AcceptedChange, RunData, write_run_data
-from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.evaluation import result_files
 from sam2_3dmed_jax.evaluation.journal import FILE as JOURNAL
+from sam2_3dmed_jax.metrics.prompt_distance import BINS_MM
 from sam2_3dmed_jax.model.adapter_file import ADAPTERS_KEY
 from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY, FORMAT, CheckpointInfo
-from sam2_3dmed_jax.metrics.prompt_distance import BINS_MM
 from sam2_3dmed_jax.server.nninteractive import nnia
 from sam2_3dmed_jax.training.features.cache import CASES, INDEX
 from sam2_3dmed_jax.training.run_folder import record
@@ -442,4 +441,3 @@ NNINTERACTIVE = {
     "lasso": {"interaction_bbox": [[0, 3], [0, 3], [1, 2]], "include_interaction": False},
     "image_properties": {"spacing": [2.0, 1.0, 1.0]},
 }
-

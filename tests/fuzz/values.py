@@ -24,7 +24,16 @@ NUMBERS = (
 )
 TEXTS = (
     *("", " ", ".", "..", "../x", "../../../../../../etc/passwd", "x/../../y", "./x", "x/", "//x", "\\x", "C:\\x"),
-    *("/", "/etc/passwd", "/proc/self/mem", "/proc/self/environ", "/proc/kmsg", "/dev/zero", "/dev/random", "/dev/fd/0"),
+    *(
+        "/",
+        "/etc/passwd",
+        "/proc/self/mem",
+        "/proc/self/environ",
+        "/proc/kmsg",
+        "/dev/zero",
+        "/dev/random",
+        "/dev/fd/0",
+    ),
     *("~", "~root/x", "$HOME", "$(touch x)", "`touch x`", "; touch x", "| touch x", "*", "-x", "--out"),
     *("http://127.0.0.1:9/x", "https://example.org/x.nii.gz", "file:///etc/passwd", "gs://b/x", "hf://a/b"),
     *("%s%s%s%n", "{0}", "{}", "None", "null", "true", "nan", "inf", "-1", "1e400", "0x10", "1_000", "٣", "9" * 5000),

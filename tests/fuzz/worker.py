@@ -117,9 +117,16 @@ class Worker:
         shutil.copytree(seeded[0], folder, symlinks=True)
         path = folder / seeded[1]
         if index:  # the first input is the seed itself
-            path, report.mutations = mutate(folder, path, kind.targets, random.Random(f"{seed}/{kind_name}/{index}"))
+            chance = random.Random(f"{seed}/{kind_name}/{index}")
+            path, report.mutations = mutate(folder, path, kind.targets, chance, kind.is_file)
+        self._written()  # of pydicom, which wrote hostile values
         before, names = snapshot(self.root), {each.name for each in [folder, *folder.rglob("*"), path]}
-        self._read(kind.read, path, report, names if kind.names_file and "rename" not in report.mutations else None)
+        self._read(
+            kind.read,
+            path,
+            report,
+            names if kind.is_file and kind.names_file and "rename" not in report.mutations else None,
+        )
         if (after := snapshot(self.root)) != before:
             changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
             report.problems.append(f"files changed: {changed[:3]}")
@@ -152,10 +159,19 @@ class Worker:
         reset_peak()
         resident, start = peak_bytes(), time.monotonic()
         self._watch.events, self._watch.is_on = [], True
-        with warnings.catch_warnings(record=True) as warned:
+        warned: list[str] = []
+
+        def note(message: Warning | str, category: type[Warning], *more: Any, **others: Any) -> None:
+            if not issubclass(category, FileWarning):
+                warned.append(
+                    f"warning {category.__name__} at {_frames(traceback.extract_stack())[-1]}: {message!s:.80}"
+                )
+
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
             for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
                 warnings.simplefilter("ignore", hidden)  # as Python does by default
+            warnings.showwarning = note
             try:
                 with path_errors_as_mistakes():
                     read(path)
@@ -168,15 +184,14 @@ class Worker:
                 if isinstance(error, HTTPException):  # how the server refuses
                     report.message = str(error.detail)
                 else:
-                    report.problems.append(f"exception {type(error).__name__}")
-                    report.details = "".join(traceback.format_exception(error, limit=-12))[-4000:]
+                    place = _frames(traceback.extract_tb(error.__traceback__))[-1]
+                    report.problems.append(f"exception {type(error).__name__} at {place}: {error!s:.80}")
+                    report.details = "".join(traceback.format_exception(error))[-8000:]
         self._watch.is_on = False
         report.seconds = round(time.monotonic() - start, 3)
         report.growth_mib = max(0, peak_bytes() - resident) >> 20
         report.problems += sorted(set(self._watch.events))[:3]
-        for warning in warned:
-            if not issubclass(warning.category, FileWarning):
-                report.problems.append(f"warning {warning.category.__name__} at {_place(warning)}: {warning.message!s:.80}")
+        report.problems += sorted(set(warned))[:3]
         if text := self._written():
             report.problems.append(f"on stderr: {text[:200]!r}")
         if report.seconds > SECONDS:
@@ -204,8 +219,11 @@ class Worker:
         return data.decode("utf-8", "replace")
 
 
-def _place(warning: warnings.WarningMessage) -> str:
-    return f"{'/'.join(warning.filename.split(os.sep)[-3:])}:{warning.lineno}"
+def _frames(stack: traceback.StackSummary) -> list[str]:
+    """Return the places of a stack that are in this repository, outermost first."""
+    root = f"{Path(__file__).parents[2]}{os.sep}"
+    inside = [frame for frame in stack if frame.filename.startswith(root) and frame.filename != __file__]
+    return [f"{frame.filename.removeprefix(root)}:{frame.lineno}" for frame in inside] or ["the fuzzer"]
 
 
 def remove(folder: Path) -> None:
