@@ -22,9 +22,10 @@ from tests.fuzz import worker
 from tests.fuzz.kinds import KINDS, Kind
 from tests.fuzz.worker import INPUT, SECONDS, Report
 
+TABLE = "tests.fuzz.kinds"
 CHUNK = 25  # inputs of one kind in a row
 START_SECONDS = 120.0  # until a worker answers for the first time
-MARGIN = 10.0  # seconds on top of the limit, to make the input and to answer
+MARGIN = 1.5  # times the limit, to make the input and to answer
 INPUTS_PER_WORKER = 1500  # after which a worker is replaced, so that its memory stays small
 
 
@@ -51,8 +52,9 @@ class Outcome:
 class Reader:
     """One worker process after the other; each answers requests."""
 
-    def __init__(self, folder: Path, failures: Path | None, seed: int):
+    def __init__(self, folder: Path, failures: Path | None, seed: int, table: str, seconds: float):
         self._folder, self._failures, self._seed = folder, failures, seed
+        self._table, self._seconds = table, seconds
         self._number = 0
         self._process = None
         self._answered = 0
@@ -62,7 +64,7 @@ class Reader:
         if self._process is None or self._answered >= INPUTS_PER_WORKER:
             self._replace()
         assert self._process and self._process.stdin and self._process.stdout
-        limit = SECONDS + MARGIN + (START_SECONDS if not self._answered else 0)
+        limit = self._seconds * MARGIN + (START_SECONDS if not self._answered else 0)
         request = {"kind": kind, "seed": self._seed, "index": index}
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -93,7 +95,7 @@ class Reader:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._number += 1
         self._answered = 0
-        self._process = worker.start(self._root, self._folder.parent / "seeds")
+        self._process = worker.start(self._root, self._folder.parent / "seeds", self._table)
 
     @property
     def _root(self) -> Path:
@@ -103,7 +105,7 @@ class Reader:
         assert self._process
         if hung:
             worker.stop(self._process, hung=True)
-            problem, seconds = f"no answer in {SECONDS:.0f} s", SECONDS
+            problem, seconds = f"no answer in {self._seconds:.0f} s", self._seconds
         else:
             code, seconds = self._process.wait(), 0.0
             problem = f"crash {signal.Signals(-code).name}" if code < 0 else f"the process ended with {code}"
@@ -145,6 +147,8 @@ def run(
     failures: Path | None = None,
     journal: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    table: str = TABLE,
+    seconds: float = SECONDS,
 ) -> dict[str, Outcome]:
     """Read inputs of all kinds.
 
@@ -156,6 +160,8 @@ def run(
         failures: folder for the inputs that fail; None: they are not kept.
         journal: file of the reports, from which an interrupted run resumes; None: none.
         progress: called with the number of inputs so far, and of all.
+        table: module with the table of kinds.
+        seconds: after one and a half times of which a worker is killed.
     """
     outcomes = {name: Outcome() for name in counts}
     done: dict[str, set[int]] = {name: set() for name in counts}
@@ -171,7 +177,7 @@ def run(
         for name, count in counts.items()
     ]
     lock, total = threading.Lock(), sum(counts.values())
-    readers = [Reader(folder / str(number), failures, seed) for number in range(workers)]
+    readers = [Reader(folder / str(number), failures, seed, table, seconds) for number in range(workers)]
     free = list(readers)
 
     def work(chunk: tuple[str, Iterable[int]]) -> None:
@@ -200,44 +206,38 @@ def run(
     return outcomes
 
 
-def table(outcomes: Mapping[str, Outcome]) -> str:
+def table_text(outcomes: Mapping[str, Outcome]) -> str:
     """Return the outcomes as a text, one line per kind."""
-    rows = [("kind", "inputs", "accepted", "refused", "failures", "slowest s", "memory MiB")]
-    for name, each in outcomes.items():
-        refused = each.inputs - each.accepted - sum(not report.accepted for report in each.failures)
-        rows.append(
-            (
-                name,
-                *map(str, (each.inputs, each.accepted, refused, len(each.failures))),
-                f"{each.slowest:.1f}",
-                str(each.growth_mib),
-            )
-        )
+    rows: list[tuple[str, ...]] = [("kind", "inputs", "accepted", "refused", "failures", "slowest s", "memory MiB")]
     every = list(outcomes.values())
-    sums = (sum(each.inputs for each in every), sum(each.accepted for each in every))
-    failed = sum(len(each.failures) for each in every)
-    refused = sum(int(row[3]) for row in rows[1:])
-    largest = max(each.slowest for each in every), max(each.growth_mib for each in every)
-    rows.append(("all", *map(str, (*sums, refused, failed)), f"{largest[0]:.1f}", str(largest[1])))
+    for name, each in (*outcomes.items(), ("all", _sum(every))):
+        failed = len(each.failures)
+        counts = each.inputs, each.accepted, each.inputs - each.accepted, failed
+        rows.append((name, *map(str, counts), f"{each.slowest:.1f}", str(each.growth_mib)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(
-            (cell.ljust if not at else cell.rjust)(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     )
 
 
-def failure_lines(outcomes: Mapping[str, Outcome], most: int = 5) -> list[str]:
-    """Return the first failures of each kind of problem, one line each."""
+def _sum(outcomes: Sequence[Outcome]) -> Outcome:
+    return Outcome(
+        sum(each.inputs for each in outcomes),
+        sum(each.accepted for each in outcomes),
+        max(each.slowest for each in outcomes),
+        max(each.growth_mib for each in outcomes),
+        [report for each in outcomes for report in each.failures],
+    )
+
+
+def failure_lines(outcomes: Mapping[str, Outcome]) -> list[str]:
+    """Return one line per kind of input and of problem: the first such failure, and the number of the others."""
     groups: dict[tuple[str, str], list[Report]] = {}
-    for outcome in outcomes.values():
-        for report in outcome.failures:
-            groups.setdefault((report.kind, re.sub(r"[0-9]+", "N", report.problems[0])[:60]), []).append(report)
-    return [
-        f"{kind} #{report.index}{f' and {len(reports) - 1} more' if len(reports) > 1 else ''}: "
-        f"{'; '.join(report.problems)[:300]} ({', '.join(report.mutations)[:100]})"
-        for (kind, _), reports in groups.items()
-        for report in reports[: 1 if most < 2 else 1]
-    ]
+    for report in _sum(list(outcomes.values())).failures:
+        groups.setdefault((report.kind, re.sub("[0-9]+", "N", report.problems[0])[:60]), []).append(report)
+    lines = []
+    for (kind, _), (first, *others) in groups.items():
+        more = f" and {len(others)} more" if others else ""
+        changes = ", ".join(first.mutations)[:100]
+        lines.append(f"{kind} #{first.index}{more}: {'; '.join(first.problems)[:300]} ({changes})")
+    return lines

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzz.harness import failure_lines, run, shares, table
+from tests.fuzz.harness import failure_lines, run, shares, table_text
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.worker import GROWTH, SECONDS, VOLUME_GIB
 
@@ -47,7 +47,7 @@ def main() -> int:
         [
             *_header(options, time.monotonic() - start),
             "",
-            table(outcomes),
+            table_text(outcomes),
             "",
             *_left_out(chosen),
             *failure_lines(outcomes),

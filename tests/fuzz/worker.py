@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -99,17 +100,17 @@ class Watch:
 class Worker:
     """The state of the child: its folders and the seeds."""
 
-    def __init__(self, root: Path, seeds: Path):
+    def __init__(self, root: Path, seeds: Path, table: str):
         self.root, self.seeds = root, seeds
+        self._kinds = {kind.name: kind for kind in importlib.import_module(table).KINDS}
         self.stderr = root.parent / f"{root.name}.stderr"  # what the project and native libraries write
         self._watch = Watch(root / "tmp", root.parent / f"{root.name}.cache")
 
     def answer(self, kind_name: str, seed: int, index: int) -> Report:
         """Make an input, read it and return what happened."""
-        from tests.fuzz.kinds import KINDS
         from tests.fuzz.mutations import mutate
 
-        kind = next(each for each in KINDS if each.name == kind_name)
+        kind = self._kinds[kind_name]
         report = Report(kind_name, index)
         folder = self.root / "in" / INPUT
         remove(folder.parent)
@@ -256,13 +257,18 @@ def limit_address_space() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE, resource.RLIM_INFINITY))
 
 
-def main(root: Path, seeds: Path) -> None:
-    """Answer requests until the pipe is closed."""
+def main(root: Path, seeds: Path, table: str) -> None:
+    """Answer requests until the pipe is closed.
+
+    Args:
+        root: folder of the worker.
+        seeds: folder of the seeds, which all workers share.
+        table: module with the table of kinds.
+    """
     # The pipe to the parent moves away from 0 and 1, which readers and native libraries may use.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    worker = Worker(root, seeds)
-    written = os.open(worker.stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    written = os.open(root.parent / f"{root.name}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(written, 1)
     os.dup2(written, 2)
     crash = open(root.parent / f"{root.name}.crash", "w")  # noqa: SIM115 (open until the process ends)
@@ -271,6 +277,7 @@ def main(root: Path, seeds: Path) -> None:
     from sam2_3dmed_jax.commands import command_line
 
     command_line.start()
+    worker = Worker(root, seeds, table)
     for line in requests:
         request = json.loads(line)
         report = worker.answer(request["kind"], request["seed"], request["index"])
@@ -293,10 +300,10 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def start(root: Path, seeds: Path) -> subprocess.Popen[bytes]:
-    """Start a worker with its own folder and the folder of seeds that all workers share."""
+def start(root: Path, seeds: Path, table: str) -> subprocess.Popen[bytes]:
+    """Start a worker; arguments as in `main`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz.worker", str(root), str(seeds)],
+        [sys.executable, "-m", "tests.fuzz.worker", str(root), str(seeds), table],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -320,4 +327,4 @@ def stop(process: subprocess.Popen[bytes], hung: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

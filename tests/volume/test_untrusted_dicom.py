@@ -7,6 +7,7 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.guarded_process import GuardedProcess
 from sam2_3dmed_jax.volume import dicom_pixels
 from sam2_3dmed_jax.volume.io import read_grid, read_volume
@@ -102,3 +103,17 @@ def test_slices_of_one_uid_are_kept_by_their_positions(tmp_path):
     for file in regular.iterdir():
         edit(file, SOPInstanceUID="1.2.3")
     np.testing.assert_array_equal(read_volume(regular).array, read_volume(regular, resample=True).array)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("keyword", ["NumberOfFrames", "InstanceNumber", "NumberOfSlices", "SOPClassUID", "ImageType"])
+@pytest.mark.parametrize("value", [b"inf\\1e400", b"0.5", b"x\0\x1b", b""])
+def test_an_element_that_pydicom_cannot_convert_is_ignored_or_refused_without_a_warning(tmp_path, keyword, value):
+    for file in write_series(tmp_path).iterdir():
+        ds = pydicom.dcmread(file)
+        ds[keyword] = pydicom.DataElement(keyword, "UN", value)
+        save(ds, file)
+    try:
+        read_volume(tmp_path)
+    except UserError as error:
+        assert "dcm" in str(error) or str(tmp_path) in str(error)  # noqa: PT017 (either is right)
