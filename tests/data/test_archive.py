@@ -71,7 +71,7 @@ def test_an_unsafe_member_is_refused_by_name_before_data_is_read(archive: Path, 
 
 def test_a_pipe_in_place_of_an_archive_is_refused_and_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "data.tar")
-    with pytest.raises(UserError, match="data.tar is a pipe, expected a file"):
+    with pytest.raises(UserError, match=r"data\.tar is a pipe, expected a file"):
         read_dataset(tmp_path / "data.tar")
 
 

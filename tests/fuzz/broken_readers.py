@@ -52,6 +52,10 @@ def _refuse(path: Path) -> None:
     raise UserError(f"{path} is damaged; copy it again")
 
 
+def _refuse_without_name(path: Path) -> None:
+    raise UserError("it is damaged; copy it again")
+
+
 # Names, readers, and the start of what is reported; "": nothing.
 BROKEN = {
     "crashes": (_crash, "crash SIGSEGV"),
@@ -59,10 +63,7 @@ BROKEN = {
     "fills the memory": (_fill, "too much memory"),
     "raises another error": (lambda path: {}["x"], "exception KeyError"),
     "exits": (lambda path: sys.exit(3), "exception SystemExit"),
-    "names no file": (
-        lambda path: (_ for _ in ()).throw(UserError("the file is damaged")).__next__(),
-        "the message names no file",
-    ),
+    "names no file": (_refuse_without_name, "the message names no file"),
     "prints on stderr": (lambda path: print("x", file=sys.stderr), "on stderr"),
     "prints natively": (lambda path: os.write(2, b"ITK WARNING"), "on stderr"),
     "warns": (_warn, "warning RuntimeWarning"),

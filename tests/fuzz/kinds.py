@@ -27,6 +27,7 @@ class Kind:
         targets: what is mutated, and how.
         is_file: the reader gets a path; bodies of requests are read by the fuzzer.
         names_file: a refusal must name a file or folder of the input, and not only a flag or a case.
+        members: names inside of the files, one of which is a name, too.
         share: of the inputs of a run, relative to other kinds; less where a reader is slow.
         needs: a package without which the kind is left out.
     """
@@ -37,6 +38,7 @@ class Kind:
     targets: tuple[Target, ...]
     is_file: bool = True
     names_file: bool = True
+    members: tuple[str, ...] = ()
     share: float = 1.0
     needs: str = ""
 
@@ -146,6 +148,7 @@ KINDS: tuple[Kind, ...] = (
         seeds.archive,
         readers.dataset,
         (Target("*.tar", (m.edit_tar_header, *BYTES), m.tar_header), *_plain("*.tar")),
+        members=("case_0", "case_1"),
     ),
     Kind(
         "prepared dataset", seeds.prepared, readers.prepared, (*_plain("index.json", _JSON), *_plain("*.arrayrecord"))

@@ -1,5 +1,6 @@
 """The fuzzer notices each broken promise, and the readers of the project break none."""
 
+import json
 import os
 import random
 import re
@@ -12,6 +13,7 @@ from tests.fuzz.broken_readers import BROKEN
 from tests.fuzz.harness import failure_lines, run, shares, table_text
 from tests.fuzz.kinds import KINDS, Kind
 from tests.fuzz.mutations import mutate
+from tests.fuzz.worker import Report
 
 LOG = Path(__file__).parent / "logs" / "long_run.txt"
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "20000"))
@@ -58,11 +60,9 @@ def test_an_input_depends_on_its_seed_alone(name, tmp_path):
 
 
 def test_an_interrupted_run_resumes_from_its_journal(tmp_path):
-    from tests.fuzz.worker import Report
-
     journal = tmp_path / "journal.jsonl"
     reports = [Report("patients", index, accepted=True) for index in range(3)]
-    journal.write_text("".join(f"{__import__('json').dumps(vars(report))}\n" for report in reports))
+    journal.write_text("".join(json.dumps(vars(report)) + "\n" for report in reports))
     outcomes = run({"patients": 3}, 0, tmp_path, journal=journal)  # nothing is left to do, and no worker starts
     assert outcomes["patients"].inputs == outcomes["patients"].accepted == 3
 
