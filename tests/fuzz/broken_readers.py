@@ -58,8 +58,6 @@ def _refuse_without_name(path: Path) -> None:
 
 # Names, readers, and the start of what is reported; "": nothing.
 BROKEN = {
-    "crashes": (_crash, "crash SIGSEGV"),
-    "hangs": (_hang, "no answer in 1 s"),
     "fills the memory": (_fill, "too much memory"),
     "raises another error": (lambda path: {}["x"], "exception KeyError"),
     "exits": (lambda path: sys.exit(3), "exception SystemExit"),
@@ -75,5 +73,8 @@ BROKEN = {
     "is right and accepts": (lambda path: path.read_text(), ""),
     "is right and warns about the file": (_warn_about_file, ""),
     "is right and refuses": (_refuse, "the valid input was refused"),
+    # Last, because they end their process.
+    "crashes": (_crash, "crash SIGSEGV"),
+    "hangs": (_hang, "no answer in 1 s"),
 }
 KINDS = tuple(Kind(name, seeds.text("a.json", [1]), reader, ()) for name, (reader, _) in BROKEN.items())

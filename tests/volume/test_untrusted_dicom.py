@@ -12,7 +12,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.runtime.guarded_process import GuardedProcess
 from sam2_3dmed_jax.volume import dicom_pixels
-from sam2_3dmed_jax.volume.dicom_frame import quiet
 from sam2_3dmed_jax.volume.io import open_image, read_grid, read_volume
 from tests.helpers.dicom_files import AXIAL, edit, ramp, save, write_series
 from tests.helpers.nifti_files import refusal
@@ -108,14 +107,13 @@ def test_slices_of_one_uid_are_kept_by_their_positions(tmp_path):
     np.testing.assert_array_equal(read_volume(regular).array, read_volume(regular, resample=True).array)
 
 
-@pytest.mark.parametrize("keyword", ["NumberOfFrames", "InstanceNumber", "ImagesInAcquisition", "SOPClassUID"])
-@pytest.mark.parametrize("value", [b"inf\\1e400", b"0.5", b"x\0\x1b", b""])
+@pytest.mark.parametrize("keyword", ["NumberOfFrames", "InstanceNumber", "ImagesInAcquisition"])
+@pytest.mark.parametrize("value", [b"inf\\1e40", b"0.5     ", b"x\0\x1b     ", b"        "])
 def test_an_element_that_pydicom_cannot_convert_causes_no_warning_of_pydicom(tmp_path, keyword, value):
-    with quiet():
-        for file in write_series(tmp_path).iterdir():
-            ds = pydicom.dcmread(file)
-            ds[keyword] = pydicom.DataElement(keyword, "UN", value)
-            save(ds, file)
+    for file in write_series(tmp_path, **{keyword: "77777777"}).iterdir():
+        content = file.read_bytes()
+        assert content.count(b"77777777") == 1
+        file.write_bytes(content.replace(b"77777777", value))
     with warnings.catch_warnings(), contextlib.suppress(UserError):
         warnings.simplefilter("error")
         warnings.simplefilter("default", FileWarning)
