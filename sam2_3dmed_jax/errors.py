@@ -122,6 +122,11 @@ def escaped(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def escaped_lines(text: str) -> str:
+    """Return a text as `escaped` does, with its ends of lines and tabs."""
+    return "".join(part if part in "\n\t" else escaped(part) for part in re.split(r"([\n\t])", text))
+
+
 def message_line(message: object, most: int = LINE, hint: str = "") -> str:
     """Return a message on one line of at most `most` characters.
 

@@ -1,11 +1,12 @@
 """Messages stay short for any content of the files."""
 
+import logging
 import time
 from pathlib import Path
 
 import pytest
 
-from sam2_3dmed_jax.commands.command_line import Parser, exit_code
+from sam2_3dmed_jax.commands.command_line import Parser, _EscapedLog, exit_code
 from sam2_3dmed_jax.errors import LINE, UserError, counted, listed, message_line, path_errors_as_mistakes
 
 
@@ -94,3 +95,26 @@ def test_a_message_with_a_very_long_word_is_shortened_at_once():
     start = time.process_time()
     assert len(message_line("x" * 10**6 + " a/b")) == LINE
     assert time.process_time() - start < 1  # a quadratic search takes hours
+
+
+def test_names_with_control_characters_or_lone_surrogates_are_printed_as_escapes(capsys):
+    name = "case\x1b[2J\x07\ud800\tä\x85"
+    assert exit_code(lambda: print(f"done\n{name}"), False, "") == 0
+    assert capsys.readouterr().out == "done\ncase\\x1b[2J\\x07\\ud800\tä\\x85\n"
+
+
+def test_notes_of_a_run_are_escaped_line_by_line():
+    record = logging.LogRecord("run", logging.WARNING, "", 1, "%s is damaged\nagain", ("a\x1b[2J",), None)
+    assert _EscapedLog("%(message)s").format(record) == "a\\x1b[2J is damaged\nagain"
+
+
+def test_an_error_of_a_library_that_is_no_exception_is_one_line_with_exit_code_1(capsys):
+    class PanicError(BaseException):
+        pass
+
+    def work():
+        raise PanicError("called `Option::unwrap()` on a `None` value")
+
+    assert exit_code(work, False, "") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("a bug: PanicError: called `Option::unwrap()`")

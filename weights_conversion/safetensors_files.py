@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from sam2_3dmed_jax.errors import UserError, cut
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from weights_conversion.source import Tensor
 from weights_conversion.wrappers import Contents
 
@@ -28,30 +29,31 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         self._read = 0
-        self._open()
-        self.metadata: dict[str, str] = self._file.metadata() or {}
         self.tensors = {}
-        for name in self._file.keys():  # noqa: SIM118 (it is not a dictionary)
-            part = self._file.get_slice(name)
-            dtype = part.get_dtype()
-            self.tensors[name] = Tensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype))
+        with self._errors():
+            self._file = safe_open(path, "numpy")
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            for name in self._file.keys():  # noqa: SIM118 (it is not a dictionary)
+                part = self._file.get_slice(name)
+                dtype = part.get_dtype()
+                self.tensors[name] = Tensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype))
         self.contents = Contents(dict.fromkeys(self.tensors, ""))
 
-    def _open(self) -> None:
-        try:
-            self._file = safe_open(self.path, "numpy")
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{self.path}: it is not a complete .safetensors file ({cut(str(error), 100)}); it may be truncated, "
+    def _errors(self) -> AbstractContextManager[None]:
+        return foreign(
+            "safetensors",
+            lambda reason: (
+                f"{self.path}: it is not a complete .safetensors file ({reason}); it may be truncated, "
                 "download it again"
-            ) from error
+            ),
+        )
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor as float32."""
-        if self._read > REOPEN_AFTER:
-            self._open()
-            self._read = 0
-        value = self._file.get_tensor(name)
+        with self._errors():
+            if self._read > REOPEN_AFTER:
+                self._file, self._read = safe_open(self.path, "numpy"), 0
+            value = self._file.get_tensor(name)
         self._read += value.nbytes
         with np.errstate(over="ignore"):  # a float64 that is too large becomes infinity, which the conversion refuses
             return value.astype(np.float32, copy=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import tarfile
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError, cut
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from weights_conversion.safetensors_files import REOPEN_AFTER
 from weights_conversion.source import Tensor
 from weights_conversion.torch_pickles import check_pickles
@@ -51,20 +51,16 @@ class TorchFile:
                 "save it with a recent PyTorch"
             )
         check_pickles(self.path, self._mapped)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the file, which is read as the user gave it
+        with foreign(
+            "torch", lambda reason: f"{self.path}: it cannot be read as a PyTorch file ({reason}); download it again"
+        ):
+            try:
                 loaded = self._torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{self.path}: it contains code or objects other than tensors, and was not run; "
-                "give a file that contains only the weights"
-            ) from error
-        except Exception as error:  # torch raises many kinds on a damaged archive
-            reason = cut((str(error) or type(error).__name__).splitlines()[0], 100)
-            raise UserError(
-                f"{self.path}: it cannot be read as a PyTorch file ({reason}); download it again"
-            ) from error
+            except pickle.UnpicklingError as error:
+                raise UserError(
+                    f"{self.path}: it contains code or objects other than tensors, and was not run; "
+                    "give a file that contains only the weights"
+                ) from error
         if not isinstance(loaded, dict):
             raise UserError(
                 f"{self.path}: it contains a {type(loaded).__name__}, expected tensors by name; "

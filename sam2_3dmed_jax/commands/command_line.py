@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import re
 import signal
@@ -18,10 +19,18 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar, get_args
+from typing import Any, NoReturn, Protocol, TypeVar, cast, get_args
 
 from sam2_3dmed_jax.config import MemorySelection
-from sam2_3dmed_jax.errors import LINE, FileWarning, Stopped, UserError, message_line, path_errors_as_mistakes
+from sam2_3dmed_jax.errors import (
+    LINE,
+    FileWarning,
+    Stopped,
+    UserError,
+    escaped_lines,
+    message_line,
+    path_errors_as_mistakes,
+)
 from sam2_3dmed_jax.runtime import compilations, interrupts
 from sam2_3dmed_jax.runtime.compute_dtype import COMPUTE_DTYPES
 from sam2_3dmed_jax.runtime.local_paths import check_local
@@ -241,7 +250,12 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
     interrupted = f"interrupted; {after_interrupt}"
     try:
         interrupting = interrupts.ended_during(compilations.in_progress, interrupted)
-        with _file_warnings_on_stderr(), interrupting, path_errors_as_mistakes():
+        with (
+            contextlib.redirect_stdout(cast(Any, _EscapedOutput(sys.stdout))),
+            _file_warnings_on_stderr(),
+            interrupting,
+            path_errors_as_mistakes(),
+        ):
             work()
     except UserError as error:
         if debug:
@@ -249,12 +263,14 @@ def exit_code(work: Callable[[], None], debug: bool, after_interrupt: str) -> in
         _print_error("error: ", error, hint="" if debug else " (complete with --debug)")
         return 2
     except Stopped as stop:
-        print(f"{stop}; {after_interrupt}", file=sys.stderr)
+        print(escaped_lines(f"{stop}; {after_interrupt}"), file=sys.stderr)
         return 128 + stop.signal
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return interrupts.INTERRUPTED
-    except Exception as error:
+    except SystemExit:  # of a parser
+        raise
+    except BaseException as error:  # libraries in Rust raise errors that are no `Exception`
         if debug:
             traceback.print_exc()
         _print_error(f"a bug: {type(error).__name__}: ", error, " (run again with --debug and report it)")
@@ -281,6 +297,28 @@ def _file_warnings_on_stderr() -> Iterator[None]:
         yield
 
 
+class _EscapedOutput:
+    """A text stream in which names from files cannot control the terminal: their control characters are escaped."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text; ends of lines and tabs are kept."""
+        self._stream.write(escaped_lines(text))
+        return len(text)
+
+
+class _EscapedLog(logging.Formatter):
+    """Formats notes of a run as plain lines, as `_EscapedOutput` does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped_lines(super().format(record))
+
+
 def _print_error(start: str, message: object, end: str = "", hint: str = "") -> None:
     """Print a message in one line of at most `LINE` characters; `hint` is added if it was cut."""
     print(start + message_line(message, LINE - len(start) - len(end), hint) + end, file=sys.stderr)
@@ -288,13 +326,13 @@ def _print_error(start: str, message: object, end: str = "", hint: str = "") -> 
 
 def start() -> None:
     """Prepare the process for computation: quiet logs, kept host memory, and a cache of announced compilations."""
-    import logging
-
     from absl import logging as absl_logging
 
     from sam2_3dmed_jax.runtime import compilation_cache, host_memory
 
-    logging.basicConfig(format="%(message)s")  # notes of a run are plain lines on stderr
+    handler = logging.StreamHandler()
+    handler.setFormatter(_EscapedLog("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     # Orbax logs the errors that it also raises, with pages of tracebacks.
     absl_logging.set_verbosity(absl_logging.FATAL)
     host_memory.keep_freed_memory()

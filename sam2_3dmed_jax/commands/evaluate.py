@@ -12,6 +12,7 @@ from sam2_3dmed_jax.commands.command_line import (
     add_memory_selection,
     add_zoom,
     start,
+    terminated_as_interrupted,
 )
 from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import UserError
@@ -284,7 +285,7 @@ def run(options: Options) -> None:
     scoring = ScoringOptions(**values, others=read_all(options.compare))
     split = _given(options, SPLIT_FIELDS)
     checkpoint = str(checkpoint_folder(options.checkpoint)) if options.checkpoint else ""
-    with ConsoleProgress() as progress:
+    with terminated_as_interrupted(), ConsoleProgress() as progress:
         if options.results:
             lines = score_results(options.results, scoring)
         elif options.predictions and options.references:

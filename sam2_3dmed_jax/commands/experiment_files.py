@@ -24,6 +24,7 @@ from sam2_3dmed_jax.commands import builtin_experiments
 from sam2_3dmed_jax.config import EARLIER_NAMES, EarlierNameWarning, ExperimentConfig, SweepSpec, UNetConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.config_check import check_config
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 
 Config = TypeVar("Config", ExperimentConfig, SweepSpec)
 
@@ -109,14 +110,19 @@ def _with_article(config_type: type) -> str:
 def _apply_flags(config: Config, flags: Sequence[str], what: str) -> Config:
     words = [re.sub(r"(^|=)(true|false)$", lambda match: match[0].title(), word) for word in flags]
     output = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            return _run_tyro(config, words)
-    except SystemExit as stop:
+
+    def mistake(reason: str) -> str:
         # Tyro prints a box, drawn with lines or dashes. The words before its reference to the help are the message.
-        words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", output.getvalue()).split()
-        message = re.split(r"Argument helptext|For full helptext", " ".join(words))[0].strip()
-        raise UserError(f"a flag does not fit the {what}: {message} (config.py lists the fields)") from stop
+        printed = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", output.getvalue()).split()
+        message = re.split(r"Argument helptext|For full helptext", " ".join(printed))[0].strip()
+        return f"a flag does not fit the {what}: {message or reason} (config.py lists the fields)"
+
+    with (
+        foreign("tyro", mistake),
+        contextlib.redirect_stderr(output),
+        contextlib.redirect_stdout(output),
+    ):
+        return _run_tyro(config, words)
 
 
 def tyro_help(config: Any) -> str:

@@ -9,10 +9,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 
 # Limit per process: opening a file takes 0.1 ms, and systems allow some hundred open files.
 MAX_OPEN_FILES = 64
@@ -70,11 +72,9 @@ class RecordFile:
         from array_record.python.array_record_module import ArrayRecordReader
 
         self._path, self._size, self._hint = path, size, hint
-        try:
+        with self._errors():
             self._reader = ArrayRecordReader(str(path), _READER)
             number = self._reader.num_records()
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(damaged_file_message(path, str(error), hint)) from error
         if number != count:
             raise UserError(damaged_file_message(path, f"it has {number} readable slices of {count}", hint))
 
@@ -84,14 +84,15 @@ class RecordFile:
         Raises:
             UserError: the record is damaged.
         """
-        try:
+        with self._errors():
             # One by one: lists are read by ArrayRecord's own threads, which is slower and needs 100 MB more.
             (record,) = self._reader.read([int(number)])
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(damaged_file_message(self._path, str(error), self._hint)) from error
         if len(record) != self._size:
             raise UserError(damaged_file_message(self._path, f"slice {number} has {len(record)} bytes", self._hint))
         return bytes(record)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return foreign("array_record", lambda reason: damaged_file_message(self._path, reason, self._hint))
 
 
 def damaged_file_message(path: str | os.PathLike[str], reason: str, hint: str) -> str:

@@ -48,6 +48,7 @@ from sam2_3dmed_jax.model.checkpoint import load_model, read_info, without_bound
 from sam2_3dmed_jax.prompts.protocols import INTERACTIVE, PROTOCOL_DESCRIPTIONS
 from sam2_3dmed_jax.prompts.simulated_user import InteractionRules
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
+from sam2_3dmed_jax.runtime.folder_lock import one_writer
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume import label_classes
@@ -55,6 +56,8 @@ from sam2_3dmed_jax.volume.io import stored_modality
 from sam2_3dmed_jax.volume.label_classes import LabelClass
 from sam2_3dmed_jax.volume.modality import ModalitySources, assumption_note, dicom_modality, parse_modality
 from sam2_3dmed_jax.volume.zoom import OFF, parse_zoom, zoom_text
+
+ANOTHER_OUT = "give another --out"
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,8 @@ def score_checkpoint(
         Lines to print.
 
     Raises:
-        UserError: an invalid option, or files that cannot be read or do not fit each other.
+        UserError: an invalid option, files that cannot be read or do not fit each other, or another process that writes
+            the same results.
     """
     rules = InteractionRules(**options.given_rules) if options.protocol == INTERACTIVE else None
     dataset = require_folder(read_dataset(data))
@@ -233,10 +237,11 @@ def score_checkpoint(
     identity = {"settings": repr(settings), "order": order, "compute_dtype": dtype, "files": files}
     if memory_selection:  # journals of earlier versions do not name it
         identity["memory_selection"] = memory_selection
-    journal = Journal(options.out, identity)
-    rows = evaluate_model(predictor, cases, settings, progress, journal)
-    lines = _write(rows, options, [fixed_cost(predictor)])
-    journal.remove()
+    with one_writer(options.out, ANOTHER_OUT):
+        journal = Journal(options.out, identity)
+        rows = evaluate_model(predictor, cases, settings, progress, journal)
+        lines = _write(rows, options, [fixed_cost(predictor)])
+        journal.remove()
     notes = [assumption_note(first_ids(assumed))] if assumed else []
     return [*(f"note: {note}" for note in (*dataset.warnings, *held_out.notes)), *notes, *lines]
 
@@ -265,7 +270,8 @@ def score_files(
         Lines to print.
 
     Raises:
-        UserError: an invalid option, or files that cannot be read or do not fit each other.
+        UserError: an invalid option, files that cannot be read or do not fit each other, or another process that writes
+            the same results.
     """
     declared = options.given_rules
     if options.protocol == INTERACTIVE:
@@ -287,12 +293,16 @@ def score_files(
         settings = replace(settings, protocol="one-click", nearest_component=True)
     read = [pair for step in steps for pair in step]
     files = [[_file_stamp(path) for path in (pair.prediction, pair.reference, pair.image)] for pair in read]
-    journal = Journal(options.out, {"settings": repr(settings), "remap": sorted(values.items()), "files": files})
-    further = progress, values, options.resample, journal
-    if settings.is_interactive:
-        rows = evaluate_steps(steps, settings, *further)
-    else:
-        rows = evaluate_files(pairs, settings, *further)
+    identity = {"settings": repr(settings), "remap": sorted(values.items()), "files": files}
+    with one_writer(options.out, ANOTHER_OUT):
+        journal = Journal(options.out, identity)
+        further = progress, values, options.resample, journal
+        if settings.is_interactive:
+            rows = evaluate_steps(steps, settings, *further)
+        else:
+            rows = evaluate_files(pairs, settings, *further)
+        lines = _write(rows, options)
+        journal.remove()
     notes = []
     if missing := [pair.case for pair in read if pair.prediction is None]:
         notes.append(
@@ -302,8 +312,6 @@ def score_files(
         notes.append(f"note: {len(unused)} predictions have no reference and are left out: {first_ids(unused)}")
     if rows[0]["block"] == AUTOMATIC:
         notes.append("note: scored as an automatic method; if it was prompted from the references, give --protocol")
-    lines = _write(rows, options)
-    journal.remove()
     return [*notes, *lines]
 
 
@@ -331,9 +339,10 @@ def score_results(folders: Sequence[str], options: ScoringOptions) -> list[str]:
         Lines to print.
 
     Raises:
-        UserError: results that cannot be read or do not belong together.
+        UserError: results that cannot be read or do not belong together, or another process that writes to `out`.
     """
-    return _write(read_all(folders), options, [read_fixed_cost(folder) for folder in folders])
+    with one_writer(options.out, ANOTHER_OUT):
+        return _write(read_all(folders), options, [read_fixed_cost(folder) for folder in folders])
 
 
 def read_all(folders: Sequence[str]) -> list[ScoreRow]:

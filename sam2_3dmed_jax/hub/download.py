@@ -14,9 +14,10 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 
-from sam2_3dmed_jax.errors import UserError, cut
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.hub.catalog import SAFETENSORS, SCHEME, Weights, WeightsFile
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
 from sam2_3dmed_jax.runtime.user_files import read_json, typed
 
@@ -144,25 +145,26 @@ def _fetch(weights: Weights, file: str) -> Path | None:
     """Return a file of the repository in the cache of the client, or None if the repository does not have it."""
     from huggingface_hub import constants, errors, hf_hub_download
 
-    try:
-        return Path(hf_hub_download(weights.repository, file, revision=weights.revision or None))
-    except errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{weights.name}: {constants.ENDPOINT} cannot be reached and {file} was not downloaded before; connect, "
-            f"set HF_ENDPOINT to a mirror, or use {_FROM_FILE}"
-        ) from error
-    except errors.EntryNotFoundError:
-        return None
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{weights.source}: the revision does not exist; give a commit, branch or tag") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{weights.source}: the repository does not exist, or needs a login; check its name, or run 'hf auth login'"
-        ) from error
-    except Exception as error:  # the client raises the errors of an HTTP library that differs between its versions
-        raise UserError(
-            f"{weights.source}: {file} cannot be downloaded ({cut(str(error), 100)}); run the same command again"
-        ) from error
+    with foreign(
+        "huggingface_hub",
+        lambda reason: f"{weights.source}: {file} cannot be downloaded ({reason}); run the same command again",
+    ):
+        try:
+            return Path(hf_hub_download(weights.repository, file, revision=weights.revision or None))
+        except errors.LocalEntryNotFoundError as error:
+            raise UserError(
+                f"{weights.name}: {constants.ENDPOINT} cannot be reached and {file} was not downloaded before; "
+                f"connect, set HF_ENDPOINT to a mirror, or use {_FROM_FILE}"
+            ) from error
+        except errors.EntryNotFoundError:
+            return None
+        except errors.RevisionNotFoundError as error:
+            raise UserError(f"{weights.source}: the revision does not exist; give a commit, branch or tag") from error
+        except errors.RepositoryNotFoundError as error:
+            raise UserError(
+                f"{weights.source}: the repository does not exist, or needs a login; check its name, or run 'hf auth "
+                "login'"
+            ) from error
 
 
 def _checked(weights: Weights, file: WeightsFile, path: Path) -> str:

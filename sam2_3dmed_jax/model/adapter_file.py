@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
-from sam2_3dmed_jax.errors import UserError, cut
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.adapters import adapted, adapted_kernels
 from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY, FORMAT, CheckpointInfo, parse_info
 from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, atomic_path
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.runtime.user_files import parse_json
 from sam2_3dmed_jax.sam2.parameters import digest_of
 
@@ -75,12 +76,12 @@ def read_adapters(path: str | os.PathLike[str]) -> Adapters:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: the file does not exist; give RUN/adapters/final.safetensors of a run with LoRA")
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: it cannot be read ({cut(str(error), 100)}); copy the file again") from error
+    with (
+        foreign("safetensors", lambda reason: f"{path}: it cannot be read ({reason}); copy the file again"),
+        safe_open(path, "numpy") as file,
+    ):
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
     if ADAPTERS_KEY not in metadata or CONFIG_KEY not in metadata:
         raise UserError(f"{path}: it has no adapters; give RUN/adapters/final.safetensors of a run with LoRA")
     info = parse_info(metadata[CONFIG_KEY], str(path))

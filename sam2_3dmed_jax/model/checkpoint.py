@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -35,6 +34,7 @@ from sam2_3dmed_jax.errors import UserError, counted, naming
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.user_files import parse_json, read_bytes, shown, typed
 from sam2_3dmed_jax.sam2.model import SAM2
@@ -251,14 +251,8 @@ def weights_folder(path: str | os.PathLike[str]) -> Iterator[str]:
     Raises:
         UserError: the weights are damaged.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Orbax: "Sharding info not provided"; these are host arrays
-            yield os.path.abspath(Path(path) / "weights")
-    except Exception as error:  # Orbax raises many types for a damaged folder
-        raise UserError(
-            f"{path}: its weights cannot be read ({type(error).__name__}); write the checkpoint again"
-        ) from error
+    with foreign("orbax", lambda reason: f"{path}: its weights cannot be read ({reason}); write the checkpoint again"):
+        yield os.path.abspath(Path(path) / "weights")
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

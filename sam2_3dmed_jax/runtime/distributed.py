@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from sam2_3dmed_jax.errors import Stopped, UserError, message_line
+from sam2_3dmed_jax.runtime import interrupts
 
 # JAX declares a process dead after this time without a heartbeat, so that the others end within 30 s. A launcher that
 # detects deaths itself sets a larger value, because a busy machine may delay heartbeats.
@@ -78,6 +79,7 @@ class _Group:
             self.client.key_value_set(f"sam2_3dmed/gone/{self.index}", "")
             if self.index == 0:  # the coordination service runs in this process, so it exits last
                 self._wait_for_exits()
+        interrupts.clean_up()
         os._exit(code)
 
     def _wait_for_exits(self) -> None:

@@ -26,6 +26,8 @@ INTERRUPTED = 130  # exit code, 128 + SIGINT
 Busy = Callable[[], frozenset[object]]
 Handler = Callable[[int, FrameType | None], None]
 
+_clean_ups: list[Callable[[], None]] = [atomic_files.delete_unfinished]
+
 
 @contextlib.contextmanager
 def handled_by(handler: Handler, *numbers: int) -> Iterator[None]:
@@ -59,7 +61,7 @@ def ended_during(busy: Busy, message: str) -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if busy():
-            _end(message)
+            end_process(message)
         raise KeyboardInterrupt
 
     handler = signal.getsignal(signal.SIGINT)
@@ -92,15 +94,33 @@ def _watch(receiver: socket.socket, busy: Busy, message: str) -> None:
                 return
         receiver.settimeout(None)
         if work & busy():
-            _end(message)
+            end_process(message)
 
 
-def _end(message: str) -> NoReturn:
-    """End the process, with nothing half-written left behind."""
-    atomic_files.delete_unfinished()
+def before_forced_exit(clean_up: Callable[[], None]) -> Callable[[], None]:
+    """Register a function that runs before the process ends without its `finally` blocks; a decorator."""
+    _clean_ups.append(clean_up)
+    return clean_up
+
+
+def clean_up() -> None:
+    """Leave nothing half-written behind, before `os._exit`."""
+    for each in _clean_ups:
+        with contextlib.suppress(Exception):
+            each()
+
+
+def end_process(message: str, code: int = INTERRUPTED) -> NoReturn:
+    """End the process from any thread, with nothing half-written left behind.
+
+    Args:
+        message: printed on stderr.
+        code: of the exit.
+    """
+    clean_up()
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     with contextlib.suppress(OSError, ValueError):
         print(f"{show_cursor}{message}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    os._exit(code)

@@ -10,6 +10,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+from sam2_3dmed_jax.errors import escaped
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -75,7 +77,7 @@ class ConsoleProgress:
         if done == total or now - self._last.get(what, -LINE_EVERY) >= LINE_EVERY:
             self._last[what] = now
             line = f"{what}: {done}/{total} {note}".rstrip()
-            print(line + self._time_left(what, done, total, now), file=sys.stderr, flush=True)
+            print(escaped(line) + self._time_left(what, done, total, now), file=sys.stderr, flush=True)
 
     def _time_left(self, what: str, done: int, total: int, now: float) -> str:
         """Return the time left at the mean speed since the first call; empty if it is not known yet."""
@@ -128,4 +130,4 @@ def _bar() -> Bar:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+    return Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True))

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint.experimental.v1 as ocp
 
-from sam2_3dmed_jax.errors import UserError, listed
+from sam2_3dmed_jax.errors import UserError, cut, listed
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.atomic_files import write_text
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.runtime.hashing import sha256_of_file
 from sam2_3dmed_jax.runtime.user_files import read_json, typed
 from sam2_3dmed_jax.training.run_folder import RESUME, checkpoint_steps, run_write_errors
@@ -120,14 +121,15 @@ def restore(folder: str | os.PathLike[str], state: TrainState) -> Restored:
         reason = _damage(folder / str(step))
         if not reason:
             try:
-                return Restored(_load(folder / str(step), state), step, damaged)
-            except Exception as error:  # Orbax raises many kinds
+                with foreign("orbax", str):
+                    return Restored(_load(folder / str(step), state), step, damaged)
+            except UserError as error:
                 if (folder / str(step) / SUMS).exists():  # its files are undamaged
                     raise UserError(
-                        f"{folder / str(step)} is undamaged, but this version cannot read it ({type(error).__name__}); "
-                        "resume with the version that wrote it, or choose another --out"
+                        f"{folder / str(step)} is undamaged, but this version cannot read it ({error}); resume with "
+                        "the version that wrote it, or choose another --out"
                     ) from error
-                reason = f"it cannot be read ({type(error).__name__})"
+                reason = f"it cannot be read ({cut(str(error), 80)})"
         damaged[step] = reason
     if damaged:
         reasons = listed([f"{step}: {reason}" for step, reason in damaged.items()])

@@ -29,6 +29,7 @@ from sam2_3dmed_jax.model.adapters import effective_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.config_check import check_config
+from sam2_3dmed_jax.runtime.folder_lock import one_writer
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training import compilation
@@ -79,13 +80,27 @@ def train(
         `out/final`, a native checkpoint. A finished run whose data has changed is left as it is, with a warning.
 
     Raises:
-        UserError: settings or data that do not fit, another experiment's folder, data that has changed since the run
-            began, a loss that is not finite or explodes, only damaged checkpoints, or a disk that is full.
+        UserError: settings or data that do not fit, another experiment's folder, a folder that another process trains
+            in, data that has changed since the run began, a loss that is not finite or explodes, only damaged
+            checkpoints, or a disk that is full.
         Stopped: Ctrl-C or SIGTERM; the run is saved.
     """
     check_local(out)
     check_config(config)
     run = Path(out)
+    with one_writer(run, "choose another --out"):
+        return _train(config, run, progress, setup, profile, accept_changed_data)
+
+
+def _train(
+    config: ExperimentConfig,
+    run: Path,
+    progress: Progress | None,
+    setup: Setup | None,
+    profile: int,
+    accept_changed_data: bool,
+) -> Path:
+    """Run or resume an experiment in a folder that this process holds; arguments as in `train`."""
     if finished_with_changed_data(config, run, accept_changed_data, progress):
         return run / "final"
     setup = setup or set_up(config)

@@ -19,6 +19,7 @@ from sam2_3dmed_jax.config import (
 )
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import write_errors, write_text
+from sam2_3dmed_jax.runtime.folder_lock import is_lock
 from sam2_3dmed_jax.runtime.user_files import plain, read_json, shown, typed
 
 CONFIG = "config.json"
@@ -67,7 +68,7 @@ def claim_folder(run: Path, config: ExperimentConfig) -> None:
             )
         write_text(file, json.dumps(new, indent=2), RESUME, keep_unchanged=True)
         return
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and not all(is_lock(path) for path in run.iterdir()):
         raise UserError(f"{run}: it is not empty and holds no run; choose another --out")
     with run_write_errors(run):
         run.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,6 @@ Single-frame and enhanced multi-frame objects give the same `Frame`s (PS3.3, C.7
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.volume.dicom_deflate import is_deflated, read_deflated
 from sam2_3dmed_jax.volume.dicom_file import has_preamble, is_dicom_file, measure_pixels
-from sam2_3dmed_jax.volume.image_file import check_promise, one_line, optional
+from sam2_3dmed_jax.volume.image_file import check_promise, optional
 
 _LARGEST_MM = 1e6  # of positions and distances; a scanner's space is a few metres
 _PACKBITS_LIMIT = 64  # largest ratio that DICOM's RLE can reach
@@ -71,33 +70,14 @@ class Frame:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence pydicom's warnings: they concern unused values, or errors that are also raised."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Wrap every use of pydicom, which parses elements on access and raises many kinds of errors.
 
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with quiet():
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is damaged DICOM ({one_line(error)}): copy or export it again") from None
+    with foreign("pydicom", lambda reason: f"{path} is damaged DICOM ({reason}): copy or export it again"):
+        yield
 
 
 def read_header(path: Path, pixels: bool = False) -> Any:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.runtime.guarded_process import ChildError, GuardedProcess
 from sam2_3dmed_jax.volume.dicom_bits import signed_stream_precision, stored_values
 from sam2_3dmed_jax.volume.dicom_frame import PixelCoding, read_header, reading
-from sam2_3dmed_jax.volume.image_file import one_line, optional
+from sam2_3dmed_jax.volume.image_file import optional
 
 # Tags that describe the stored pixels. ITK decodes a copy with these tags alone without rescaling the values.
 _PIXEL_TAGS = (
@@ -125,12 +126,14 @@ def _decode_by_itk(path: Path, header: Any) -> np.ndarray:
     bare.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        syntax = header.file_meta.TransferSyntaxUID.name
+        with foreign(
+            "SimpleITK",
+            lambda reason: (
+                f"{path} has pixels in {syntax} that cannot be decoded ({reason}): copy it again, or export it "
+                "uncompressed"
+            ),
+        ):
             bare.save_as(Path(folder) / "pixels.dcm", enforce_file_format=True)
             image = sitk.ReadImage(str(Path(folder) / "pixels.dcm"))
-        except Exception as error:
-            raise UserError(
-                f"{path} has pixels in {header.file_meta.TransferSyntaxUID.name} that cannot be decoded "
-                f"({one_line(error)}): copy it again, or export it uncompressed"
-            ) from None
     return np.asarray(sitk.GetArrayFromImage(image))

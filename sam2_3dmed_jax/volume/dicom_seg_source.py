@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.foreign_errors import foreign, quiet
 from sam2_3dmed_jax.volume.dicom import is_dicom
-from sam2_3dmed_jax.volume.dicom_frame import Frame, quiet, read_header, reading
+from sam2_3dmed_jax.volume.dicom_frame import Frame, read_header, reading
 from sam2_3dmed_jax.volume.dicom_series import find_series
 from sam2_3dmed_jax.volume.dicom_stack import Stack, stack_frames
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.image_file import one_line, optional
+from sam2_3dmed_jax.volume.image_file import optional
 
 # Tags that may be empty (type 2 of their modules), with their value representation.
 _MAY_BE_EMPTY = {
@@ -80,16 +81,10 @@ def source_of(path: str | os.PathLike[str], like: Volume) -> SegmentationSource:
 @contextlib.contextmanager
 def library_errors(path: str | os.PathLike[str], like: Volume) -> Iterator[None]:
     """Silence highdicom and pydicom, and turn their errors, which are of many kinds, into one sentence."""
-    try:
-        with quiet():
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be made from {like.grid.source} ({type(error).__name__}: {one_line(error)[:120]}): "
-            f"{_NIFTI_INSTEAD}"
-        ) from error
+    with foreign(
+        "pydicom", lambda reason: f"{path} cannot be made from {like.grid.source} ({reason}): {_NIFTI_INSTEAD}"
+    ):
+        yield
 
 
 def build_source(stack: Stack) -> SegmentationSource:
@@ -312,5 +307,5 @@ def _header(
         ]
     else:
         tags |= measures | axes | positions[0]
-    with quiet():
+    with quiet("pydicom"):
         return data_set(**tags, **shared)

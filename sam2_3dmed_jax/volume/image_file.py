@@ -103,12 +103,6 @@ def check_promise(path: str | os.PathLike[str], promised: int, most: int, what: 
         )
 
 
-def one_line(error: BaseException) -> str:
-    """Return a library's message on one line, cut to 200 characters."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 200 else f"{words[:200]}..."
-
-
 def optional(module: str, path: str | os.PathLike[str]) -> Any:
     """Import a library of the extra `[dicom]`, which reading or writing `path` needs.
 

@@ -6,33 +6,28 @@ voxel sizes with radiological left-right.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 import math
 import os
 import re
 import struct
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import logger
-from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
-from nibabel.wrapstruct import WrapStructError
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.formats import FORMATS, suffix_of
 from sam2_3dmed_jax.volume.geometry import GRID_TOLERANCE_MM, Grid, Volume, from_canonical, largest_displacement_mm
-from sam2_3dmed_jax.volume.image_file import ImageFile, check_size, one_line
+from sam2_3dmed_jax.volume.image_file import ImageFile, check_size
 from sam2_3dmed_jax.volume.voxel_stream import (
     StoredVoxels,
     VoxelStream,
@@ -46,10 +41,6 @@ _METRE, _MICRON = 1, 3  # codes of xyzt_units
 _GEOMETRY_FIELDS = (
     *("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
-)
-_DAMAGED = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, ArithmeticError, MemoryError),
-    *(struct.error, zlib.error, ImageFileError, HeaderDataError, WrapStructError),
 )
 # A label in the header's extension: its value and its name.
 _LABEL = re.compile(r'<Label\s+Key="(\d{1,9})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>\s*</Label>', re.DOTALL)
@@ -67,7 +58,6 @@ class _NiftiFile:
 
     Attributes:
         header: of nibabel.
-        affine: `[4, 4]`, of the header.
         slope: factor of the stored values.
         intercept: added after the slope.
         voxels: position of the first volume.
@@ -75,7 +65,6 @@ class _NiftiFile:
     """
 
     header: Any
-    affine: np.ndarray
     slope: float
     intercept: float
     voxels: StoredVoxels
@@ -98,7 +87,9 @@ def open_image(
             affine, is not in millimetres, too large, or truncated.
     """
     file = _read_header(path)
-    volume, grid = _checked(file.header.get_data_shape(), file.header, file.affine, str(path), index)
+    with _reading(path):
+        shape, affine = file.header.get_data_shape(), file.header.get_best_affine()
+        volume, grid = _checked(shape, file.header, affine, str(path), index)
     _check_data_file(path, file)
     return ImageFile(grid, functools.partial(_read, file, volume, grid))
 
@@ -118,7 +109,7 @@ def stored_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
         return {}
     with VoxelStream(StoredVoxels(Path(path), encoding_of(Path(path)))) as stream:
         block = stream.read(_LARGEST_NAMES)
-    with _quiet():
+    with _reading(path):
         header = _parse_header(block, pair=False)
     extensions = block[header.sizeof_hdr : int(header.get_data_offset())].decode("utf-8", "replace")
     return {int(key): name for key, name in _LABEL.findall(extensions)}
@@ -138,7 +129,7 @@ def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
     volume, grid = _checked(image.shape, image.header, image.affine, name, index)
 
     def read(dtype: type | None) -> np.ndarray:
-        try:
+        with foreign("nibabel", lambda reason: f"{name} cannot be read by nibabel ({reason}): load it again"):
             proxy = image.dataobj
             # Scaled by the same function as a file that is given by its path, so that the values are the same.
             scaled = nib.is_proxy(proxy) and hasattr(proxy, "get_unscaled")
@@ -146,8 +137,6 @@ def from_nibabel(image: Any, index: int | None = None) -> ImageFile:
             one = voxels.reshape(*grid.shape, -1, order="F")[..., volume]
             one = apply_read_scaling(one, proxy.slope, proxy.inter) if scaled else one
             return np.asarray(one, dtype=dtype)
-        except _DAMAGED as error:
-            raise UserError(f"{name} cannot be read by nibabel ({one_line(error)}): load it again") from None
 
     return ImageFile(grid, read)
 
@@ -260,21 +249,19 @@ def _read_header(path: str | os.PathLike[str]) -> _NiftiFile:
         files = nib.Nifti1Pair.filespec_to_file_map(os.fspath(path))
         header_path, voxel_path = (Path(str(files[part].filename)) for part in ("header", "image"))
     stored = StoredVoxels(header_path, encoding_of(header_path))
-    try:
-        with VoxelStream(stored) as stream:
-            block = stream.read(_LARGEST_HEADER)
-        with _quiet():
-            header = _parse_header(block, pair=suffix in _PAIRS)
-            slope, intercept = header.get_slope_inter()
-            offset = int(header.get_data_offset())
-            affine = header.get_best_affine()
-    except (UserError, *_DAMAGED) as error:
-        raise UserError(f"{path} cannot be read as NIfTI ({one_line(error)}): give a .nii, .nii.gz or .hdr") from None
+    with _reading(path):
+        try:
+            with VoxelStream(stored) as stream:
+                block = stream.read(_LARGEST_HEADER)
+        except UserError as error:
+            raise ValueError(str(error)) from None  # of a file that may be something else than NIfTI
+        header = _parse_header(block, pair=suffix in _PAIRS)
+        slope, intercept = header.get_slope_inter()
+        offset = int(header.get_data_offset())
     if not 0 <= offset <= _LARGEST_OFFSET:
         raise UserError(f"{path} has the vox_offset {offset}, expected 0 to {_LARGEST_OFFSET}: export it again")
     return _NiftiFile(
         header=header,
-        affine=affine,
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         voxels=StoredVoxels(voxel_path, encoding_of(voxel_path), skip=offset),
@@ -282,15 +269,9 @@ def _read_header(path: str | os.PathLike[str]) -> _NiftiFile:
     )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence nibabel's notes about a header, for every handler of logs; what is wrong with it is also raised."""
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _reading(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """Turn the errors of nibabel about a header into a `UserError`."""
+    return foreign("nibabel", lambda reason: f"{path} cannot be read as NIfTI ({reason}): give a .nii, .nii.gz or .hdr")
 
 
 def _parse_header(block: bytes, pair: bool) -> Any:
@@ -334,11 +315,11 @@ def _read(file: _NiftiFile, index: int, grid: Grid, dtype: type | None) -> np.nd
         verify(file.header_file)
     count = math.prod(int(n) for n in file.header.get_data_shape()[3:])
     voxels = read_voxels(file.voxels, grid.shape, file.header.get_data_dtype(), index, count)
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(apply_read_scaling(voxels, file.slope, file.intercept), dtype=dtype)
-    except ValueError as error:
-        raise UserError(f"{grid.source} has an invalid scaling ({one_line(error)}): export it again") from None
+    with (
+        foreign("nibabel", lambda reason: f"{grid.source} has an invalid scaling ({reason}): export it again"),
+        np.errstate(over="ignore", invalid="ignore"),
+    ):
+        return np.asarray(apply_read_scaling(voxels, file.slope, file.intercept), dtype=dtype)
 
 
 def _save(path: str | os.PathLike[str], array_ijk: np.ndarray, grid: Grid, descrip: str) -> None:

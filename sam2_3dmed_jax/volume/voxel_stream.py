@@ -25,7 +25,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.volume.image_file import check_promise, one_line
+from sam2_3dmed_jax.runtime.foreign_errors import one_line
+from sam2_3dmed_jax.volume.image_file import check_promise
 
 _CHUNK = 2**16  # bytes of the file that are decompressed at once
 _BLOCK = 2**18  # limit of decompressed bytes in memory, besides the array

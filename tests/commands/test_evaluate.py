@@ -16,6 +16,7 @@ from sam2_3dmed_jax.data.splits import Split
 from sam2_3dmed_jax.evaluation import score_cases
 from sam2_3dmed_jax.evaluation.journal import Journal
 from sam2_3dmed_jax.evaluation.report import worst_cases
+from sam2_3dmed_jax.runtime.folder_lock import one_writer
 from sam2_3dmed_jax.volume.io import write_nifti
 from tests.helpers.recorded_cases import RecordedCases
 
@@ -204,6 +205,20 @@ def test_the_definition_and_tolerance_are_stored_with_every_result(tmp_path: Pat
     stored = summary(tmp_path / "out")
     assert stored["definition"] == definition and stored["classes"]["1"]["tolerance_mm"] == 1
     assert float(row["hd_mm"]) == 2 and 0 < float(row["nsd"]) < 1
+
+
+def test_results_that_another_process_writes_are_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    predictions, references = (folder(tmp_path, name, {"a": ball()}) for name in ("predictions", "references"))
+    evaluate(tmp_path, predictions, references)
+    out = str(tmp_path / "out")
+    with one_writer(out, ""):
+        (tmp_path / "out" / "cases.csv").write_text("half")
+        assert "in use by this process" in mistake(
+            capsys, "--predictions", predictions, "--references", references, "--out", out
+        )
+    assert (tmp_path / "out" / "cases.csv").read_text() == "half"
 
 
 def test_finished_results_of_folds_and_seeds_are_summarised_together(

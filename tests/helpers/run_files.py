@@ -43,11 +43,16 @@ def events(run: Path) -> Iterator[Event]:
             start += 16 + length
 
 
-def signalled(experiment: Path, run: Path, step: int, number: int) -> tuple[int, str]:
-    """Train in a new process, send it a signal after `step` is logged, and return its exit code and stderr."""
+def started(experiment: Path, run: Path) -> subprocess.Popen[str]:
+    """Train in a new process."""
     words = [sys.executable, "-m", "sam2_3dmed_jax.commands.main", "train", str(experiment), "--out", str(run)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def signalled(experiment: Path, run: Path, step: int, number: int) -> tuple[int, str]:
+    """Train in a new process, send it a signal after `step` is logged, and return its exit code and stderr."""
+    process = started(experiment, run)
     log = run / "log.csv"
     while process.poll() is None and not (log.exists() and len(log.read_bytes().splitlines()) > step):
         time.sleep(0.002)

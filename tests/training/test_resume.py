@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import jax
 import numpy as np
 import pytest
 
+from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.folder_lock import LOCK, is_lock
 from sam2_3dmed_jax.training.checkpoint import SUMS, restore
 from sam2_3dmed_jax.training.run_folder import claim_folder
-from tests.helpers.run_files import assert_same_result, rows, signalled
+from tests.helpers.run_files import assert_same_result, rows, signalled, started
 
 
 def test_a_terminated_and_killed_run_resumes_to_the_result_of_an_uninterrupted_one(small, whole, tmp_path):
@@ -38,6 +41,22 @@ def test_a_terminated_and_killed_run_resumes_to_the_result_of_an_uninterrupted_o
 
     small.train(run)
     assert_same_result(run, whole)
+
+
+@pytest.mark.slow
+def test_a_second_process_on_a_run_is_refused_and_the_first_one_is_unharmed(small, whole, tmp_path, capsys):
+    experiment, run = tmp_path / "experiment.py", tmp_path / "run"
+    experiment.write_text(f"from sam2_3dmed_jax.config import *\n\ndef get_config():\n    return {small.config!r}\n")
+    first = started(experiment, run)
+    while not (run / LOCK).exists():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.01)
+    assert main(["train", str(experiment), "--out", str(run)]) == 2
+    (refusal,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(rf"in use by process {first.pid} on .* since .* \(.*train .*\); wait for it", refusal)
+    assert first.wait(600) == 0, first.stderr.read()
+    assert_same_result(run, whole)
+    assert not [path for path in run.iterdir() if is_lock(path)]
 
 
 def damaged_copy(whole: Path, run: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Output folder of `prepare`: its settings and lock, the finished cases, and the removal of outdated files.
+"""Output folder of `prepare`: its settings, the finished cases, and the removal of outdated files.
 
 `prepare.json` has the settings. `cases/ID.json`, the sidecar of a case, marks the case as finished; it is written after
 the comparison of its shard. `index.json` marks the whole dataset as finished.
@@ -20,6 +20,7 @@ from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase
 from sam2_3dmed_jax.data.prepared import FORMAT, INDEX, PreparedCase, PrepareSettings, check_case, is_prepared
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
+from sam2_3dmed_jax.runtime.folder_lock import is_lock, one_writer
 from sam2_3dmed_jax.runtime.user_files import plain, read_json, typed
 from sam2_3dmed_jax.volume.modality import dicom_modality
 
@@ -60,16 +61,18 @@ def claim_folder(out: Path, dataset: Dataset, settings: PrepareConfig) -> Iterat
     """
     record = {"format": FORMAT, "dataset": dataset.name, **settings_record(settings)}
     file = out / SETTINGS
-    if file.exists():
-        _check_settings(file, record)
-    elif out.exists() and not (out.is_dir() and all(_is_unfinished(path, file) for path in out.iterdir())):
-        raise UserError(f"{out} contains files that `prepare` did not write; give a new or an empty folder as OUT")
-    with write_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(record, indent=1) + "\n", keep_unchanged=True)
-        for folder in (SHARDS, SIDECARS, TEMPORARY):
-            (out / folder).mkdir(exist_ok=True)
-    with _lock(out):
+    other = UserError(f"{out} contains files that `prepare` did not write; give a new or an empty folder as OUT")
+    if out.exists() and not out.is_dir():
+        raise other
+    with one_writer(out, "give another OUT"):
+        if file.exists():
+            _check_settings(file, record)
+        elif not all(_is_unfinished(path, file) or is_lock(path) for path in out.iterdir()):
+            raise other
+        with write_errors(out):
+            write_text(file, json.dumps(record, indent=1) + "\n", keep_unchanged=True)
+            for folder in (SHARDS, SIDECARS, TEMPORARY):
+                (out / folder).mkdir(exist_ok=True)
         try:
             yield
         finally:
@@ -158,23 +161,6 @@ def _check_settings(file: Path, settings: dict[str, Any]) -> None:
             f"{file.parent} was prepared with other settings: {listed(different, separator='; ')}; give another "
             "OUT, or delete the folder"
         )
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Lock the folder; the lock ends with the process at the latest."""
-    import fcntl
-
-    with write_errors(out):
-        file = (out / TEMPORARY / "lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out} is being prepared by another process; wait for it, or give another OUT") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 def _is_unfinished(path: Path, file: Path) -> bool:

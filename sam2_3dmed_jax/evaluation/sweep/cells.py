@@ -23,6 +23,7 @@ from sam2_3dmed_jax.evaluation.sweep.factors import FACTORS, STORED, Setting, se
 from sam2_3dmed_jax.prompts.perturbation import OWN
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_text
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype
+from sam2_3dmed_jax.runtime.folder_lock import is_lock
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 from sam2_3dmed_jax.runtime.user_files import plain, read_json, typed
 
@@ -75,7 +76,7 @@ class Cells:
                     f"--out: {self._folder.parent} holds another sweep, which differs in {listed(differing)}; "
                     "choose another --out, or only add values, checkpoints, folds or seeds to it"
                 )
-        elif self._folder.parent.exists() and any(self._folder.parent.iterdir()):
+        elif self._folder.parent.exists() and not all(is_lock(path) for path in self._folder.parent.iterdir()):
             raise UserError(f"--out: {self._folder.parent} is not empty and contains no sweep; choose another folder")
         write_text(path, json.dumps(record, indent=2) + "\n")
 

@@ -34,6 +34,7 @@ from sam2_3dmed_jax.prompts.perturbation import OTHER
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.config_check import check_config
+from sam2_3dmed_jax.runtime.folder_lock import LOCK, one_writer
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
@@ -143,10 +144,17 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
         Lines to print.
 
     Raises:
-        UserError: the folder has another sweep or cannot be written, or files of a case do not fit each other.
+        UserError: the folder has another sweep, another process works on this part of it, it cannot be written, or
+            files of a case do not fit each other.
     """
     check_local(out)
     index, parts = parse_shard(shard)
+    with one_writer(out, "give another --out or --shard", f"{LOCK}-{index + 1}-of-{parts}"):
+        return _run_shard(sweep, out, index, parts, progress)
+
+
+def _run_shard(sweep: Sweep, out: str, index: int, parts: int, progress: Progress) -> list[str]:
+    """Do the work of `run_sweep` for a part of the cases that no other process works on."""
     cells = Cells(out)
     distributed.run_on_first_process(lambda: _claim(sweep, cells))
     jobs = sweep.jobs[index::parts]

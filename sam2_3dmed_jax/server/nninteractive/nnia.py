@@ -20,6 +20,7 @@ import blosc2
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError, cut
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 
 MAGIC = b"NNIA"
 VERSION = 1
@@ -85,10 +86,8 @@ def unpack(data: bytes, max_elements: int, dtypes: Collection[str], axes: int) -
     out = np.empty(math.prod(shape), np.dtype(name).newbyteorder("<"))
     start = 0
     for count, frame in frames:
-        try:
+        with foreign("blosc2", lambda reason: str(_damaged(f"a chunk cannot be decompressed ({reason})"))):
             blosc2.decompress2(frame, dst=out[start : start + count])
-        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-            raise _damaged("a chunk cannot be decompressed") from error
         start += count
     if name == "bool":  # other bytes than 0 and 1 are undefined behaviour in NumPy
         out = out.view(np.uint8) != 0
@@ -131,10 +130,8 @@ def _frames(reader: _Reader, expected: int, itemsize: int) -> list[tuple[int, by
         if raw > min(expected, CHUNK_BYTES) or raw % itemsize or not raw:
             raise _damaged(f"a chunk promises {raw} bytes")
         frame = reader.take(compressed)
-        try:
+        with foreign("blosc2", lambda reason: str(_damaged(f"a chunk is not a frame of blosc2 ({reason})"))):
             frame_raw, frame_compressed, _ = blosc2.get_cbuffer_sizes(frame)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise _damaged("a chunk is not a frame of blosc2") from error
         if (frame_raw, frame_compressed) != (raw, compressed):
             raise _damaged("the sizes of a chunk contradict each other")
         expected -= raw

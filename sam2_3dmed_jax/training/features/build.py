@@ -1,7 +1,6 @@
 """Filling of the feature cache: missing cases of a run are encoded first, shared among all processes.
 
-An interrupted run resumes with the next case. Several runs may fill one folder at the same time: files are written
-atomically, and a case that another run has finished is not encoded again.
+An interrupted run resumes with the next case. One run fills a folder at a time; any number of runs may read it.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -19,6 +19,7 @@ from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.folder_lock import one_writer
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.features.cache import NEW, FeatureCache, FeatureKey
 from sam2_3dmed_jax.training.features.choice import reason_not_used
@@ -71,7 +72,8 @@ def open_features(
         progress: counts encoded slices; its note is the space on disk and the folder.
 
     Raises:
-        UserError: the folder holds something else or other features, cannot be written, or has no room.
+        UserError: the folder holds something else or other features, is being filled by another run, cannot be written,
+            or has no room.
     """
     if encoder is None:
         return None
@@ -82,12 +84,13 @@ def open_features(
         if (reason := cache.missing_reason(case)) != NEW:
             log.warning("%s; its slices are encoded again", reason)
     multihost_utils.sync_global_devices("features: checked")  # before any process changes what the others check
-    cache.claim()
-    share = missing[jax.process_index() :: jax.process_count()]
-    if share:
-        local_devices = [device for device in devices if device.process_index == jax.process_index()]
-        _encode_cases(cache, encoder.start(local_devices), reader, share, progress)
-    multihost_utils.sync_global_devices("features: complete")
+    with one_writer(cache.path, "give another data.features") if missing else nullcontext():
+        cache.claim()
+        share = missing[jax.process_index() :: jax.process_count()]
+        if share:
+            local_devices = [device for device in devices if device.process_index == jax.process_index()]
+            _encode_cases(cache, encoder.start(local_devices), reader, share, progress)
+        multihost_utils.sync_global_devices("features: complete")
     return cache
 
 

@@ -20,6 +20,7 @@ from sam2_3dmed_jax.data.prepared import PreparedCase, PrepareSettings
 from sam2_3dmed_jax.data.record_files import OpenFileCache
 from sam2_3dmed_jax.errors import UserError, listed
 from sam2_3dmed_jax.runtime.atomic_files import UNFINISHED, write_errors, write_text
+from sam2_3dmed_jax.runtime.folder_lock import is_lock
 from sam2_3dmed_jax.runtime.hashing import sha256_of_json
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.user_files import plain, read_json, shown, typed
@@ -110,8 +111,8 @@ class FeatureCache:
         folder, file = Path(self.path), Path(self.path, INDEX)
         if not file.exists():
             # `claim` may have been killed before it wrote the record.
-            usable = not folder.exists() or (folder.is_dir() and all(p.suffix == UNFINISHED for p in folder.iterdir()))
-            if not usable:
+            files = [] if not folder.exists() else [*folder.iterdir()] if folder.is_dir() else [folder]
+            if not all(path.suffix == UNFINISHED or is_lock(path) for path in files):
                 raise UserError(f"data.features: {folder} holds something else; give a new or an empty folder")
             return
         fix = f"delete {folder} and run this again"

@@ -235,7 +235,10 @@ def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
 
 def test_two_processes_cannot_use_the_same_folder(tmp_path):
     source, out = some_cases(tmp_path / "data", 1), tmp_path / "out"
-    with claim_folder(out, read_dataset(source), PrepareConfig()), pytest.raises(UserError, match="by another process"):
+    with (
+        claim_folder(out, read_dataset(source), PrepareConfig()),
+        pytest.raises(UserError, match="is in use by this process since"),
+    ):
         run(source, out)
     assert run(source, out).done
 

@@ -25,6 +25,7 @@ from sam2_3dmed_jax.data.split_files import write_run_split
 from sam2_3dmed_jax.inference import compiled_programs, feature_store
 from sam2_3dmed_jax.model.checkpoint import assemble
 from sam2_3dmed_jax.phantom import write_phantom_dataset
+from sam2_3dmed_jax.runtime.folder_lock import LOCK, one_writer
 from sam2_3dmed_jax.sam2.parameters import split
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -236,7 +237,9 @@ def test_shards_compute_the_cells_of_their_cases_and_the_last_writes_the_tables(
     whole = sweep(*words, out="alone")
     sweep(*words, "--shard", "1/2", out="shared")
     assert "2 of 4 propagations are done" in capsys.readouterr().out and not Path("shared/sweep.csv").exists()
-    sweep(*words, "--shard", "2/2", out="shared")
+    with one_writer("shared", "", f"{LOCK}-1-of-2"):  # another shard
+        assert "in use by this process" in mistake(capsys, *words, "--shard", "1/2", out="shared")
+        sweep(*words, "--shard", "2/2", out="shared")
     assert texts(Path("shared")) == texts(whole)
 
 

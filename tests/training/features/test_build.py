@@ -15,6 +15,7 @@ import pytest
 from sam2_3dmed_jax.data.prepared import read_prepared
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.build import abstract_model
+from sam2_3dmed_jax.runtime.folder_lock import one_writer
 from sam2_3dmed_jax.sam2.parameters import merge
 from sam2_3dmed_jax.training.dataset import check_data, open_case_reader
 from sam2_3dmed_jax.training.features.build import check_features
@@ -149,6 +150,14 @@ def test_a_folder_that_cannot_be_written_is_refused(copied, setup):
     inside = copied.replace(data=replace(copied.data, features=str(folder.parent / "file" / "features")))
     with pytest.raises(UserError, match=r"file/features cannot be written \(Not a directory\)"):
         build_features(inside, setup)
+
+
+def test_one_run_fills_a_folder_and_others_may_read_it(copied, setup, cache):
+    with one_writer(copied.data.features, ""):
+        build_features(copied, setup)
+        next(Path(copied.data.features, "cases").iterdir()).unlink()
+        with pytest.raises(UserError, match="in use by this process"):
+            build_features(copied, setup)
 
 
 def test_a_changed_case_is_encoded_again(copied, setup):
