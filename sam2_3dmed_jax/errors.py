@@ -6,6 +6,7 @@ a message is written; `message_line` shortens messages that are still too long.
 
 import errno
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice

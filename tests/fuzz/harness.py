@@ -24,7 +24,7 @@ from tests.fuzz.worker import INPUT, SECONDS, Report
 
 TABLE = "tests.fuzz.kinds"
 CHUNK = 25  # inputs of one kind in a row
-START_SECONDS = 120.0  # until a worker answers for the first time
+START_SECONDS = 120.0  # to start a worker, to make a seed and to warm up
 MARGIN = 1.5  # times the limit, to make the input and to answer
 INPUTS_PER_WORKER = 1500  # after which a worker is replaced, so that its memory stays small
 
@@ -56,6 +56,7 @@ class Reader:
         self._folder, self._failures, self._seed = folder, failures, seed
         self._table, self._seconds = table, seconds
         self._number = 0
+        self._known: set[str] = set()  # kinds that the process has read
         self._process = None
         self._answered = 0
 
@@ -64,7 +65,7 @@ class Reader:
         if self._process is None or self._answered >= INPUTS_PER_WORKER:
             self._replace()
         assert self._process and self._process.stdin and self._process.stdout
-        limit = self._seconds * MARGIN + (START_SECONDS if not self._answered else 0)
+        limit = self._seconds * MARGIN + (0 if kind in self._known else START_SECONDS)
         request = {"kind": kind, "seed": self._seed, "index": index}
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -75,6 +76,7 @@ class Reader:
             line = b""
         if line:
             self._answered += 1
+            self._known.add(kind)
             report = Report(**json.loads(line))
         else:
             report = self._ended(kind, index, hung=line is None)
@@ -95,6 +97,7 @@ class Reader:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._number += 1
         self._answered = 0
+        self._known = set()
         self._process = worker.start(self._root, self._folder.parent / "seeds", self._table)
 
     @property

@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -28,6 +29,7 @@ class Kind:
         is_file: the reader gets a path; bodies of requests are read by the fuzzer.
         names_file: a refusal must name a file or folder of the input, and not only a flag or a case.
         members: names inside of the files, one of which is a name, too.
+        warm: work that a process does once, before the first input of the kind.
         share: of the inputs of a run, relative to other kinds; less where a reader is slow.
         needs: a package without which the kind is left out.
     """
@@ -39,6 +41,7 @@ class Kind:
     is_file: bool = True
     names_file: bool = True
     members: tuple[str, ...] = ()
+    warm: Callable[[], object] = lambda: None
     share: float = 1.0
     needs: str = ""
 
@@ -191,12 +194,20 @@ KINDS: tuple[Kind, ...] = (
         (*_plain("*"), *_plain("config.json", _JSON)),
         share=0.1,
     ),
-    Kind("safetensors", seeds.converted("w.safetensors", "meta"), readers.foreign_checkpoint, _SAFETENSORS, share=0.5),
+    Kind(
+        "safetensors",
+        seeds.converted("w.safetensors", "meta"),
+        readers.foreign_checkpoint,
+        _SAFETENSORS,
+        warm=readers.shapes_of_presets,
+        share=0.5,
+    ),
     Kind(
         "native safetensors",
         seeds.converted("n.safetensors", "native"),
         readers.foreign_checkpoint,
         _SAFETENSORS,
+        warm=readers.shapes_of_presets,
         share=0.5,
     ),
     Kind("adapters", seeds.adapters, readers.adapters, _SAFETENSORS),
@@ -205,6 +216,7 @@ KINDS: tuple[Kind, ...] = (
         seeds.transformers_folder,
         readers.foreign_checkpoint,
         (*_plain("*.json", _JSON), *_SAFETENSORS),
+        warm=readers.shapes_of_presets,
         share=0.5,
     ),
     Kind(
@@ -217,6 +229,7 @@ KINDS: tuple[Kind, ...] = (
             *_plain("*.pt"),
         ),
         needs="torch",
+        warm=readers.shapes_of_presets,
         share=0.5,
     ),
     Kind(
@@ -225,6 +238,7 @@ KINDS: tuple[Kind, ...] = (
         readers.foreign_checkpoint,
         _plain("*.pth", (*BYTES, m.edit_pickle)),
         needs="torch",
+        warm=readers.shapes_of_presets,
         share=0.5,
     ),
     Kind(

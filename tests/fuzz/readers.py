@@ -234,6 +234,14 @@ def foreign_checkpoint(path: Path) -> object:
     return require_fit(source, *recognise(source, None), None)
 
 
+def shapes_of_presets() -> object:
+    """Compute what recognising a checkpoint compares it with; it takes a process many seconds, once."""
+    from sam2_3dmed_jax.sam2.presets import PRESETS
+    from weights_conversion.presets import native_shapes, plain
+
+    return [native_shapes(plain(preset)) for preset in PRESETS]
+
+
 def adapters(path: Path) -> object:
     """Read a file of adapters."""
     from sam2_3dmed_jax.model.adapter_file import read_adapters

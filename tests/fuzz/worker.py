@@ -102,6 +102,7 @@ class Worker:
 
     def __init__(self, root: Path, seeds: Path, table: str):
         self.root, self.seeds = root, seeds
+        self._warm: set[Any] = set()
         self._kinds = {kind.name: kind for kind in importlib.import_module(table).KINDS}
         self.stderr = root.parent / f"{root.name}.stderr"  # what the project and native libraries write
         self._watch = Watch(root / "tmp", root.parent / f"{root.name}.cache")
@@ -117,6 +118,9 @@ class Worker:
         seeded = self._seed(kind_name, kind.seed)
         shutil.copytree(seeded[0], folder, symlinks=True)
         path = folder / seeded[1]
+        if kind.warm not in self._warm:
+            kind.warm()
+            self._warm.add(kind.warm)
         if index:  # the first input is the seed itself
             chance = random.Random(f"{seed}/{kind_name}/{index}")
             path, report.mutations = mutate(folder, path, kind.targets, chance, kind.is_file)
