@@ -7,6 +7,7 @@ nobody uses. Every call of such a reader is inside of `foreign`, which a test ch
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -68,6 +69,8 @@ def quiet(library: str) -> Iterator[None]:
         for name in names:
             stack.enter_context(_silenced[name])
         stack.enter_context(_without_warnings)
+        if library == "orbax":
+            _ignore_late_reports()
         yield
 
 
@@ -131,6 +134,23 @@ def _ignore_warnings() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FileWarning)  # ours, from this thread or another one
         yield
+
+
+@functools.cache
+def _ignore_late_reports() -> None:
+    """Ignore what TensorStore reports of a damaged checkpoint after the block, for the rest of the process.
+
+    Orbax raises the first error and closes its event loop. Other reads then end in TensorStore's threads, where each
+    fails to reach the loop, and Python reports the errors of their tasks when it collects these.
+    """
+    report = sys.unraisablehook
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+    logging.getLogger("asyncio").addFilter(lambda record: "_wrap_awaitable()" not in record.getMessage())
 
 
 _silenced = {name: _Shared(_silence(name)) for names in LOGGERS.values() for name in names}

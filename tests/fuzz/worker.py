@@ -11,6 +11,7 @@ import dataclasses
 import faulthandler
 import hashlib
 import importlib
+import io
 import json
 import os
 import random
@@ -115,7 +116,12 @@ class Worker:
         report = Report(kind_name, index)
         folder = self.root / "in" / INPUT
         remove(folder.parent)
-        seeded = self._seed(kind_name, kind.seed)
+        try:
+            seeded = self._seed(kind_name, kind.seed)
+        except BaseException as error:
+            report.problems.append(f"the valid input cannot be made: {type(error).__name__} {error!s:.100}")
+            report.details = traceback.format_exc()[-4000:]
+            return report
         shutil.copytree(seeded[0], folder, symlinks=True)
         path = folder / seeded[1]
         if kind.warm not in self._warm:
@@ -146,7 +152,7 @@ class Worker:
             temporary = Path(f"{folder}.{os.getpid()}")
             temporary.mkdir(parents=True)
             (temporary / INPUT).mkdir()
-            with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
                 path = make(temporary / INPUT)
             (temporary / "path").write_text(str(path.relative_to(temporary / INPUT)))

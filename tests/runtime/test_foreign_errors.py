@@ -1,14 +1,17 @@
 """Errors, logs and warnings of foreign libraries become one sentence, and nothing else."""
 
 import logging
+import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import nibabel as nib
 import pytest
 from safetensors import safe_open
 
 from sam2_3dmed_jax.errors import FileWarning, UserError
+from sam2_3dmed_jax.runtime import foreign_errors
 from sam2_3dmed_jax.runtime.foreign_errors import LOGGERS, foreign, one_line, quiet
 
 
@@ -95,3 +98,17 @@ def test_real_libraries_write_nothing_on_stderr(tmp_path, capfd):
         pass
     assert capfd.readouterr().err == ""
     assert "safetensors" in LOGGERS
+
+
+def test_what_tensorstore_reports_after_orbax_closed_its_loop_is_ignored_and_nothing_else(monkeypatch, caplog):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    foreign_errors._ignore_late_reports.__wrapped__()
+    late, other = (SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "another error"))
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert reported == [other]
+    logger = logging.getLogger("asyncio")
+    logger.error("Task exception was never retrieved\nfuture: <Task finished coro=<_wrap_awaitable() done>>")
+    logger.error("Task exception was never retrieved\nfuture: <Task finished coro=<ours() done>>")
+    assert [record.getMessage()[-14:] for record in caplog.records] == ["=<ours() done>>"[-14:]]
