@@ -26,6 +26,7 @@ TABLE = "tests.fuzz.kinds"
 CHUNK = 25  # inputs of one kind in a row
 START_SECONDS = 120.0  # to start a worker, to make a seed and to warm up
 MARGIN = 1.5  # times the limit, to make the input and to answer
+IDLE = 0.002  # share of the time of a processor, below which a worker sleeps
 INPUTS_PER_WORKER = 1500  # after which a worker is replaced, so that its memory stays small
 
 
@@ -70,8 +71,7 @@ class Reader:
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-            ready = select.select([self._process.stdout], [], [], limit)[0]
-            line = self._process.stdout.readline() if ready else None
+            line = self._process.stdout.readline() if self._answers(limit) else None
         except OSError:
             line = b""
         if line:
@@ -85,6 +85,19 @@ class Reader:
         if not line:
             self.close()
         return report
+
+    def _answers(self, limit: float) -> bool:
+        """Wait until the worker answers, and return whether it does.
+
+        A worker that the machine gives little time has more than `limit` seconds, unless it sleeps.
+        """
+        assert self._process and self._process.stdout
+        start = used = cpu_seconds(self._process.pid)
+        while not select.select([self._process.stdout], [], [], limit)[0]:
+            before, used = used, cpu_seconds(self._process.pid)
+            if used - start > limit or used - before < IDLE * limit:
+                return False
+        return True
 
     def close(self) -> None:
         """End the worker."""
@@ -133,6 +146,17 @@ class Reader:
                 os.mkfifo(copy)
             elif path.is_file():
                 shutil.copyfile(path, copy)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the time of a processor that a process, and its children, have taken."""
+    try:
+        numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has just ended
+        return 0.0
+    own = sum(map(int, numbers[11:15])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
 
 def shares(inputs: int, kinds: Sequence[Kind] = KINDS) -> dict[str, int]:

@@ -55,7 +55,7 @@ class Report:
     mutations: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what is against the promise; none is right
     details: str = ""  # such as a traceback
-    seconds: float = 0.0
+    seconds: float = 0.0  # the time that has passed, or that of a processor if it is less
     growth_mib: int = 0
 
 
@@ -168,7 +168,7 @@ class Worker:
 
         limit_address_space()
         reset_peak()
-        resident, start = peak_bytes(), time.monotonic()
+        resident, start, used = peak_bytes(), time.monotonic(), _processor_seconds()
         self._watch.events, self._watch.is_on = [], True
         warned: list[str] = []
 
@@ -199,7 +199,8 @@ class Worker:
                     report.problems.append(f"exception {type(error).__name__} at {place}: {error!s:.80}")
                     report.details = "".join(traceback.format_exception(error))[-8000:]
         self._watch.is_on = False
-        report.seconds = round(time.monotonic() - start, 3)
+        # On a machine with other work, much more time may pass than the processor works for this input.
+        report.seconds = round(min(time.monotonic() - start, _processor_seconds() - used), 3)
         report.growth_mib = max(0, peak_bytes() - resident) >> 20
         report.problems += sorted(set(self._watch.events))[:3]
         report.problems += sorted(set(warned))[:3]
@@ -235,6 +236,11 @@ def _frames(stack: traceback.StackSummary) -> list[str]:
     root = f"{Path(__file__).parents[2]}{os.sep}"
     inside = [frame for frame in stack if frame.filename.startswith(root) and frame.filename != __file__]
     return [f"{frame.filename.removeprefix(root)}:{frame.lineno}" for frame in inside] or ["the fuzzer"]
+
+
+def _processor_seconds() -> float:
+    """Return the time of a processor that this process and its children have taken."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def remove(folder: Path) -> None:
