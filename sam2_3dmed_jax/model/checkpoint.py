@@ -34,7 +34,7 @@ from sam2_3dmed_jax.errors import UserError, counted, naming
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
-from sam2_3dmed_jax.runtime.foreign_errors import foreign
+from sam2_3dmed_jax.runtime.foreign_errors import foreign, quiet
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.user_files import parse_json, read_bytes, shown, typed
 from sam2_3dmed_jax.sam2.model import SAM2
@@ -160,7 +160,7 @@ def save_weights(weights: Weights, path: str | os.PathLike[str], info: Checkpoin
     }
     record = {"format": FORMAT, **dataclasses.asdict(dataclasses.replace(info, provenance=provenance))}
     tag = None if jax.process_count() == 1 else "all"
-    with atomic_folder(path, replace=True, writer=first, tag=tag) as temporary:
+    with quiet("orbax"), atomic_folder(path, replace=True, writer=first, tag=tag) as temporary:
         ocp.save(temporary / "weights", weights)  # the first process writes, and Orbax waits for all processes
         if first:
             (temporary / "config.json").write_text(json.dumps(record, indent=2))

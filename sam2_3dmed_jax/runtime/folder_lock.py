@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sam2_3dmed_jax.errors import UserError, cut
+from sam2_3dmed_jax.errors import UserError, cut, escaped, message_line
 from sam2_3dmed_jax.runtime import distributed, interrupts
 from sam2_3dmed_jax.runtime.atomic_files import write_errors
 from sam2_3dmed_jax.runtime.user_files import parse_json, typed
@@ -98,10 +98,11 @@ class FolderLock:
         self._path = self._folder / name
         self._content = b""
         self._created: list[Path] = []  # folders, innermost first
+        self._pid = os.getpid()
         self._stop, self._touching = threading.Event(), threading.RLock()
 
     def acquire(self) -> None:
-        """Take the lock, or that of a process that has ended; wait for `STALE_SECONDS` at most.
+        """Take the lock, also from a process that has ended; wait for `STALE_SECONDS` at most.
 
         Raises:
             UserError: another process holds it, which the message names, or the folder cannot be written.
@@ -121,7 +122,7 @@ class FolderLock:
 
     def release(self) -> None:
         """Remove the lock if this process holds it, and folders that it created if they are still empty."""
-        if self not in _held:
+        if self not in _held or os.getpid() != self._pid:  # a forked process holds nothing
             return
         _held.discard(self)
         self._stop.set()
@@ -146,15 +147,16 @@ class FolderLock:
             with self._touching, contextlib.suppress(OSError):
                 if self._stop.is_set():
                     return
-                if self._folder.is_dir():
-                    _create(self._path, self._content)  # somebody may have removed it by hand
                 state = _read(self._path)
+                if state is None and self._folder.is_dir():  # somebody has removed it by hand
+                    _create(self._path, self._content)
+                    state = _read(self._path)
                 if state and state.content != self._content:
-                    interrupts.end_process(
+                    message = (
                         f"error: {self._folder} was taken over by {state.owner or 'another process'}, because this one "
-                        "did not run for a while; it stops here",
-                        code=2,
+                        "did not run for a while; it stops here"
                     )
+                    interrupts.end_process(message_line(message), code=2)
                 os.utime(self._path)
 
     def _remove_created(self) -> None:
@@ -165,7 +167,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def one_writer(folder: str | os.PathLike[str], fix: str, name: str = LOCK) -> Iterator[None]:
-    """Hold the lock of a folder in the block; of several processes of one job, the first one holds it for all.
+    """Hold the lock of a folder in the block.
 
     Args:
         folder: is created if it does not exist, and removed if it is still empty at the end.
@@ -174,6 +176,20 @@ def one_writer(folder: str | os.PathLike[str], fix: str, name: str = LOCK) -> It
 
     Raises:
         UserError: another process holds the lock, which the message names, or the folder cannot be written.
+    """
+    lock = FolderLock(folder, fix, name)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def one_job(folder: str | os.PathLike[str], fix: str, name: str = LOCK) -> Iterator[None]:
+    """Hold the lock of a folder in the block, which all processes of a run enter; the first one holds it for all.
+
+    Args and errors are those of `one_writer`.
     """
     lock = FolderLock(folder, fix, name)
     distributed.run_on_first_process(lock.acquire)
@@ -239,7 +255,7 @@ def _replace(path: Path, old: _State, content: bytes) -> bool:
 
 
 def _written(path: Path, content: bytes) -> Path:
-    """Return a new temporary file beside `path`."""
+    """Return a new temporary file next to `path`."""
     temporary = path.with_name(f"{LOCK}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)
@@ -292,7 +308,7 @@ def _this_process() -> Owner:
         machine=_machine(),
         pid=os.getpid(),
         started=_start_of(os.getpid()),
-        command=cut(shlex.join([os.path.basename(program), *arguments]), 300),
+        command=cut(escaped(shlex.join([os.path.basename(program), *arguments])), 300),
         since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
     )
 

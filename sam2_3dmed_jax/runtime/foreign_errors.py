@@ -70,7 +70,7 @@ def quiet(library: str) -> Iterator[None]:
             stack.enter_context(_silenced[name])
         stack.enter_context(_without_warnings)
         if library == "orbax":
-            _ignore_late_reports()
+            _drop_errors_of_closed_loops()
         yield
 
 
@@ -80,6 +80,23 @@ def one_line(error: BaseException) -> str:
         return "it does not fit into the free memory"
     words = escaped(" ".join(str(error).split())) or type(error).__name__
     return words if len(words) <= MOST else f"{words[: MOST - 3]}..."
+
+
+@functools.cache
+def _drop_errors_of_closed_loops() -> None:
+    """Drop what threads of TensorStore print, maybe later: reads that Orbax no longer waits for after a failed one.
+
+    They report to the event loop of Orbax, which is closed by then; TensorStore prints that by `sys.unraisablehook`.
+    Tasks that failed before are logged when Python collects them.
+    """
+    hook = sys.unraisablehook
+
+    def print_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            hook(unraisable)
+
+    sys.unraisablehook = print_others
+    logging.getLogger("asyncio").addFilter(lambda record: "_wrap_awaitable()" not in record.getMessage())
 
 
 def _is_interrupt(error: BaseException) -> bool:
@@ -134,23 +151,6 @@ def _ignore_warnings() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FileWarning)  # ours, from this thread or another one
         yield
-
-
-@functools.cache
-def _ignore_late_reports() -> None:
-    """Ignore what TensorStore reports of a damaged checkpoint after the block, for the rest of the process.
-
-    Orbax raises the first error and closes its event loop. Other reads then end in TensorStore's threads, where each
-    fails to reach the loop, and Python reports the errors of their tasks when it collects these.
-    """
-    report = sys.unraisablehook
-
-    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
-
-    sys.unraisablehook = report_others
-    logging.getLogger("asyncio").addFilter(lambda record: "_wrap_awaitable()" not in record.getMessage())
 
 
 _silenced = {name: _Shared(_silence(name)) for names in LOGGERS.values() for name in names}

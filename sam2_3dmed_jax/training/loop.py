@@ -29,7 +29,7 @@ from sam2_3dmed_jax.model.adapters import effective_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.config_check import check_config
-from sam2_3dmed_jax.runtime.folder_lock import one_writer
+from sam2_3dmed_jax.runtime.folder_lock import one_job
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training import compilation
@@ -88,7 +88,7 @@ def train(
     check_local(out)
     check_config(config)
     run = Path(out)
-    with one_writer(run, "choose another --out"):
+    with one_job(run, "choose another --out"):
         return _train(config, run, progress, setup, profile, accept_changed_data)
 
 

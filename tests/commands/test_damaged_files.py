@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -131,3 +132,16 @@ def test_prepare_refuses_a_damaged_case_of_a_folder_or_archive(tmp_path, name, p
     assert f"{part}sTr/c1." in row["reason"]
     assert "damaged" in row["reason"]
     assert sorted(path.name for path in (tmp_path / "out" / "shards").iterdir()) == ["c0.arrayrecord"]
+
+
+def test_a_native_checkpoint_with_a_truncated_file_is_one_line_and_nothing_else_on_stderr(tmp_path, checkpoint, capfd):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    largest = max(
+        (path for path in (damaged / "weights").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    os.truncate(largest, 100)
+    for _ in range(3):  # other reads of the same checkpoint fail after the first one has been reported
+        assert main(["compare", str(damaged), checkpoint]) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 3 and all(f"{damaged}: its weights cannot be read (" in error for error in errors)

@@ -16,7 +16,7 @@ import pytest
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime import folder_lock
-from sam2_3dmed_jax.runtime.folder_lock import FolderLock, is_lock, one_writer
+from sam2_3dmed_jax.runtime.folder_lock import FolderLock, is_lock, one_job, one_writer
 
 FIX = "give another --out"
 # Holds a folder until its stdin is closed; `HOLD` and further code may change how it ends.
@@ -138,6 +138,27 @@ def test_a_later_process_with_the_same_id_does_not_keep_the_lock(tmp_path):
 def test_a_process_cannot_hold_a_folder_twice(tmp_path):
     with one_writer(tmp_path, FIX), pytest.raises(UserError, match="in use by"), one_writer(tmp_path, FIX):
         pass
+
+
+def test_of_the_processes_of_one_job_the_first_holds_the_lock_for_all(tmp_path, monkeypatch):
+    with one_job(tmp_path, FIX):
+        with monkeypatch.context() as other:
+            other.setattr(folder_lock.distributed, "run_on_first_process", lambda task: None)
+            with one_job(tmp_path, FIX):
+                pass
+        assert files(tmp_path) == [folder_lock.LOCK]
+        with pytest.raises(UserError), one_job(tmp_path, FIX):
+            pass
+
+
+@linux
+def test_a_forked_process_does_not_release_the_lock(tmp_path):
+    with one_writer(tmp_path, FIX):
+        if not (child := os.fork()):
+            folder_lock._release_all()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert files(tmp_path) == [folder_lock.LOCK]
 
 
 def test_locks_of_different_names_are_held_at_the_same_time(tmp_path):

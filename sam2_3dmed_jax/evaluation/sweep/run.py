@@ -34,7 +34,7 @@ from sam2_3dmed_jax.prompts.perturbation import OTHER
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.config_check import check_config
-from sam2_3dmed_jax.runtime.folder_lock import LOCK, one_writer
+from sam2_3dmed_jax.runtime.folder_lock import LOCK, one_job
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
@@ -149,7 +149,7 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
     """
     check_local(out)
     index, parts = parse_shard(shard)
-    with one_writer(out, "give another --out or --shard", f"{LOCK}-{index + 1}-of-{parts}"):
+    with one_job(out, "give another --out or --shard", f"{LOCK}-{index + 1}-of-{parts}"):
         return _run_shard(sweep, out, index, parts, progress)
 
 

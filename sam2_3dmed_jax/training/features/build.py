@@ -19,7 +19,7 @@ from sam2_3dmed_jax.config import ExperimentConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.prepared import PreparedCase
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.folder_lock import one_writer
+from sam2_3dmed_jax.runtime.folder_lock import one_job
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.features.cache import NEW, FeatureCache, FeatureKey
 from sam2_3dmed_jax.training.features.choice import reason_not_used
@@ -84,7 +84,7 @@ def open_features(
         if (reason := cache.missing_reason(case)) != NEW:
             log.warning("%s; its slices are encoded again", reason)
     multihost_utils.sync_global_devices("features: checked")  # before any process changes what the others check
-    with one_writer(cache.path, "give another data.features") if missing else nullcontext():
+    with one_job(cache.path, "give another data.features") if missing else nullcontext():
         cache.claim()
         share = missing[jax.process_index() :: jax.process_count()]
         if share:
