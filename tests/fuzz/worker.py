@@ -40,6 +40,7 @@ _WRITES = {
     *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.chmod", "os.chown", "os.utime"),
 }
 _RUNS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "socket.connect", "socket.getaddrinfo"}
+_ANNOUNCED = r"compiling .* \(about .*\)\n"
 _STARTS = "guarded_process|fc-list"  # the child of native readers, and matplotlib's list of fonts
 
 
@@ -54,7 +55,7 @@ class Report:
     mutations: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what is against the promise; none is right
     details: str = ""  # such as a traceback
-    seconds: float = 0.0  # the time that has passed, or that of a processor if it is less
+    seconds: float = 0.0  # that have passed, or of a processor if these are less
     growth_mib: int = 0
 
 
@@ -225,12 +226,12 @@ class Worker:
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
 
     def _written(self) -> str:
-        """Return what was written on stderr since the last call."""
+        """Return what was written on stderr since the last call, without announcements of long compilations."""
         for stream in (sys.stderr, sys.stdout):
             stream.flush()
         data = self.stderr.read_bytes()
         os.truncate(self.stderr, 0)
-        return data.decode("utf-8", "replace")
+        return re.sub(_ANNOUNCED, "", data.decode("utf-8", "replace"))
 
 
 def _frames(stack: traceback.StackSummary) -> list[str]:
