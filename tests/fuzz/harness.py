@@ -25,7 +25,7 @@ from tests.fuzz.worker import INPUT, SECONDS, Report
 TABLE = "tests.fuzz.kinds"
 CHUNK = 25  # inputs of one kind in a row
 START_SECONDS = 120.0  # to start a worker, to make a seed and to warm up
-MARGIN = 1.5  # times the limit, to make the input and to answer
+MARGIN = 1.5  # times the limit, to mutate the input and to answer
 IDLE = 0.002  # share of the time of a processor, below which a worker sleeps
 INPUTS_PER_WORKER = 1500  # after which a worker is replaced, so that its memory stays small
 
@@ -65,18 +65,14 @@ class Reader:
         """Return the report of an input; a crash and a hang are reports, too."""
         if self._process is None or self._answered >= INPUTS_PER_WORKER:
             self._replace()
-        assert self._process and self._process.stdin and self._process.stdout
-        limit = self._seconds * MARGIN + (0 if kind in self._known else START_SECONDS)
-        request = {"kind": kind, "seed": self._seed, "index": index}
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline() if self._answers(limit) else None
-        except OSError:
-            line = b""
+        line: bytes | None = b"{}"
+        if kind not in self._known:  # its seed is made, which is not the work of an input
+            line = self._ask({"kind": kind, "prepare": True}, START_SECONDS)
+            self._known.add(kind)
+        if line:
+            line = self._ask({"kind": kind, "seed": self._seed, "index": index}, self._seconds * MARGIN)
         if line:
             self._answered += 1
-            self._known.add(kind)
             report = Report(**json.loads(line))
         else:
             report = self._ended(kind, index, hung=line is None)
@@ -85,6 +81,16 @@ class Reader:
         if not line:
             self.close()
         return report
+
+    def _ask(self, request: Mapping[str, object], limit: float) -> bytes | None:
+        """Return the answer to a request; nothing if the worker has ended, and None if it does not answer."""
+        assert self._process and self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline() if self._answers(limit) else None
+        except OSError:
+            return b""
 
     def _answers(self, limit: float) -> bool:
         """Wait until the worker answers, and return whether it does.

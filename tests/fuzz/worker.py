@@ -1,7 +1,8 @@
 """Child process of the fuzzer: makes inputs, reads them with the functions of the project, and reports what happened.
 
-Each line on the pipe is a request, `{"kind": ..., "seed": ..., "index": ...}`, and its answer a `Report` as JSON. The
-files of the last input stay in `ROOT/in` until the next request, so that the parent can keep them after a crash.
+Each line on the pipe is a request, `{"kind": ..., "seed": ..., "index": ...}`, and its answer a `Report` as JSON. Before
+the first one of a kind, `{"kind": ..., "prepare": true}` makes the seed. The files of the last input stay in `ROOT/in`
+until the next request, so that the parent can keep them after a crash.
 """
 
 from __future__ import annotations
@@ -104,9 +105,21 @@ class Worker:
     def __init__(self, root: Path, seeds: Path, table: str):
         self.root, self.seeds = root, seeds
         self._warm: set[Any] = set()
+        self._unmade: dict[str, str] = {}  # kinds whose seeds cannot be made, and why
         self._kinds = {kind.name: kind for kind in importlib.import_module(table).KINDS}
         self.stderr = root.parent / f"{root.name}.stderr"  # what the project and native libraries write
         self._watch = Watch(root / "tmp", root.parent / f"{root.name}.cache")
+
+    def prepare(self, kind_name: str) -> None:
+        """Make the seed of a kind, and do the work that a process does once."""
+        kind = self._kinds[kind_name]
+        try:
+            self._seed(kind_name, kind.seed)
+        except BaseException as error:
+            self._unmade[kind_name] = f"{type(error).__name__} {error!s:.100}"
+        if kind.warm not in self._warm:
+            kind.warm()
+            self._warm.add(kind.warm)
 
     def answer(self, kind_name: str, seed: int, index: int) -> Report:
         """Make an input, read it and return what happened."""
@@ -116,17 +129,12 @@ class Worker:
         report = Report(kind_name, index)
         folder = self.root / "in" / INPUT
         remove(folder.parent)
-        try:
-            seeded = self._seed(kind_name, kind.seed)
-        except BaseException as error:
-            report.problems.append(f"the valid input cannot be made: {type(error).__name__} {error!s:.100}")
-            report.details = traceback.format_exc()[-4000:]
+        if kind_name in self._unmade:
+            report.problems.append(f"the valid input cannot be made: {self._unmade[kind_name]}")
             return report
+        seeded = self._seed(kind_name, kind.seed)
         shutil.copytree(seeded[0], folder, symlinks=True)
         path = folder / seeded[1]
-        if kind.warm not in self._warm:
-            kind.warm()
-            self._warm.add(kind.warm)
         if index:  # the first input is the seed itself
             chance = random.Random(f"{seed}/{kind_name}/{index}")
             path, report.mutations = mutate(folder, path, kind.targets, chance, kind.is_file)
@@ -299,8 +307,12 @@ def main(root: Path, seeds: Path, table: str) -> None:
     worker = Worker(root, seeds, table)
     for line in requests:
         request = json.loads(line)
-        report = worker.answer(request["kind"], request["seed"], request["index"])
-        answers.write(json.dumps(dataclasses.asdict(report)).encode() + b"\n")
+        answer = {}
+        if request.get("prepare"):
+            worker.prepare(request["kind"])
+        else:
+            answer = dataclasses.asdict(worker.answer(request["kind"], request["seed"], request["index"]))
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
