@@ -1,8 +1,8 @@
 """Child process of the fuzzer: makes inputs, reads them with the functions of the project, and reports what happened.
 
-Each line on the pipe is a request, `{"kind": ..., "seed": ..., "index": ...}`, and its answer a `Report` as JSON. Before
-the first one of a kind, `{"kind": ..., "prepare": true}` makes the seed. The files of the last input stay in `ROOT/in`
-until the next request, so that the parent can keep them after a crash.
+Each line on the pipe is a request, `{"kind": ..., "seed": ..., "index": ...}`, and its answer a `Report` as JSON.
+Before the first one of a kind, `{"kind": ..., "prepare": true}` makes the seed. The files of the last input stay in
+`ROOT/in` until the next request, so that the parent can keep them after a crash.
 """
 
 from __future__ import annotations
