@@ -165,7 +165,8 @@ def message_line(message: object, most: int = LINE, hint: str = "") -> str:
     """
     text = escaped(" ".join(str(message).split()))
     if len(text) > most:
-        text = re.sub(r"\S*/\S*", lambda path: _end_of_path(path[0]), text)
+        # Not by a regular expression, which takes minutes for a word of a million characters.
+        text = " ".join(_end_of_path(word) if "/" in word else word for word in text.split(" "))
     return text if len(text) <= most else cut(text, most - len(hint)) + hint
 
 

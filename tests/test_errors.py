@@ -1,6 +1,7 @@
 """Messages stay short for any content of the files."""
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,12 @@ def test_a_path_that_the_system_refuses_is_a_mistake_and_a_missing_file_is_not()
 def test_control_characters_and_lone_surrogates_in_a_message_are_escaped():
     assert message_line("a\x1b[2Jb\ud800\nc\u202ed") == "a\\x1b[2Jb\\ud800 c\\u202ed"
     assert message_line("Größe, 大きさ") == "Größe, 大きさ"
+
+
+def test_a_message_with_a_very_long_word_is_shortened_at_once():
+    start = time.process_time()
+    assert len(message_line("x" * 10**6 + " a/b")) == LINE
+    assert time.process_time() - start < 1  # a quadratic search takes hours
 
 
 def test_names_with_control_characters_or_lone_surrogates_are_printed_as_escapes(capsys):

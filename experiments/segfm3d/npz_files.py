@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Collection
 from typing import IO, Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from experiments.segfm3d.plain_pickle import NotPlainError, read_plain_pickle
 from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
+from sam2_3dmed_jax.runtime.user_files import check_regular
 from sam2_3dmed_jax.volume.image_file import check_promise
 
 MAX_BYTES = 8 << 30  # of one array
@@ -41,6 +41,7 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str]) -> dict[str, 
         UserError: the file is damaged, is not a .npz file, or has content other than plain values.
     """
     try:
+        check_regular(path, "give a .npz file of the challenge")
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
             return {
@@ -50,7 +51,9 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str]) -> dict[str, 
             }
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a .npz file of the challenge") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and NumPy's parser of headers raise many kinds on damaged data
         reason = cut(" ".join(str(error).split()), 100)
         raise UserError(f"{path} is damaged, or is not a .npz file ({reason}); copy or download it again") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.user_files import check_regular
 from sam2_3dmed_jax.volume.formats import compressed_suffixes, suffix_of
 
 MEMBER_LIMIT = 8 * 2**30  # maximum bytes of a member; the largest volume of MSD is below 1 GiB
@@ -51,6 +52,7 @@ def read_members(path: str | os.PathLike[str]) -> dict[str, TarMember]:
     """
     file = Path(path)
     try:
+        check_regular(path, "give a dataset's folder or its .tar")
         length = file.stat().st_size
         with file.open("rb") as stream:
             _refuse_compressed(path, stream.read(8))

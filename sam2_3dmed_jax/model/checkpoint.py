@@ -30,7 +30,7 @@ from sam2_3dmed_jax.config import (
     UNetConfig,
     upgrade_record,
 )
-from sam2_3dmed_jax.errors import UserError, counted, listed
+from sam2_3dmed_jax.errors import UserError, counted, listed, naming
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
 from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, atomic_folder
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
@@ -40,6 +40,7 @@ from sam2_3dmed_jax.runtime.output_plan import OutputFolder, check_outputs
 from sam2_3dmed_jax.runtime.user_files import parse_json, read_bytes, shown, typed
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
+from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.unet.network import UNet
 
 FORMAT = 1
@@ -273,6 +274,9 @@ def model_config(record: Mapping[str, Any], where: str) -> AnyModelConfig:
     model = upgrade_record({"model": record})["model"]
     kind: type[Any] = UNetConfig if model.get("kind") == "unet" else ModelConfig
     config: AnyModelConfig = typed(model, kind, where, _WRITE_AGAIN, "model")
+    if isinstance(config, ModelConfig):
+        with naming(where):
+            preset_config(config.preset)
     return config
 
 

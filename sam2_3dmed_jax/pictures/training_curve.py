@@ -37,7 +37,8 @@ def training_curve(path: str | os.PathLike[str], log: str | os.PathLike[str]) ->
     losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # several numbers also within a power of ten
     losses.yaxis.set_major_formatter("{x:g}")
     losses.yaxis.set_minor_formatter(NullFormatter())
-    losses.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if losses.lines:
+        losses.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     dice.plot(steps, [number(row.get("dice", ""), f"{log}: dice", fix) for row in rows], color=PREDICTION)
     dice.set(xlabel="step", ylabel="Dice of training clips", ylim=(0, 1))
     for axes in (losses, dice):

@@ -103,6 +103,7 @@ def _drop_errors_of_closed_loops() -> None:
     """Drop what threads of TensorStore print, maybe later: reads that Orbax no longer waits for after a failed one.
 
     They report to the event loop of Orbax, which is closed by then; TensorStore prints that by `sys.unraisablehook`.
+    Tasks that failed before are logged when Python collects them.
     """
     hook = sys.unraisablehook
 
@@ -111,6 +112,7 @@ def _drop_errors_of_closed_loops() -> None:
             hook(unraisable)
 
     sys.unraisablehook = print_others
+    logging.getLogger("asyncio").addFilter(lambda record: "_wrap_awaitable()" not in record.getMessage())
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.runtime.foreign_errors import foreign
+from sam2_3dmed_jax.runtime.foreign_errors import foreign, quiet
 from sam2_3dmed_jax.volume.dicom_deflate import is_deflated, read_deflated
 from sam2_3dmed_jax.volume.dicom_file import has_preamble, is_dicom_file, measure_pixels
 from sam2_3dmed_jax.volume.image_file import check_promise, optional
@@ -137,8 +137,9 @@ def _syntax_of(pydicom: Any, implicit: bool, little: bool) -> Any:
 def frame_count(header: Any) -> int:
     """Return NumberOfFrames, or 1 if it is absent or invalid."""
     try:
-        return max(int(header.get("NumberOfFrames") or 1), 1)
-    except (TypeError, ValueError):
+        with quiet("pydicom"):
+            return max(int(header.get("NumberOfFrames") or 1), 1)
+    except Exception:  # pydicom parses elements on access and raises errors of many kinds
         return 1
 
 

@@ -97,7 +97,9 @@ def find_series(path: str | os.PathLike[str], skip_unreadable: bool = False) -> 
         raise UserError(next(iter(files.unreadable.values())))
     _refuse_unreadable(files.unreadable, skip_unreadable)
     first, header = next(iter(files.slices.items()))
-    return Series(tuple(frames), text_of(header, "Modality", first), tuple(_notes(place, files)))
+    with reading(place):
+        notes = tuple(_notes(place, files))
+    return Series(tuple(frames), text_of(header, "Modality", first), notes)
 
 
 def _files_of_series(place: Path) -> _Files:

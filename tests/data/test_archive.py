@@ -69,6 +69,12 @@ def test_an_unsafe_member_is_refused_by_name_before_data_is_read(archive: Path, 
     str(error.value).encode()  # can be printed
 
 
+def test_a_pipe_in_place_of_an_archive_is_refused_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "data.tar")
+    with pytest.raises(UserError, match=r"data\.tar is a pipe, expected a file"):
+        read_dataset(tmp_path / "data.tar")
+
+
 def test_a_negative_size_is_refused_and_causes_no_endless_loop(archive: Path):
     data = bytearray(archive.read_bytes())
     name = b"Task07_Pancreas/dataset.json"

@@ -80,6 +80,11 @@ def test_an_edited_model_config_is_refused_by_its_field(changed: dict, message: 
         parse_info(json.dumps(stored_info(**changed)), "config.json")
 
 
+def test_an_unknown_preset_is_refused_with_the_name_of_the_file():
+    with pytest.raises(UserError, match=r"^config.json: model.preset: 'x' does not exist; choose one of"):
+        parse_info(json.dumps(stored_info(preset="x")), "config.json")
+
+
 @pytest.mark.parametrize(
     "text",
     [b"[" * 100_000, b'{"format": "\xe9"}', json.dumps({**stored_info(), "provenance": {"note": "\ud800"}}).encode()],

@@ -28,3 +28,10 @@ def test_a_short_run_has_whole_steps_and_several_numbers_on_the_axis_of_losses(
 
     assert numbers(losses.xaxis) == numbers(dice.xaxis) == ["1", "2", "3"]
     assert numbers(losses.yaxis) == ["0.2", "0.5"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_log_without_losses_has_a_curve_and_no_warning(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("step,dice\n1,0.4\n2,0.5\n")
+    training_curve.training_curve(tmp_path / "curve.png", tmp_path / "log.csv")
+    assert (tmp_path / "curve.png").exists()

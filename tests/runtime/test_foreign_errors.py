@@ -111,3 +111,11 @@ def test_closed_loops_of_orbax_are_not_printed_and_other_errors_of_threads_are(m
         sys.unraisablehook(SimpleNamespace(exc_type=type(error), exc_value=error))
     assert printed == [other]
     foreign_errors._drop_errors_of_closed_loops.cache_clear()
+
+
+def test_tasks_of_tensorstore_that_nobody_waits_for_are_not_logged_and_others_are(caplog):
+    with quiet("orbax"):
+        pass
+    for name in ("_wrap_awaitable", "ours"):
+        logging.getLogger("asyncio").error("Task exception was never retrieved: <Task coro=<%s()>>", name)
+    assert [record.args for record in caplog.records] == [("ours",)]

@@ -1,15 +1,18 @@
 """Damaged and hostile DICOM: decoders that crash, deflated bombs, and positions far from any body."""
 
+import contextlib
 import tracemalloc
+import warnings
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
+from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.runtime.guarded_process import GuardedProcess
 from sam2_3dmed_jax.volume import dicom_pixels
-from sam2_3dmed_jax.volume.io import read_grid, read_volume
+from sam2_3dmed_jax.volume.io import open_image, read_grid, read_volume
 from tests.helpers.dicom_files import AXIAL, edit, ramp, save, write_series
 from tests.helpers.nifti_files import refusal
 
@@ -102,3 +105,16 @@ def test_slices_of_one_uid_are_kept_by_their_positions(tmp_path):
     for file in regular.iterdir():
         edit(file, SOPInstanceUID="1.2.3")
     np.testing.assert_array_equal(read_volume(regular).array, read_volume(regular, resample=True).array)
+
+
+@pytest.mark.parametrize("keyword", ["NumberOfFrames", "InstanceNumber", "ImagesInAcquisition"])
+@pytest.mark.parametrize("value", [b"inf\\1e40", b"0.5     ", b"x\0\x1b     ", b"        "])
+def test_an_element_that_pydicom_cannot_convert_causes_no_warning_of_pydicom(tmp_path, keyword, value):
+    for file in write_series(tmp_path, **{keyword: "77777777"}).iterdir():
+        content = file.read_bytes()
+        assert content.count(b"77777777") == 1
+        file.write_bytes(content.replace(b"77777777", value))
+    with warnings.catch_warnings(), contextlib.suppress(UserError):
+        warnings.simplefilter("error")
+        warnings.simplefilter("default", FileWarning)
+        open_image(tmp_path).read(None)

@@ -272,3 +272,21 @@ def test_a_pipe_is_not_an_image(tmp_path):
     for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.dcm"):
         os.mkfifo(tmp_path / name)
         assert "is a pipe, expected a file" in refusal(read_volume, tmp_path / name)
+
+
+def test_notes_of_nibabel_about_a_header_reach_no_handler_of_logs(tmp_path, caplog):
+    path = make(tmp_path / "a.nii", ARRAY)
+    content = bytearray(path.read_bytes())
+    content[252:254] = struct.pack("<h", 99)  # qform_code
+    path.write_bytes(content)
+    read_volume(path)
+    assert not caplog.records
+
+
+def test_a_quaternion_that_is_not_finite_is_refused_with_the_name_of_the_file(tmp_path):
+    path = make(tmp_path / "a.nii", ARRAY)
+    content = bytearray(path.read_bytes())
+    content[252:256] = struct.pack("<hh", 1, 0)  # the qform counts
+    content[256:260] = struct.pack("<f", 1e30)
+    path.write_bytes(content)
+    assert "a.nii cannot be read as NIfTI (w2 should be positive" in refusal(read_volume, path)

@@ -199,3 +199,23 @@ def test_too_many_bytes_of_objects_are_refused_before_they_are_read(tmp_path: Pa
 def test_arrays_that_are_not_asked_for_are_not_looked_at(tmp_path: Path):
     with_member(tmp_path / "a.npz", object_member(pickle.dumps([Program(tmp_path / "made")])), "text_prompts.npy")
     assert read_npz(tmp_path / "a.npz", ("boxes",)) == {} and not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("header", ["{'shape': (1,", "{", "(" * 300, "'"])
+def test_a_header_of_numpy_that_is_not_complete_is_refused(tmp_path: Path, header: str):
+    text = header.encode()
+    refusal(with_member(tmp_path / "a.npz", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text))
+
+
+def test_a_directory_of_members_with_wrong_offsets_is_refused(tmp_path: Path):
+    path = with_member(tmp_path / "a.npz", b"x" * 100)
+    content = path.read_bytes()
+    path.write_bytes(content[50:])
+    assert "is damaged, or is not a .npz file" in refusal(path)
+
+
+def test_a_device_or_a_pipe_is_refused_before_it_is_opened(tmp_path: Path):
+    (tmp_path / "a.npz").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "b.npz")
+    assert "is a device" in refusal(tmp_path / "a.npz")
+    assert "is a pipe" in refusal(tmp_path / "b.npz")
