@@ -136,22 +136,22 @@ def _compare_input(claims: Sequence[_Claim], each: Input) -> None:
         return
     real, identity = os.path.realpath(each.path), _identity(each.path)
     folder = real if os.path.isdir(real) else os.path.dirname(real)
-    beside = []
+    inside = []
     for claim in claims:
         if claim.identity == identity:
             raise claim.error(f"is {each.name} itself, which would be replaced")
         if claim.contains(real):
             raise claim.error(f"contains {each.name}, which would be replaced")
         if claim.real.startswith(os.path.join(folder, "")) and (each.files or os.path.isdir(real)):
-            beside.append(claim)
-    if not beside:
+            inside.append(claim)
+    if not inside:
         return
     try:
         files = each.files() if each.files else _files_in(real)
     except UserError:  # a damaged input is reported when it is read
         return
     read = {_identity(file): os.path.realpath(file) for file in files}
-    for claim in beside:
+    for claim in inside:
         if claim.identity in read or any(claim.contains(file) for file in read.values()):
             raise claim.error(f"is a file of {each.name}, which would be replaced")
 
