@@ -229,8 +229,8 @@ def _rename_all(temporaries: Mapping[Path, Path], hint: str) -> None:
     """
     with _uninterrupted():
         # The rename of a single file needs no copy of the old one.
-        old = {target: _temporary_name(target) for target in temporaries if os.path.lexists(target)}
-        old = old if len(temporaries) > 1 else {}
+        several = len(temporaries) > 1
+        old = {target: _temporary_name(target) for target in temporaries if several and os.path.lexists(target)}
         try:
             for target, kept in old.items():
                 with write_errors(target, hint):
@@ -239,7 +239,7 @@ def _rename_all(temporaries: Mapping[Path, Path], hint: str) -> None:
                 with write_errors(target, hint):
                     os.replace(temporary, target)
         except BaseException:
-            for target, temporary in temporaries.items():
+            for target, temporary in temporaries.items() if several else ():
                 if os.path.lexists(old.get(target, "")):
                     os.replace(old[target], target)
                 elif not os.path.lexists(temporary):

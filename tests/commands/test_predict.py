@@ -233,7 +233,7 @@ def test_a_batch_does_not_mistake_an_image_for_its_segmentation(
     before = scan(tmp_path / "a.nii.gz").read_bytes()
     (tmp_path / "cases.csv").write_text('image,point\na.nii.gz,"5,5,1"')
     assert predict(checkpoint, "--cases", tmp_path / "cases.csv", "--out", tmp_path) == 2
-    assert "is the image itself" in capsys.readouterr().out
+    assert "is the image itself" in capsys.readouterr().err
     assert (tmp_path / "a.nii.gz").read_bytes() == before and names(tmp_path) == ["a.nii.gz", "cases.csv"]
 
 

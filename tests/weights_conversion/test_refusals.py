@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_no_files(meta_file, refused, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.ocp, "save", full)
-    assert "No space left on device; nothing was written" in refused(meta_file)
+    assert "cannot be written (No space left on device)" in refused(meta_file)
 
 
 @pytest.mark.parametrize("to", ["x.pt", "x"])
