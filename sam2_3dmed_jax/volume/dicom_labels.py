@@ -71,8 +71,8 @@ def open_labels(path: str | os.PathLike[str]) -> LabelFile:
     if is_deflated(header):
         warnings.warn(f"{path} {NO_CHECKSUM}", FileWarning, stacklevel=2)
     with reading(file):
-        kind = header.get("SOPClassUID")
-    if kind == STRUCTURE_SET:
+        has_contours = header.get("SOPClassUID") == STRUCTURE_SET
+    if has_contours:
         return open_contours(file, header)
     with reading(file):
         names = {
@@ -96,7 +96,7 @@ def _label_file(path: str | os.PathLike[str]) -> Path | None:
         header = read_header(place)
         with reading(place):
             kind = header.get("SOPClassUID")
-    except Exception:  # damaged, or pydicom is missing: the reader of images explains it
+    except UserError:  # damaged, or pydicom is missing: the reader of images explains it
         return None
     return place if kind in (SEGMENTATION, LABEL_MAP, STRUCTURE_SET) else None
 

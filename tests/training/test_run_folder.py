@@ -7,7 +7,9 @@ import pytest
 
 from sam2_3dmed_jax.config import ExperimentConfig, ModelConfig
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.folder_lock import LOCK, one_writer
 from sam2_3dmed_jax.training.log import Log
+from sam2_3dmed_jax.training.loop import train
 from sam2_3dmed_jax.training.run_folder import checkpoint_steps, claim_folder, record
 
 CONFIG = ExperimentConfig(ModelConfig("nano", 64))
@@ -57,3 +59,10 @@ def test_folders_whose_names_are_no_plain_numbers_are_no_checkpoints(tmp_path: P
     for name in ("1", "20", "²", "٣", "01", "3.tmp", "1" * 200):
         (tmp_path / name).mkdir()
     assert sorted(checkpoint_steps(tmp_path)) == [1, 20]
+
+
+def test_a_run_of_another_process_is_refused_before_its_model_is_made(tmp_path: Path):
+    with one_writer(tmp_path / "run", ""):
+        with pytest.raises(UserError, match=r"run is in use by this process since .*choose another --out"):
+            train(CONFIG, tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
