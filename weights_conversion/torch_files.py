@@ -17,6 +17,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.runtime.foreign_errors import foreign
+from sam2_3dmed_jax.runtime.user_files import read_start
 from weights_conversion.safetensors_files import REOPEN_AFTER
 from weights_conversion.source import Tensor
 from weights_conversion.torch_pickles import check_pickles
@@ -101,8 +102,8 @@ def _has_old_format(path: Path) -> bool:
     A tar file may begin with the same bytes, and `torch.load` before 2.6 runs the code in a tar file in spite of
     `weights_only` (CVE-2025-32434).
     """
-    with path.open("rb") as file:
-        return file.read(len(OLD_FORMAT)) == OLD_FORMAT and not tarfile.is_tarfile(path)
+    start = read_start(path, len(OLD_FORMAT), "give a file of PyTorch")
+    return start == OLD_FORMAT and not tarfile.is_tarfile(path)
 
 
 def _entries(values: dict[Any, Any], inside: str = "", depth: int = 1) -> Iterator[tuple[str, str, Any]]:

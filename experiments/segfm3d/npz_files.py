@@ -16,6 +16,7 @@ import numpy as np
 from experiments.segfm3d.plain_pickle import NotPlainError, read_plain_pickle
 from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
+from sam2_3dmed_jax.runtime.foreign_errors import one_line
 from sam2_3dmed_jax.runtime.user_files import check_regular
 from sam2_3dmed_jax.volume.image_file import check_promise
 
@@ -54,7 +55,7 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str]) -> dict[str, 
     except UserError:
         raise
     except Exception as error:  # zipfile and NumPy's parser of headers raise many kinds on damaged data
-        reason = cut(" ".join(str(error).split()), 100)
+        reason = cut(one_line(error), 100)
         raise UserError(f"{path} is damaged, or is not a .npz file ({reason}); copy or download it again") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -95,6 +96,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "it does not fit into the free memory"
     words = escaped(" ".join(str(error).split())) or type(error).__name__
+    words = re.sub(" object at 0x[0-9a-f]+", "", words)  # of Python's own description of an object
     return words if len(words) <= MOST else f"{words[: MOST - 3]}..."
 
 

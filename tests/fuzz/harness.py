@@ -27,7 +27,7 @@ CHUNK = 25  # inputs of one kind in a row
 START_SECONDS = 120.0  # to start a worker, to make a seed and to warm up
 MARGIN = 1.5  # times the limit, to mutate the input and to answer
 IDLE = 0.002  # share of the time of a processor, below which a worker sleeps
-INPUTS_PER_WORKER = 1500  # after which a worker is replaced, so that its memory stays small
+INPUTS_PER_WORKER = 10_000  # after which a worker is replaced, so that its memory stays small
 
 
 @dataclass

@@ -186,6 +186,13 @@ def run_log(path: Path) -> object:
         training_curve(Path(folder, "curve.png"), path)
 
 
+def list_of_fonts() -> object:
+    """Let Matplotlib list the fonts of the machine, which it announces on stderr if it takes long."""
+    import matplotlib.font_manager
+
+    return matplotlib.font_manager
+
+
 def results(path: Path) -> object:
     """Read the results of an evaluation and summarise them, as a comparison does."""
     from sam2_3dmed_jax.evaluation.result_files import read_fixed_cost, read_results

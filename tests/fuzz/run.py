@@ -41,11 +41,12 @@ def main() -> int:
             last = time.monotonic()
             print(f"{done} of {total} inputs, {last - start:.0f} s", file=sys.stderr, flush=True)
 
+    done = len(options.journal.read_text().splitlines()) if options.journal and options.journal.exists() else 0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         outcomes = run(counts, options.seed, Path(folder), options.workers, options.failures, options.journal, progress)
     text = "\n".join(
         [
-            *_header(options, time.monotonic() - start),
+            *_header(options, time.monotonic() - start, done),
             "",
             table_text(outcomes),
             "",
@@ -59,13 +60,14 @@ def main() -> int:
     return int(any(outcome.failures for outcome in outcomes.values()))
 
 
-def _header(options: argparse.Namespace, seconds: float) -> list[str]:
+def _header(options: argparse.Namespace, seconds: float, done: int) -> list[str]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     return [
         f"{datetime.date.today()}, commit {commit}{' with changes' if dirty else ''}, {machine}, {_processor()}",
         f"--inputs {options.inputs} --seed {options.seed} --workers {options.workers}: {seconds / 60:.0f} minutes",
+        *([f"{done} of the inputs were read before the run was interrupted"] if done else []),
         f"limits: {SECONDS:.0f} s, {GROWTH >> 30} GiB on top of a volume of {VOLUME_GIB} GiB",
     ]
 

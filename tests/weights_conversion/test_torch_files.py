@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.commands.main import main
+from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.model.checkpoint import read_info
 from sam2_3dmed_jax.sam2.presets import PRESETS
 from tests.parity.live import reference
@@ -277,3 +278,9 @@ def test_documented_lines_take_a_pt_file_to_a_segmented_ct(tmp_path, realdata, m
     segmented = nibabel.load("segmentation.nii.gz")
     assert segmented.shape == ct.shape[:2] + (4,)
     np.testing.assert_array_equal(segmented.affine, ct.slicer[:, :, 28:32].affine)
+
+
+def test_a_link_to_memory_of_the_system_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "a.pth").symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"a\.pth cannot be read \(Input/output error\)"):
+        convert_checkpoint(tmp_path / "a.pth", tmp_path / "native")
