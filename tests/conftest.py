@@ -39,7 +39,7 @@ def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_released() -> Iterator[None]:
-    """Compiled programs of a file's tests leave memory after it: those of all files take 8 GB per worker."""
+    """Compiled programs of a file's tests leave memory after it: without that, a worker takes 8 GB."""
     yield
     import jax
 
