@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.runtime.user_files import check_regular
 from sam2_3dmed_jax.volume.geometry import LPS_TO_RAS
 from sam2_3dmed_jax.volume.voxel_stream import RAW, TEXT, StoredVoxels
 
@@ -476,6 +477,7 @@ def _unknown_skip(fields: Fields) -> UserError:
 def _after_lines(path: Path, start: int, lines: int) -> int:
     if not lines:
         return start
+    check_regular(path, "give an image file")
     with open(path, "rb") as file:
         file.seek(start)
         for _ in range(lines):

@@ -26,6 +26,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.foreign_errors import one_line
+from sam2_3dmed_jax.runtime.user_files import check_regular
 from sam2_3dmed_jax.volume.image_file import check_promise
 
 _CHUNK = 2**16  # bytes of the file that are decompressed at once
@@ -86,6 +87,7 @@ class VoxelStream:
         """
         stored = self._stored
         try:
+            check_regular(stored.path, "give an image file")  # a header may name a pipe, which nobody writes to
             self._file: BinaryIO = open(stored.path, "rb")
             length = os.fstat(self._file.fileno()).st_size
             self._file.seek(stored.start)

@@ -32,7 +32,7 @@ def test_rows_and_columns_of_z_y_x_and_x_y_z_are_recognised(shape, order):
     assert grid.spacing == (3.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("spacing", [(1, 2), "abc", (0, 1, 1), (float("nan"), 1, 1), 5, (1, 1, "x")])
+@pytest.mark.parametrize("spacing", [(1, 2), "abc", (0, 1, 1), (float("nan"), 1, 1), 5, (1, 1, "x"), (10**400, 1, 1)])
 def test_a_spacing_of_another_form_is_refused(spacing):
     with pytest.raises(UserError, match="spacing"):
         parse_spacing({"spacing": spacing})

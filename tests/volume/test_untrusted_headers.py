@@ -13,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own abbreviation
 
 from sam2_3dmed_jax.volume.image_file import LIMIT_VARIABLE
 from sam2_3dmed_jax.volume.io import read_grid, read_labels, read_volume
+from tests.helpers.compressed_files import WRITERS, intact, scan
 from tests.helpers.nifti_files import make, refusal
 
 ARRAY = np.arange(720, dtype=np.int16).reshape(6, 10, 12)  # k, j, i
@@ -290,3 +291,19 @@ def test_a_quaternion_that_is_not_finite_is_refused_with_the_name_of_the_file(tm
     content[256:260] = struct.pack("<f", 1e30)
     path.write_bytes(content)
     assert "a.nii cannot be read as NIfTI (w2 should be positive" in refusal(read_volume, path)
+
+
+@pytest.mark.parametrize("name", ["a.hdr.gz", "a.img.gz"])
+def test_a_pipe_in_place_of_one_file_of_a_pair_is_refused_and_not_waited_for(tmp_path, name):
+    path = WRITERS[".img.gz"](tmp_path, scan(), intact)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert name in refusal(read_volume, path)
+
+
+@pytest.mark.parametrize("write", [write_meta, write_nrrd, lambda folder: write_nrrd(folder, line_skip="1")])
+def test_a_pipe_in_place_of_voxels_that_a_header_names_is_refused_and_not_waited_for(tmp_path, write):
+    path = write(tmp_path)
+    (tmp_path / "ct.raw").unlink()
+    os.mkfifo(tmp_path / "ct.raw")
+    assert "ct.raw" in refusal(read_volume, path)

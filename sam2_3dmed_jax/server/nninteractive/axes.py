@@ -64,7 +64,7 @@ def parse_spacing(properties: object) -> tuple[float, float, float]:
         return 1.0, 1.0, 1.0
     try:
         first, second, third = (float(value) for value in spacing)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         first = second = third = 0.0
     if not all(0 < abs(value) < 1e6 for value in (first, second, third)):
         raise UserError("image_properties: the spacing is not three numbers in mm other than 0")
