@@ -15,6 +15,8 @@ LINE = 300  # characters of a message of the command line
 NAME = 80  # characters of one name in a list
 CHOICES = 10  # number of valid values in "choose from ..."
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR)
+# A full or read-only disk. TensorStore reports these as a ValueError whose text is pages long.
+_DISK_REASONS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
 
 
 class UserError(Exception):
@@ -51,13 +53,35 @@ def naming(field: str) -> Iterator[None]:
 
 @contextmanager
 def path_errors_as_mistakes() -> Iterator[None]:
-    """Raise a `UserError` in place of the operating system's refusal of a path, wherever the block touches it first."""
+    """Raise a `UserError` in place of the operating system's refusal of a path, wherever the block touches it first.
+
+    A disk that is full or read-only is refused too, in whatever error a library wraps it.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in PATH_ERRORS or not error.filename:
-            raise
-        raise UserError(f"{cut(os.fsdecode(error.filename), 160)}: {error.strerror}; give another path") from error
+    except UserError:
+        raise
+    except Exception as error:
+        name = cut(os.fsdecode(error.filename), 160) if isinstance(error, OSError) and error.filename else ""
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS and name:
+            raise UserError(f"{name}: {error.strerror}; give another path") from error
+        if reason := disk_reason(error):
+            raise UserError(
+                f"{name or 'an output'} cannot be written ({reason}); give a folder with room and write access"
+            ) from error
+        raise
+
+
+def disk_reason(error: BaseException) -> str:
+    """Return how the disk refused a write, such as "No space left on device", or "" for errors of another kind."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause).lower()
+        for reason in _DISK_REASONS:
+            if reason.lower() in text:
+                return reason
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def listed(names: Collection[object], most: int = 3, separator: str = ", ") -> str:

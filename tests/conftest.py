@@ -1,6 +1,9 @@
 """Settings of all tests: the CPU, no implicit rank promotion, one compilation cache, and the real CT volumes."""
 
+import ctypes
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give long tests an hour before they count as hanging."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +35,17 @@ def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
     from sam2_3dmed_jax.runtime import compilation_cache
 
     compilation_cache.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_released() -> Iterator[None]:
+    """Compiled programs of a file's tests leave memory after it: without that, a worker takes 8 GB."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,9 @@ from sam2_3dmed_jax.config import AnyModelConfig, ModelConfig, UNetConfig
 from sam2_3dmed_jax.errors import UserError, counted
 from sam2_3dmed_jax.model.adapter_file import check_base, read_adapters
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo
-from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, atomic_path
+from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, atomic_path, write_errors
 from sam2_3dmed_jax.runtime.hashing import BLOCK, sha256_of_file
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, OutputFolder, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.presets import preset_config
 from weights_conversion.mapping import Layout, Shapes, layout_map
@@ -79,8 +80,8 @@ def convert_checkpoint(
             cannot be written. In all cases, nothing is left at the destination.
     """
     target = choose_target(destination, to)
-    if destination.exists() and source.exists() and destination.samefile(source):
-        raise UserError(f"{destination}: it is the source itself; give another destination")
+    output = OutputFolder("", destination) if target.form == "folder" else OutputFile("", destination)
+    check_outputs([output], [Input("the source", source), *([Input("--adapters", adapters)] if adapters else [])])
     added = read_adapters(adapters) if adapters else None
     opened = open_source(source)
     config, fit = recognise(opened, preset)
@@ -112,10 +113,8 @@ def convert_checkpoint(
         check_base(adapters, added, str(source), own_shapes, read)
         record = {"file": adapters.name, "sha256": sha256_of_file(adapters), **added.info.provenance}
         info = replace(added.info, model=config, provenance={**info.provenance, "adapters": record})
-    try:
+    with write_errors(destination):
         count = _write(target, shapes, added.merged(read) if added else read, info, progress)
-    except OSError as error:
-        raise UserError(f"{error.filename or destination}: {error.strerror or error}; nothing was written") from error
     return Conversion(fit.preset, fit.mapping.layout, target, count, {**opened.reading, **_rounding(opened)})
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.model.checkpoint import CONFIG, WEIGHTS, check_replaceable
 from weights_conversion.mapping import LAYOUTS, Layout
 
 
@@ -38,7 +39,9 @@ def choose_target(path: Path, to: str | None) -> Target:
     elif path.exists():
         if not path.is_dir():
             raise UserError(f"{path}: it is a file; give a folder, or a name that ends in .safetensors or .pt")
-        native = layout == "native" and (path / "config.json").is_file() and (path / "weights").is_dir()
+        native = layout == "native" and (path / CONFIG).is_file() and (path / WEIGHTS).is_dir()
         if any(path.iterdir()) and not native:
             raise UserError(f"{path}: it is not empty and is not a native checkpoint; choose another folder")
+        if native:
+            check_replaceable(path)
     return Target(path, layout, form)

@@ -182,13 +182,18 @@ def _claim_folder(root: Path, seed: int) -> None:
     Raises:
         UserError: it contains other files, or a demo with another seed.
     """
+    from sam2_3dmed_jax.runtime.atomic_files import write_errors, write_text
+    from sam2_3dmed_jax.runtime.output_plan import OutputFolder, check_outputs
+
+    check_outputs([OutputFolder("--out", root, owns=())])
     marker = root / MARKER
     if root.exists() and any(root.iterdir()) and not marker.exists():
         raise UserError(f"{root} is not empty and is not the folder of a demo; choose another --out")
-    root.mkdir(parents=True, exist_ok=True)
+    with write_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
     if marker.exists() and read_json(marker, "choose another --out") != {"seed": seed}:
         raise UserError(f"{root} contains a demo with another seed; choose another --out or the same --seed")
-    marker.write_text(json.dumps({"seed": seed}))
+    write_text(marker, json.dumps({"seed": seed}), keep_unchanged=True)
 
 
 @contextlib.contextmanager

@@ -267,6 +267,7 @@ def _add_scoring(parser: Parser) -> None:
 def run(options: Options) -> None:
     """Score, summarise, compare and write the tables and the report."""
     _check(options)
+    _check_outputs(options)
     start()
     from sam2_3dmed_jax.data.split_choice import SPLIT_FIELDS
     from sam2_3dmed_jax.evaluation.evaluate import (
@@ -323,6 +324,32 @@ def _check(options: Options) -> None:
         raise UserError("--nearest-component is a protocol of its own; leave out --protocol")
     if options.zoom not in (None, "off") and options.protocol == "oracle-clip":
         raise UserError("--zoom: it is for whole volumes, and oracle-clip segments clips; leave out one of them")
+
+
+def _check_outputs(options: Options) -> None:
+    """Check that no output replaces an input; the names of the files in `--save` are checked with the cases.
+
+    Raises:
+        UserError: one does.
+    """
+    from sam2_3dmed_jax.evaluation.evaluate import results_input, scans_input
+    from sam2_3dmed_jax.evaluation.journal import FILE
+    from sam2_3dmed_jax.evaluation.result_files import RESULT_FILES
+    from sam2_3dmed_jax.runtime.output_plan import Input, OutputFolder, check_outputs
+
+    scans = ("predictions", "references", "images", "prompts_from")
+    results = [*(("--results", folder) for folder in options.results), *(("--compare", it) for it in options.compare)]
+    check_outputs(
+        [
+            OutputFolder("--out", options.out, owns=(*RESULT_FILES, FILE)),
+            *([OutputFolder("--save", options.save, owns=())] if options.save else []),
+        ],
+        [
+            *(scans_input(_flag(name), folder) for name in scans if (folder := getattr(options, name))),
+            *(results_input(flag, folder) for flag, folder in results),
+            *(Input(_flag(name), file) for name in ("splits", "patients") if (file := getattr(options, name))),
+        ],
+    )
 
 
 def _given(options: Options, names: list[str] | tuple[str, ...]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def run(options: Options) -> None:
     from sam2_3dmed_jax.hub.resolve import checkpoint_folder
     from sam2_3dmed_jax.model.checkpoint import read_info
     from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, write_errors
+    from sam2_3dmed_jax.runtime.output_plan import Input, OutputFolder, check_outputs
     from sam2_3dmed_jax.runtime.progress import progress_of_long_work
     from sam2_3dmed_jax.sam2.presets import preset_config
 
@@ -64,6 +65,8 @@ def run(options: Options) -> None:
     for flag, value in (("--evaluation", options.evaluation), ("--licence", options.licence)):
         if value is not None and options.to != HUGGINGFACE:
             raise UserError(f"{flag}: {options.to} has no model card; leave it out, or give --to {HUGGINGFACE}")
+    inputs = {"RUN": options.checkpoint, "--evaluation": options.evaluation}
+    check_outputs([OutputFolder("DST", destination)], [Input(name, path) for name, path in inputs.items() if path])
     if options.to == ONNX:
         from sam2_3dmed_jax.export.onnx import require_onnx
 

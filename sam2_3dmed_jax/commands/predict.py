@@ -31,7 +31,7 @@ from sam2_3dmed_jax.volume.formats import all_suffixes, case_id, segmentation_su
 from sam2_3dmed_jax.volume.modality import WORDS
 
 if TYPE_CHECKING:
-    from sam2_3dmed_jax.inference.predict_case import CaseSettings
+    from sam2_3dmed_jax.inference.predict_case import CaseSettings, OutputFiles
     from sam2_3dmed_jax.inference.predictor import VolumePredictor
     from sam2_3dmed_jax.inference.segmentation_record import ModelRecord
     from sam2_3dmed_jax.prompts.case_table import PredictionCase
@@ -228,9 +228,6 @@ def _segment_one(options: Options) -> None:
         )
     if options.reference and not (options.overlay or options.planes):
         raise UserError("--reference is drawn in pictures; give --overlay PNG or --planes PNG too")
-    if options.overlay and options.overlay == options.planes:
-        raise UserError("--planes: it is the same file as --overlay; give another file")
-    options = _ready(options)
     from sam2_3dmed_jax.inference.predict_case import OutputFiles, read_job, segment_case, size_lines
     from sam2_3dmed_jax.inference.segmentation_record import record_path, warn_about
     from sam2_3dmed_jax.prompts.case_table import PredictionCase
@@ -240,6 +237,8 @@ def _segment_one(options: Options) -> None:
     name = case_id(name, all_suffixes()) or name
     case = PredictionCase(name, image, options.prompt_flags, options.reference, options.volume)
     outputs = OutputFiles(options.out, options.separate, options.overlay, options.planes)
+    _check_outputs(options, [case], [outputs])
+    options = _ready(options)
     sources = _modality_sources(options)
     job = read_job(case, outputs, _case_settings(options, sources))
     predictor, model = _load(options)
@@ -298,7 +297,6 @@ def _segment_table(options: Options, table: str) -> None:
     if flag := _first_given(options):
         raise UserError(f"{flag} is for a single volume; with --cases, give it in the table")
     _check_folder(options, "--cases")
-    options = _ready(options)
     from sam2_3dmed_jax.inference.predict_case import OutputFiles, segment_cases
     from sam2_3dmed_jax.prompts.case_table import images_without_prompts, read_cases
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
@@ -310,6 +308,8 @@ def _segment_table(options: Options, table: str) -> None:
         planes = f"{options.planes}/{name}_planes.png" if options.planes else None
         return OutputFiles(f"{options.out}/{name}.nii.gz", options.separate, overlay, planes)
 
+    _check_outputs(options, cases, [outputs(case.name) for case in cases])
+    options = _ready(options)
     sources = _modality_sources(options)
     settings = _case_settings(options, sources)
     with ConsoleProgress() as progress:
@@ -328,6 +328,26 @@ def _segment_table(options: Options, table: str) -> None:
             f"--cases: {len(failures)} of {len(cases)} failed, for the reasons above; fix them and run the same "
             "command again, which skips finished cases"
         )
+
+
+def _check_outputs(options: Options, cases: Sequence[PredictionCase], outputs: Sequence[OutputFiles]) -> None:
+    """Check that no output of the command replaces an input or another output; of each case, `outputs` are its files.
+
+    Raises:
+        UserError: one does.
+    """
+    from sam2_3dmed_jax.inference.predict_case import case_inputs, planned_outputs
+    from sam2_3dmed_jax.model.checkpoint import checkpoint_files
+    from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, check_outputs
+
+    table = [OutputFile("--statistics", options.statistics)] if options.statistics else []
+    folder = options.checkpoint
+    inputs = [Input("CKPT", folder, lambda: checkpoint_files(folder))] if os.path.isdir(folder) else []
+    inputs += [Input("--cases", file)] if (file := options.cases) and os.path.isfile(file) else []
+    check_outputs(
+        [*(output for files in outputs for output in planned_outputs(files, (), None)), *table],
+        [*inputs, *(each for case in cases for each in case_inputs(case))],
+    )
 
 
 def _load(options: Options) -> tuple[VolumePredictor, ModelRecord]:

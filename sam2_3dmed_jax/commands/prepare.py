@@ -70,8 +70,10 @@ def run(options: Options) -> None:
     """Write the shards, report the refused cases and draw the preview; it is a mistake if most cases are refused."""
     from sam2_3dmed_jax.commands.experiment_files import read_experiment
     from sam2_3dmed_jax.config import PrepareConfig
-    from sam2_3dmed_jax.data.datasets import read_dataset
+    from sam2_3dmed_jax.data.datasets import dataset_files, read_dataset
+    from sam2_3dmed_jax.data.prepare.folder import PREPARED_FILES
     from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
+    from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, OutputFolder, check_outputs
     from sam2_3dmed_jax.runtime.progress import ConsoleProgress
     from sam2_3dmed_jax.volume.modality import parse_modality
     from sam2_3dmed_jax.volume.resample import parse_spacing
@@ -84,6 +86,13 @@ def run(options: Options) -> None:
     modality = parse_modality(options.modality, "--modality")
     settings = replace(settings, modality=modality, keep_empty=options.keep_empty)
     dataset = read_dataset(options.dataset)
+    check_outputs(
+        [
+            OutputFolder("OUT", options.out, owns=PREPARED_FILES),
+            *([OutputFile("--preview", options.preview)] if options.preview else []),
+        ],
+        [Input("DATASET", options.dataset, lambda: dataset_files(options.dataset))],
+    )
     with terminated_as_interrupted(), ConsoleProgress() as progress:
         report = prepare_dataset(dataset, options.out, settings, workers=options.workers, progress=progress)
     if options.debug:

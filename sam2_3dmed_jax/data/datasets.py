@@ -96,6 +96,18 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
+def dataset_files(path: str | os.PathLike[str]) -> list[str]:
+    """Return the files that a dataset is read from.
+
+    Raises:
+        UserError: it is not a dataset.
+    """
+    dataset = read_dataset(path)
+    if dataset.archive:
+        return [dataset.archive]
+    return [os.path.join(path, DATASET_JSON), *(file for case in dataset.cases for file in (case.image, case.label))]
+
+
 def scan_modality(dataset: Dataset, given: str = "") -> str:
     """Return DICOM's code for the scans of a dataset: the given one, the declared one, or CT."""
     return given or dicom_modality(dataset.modality) or CT

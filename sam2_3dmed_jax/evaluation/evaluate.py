@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.config import MemorySelection
-from sam2_3dmed_jax.data.datasets import Dataset, read_dataset, require_folder
+from sam2_3dmed_jax.data.datasets import Dataset, dataset_files, read_dataset, require_folder
 from sam2_3dmed_jax.data.held_out import DatasetCases, held_out_cases
 from sam2_3dmed_jax.data.split_choice import absolute_path
 from sam2_3dmed_jax.data.split_files import first_ids
@@ -31,6 +31,7 @@ from sam2_3dmed_jax.evaluation.result_files import (
     LESIONS,
     RELIABILITY,
     REPORT,
+    RESULT_FILES,
     SUMMARY,
     read_fixed_cost,
     read_results,
@@ -49,9 +50,11 @@ from sam2_3dmed_jax.prompts.protocols import INTERACTIVE, PROTOCOL_DESCRIPTIONS
 from sam2_3dmed_jax.prompts.simulated_user import InteractionRules
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.folder_lock import one_writer
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume import label_classes
+from sam2_3dmed_jax.volume.formats import all_suffixes, suffix_of
 from sam2_3dmed_jax.volume.io import stored_modality
 from sam2_3dmed_jax.volume.label_classes import LabelClass
 from sam2_3dmed_jax.volume.modality import ModalitySources, assumption_note, dicom_modality, parse_modality
@@ -225,6 +228,9 @@ def score_checkpoint(
             raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
         settings = replace(settings, prompt_files=_prompt_files(options.prompts_from, [case.id for case in cases]))
     save = absolute_path(options.save)
+    inputs = [Input("DATA", data, lambda: dataset_files(data))]
+    inputs += [scans_input("--prompts-from", folder)] if (folder := options.prompts_from) else []
+    check_outputs([OutputFile("--save", Path(save, f"{case.id}.nii.gz")) for case in cases if save], inputs)
     settings = replace(settings, modality=sources, band_mm=options.band_mm, save=save, interaction=rules, zoom=zoom)
     if automatic:
         predictor: AutomaticPredictor | VolumePredictor = AutomaticPredictor(model)
@@ -343,6 +349,20 @@ def score_results(folders: Sequence[str], options: ScoringOptions) -> list[str]:
     """
     with one_writer(options.out, ANOTHER_OUT):
         return _write(read_all(folders), options, [read_fixed_cost(folder) for folder in folders])
+
+
+def scans_input(flag: str, folder: str) -> Input:
+    """Return a folder of label maps or scans as an input of the command."""
+
+    def files() -> list[Path]:
+        return [file for file in Path(folder).rglob("*") if suffix_of(file.name, all_suffixes())]
+
+    return Input(flag, folder, files)
+
+
+def results_input(flag: str, folder: str) -> Input:
+    """Return a folder of finished results as an input of the command."""
+    return Input(flag, folder, lambda: [Path(folder, name) for name in RESULT_FILES])
 
 
 def read_all(folders: Sequence[str]) -> list[ScoreRow]:

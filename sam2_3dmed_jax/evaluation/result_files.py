@@ -29,12 +29,17 @@ from sam2_3dmed_jax.metrics.lesions import Lesion
 from sam2_3dmed_jax.metrics.prompt_distance import BINS_MM, Distances
 from sam2_3dmed_jax.metrics.reliability import BINS, Bins
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths, write_errors
-from sam2_3dmed_jax.runtime.user_files import number, read_json, read_table, shown, typed, whole_number
+from sam2_3dmed_jax.runtime.user_files import number, read_json, read_start, read_table, shown, typed, whole_number
 
 CASES, LESIONS, DISTANCE, RELIABILITY = "cases.csv", "lesions.csv", "distance.csv", "reliability.csv"
 INTERACTIONS = "interactions.csv"
 SUMMARY, REPORT = "summary.json", "report.html"
 COMPARISON_TABLE, COMPARISON, COMPARISON_CASES = "comparison.csv", "comparison.json", "comparison_cases.csv.gz"
+OPTIONAL_FILES = (
+    *(LESIONS, DISTANCE, RELIABILITY, INTERACTIONS, REPORT),
+    *(COMPARISON_TABLE, COMPARISON, COMPARISON_CASES),
+)
+RESULT_FILES = (CASES, SUMMARY, *OPTIONAL_FILES)  # all files of an evaluation
 LESION_COLUMNS = ("case", "class", "lesion", "diameter_mm", "volume_ml", "covered", "found", "method", "fold", "seed")
 DISTANCE_COLUMNS = (
     *("case", "class", "distance_low_mm", "distance_high_mm", "slices", "dice"),
@@ -105,10 +110,19 @@ def write_results(
         texts[INTERACTIONS] = table_text(INTERACTION_COLUMNS, interactions)
     texts[SUMMARY] = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     texts |= further or {}
+    replaces_earlier = _is_table_of_results(Path(out, CASES))
     write_files(texts, out)
-    optional = {LESIONS, DISTANCE, RELIABILITY, INTERACTIONS, REPORT, COMPARISON_TABLE, COMPARISON, COMPARISON_CASES}
-    for name in optional - texts.keys():  # of an earlier evaluation
-        Path(out, name).unlink(missing_ok=True)
+    if replaces_earlier:
+        for name in set(OPTIONAL_FILES) - texts.keys():
+            Path(out, name).unlink(missing_ok=True)
+
+
+def _is_table_of_results(path: Path) -> bool:
+    """Return whether a file is the `cases.csv` of an evaluation, also of an earlier version."""
+    try:
+        return path.is_file() and read_start(path, 200, _FIX).startswith(b"case,class,")
+    except UserError:
+        return False
 
 
 def write_files(files: Mapping[str, str | bytes], out: str | os.PathLike[str]) -> None:

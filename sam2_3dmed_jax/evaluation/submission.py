@@ -27,6 +27,7 @@ from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.hashing import sha256_of_folder
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.runtime.user_files import read_json, typed
 from sam2_3dmed_jax.volume.geometry import Volume
@@ -98,6 +99,14 @@ def export_submission(
         **_admissibility(source["kind"]),
     }
     manifest, folder = Path(out, f"{tests.task}.manifest.json"), Path(out, tests.task)
+    check_outputs(
+        [OutputFile("--out", manifest), *(OutputFile("--out", folder / f"{case}.nii.gz") for case in tests.images)],
+        [
+            *(Input("the image", image) for image in tests.images.values()),
+            *([Input("--cases", cases)] if cases else []),
+            *([Input("--prompts-from", predictions)] if predictions else []),
+        ],
+    )
     finished = _finished_cases(manifest, folder, identity)
     predictor = VolumePredictor(load_model(checkpoint, None, dtype, memory_selection), order)
     for number, (case, image) in enumerate(tests.images.items(), 1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,14 +34,16 @@ from sam2_3dmed_jax.prompts.automatic_start import StartSettings
 from sam2_3dmed_jax.prompts.case_table import PredictionCase
 from sam2_3dmed_jax.prompts.files import add_labels
 from sam2_3dmed_jax.prompts.flags import gather_prompts
+from sam2_3dmed_jax.prompts.prompt_types import prompt_flags
 from sam2_3dmed_jax.prompts.voxel_prompts import VolumePrompts, merge_prompts
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths, write_text
+from sam2_3dmed_jax.runtime.output_plan import Input, Output, OutputFile, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.dicom_seg_source import SegmentationSource
 from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.geometry import Volume
-from sam2_3dmed_jax.volume.io import prepare_segmentation, read_labels, read_volume, write_segmentation
+from sam2_3dmed_jax.volume.io import image_files, prepare_segmentation, read_labels, read_volume, write_segmentation
 from sam2_3dmed_jax.volume.modality import ModalitySources
 from sam2_3dmed_jax.volume.zoom import OFF, Zoom
 
@@ -96,7 +98,7 @@ def read_job(case: PredictionCase, outputs: OutputFiles, settings: CaseSettings 
         settings: of the command.
 
     Raises:
-        UserError: a file or prompt does not fit, or an output would replace the image or a file of another kind.
+        UserError: a file or prompt does not fit, or an output would replace an input or a file of another kind.
     """
     volume = read_volume(
         case.image,
@@ -105,18 +107,46 @@ def read_job(case: PredictionCase, outputs: OutputFiles, settings: CaseSettings 
         skip_unreadable=settings.skip_unreadable,
         modality=settings.modality,
     )
-    for path in (outputs.labels, outputs.overlay, outputs.planes):
-        if path and _same_file(path, case.image):
-            raise UserError(f"--out: {path} is the image itself; give another file")
     check_record_path(outputs.labels)
     prompt_set = add_labels(gather_prompts(case.prompts, volume, settings.start), settings.labels, "--classes")
     prompt_set = replace(prompt_set, prompts=merge_prompts(prompt_set.prompts))
     reference = read_labels(case.reference, volume) if case.reference else None
     labels = prompt_set.labels()
     separate = object_files(outputs.labels, list(labels), prompt_set.names) if outputs.separate else {}
+    check_outputs(
+        planned_outputs(outputs, separate.values(), settings.statistics),
+        [*case_inputs(case), *(Input("the mask of a prompt file", file) for file in prompt_set.files)],
+    )
     source = prepare_segmentation(outputs.labels, volume, labels)
     keep = mask_filter(rule, prompt_set.prompts, volume.canonical_affine) if (rule := settings.keep_component) else None
     return Job(case.name, volume, prompt_set, labels, reference, outputs, separate, source, settings, keep)
+
+
+def planned_outputs(outputs: OutputFiles, separate: Iterable[Path], statistics: str | None) -> list[Output]:
+    """Return the files that a case writes.
+
+    Args:
+        outputs: the files that the user names.
+        separate: the files of single objects.
+        statistics: the table of all cases.
+    """
+    named = {"--overlay": outputs.overlay, "--planes": outputs.planes, "--statistics": statistics}
+    return [
+        OutputFile("--out", outputs.labels),
+        OutputFile("--out", record_path(outputs.labels)),
+        *(OutputFile(flag, path) for flag, path in named.items() if path),
+        *(OutputFile("--separate", path) for path in separate),
+    ]
+
+
+def case_inputs(case: PredictionCase) -> list[Input]:
+    """Return the files that a case is read from; files that prompt files name are known when they have been read."""
+    flags = [flag for flag in prompt_flags() if flag.is_file]
+    return [
+        Input("the image", case.image, lambda: image_files(case.image)),
+        *(Input(flag.option, path) for flag in flags for path in case.prompts[flag.name]),
+        *([Input("--reference", case.reference)] if case.reference else []),
+    ]
 
 
 def segment_case(
@@ -269,7 +299,7 @@ def segment_cases(
         if progress:
             progress("cases", done, len(cases))
         try:
-            if os.path.exists(files.labels) and not _same_file(files.labels, case.image):
+            if os.path.exists(files.labels):
                 _add_missing_statistics(case, files, settings)
                 lines.append(f"{case.name}: skipped, {files.labels} exists")
                 continue
@@ -314,7 +344,3 @@ def _suffix(name: str) -> str:
 def _write_labels(path: Path, labels: np.ndarray, job: Job, names: Mapping[int, ObjectLabel]) -> None:
     """Write a label map in the format of the file's name."""
     write_segmentation(path, labels, job.volume, names, job.dicom_source)
-
-
-def _same_file(path: str, other: str) -> bool:
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)

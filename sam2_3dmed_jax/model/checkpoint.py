@@ -30,12 +30,13 @@ from sam2_3dmed_jax.config import (
     UNetConfig,
     upgrade_record,
 )
-from sam2_3dmed_jax.errors import UserError, counted, naming
+from sam2_3dmed_jax.errors import UserError, counted, listed, naming
 from sam2_3dmed_jax.model.build import abstract_model, random_weights
-from sam2_3dmed_jax.runtime.atomic_files import atomic_folder
+from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, atomic_folder
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice, resolve_compute_dtype
-from sam2_3dmed_jax.runtime.foreign_errors import foreign, quiet
+from sam2_3dmed_jax.runtime.foreign_errors import foreign, orbax_write_errors
 from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.output_plan import OutputFolder, check_outputs
 from sam2_3dmed_jax.runtime.user_files import parse_json, read_bytes, shown, typed
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
@@ -43,6 +44,8 @@ from sam2_3dmed_jax.sam2.presets import preset_config
 from sam2_3dmed_jax.unet.network import UNet
 
 FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "weights"  # all that is in the folder
+LEFT_BY_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")  # in any folder that was looked at; of no value
 FILES_OF_OTHERS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 CONFIG_KEY = "sam2_3dmed_config"  # in the metadata of a .safetensors file: the `config.json` of its model
 _WRITE_AGAIN = "write the checkpoint again"
@@ -141,18 +144,22 @@ def save_model(model: SAM2 | UNet, path: str | os.PathLike[str], info: Checkpoin
     save_weights(split(model)[1], path, info)
 
 
-def save_weights(weights: Weights, path: str | os.PathLike[str], info: CheckpointInfo) -> None:
-    """Write weights by path as a native checkpoint.
+def save_weights(weights: Weights, path: str | os.PathLike[str], info: CheckpointInfo, hint: str = GIVE_ROOM) -> None:
+    """Write weights by path as a native checkpoint; an existing one at `path` is replaced when the new one is complete.
 
     In a distributed run every process calls this function with all weights.
 
+    Args:
+        weights: of the model.
+        path: the folder.
+        info: the description of the model.
+        hint: how to fix a failed write.
+
     Raises:
-        UserError: `path` is a folder with other contents.
+        UserError: `path` is a folder with other contents, or cannot be written.
     """
-    target = Path(path)
     first = jax.process_index() == 0
-    if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
-        raise UserError(f"{path} is not empty and not a checkpoint; choose another folder")
+    check_replaceable(path)
     provenance = {
         "tool_version": metadata.version("sam2-3dmed-jax"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -160,10 +167,39 @@ def save_weights(weights: Weights, path: str | os.PathLike[str], info: Checkpoin
     }
     record = {"format": FORMAT, **dataclasses.asdict(dataclasses.replace(info, provenance=provenance))}
     tag = None if jax.process_count() == 1 else "all"
-    with quiet("orbax"), atomic_folder(path, replace=True, writer=first, tag=tag) as temporary:
-        ocp.save(temporary / "weights", weights)  # the first process writes, and Orbax waits for all processes
+    with (
+        orbax_write_errors(path, hint),
+        atomic_folder(path, replace=True, writer=first, tag=tag, late_writers=True) as temporary,
+    ):
+        ocp.save(temporary / WEIGHTS, weights)  # the first process writes, and Orbax waits for all processes
         if first:
-            (temporary / "config.json").write_text(json.dumps(record, indent=2))
+            (temporary / CONFIG).write_text(json.dumps(record, indent=2))
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Check that nothing but a checkpoint is lost if one is written to a folder.
+
+    Raises:
+        UserError: `path` is a file, or a folder with other contents.
+    """
+    check_outputs([OutputFolder("", path)])
+    folder = Path(path)
+    names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    others = sorted(name for name in names if name not in (CONFIG, WEIGHTS, *LEFT_BY_DESKTOPS))
+    if names and CONFIG not in names:
+        raise UserError(f"{path} is not empty and not a checkpoint; choose another folder")
+    if others:
+        raise UserError(
+            f"{path} contains {listed(others)} besides a checkpoint, which would be deleted with it; move that, or "
+            "choose another folder"
+        )
+
+
+def checkpoint_files(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files of a native checkpoint, or of the trained model of a run."""
+    folder = Path(path)
+    folder = folder if (folder / WEIGHTS).exists() else folder / "final"
+    return [folder / CONFIG, *(folder / WEIGHTS).rglob("*")]
 
 
 def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -173,7 +209,7 @@ def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
         UserError: `path` is not a checkpoint that this version can read.
     """
     check_local(path)
-    file = Path(path) / "config.json"
+    file = Path(path) / CONFIG
     if not Path(path).exists():
         raise UserError(
             f"{path}: the checkpoint does not exist; give a folder that training or conversion wrote, or a name that "
@@ -194,7 +230,7 @@ def _other_format(path: Path) -> str:
     if path.is_file():
         return f"a {path.suffix} file" if path.name.endswith(FILES_OF_OTHERS) else ""
     holds_weights = any((path / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
-    return "a folder of transformers" if holds_weights and not (path / "weights").exists() else ""
+    return "a folder of transformers" if holds_weights and not (path / WEIGHTS).exists() else ""
 
 
 def _conversion(path: Path) -> str:
@@ -252,7 +288,7 @@ def weights_folder(path: str | os.PathLike[str]) -> Iterator[str]:
         UserError: the weights are damaged.
     """
     with foreign("orbax", lambda reason: f"{path}: its weights cannot be read ({reason}); write the checkpoint again"):
-        yield os.path.abspath(Path(path) / "weights")
+        yield os.path.abspath(Path(path) / WEIGHTS)
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.phantom.person import draw_anatomy
 from sam2_3dmed_jax.phantom.scanner import TASKS, as_mr, draw_acquisition, scan, with_slices
 from sam2_3dmed_jax.runtime.atomic_files import atomic_folder, write_errors
+from sam2_3dmed_jax.runtime.output_plan import OutputFolder, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 
 MODALITIES = ("CT", "MR")
@@ -99,6 +100,7 @@ def write_phantom_dataset(
     Raises:
         UserError: If the task or modality is unknown, a number is out of range, or `out` contains files already.
     """
+    check_outputs([OutputFolder("", out)])
     out = Path(out)
     if task not in TASKS:
         raise UserError(f"The phantom has no task {task!r}: choose one of {', '.join(TASKS)}.")

@@ -26,6 +26,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sam2_3dmed_jax.errors import UserError, listed, naming
@@ -37,6 +38,7 @@ from sam2_3dmed_jax.runtime.json_fields import Field, read_fields
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_code, parse_color
 from sam2_3dmed_jax.volume.geometry import Grid, Volume, canonical_to_voxel
 from sam2_3dmed_jax.volume.io import read_label_layers
+from sam2_3dmed_jax.volume.label_layers import LabelLayers
 
 
 def read_prompt_files(paths: Sequence[str | os.PathLike[str]], volume: Volume) -> VolumePrompts:
@@ -57,6 +59,7 @@ def read_prompt_files(paths: Sequence[str | os.PathLike[str]], volume: Volume) -
         _add(merged.codes, of_file.codes, path)
         _add(merged.colors, of_file.colors, path)
         merged.prompts.extend(of_file.prompts)
+        merged.files.extend(of_file.files)
     if len(set(merged.names.values())) < len(merged.names):
         raise UserError(f"{listed(paths)}: two objects have the same name; give each its own name")
     return merged
@@ -136,8 +139,13 @@ def _read_objects(root: Field, volume: Volume) -> VolumePrompts:
     result = VolumePrompts()
     by_key = {prompt_type.json_key: prompt_type for prompt_type in PROMPT_TYPES.values()}
     ids = set()
+
     # Many objects may be values of one label map, which is then read once, or all be one mask, which is then kept once.
-    read_once = functools.lru_cache(maxsize=1)(lambda path: read_label_layers(path, volume))
+    def read(path: Path) -> LabelLayers:
+        result.files.append(str(path))
+        return read_label_layers(path, volume)
+
+    read_once = functools.lru_cache(maxsize=1)(read)
     drawn_once = functools.cache(lambda path, chosen: drawn_slices(read_once(path), chosen))
     for position, item in enumerate(root.fields(("objects",), ("objects",))["objects"].items(), 1):
         fields = item.fields(("id", "name", "code", "color", *by_key))

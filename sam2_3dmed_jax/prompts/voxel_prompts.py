@@ -71,6 +71,7 @@ class VolumePrompts:
     names: dict[int, str] = field(default_factory=dict)
     codes: dict[int, str] = field(default_factory=dict)  # of SNOMED CT, where given
     colors: dict[int, str] = field(default_factory=dict)  # "#9d6ca2", where given
+    files: list[str] = field(default_factory=list)  # label maps that prompt files name
 
     def labels(self) -> dict[int, ObjectLabel]:
         """Return the label of each prompted object, by id; objects without a name are called "object 1"."""

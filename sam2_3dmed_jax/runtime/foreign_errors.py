@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from sam2_3dmed_jax.errors import FileWarning, UserError, escaped
+from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, FilePath, write_errors
 
 MOST = 200  # characters of a library's message
 # The loggers of each library; their children are silenced with them.
@@ -72,6 +73,21 @@ def quiet(library: str) -> Iterator[None]:
         stack.enter_context(_without_warnings)
         if library == "orbax":
             _drop_errors_of_closed_loops()
+        yield
+
+
+@contextlib.contextmanager
+def orbax_write_errors(path: FilePath, hint: str = GIVE_ROOM) -> Iterator[None]:
+    """Turn any error of a block in which Orbax writes into one sentence, without what it and TensorStore log.
+
+    Args:
+        path: the file or folder that the message names.
+        hint: how to fix it.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    with quiet("orbax"), write_errors(path, hint, errors=Exception):
         yield
 
 

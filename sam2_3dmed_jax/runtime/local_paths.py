@@ -1,7 +1,8 @@
-"""Refusal of remote addresses, such as `gs://bucket/run`: all files are on local or mounted file systems.
+"""Refusal of remote addresses, such as `gs://bucket/run`, and of `~`: all files are on local or mounted file systems.
 
-`pathlib` takes such an address for a folder named `gs:` in the current folder, so each entry point checks its paths
-before any work. Remote stores are left to tools that mount or copy them.
+`pathlib` takes them for folders named `gs:` and `~` in the current folder, and some libraries expand `~`, so each entry
+point checks its paths before any work. Remote stores are left to tools that mount or copy them, and `~` to the shell,
+which expands it at the start of a word that is not quoted.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ _CHECKPOINTS = ("model.init", "checkpoints")  # fields of experiments and sweeps
 
 
 def check_local(path: str | os.PathLike[str], checkpoint: bool = False) -> None:
-    """Check that a path, or another text, is not a remote address.
+    """Check that a path, or another text, is not a remote address and does not start with the home folder as `~`.
 
     Args:
         path: of a file or folder that may not exist.
         checkpoint: whether it names a checkpoint, which may be on Hugging Face: `hf://org/repo`.
 
     Raises:
-        UserError: it is an address.
+        UserError: it is one of these.
     """
+    if os.fspath(path).startswith("~") and (expanded := os.path.expanduser(path)) != os.fspath(path):
+        raise UserError(f"{os.fspath(path)} starts with '~', which only a shell expands; write {os.fspath(expanded)}")
     address = _ADDRESS.match(os.fspath(path))
     if not address or (checkpoint and address[1] == _HUGGING_FACE):
         return
@@ -45,10 +48,10 @@ def check_local(path: str | os.PathLike[str], checkpoint: bool = False) -> None:
 
 
 def check_local_fields(config: ExperimentConfig | SweepSpec) -> None:
-    """Check that no text in the fields of an experiment or a sweep is a remote address.
+    """Check all texts in the fields of an experiment or a sweep by `check_local`.
 
     Raises:
-        UserError: one is; the message names its field.
+        UserError: one is refused; the message names its field.
     """
     for name, text in _texts(config):
         with naming(name):

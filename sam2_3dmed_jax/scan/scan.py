@@ -55,6 +55,7 @@ from sam2_3dmed_jax.prompts.voxel_prompts import (
 )
 from sam2_3dmed_jax.runtime.atomic_files import atomic_paths
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.scan.history import History, PromptState
 from sam2_3dmed_jax.scan.images import open_image, open_label_map, read_label_map
@@ -64,7 +65,7 @@ from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel, parse_color, segmen
 from sam2_3dmed_jax.volume.formats import segmentation_suffixes, suffix_of
 from sam2_3dmed_jax.volume.geometry import Volume, from_canonical, plane_in_file
 from sam2_3dmed_jax.volume.intensity import PreparedSlices
-from sam2_3dmed_jax.volume.io import prepare_segmentation, volume_of, write_segmentation
+from sam2_3dmed_jax.volume.io import image_files, prepare_segmentation, volume_of, write_segmentation
 from sam2_3dmed_jax.volume.modality import ModalitySources, parse_modality
 from sam2_3dmed_jax.volume.nifti import label_image
 from sam2_3dmed_jax.volume.zoom import OFF, Logits, RegionLogits, Zoom, logits_on_slice, parse_zoom
@@ -623,9 +624,14 @@ class Scan:
             raise UserError(
                 f"{path} is not the name of a segmentation; let it end in .nii.gz, or in .dcm for DICOM-SEG"
             )
-        if os.path.exists(path) and os.path.exists(volume.grid.source) and os.path.samefile(path, volume.grid.source):
-            raise UserError(f"{path} is the image itself; give another file")
         check_record_path(path)
+        masks = {prompt.mask_file.path for prompt in prompts.prompts if prompt.mask_file}
+        file = volume.grid.source
+        image = [Input("the image", file, lambda: image_files(file))] if file else []
+        check_outputs(
+            [OutputFile("", path), OutputFile("", record_path(path))],
+            [*image, *(Input("the file of a prompt", mask) for mask in masks)],
+        )
         source = prepare_segmentation(path, volume, prompts.labels())
         with atomic_paths() as temporary_path:
             record_file, labels_file = temporary_path(record_path(path)), temporary_path(path, suffix)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from sam2_3dmed_jax.config import ExperimentConfig, PrepareConfig
 from sam2_3dmed_jax.data.case_reader import CaseReader, targets_to_segment
-from sam2_3dmed_jax.data.datasets import read_dataset
+from sam2_3dmed_jax.data.datasets import dataset_files, read_dataset
+from sam2_3dmed_jax.data.prepare.folder import SHARDS
 from sam2_3dmed_jax.data.prepare.prepare import prepare_dataset
-from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, is_prepared, read_prepared
+from sam2_3dmed_jax.data.prepared import INDEX, PreparedCase, PreparedDataset, is_prepared, read_prepared
 from sam2_3dmed_jax.data.proposed_settings import differing_settings
 from sam2_3dmed_jax.data.split_choice import SPLIT_FILE, choose_split
 from sam2_3dmed_jax.data.split_files import read_splits
@@ -55,6 +56,17 @@ def check_data(config: ExperimentConfig) -> tuple[CaseReader, list[PreparedCase]
     targets_to_segment(config.data, raw.labels, path)
     choose_split([case.id for case in raw.cases], config.data)
     return None
+
+
+def data_files(path: str) -> list[Path | str]:
+    """Return the files that `data.path` is read from.
+
+    Raises:
+        UserError: it is not a dataset.
+    """
+    if is_prepared(path):
+        return [Path(path, INDEX), *Path(path, SHARDS).glob("*")]
+    return [*dataset_files(path)]
 
 
 def open_training_cases(

@@ -22,20 +22,23 @@ from sam2_3dmed_jax.config import ExperimentConfig, PreprocessingConfig, Trainin
 from sam2_3dmed_jax.data.case_reader import CaseReader
 from sam2_3dmed_jax.data.clips import CachedFeatures
 from sam2_3dmed_jax.data.pipeline import iterate
-from sam2_3dmed_jax.data.prepared import PreparedCase
+from sam2_3dmed_jax.data.prepared import PreparedCase, is_prepared
+from sam2_3dmed_jax.data.run_data import DATA_FILE
+from sam2_3dmed_jax.data.split_choice import SPLIT_FILE
 from sam2_3dmed_jax.errors import Stopped
 from sam2_3dmed_jax.model.adapter_file import Adapters, write_adapters
 from sam2_3dmed_jax.model.adapters import effective_weights
-from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
+from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, checkpoint_files, save_weights
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.config_check import check_config
 from sam2_3dmed_jax.runtime.folder_lock import one_job
 from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFolder, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training import compilation
-from sam2_3dmed_jax.training.checkpoint import Checkpoints, restore, set_aside
-from sam2_3dmed_jax.training.data_changes import finished_with_changed_data
-from sam2_3dmed_jax.training.dataset import check_data, open_training_cases
+from sam2_3dmed_jax.training.checkpoint import DAMAGED, Checkpoints, restore, set_aside
+from sam2_3dmed_jax.training.data_changes import PREPARED, finished_with_changed_data
+from sam2_3dmed_jax.training.dataset import check_data, data_files, open_training_cases
 from sam2_3dmed_jax.training.features.build import check_features, open_features
 from sam2_3dmed_jax.training.feed import StepsInFlight, to_devices
 from sam2_3dmed_jax.training.guard import LossGuard
@@ -46,7 +49,7 @@ from sam2_3dmed_jax.training.methods import method_of
 from sam2_3dmed_jax.training.objective import log_columns
 from sam2_3dmed_jax.training.parameter_groups import paths_by_module
 from sam2_3dmed_jax.training.profile import Profile
-from sam2_3dmed_jax.training.run_folder import RESUME, claim_folder, record, run_write_errors
+from sam2_3dmed_jax.training.run_folder import CONFIG, RESUME, claim_folder, record
 from sam2_3dmed_jax.training.setup import Setup, set_up
 from sam2_3dmed_jax.training.sharding import on_host
 from sam2_3dmed_jax.training.step import TrainState
@@ -54,6 +57,11 @@ from sam2_3dmed_jax.training.utilisation import utilisation
 from sam2_3dmed_jax.training.validation import Validation, ValidationResult
 
 ADAPTERS = "adapters"  # folder in a run's folder, for what `training.lora` has trained
+# What a run writes in its folder, besides `data/` of a dataset that is not prepared.
+RUN_FILES = (
+    *(CONFIG, SPLIT_FILE, DATA_FILE, "log.csv", "events", "checkpoints", DAMAGED),
+    *("best", "final", ADAPTERS),
+)
 
 
 def train(
@@ -88,6 +96,7 @@ def train(
     check_local(out)
     check_config(config)
     run = Path(out)
+    _check_outputs(config, run)
     with one_job(run, "choose another --out"):
         return _train(config, run, progress, setup, profile, accept_changed_data)
 
@@ -167,6 +176,24 @@ def _train(
     return run / "final"
 
 
+def _check_outputs(config: ExperimentConfig, run: Path) -> None:
+    """Check that the run's folder can be written, and that the run replaces nothing that it reads.
+
+    Raises:
+        UserError: it cannot, or would.
+    """
+    data, init = config.data, config.model.init
+    files = {"data.split.file": data.split.file, "data.split.patients": data.split.patients}
+    check_outputs(
+        [OutputFolder("--out", run, owns=(*RUN_FILES, *([] if is_prepared(data.path) else [PREPARED])))],
+        [
+            Input("data.path", data.path, lambda: data_files(data.path)),
+            *([Input("model.init", init, lambda: checkpoint_files(init))] if init else []),
+            *(Input(name, path) for name, path in files.items() if path),
+        ],
+    )
+
+
 def write_native(
     path: Path,
     setup: Setup,
@@ -199,8 +226,7 @@ def write_native(
         changed = {name: value for name, value in weights.items() if name in state.weights or name not in base.paths}
         file = path.parent / ADAPTERS / f"{path.name}.safetensors"
         write_adapters(file, Adapters(base.sha256, config.model.init, scale, info, changed), RESUME)
-    with run_write_errors(path):
-        save_weights(effective_weights(weights, scale), path, info)
+    save_weights(effective_weights(weights, scale), path, info, RESUME)
 
 
 def _batches(

@@ -18,8 +18,9 @@ from sam2_3dmed_jax.config import (
     upgrade_record,
 )
 from sam2_3dmed_jax.errors import UserError, listed
-from sam2_3dmed_jax.runtime.atomic_files import write_errors, write_text
+from sam2_3dmed_jax.runtime.atomic_files import write_text
 from sam2_3dmed_jax.runtime.folder_lock import is_lock
+from sam2_3dmed_jax.runtime.foreign_errors import orbax_write_errors
 from sam2_3dmed_jax.runtime.user_files import plain, read_json, shown, typed
 
 CONFIG = "config.json"
@@ -35,7 +36,7 @@ MAY_CHANGE = frozenset(
 
 def run_write_errors(path: Path) -> AbstractContextManager[None]:
     """Turn any error of a block that writes a file of a run, Orbax's included, into a `UserError` that names `path`."""
-    return write_errors(path, RESUME, errors=Exception)
+    return orbax_write_errors(path, RESUME)
 
 
 def record(config: ExperimentConfig) -> dict[str, Any]:

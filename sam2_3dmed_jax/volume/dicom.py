@@ -53,7 +53,8 @@ def open_image(
     check_size(path, (len(stack.frames), *stack.frames[0].shape))
     fill = AIR_HU if series.modality == "CT" else None
     notes = (*series.notes, *((stack.gaps,) if stack.gaps else ()))
-    return ImageFile(stack.grid, functools.partial(_read, stack, fill), series.modality, notes)
+    files = tuple(dict.fromkeys(frame.path for frame in stack.frames))
+    return ImageFile(stack.grid, functools.partial(_read, stack, fill), series.modality, notes, files)
 
 
 def _read(stack: Stack, fill: float | None, dtype: type | None) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.foreign_errors import foreign, quiet
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, check_outputs
 from sam2_3dmed_jax.volume.dicom import is_dicom
 from sam2_3dmed_jax.volume.dicom_frame import Frame, read_header, reading
 from sam2_3dmed_jax.volume.dicom_series import find_series
@@ -133,8 +134,7 @@ def _stack_of(path: str | os.PathLike[str], like: Volume) -> Stack:
         )
     if stack.grid.shape != like.grid.shape or not np.allclose(stack.grid.affine, like.grid.affine, rtol=0, atol=1e-6):
         raise UserError(f"{source} has changed since it was read, or the volume was resampled: {_NIFTI_INSTEAD}")
-    if any(os.path.exists(path) and os.path.samefile(path, frame.path) for frame in stack.frames):
-        raise UserError(f"{path} is a slice of the source series: give another output file")
+    check_outputs([OutputFile("", path)], [Input("the image", source, lambda: [frame.path for frame in stack.frames])])
     return stack
 
 

@@ -28,12 +28,14 @@ class ImageFile:
         load: takes a dtype, or None for the dtype of the file's scaling; returns `[i, j, k]`, raises UserError.
         modality: DICOM's Modality; None if the format does not store it.
         notes: what a user should know about the files, such as signs of missing slices.
+        files: the files that it is read from.
     """
 
     grid: Grid
     load: Callable[[type | None], np.ndarray]
     modality: str | None = None
     notes: tuple[str, ...] = ()
+    files: tuple[str | os.PathLike[str], ...] = ()
 
     def read(self, dtype: type | None) -> np.ndarray:
         """Return the voxels `[i, j, k]`.

@@ -33,6 +33,7 @@ _READERS = 2  # cases that `check_readable` reads at once; one of 512 x 512 x 30
 
 __all__ = [
     "check_readable",
+    "image_files",
     "open_image",
     "open_labels",
     "prepare_segmentation",
@@ -77,6 +78,15 @@ def read_volume(
             was trained on another one.
     """
     return volume_of(open_image(path, index=index, resample=resample, skip_unreadable=skip_unreadable), modality)
+
+
+def image_files(path: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], ...]:
+    """Return the files that an image is read from: the slices of a DICOM series, or a header and its voxels.
+
+    Raises:
+        UserError: the header cannot be read.
+    """
+    return _open(path, 0, resample=True, skip_unreadable=True).files
 
 
 def open_image(

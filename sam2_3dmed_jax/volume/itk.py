@@ -74,7 +74,8 @@ def _open(path: str | os.PathLike[str], layers: bool) -> tuple[ImageFile, Mappin
     for part in header.parts:
         check_stored(part, numbers * (1 if part.encoding == TEXT else header.dtype.itemsize))
     grid = Grid((shape[0], shape[1], shape[2]), header.affine, str(path))
-    return ImageFile(grid, functools.partial(_read, header, layers)), header.pairs
+    files = (header.path, *(part.path for part in header.parts))
+    return ImageFile(grid, functools.partial(_read, header, layers), files=files), header.pairs
 
 
 def from_simpleitk(image: Any) -> ImageFile:

@@ -24,6 +24,7 @@ from nibabel.volumeutils import apply_read_scaling
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
 from sam2_3dmed_jax.runtime.foreign_errors import foreign
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, check_outputs
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 from sam2_3dmed_jax.volume.formats import FORMATS, suffix_of
 from sam2_3dmed_jax.volume.geometry import GRID_TOLERANCE_MM, Grid, Volume, from_canonical, largest_displacement_mm
@@ -91,7 +92,7 @@ def open_image(
         shape, affine = file.header.get_data_shape(), file.header.get_best_affine()
         volume, grid = _checked(shape, file.header, affine, str(path), index)
     _check_data_file(path, file)
-    return ImageFile(grid, functools.partial(_read, file, volume, grid))
+    return ImageFile(grid, functools.partial(_read, file, volume, grid), files=(path, file.voxels.path))
 
 
 def stored_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
@@ -183,9 +184,7 @@ def write_labels(
         UserError: another suffix, a label out of range, the path is the image itself, or the file cannot be written.
     """
     labels_ijk = _stored_labels(labels, like.grid, str(path))
-    source = like.grid.source
-    if source and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-        raise UserError(f"{path} is the image that the labels were made from: give another output file")
+    check_outputs([OutputFile("", path)], [Input("the image", like.grid.source)] if like.grid.source else [])
     _save(path, labels_ijk, like.grid, descrip)
 
 

@@ -287,7 +287,7 @@ def test_a_picture_that_cannot_be_written_is_a_mistake_not_a_bug(
     words = ["--point", "20,20,8", "--point", "30,22,9,1,7", "--out", str(tmp_path / "seg.nii.gz")]
     overlay = str(tmp_path / "file" / "seg.png")
     assert run("predict", files.checkpoint, files.image, *words, "--overlay", overlay) == 2
-    assert f"error: {overlay} cannot be written" in capsys.readouterr().err
+    assert f"error: --overlay: {overlay} cannot be written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -129,7 +129,7 @@ def test_a_record_replaces_no_other_file(checkpoint: str, tmp_path: Path, capsys
     image, prompts = scan(tmp_path / "ct.nii.gz"), tmp_path / "seg.json"
     prompts.write_text(json.dumps({"objects": [{"points": [{"voxel": [5, 5, 1]}]}]}))
     error = mistake(capsys, checkpoint, image, "--prompts", prompts, "--out", tmp_path / "seg.nii.gz")
-    assert "seg.json would be replaced by the record of the segmentation" in error
+    assert "seg.json is --prompts itself, which would be replaced" in error
     assert names(tmp_path) == ["ct.nii.gz", "seg.json"] and "objects" in json.loads(prompts.read_text())
 
 
@@ -143,7 +143,10 @@ def test_a_record_replaces_no_other_file(checkpoint: str, tmp_path: Path, capsys
         (["--scribble-outside", "3"], "--scribble-outside: the scribble is missing"),
         (["--prompts", "absent.json"], "absent.json does not exist"),
         (["--point", "1,1,1", "--reference", "r.nii.gz"], "--reference is drawn in pictures; give --overlay"),
-        (["--point", "1,1,1", "--overlay", "a.png", "--planes", "a.png"], "--planes: it is the same file as --overlay"),
+        (
+            ["--point", "1,1,1", "--overlay", "a.png", "--planes", "a.png"],
+            "--planes: a.png is the same file as --overlay",
+        ),
         (["--point", "1,1,1", "--planes", "a.png", "--reference", "absent.nii.gz"], "absent.nii.gz does not exist"),
         (["--point", "1,1,1", "--window", "lung"], "--window is for pictures; give --overlay"),
         (["--point", "1,1,1", "--overlay", "a.png", "--window", "lungs"], "--window is 'lungs', expected LEVEL,WIDTH"),
@@ -230,7 +233,7 @@ def test_a_batch_does_not_mistake_an_image_for_its_segmentation(
     before = scan(tmp_path / "a.nii.gz").read_bytes()
     (tmp_path / "cases.csv").write_text('image,point\na.nii.gz,"5,5,1"')
     assert predict(checkpoint, "--cases", tmp_path / "cases.csv", "--out", tmp_path) == 2
-    assert "is the image itself" in capsys.readouterr().out
+    assert "is the image itself" in capsys.readouterr().err
     assert (tmp_path / "a.nii.gz").read_bytes() == before and names(tmp_path) == ["a.nii.gz", "cases.csv"]
 
 

@@ -1,5 +1,6 @@
 """Recipes for clusters: their `sam2-3dmed` commands are valid."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -19,7 +20,8 @@ def test_every_training_command_in_the_recipes_is_valid(monkeypatch):
     commands += re.findall(r"local.py --processes 2 -- (train .+)", HOW_TO)
     assert len(commands) == 5
     for line in commands:
-        options, rest = parser().parse_known_args(shlex.split(line))
+        words = [os.path.expanduser(word) for word in shlex.split(line)]  # as a shell expands ~
+        options, rest = parser().parse_known_args(words)
         config = read_experiment(options.experiment, rest)
         assert config.data.path.endswith("data/prepared"), line
 

@@ -23,7 +23,7 @@ def test_the_volume_benchmark_prints_one_row_per_number_of_objects():
         assert values[0] == objects and all(value > 0 for value in values)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_data_benchmark_compares_shards_with_nifti_and_shows_memory_at_intervals():
     words = ["--cases", "2", "--depth", "16", "--clips", "5", "--memory-clips", "20"]
     command = [sys.executable, ROOT / "experiments" / "benchmarks" / "data.py", *words]

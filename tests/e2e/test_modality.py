@@ -27,17 +27,18 @@ from sam2_3dmed_jax.training.setup import abstract_batch, set_up
 from sam2_3dmed_jax.volume import intensity
 from sam2_3dmed_jax.volume.intensity import PERCENTILES
 from tests.helpers.dicom_files import write_series
-from tests.helpers.quick import QUICK
+from tests.helpers.quick import ONLY_DECODER, QUICK
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENT = """
+EXPERIMENT = f"""
 from sam2_3dmed_jax.config import *
 def get_config():
     return ExperimentConfig(
         model=ModelConfig("nano", 64, srpp=False, bd=False),
         data=DataConfig(path="prepared", slices=2, split=SplitConfig(folds=2)),
-        training=TrainingConfig(steps=2, batch_size=1, warmup_steps=1, log_every=1, images_every=0),
+        training=TrainingConfig(steps=2, batch_size=1, warmup_steps=1, log_every=1, images_every=0,
+            frozen={ONLY_DECODER}),
     )
 """
 SWEEP = """

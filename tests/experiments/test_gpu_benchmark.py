@@ -139,7 +139,7 @@ def test_every_check_runs_on_a_cpu_and_is_right(environment: dict[str, str]):
         assert any(row.startswith(f"ok         {name}") for row in printed), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_section_runs_on_a_cpu_and_the_same_command_resumes(environment: dict[str, str], tmp_path: Path):
     out = tmp_path / "smoke.json"
     smoke("benchmark", environment, "--out", out)

@@ -319,7 +319,10 @@ def seven_objects(monkeypatch):
     return [*prompts, click(2, 40, 40, 3), click(7, 20, 20, 7)]
 
 
-@pytest.mark.parametrize("order", ["sequential", pytest.param("independent", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "order",
+    [pytest.param("sequential", marks=pytest.mark.slow), pytest.param("independent", marks=pytest.mark.long)],
+)
 def test_batches_of_objects_share_one_compilation_and_give_the_mask_of_each_object(model, order, seven_objects):
     slices, notes, depth = volume(9), set(), 9
     predictor = VolumePredictor(model, order)
@@ -336,6 +339,7 @@ def test_batches_of_objects_share_one_compilation_and_give_the_mask_of_each_obje
         np.testing.assert_allclose(scores, (alone.object_score_logits[0], alone.predicted_iou[0]), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_session_in_batches_reports_each_slice_once_and_takes_corrections(model, seven_objects):
     slices, reported = volume(9), []
     predictor = VolumePredictor(model)
@@ -353,6 +357,7 @@ def test_a_session_in_batches_reports_each_slice_once_and_takes_corrections(mode
         np.testing.assert_array_equal(corrected.mask_logits[row, prompt.slice], kept.mask_logits[row, prompt.slice])
 
 
+@pytest.mark.slow
 def test_a_session_that_forgets_has_the_arrays_of_one_batch_of_objects_at_a_time(model, seven_objects, monkeypatch):
     arrays, in_use = [], []
     zeros = HostArrays.zeros

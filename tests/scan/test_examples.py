@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("README.md", "[0-9]+ voxels"),
         ("docs/reference/python.md", "dice"),
         ("docs/how-to/read-a-voxel.md", ""),
-        pytest.param("docs/how-to/automatic-start.md", "", marks=pytest.mark.slow),
+        pytest.param("docs/how-to/automatic-start.md", "", marks=pytest.mark.long),
         pytest.param("docs/how-to/python.md", "click: voxel x = 999 is outside CT.nii.gz", marks=pytest.mark.slow),
     ],
 )

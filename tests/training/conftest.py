@@ -1,5 +1,6 @@
 """One small run for all tests of a run's folder, whose train step is compiled once."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from filelock import FileLock
 
 from sam2_3dmed_jax.config import (
     ClipConfig,
@@ -68,7 +70,9 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
 
 @pytest.fixture(scope="session")
 def small(small_config: ExperimentConfig) -> Small:
-    compiled = compile_step(set_up(small_config), PHANTOM_SLICES)
+    # One worker compiles on all cores while the others wait, and these then load the program from the cache.
+    with FileLock(Path(os.environ["SAM2_3DMED_CACHE"]).with_suffix(".lock")):
+        compiled = compile_step(set_up(small_config), PHANTOM_SLICES)
     return Small(compiled.config, compiled)
 
 

@@ -157,7 +157,7 @@ def test_training_propagates_a_clip_as_inference_propagates_a_volume(unrolled, w
     np.testing.assert_allclose(result.mask_logits[0, :D], masks, atol=5e-4)
 
 
-@pytest.mark.parametrize("prompted", [0, 7])
+@pytest.mark.parametrize("prompted", [pytest.param(0, marks=pytest.mark.long), 7])
 def test_training_and_inference_agree_with_a_slice_context_that_changes_the_masks(prompted):
     """A clip that is a whole volume of D = 16 slices has the context window of inference, wherever the prompt is."""
     from sam2_3dmed_jax import Prompt, VolumePredictor

@@ -110,7 +110,7 @@ def test_the_image_itself_is_never_overwritten_by_its_labels(tmp_path):
     path = make(tmp_path / "ct.nii")
     before = path.read_bytes()
     message = refusal(write_labels, path, np.ones((5, 4, 3), np.int32), read_volume(path))
-    assert "give another output file" in message
+    assert "is the image itself, which would be replaced" in message
     assert path.read_bytes() == before
 
 

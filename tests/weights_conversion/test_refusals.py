@@ -142,7 +142,7 @@ def test_an_image_size_that_does_not_fit_is_refused(meta_file, refused):
     [
         ("x.pt", ("--to", "transformers"), "a .pt file has Meta's layout"),
         ("x", ("--to", "meta"), "Meta's layout is a file"),
-        ("source.safetensors", (), "it is the source itself"),
+        ("source.safetensors", (), "is the source itself"),
         ("full", (), "it is not empty and is not a native checkpoint"),
         ("full/file", (), "it is a file; give a folder"),
     ],
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_no_files(meta_file, refused, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.ocp, "save", full)
-    assert "No space left on device; nothing was written" in refused(meta_file)
+    assert "cannot be written (No space left on device)" in refused(meta_file)
 
 
 @pytest.mark.parametrize("to", ["x.pt", "x"])

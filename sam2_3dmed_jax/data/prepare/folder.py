@@ -25,6 +25,8 @@ from sam2_3dmed_jax.runtime.user_files import plain, read_json, typed
 from sam2_3dmed_jax.volume.modality import dicom_modality
 
 SETTINGS, SHARDS, SIDECARS, TEMPORARY = "prepare.json", "shards", "cases", ".unfinished"
+REFUSED = "refused.csv"
+PREPARED_FILES = (SETTINGS, SHARDS, SIDECARS, TEMPORARY, INDEX, REFUSED)  # what `prepare` writes in the folder
 # Why a case is prepared, for the report.
 NEW = "new"
 CHANGED = "its files changed"

@@ -7,12 +7,11 @@ import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam2_3dmed_jax.data.prepare.folder import NEW
+from sam2_3dmed_jax.data.prepare.folder import NEW, REFUSED
 from sam2_3dmed_jax.data.prepared import PreparedDataset
 from sam2_3dmed_jax.errors import listed, number_of
 from sam2_3dmed_jax.runtime.atomic_files import write_text
 
-REFUSED = "refused.csv"
 _MAX_IDS = 8  # ids in a line; further cases are counted
 
 

@@ -16,7 +16,7 @@ import jax
 
 from sam2_3dmed_jax.config import SweepSpec
 from sam2_3dmed_jax.data.case_content import recorded_to_json
-from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
+from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, dataset_files, read_dataset, require_folder
 from sam2_3dmed_jax.data.held_out import DatasetCases
 from sam2_3dmed_jax.errors import UserError, number_of
 from sam2_3dmed_jax.evaluation.result_files import table_text, write_files
@@ -24,18 +24,19 @@ from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.sweep import sweep_tables
 from sam2_3dmed_jax.evaluation.sweep.case_sweep import CaseSweep, propagations_of
-from sam2_3dmed_jax.evaluation.sweep.cells import Cells
+from sam2_3dmed_jax.evaluation.sweep.cells import FOLDER, Cells
 from sam2_3dmed_jax.evaluation.sweep.entries import Entry, read_entries
 from sam2_3dmed_jax.evaluation.sweep.factors import Setting, check_spec, settings_of
 from sam2_3dmed_jax.evaluation.sweep.features import Models
 from sam2_3dmed_jax.evaluation.sweep.sweep_report import sweep_page
 from sam2_3dmed_jax.metrics.mask_pair import MetricSettings
+from sam2_3dmed_jax.model.checkpoint import checkpoint_files
 from sam2_3dmed_jax.prompts.perturbation import OTHER
 from sam2_3dmed_jax.runtime import distributed
 from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtype, resolve_compute_dtype
 from sam2_3dmed_jax.runtime.config_check import check_config
 from sam2_3dmed_jax.runtime.folder_lock import LOCK, one_job
-from sam2_3dmed_jax.runtime.local_paths import check_local
+from sam2_3dmed_jax.runtime.output_plan import Input, OutputFolder, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.io import check_readable, read_grid, stored_modality
@@ -147,7 +148,18 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
         UserError: the folder has another sweep, another process works on this part of it, it cannot be written, or
             files of a case do not fit each other.
     """
-    check_local(out)
+    tables = (sweep_tables.TABLE, sweep_tables.SUMMARY, sweep_tables.RECORD, sweep_tables.REPORT)
+    spec = sweep.spec
+    check_outputs(
+        [OutputFolder("--out", out, owns=(FOLDER, *tables))],
+        [
+            Input("data", spec.data, lambda: dataset_files(spec.data)),
+            *(
+                Input("checkpoints", entry.checkpoint, functools.partial(checkpoint_files, entry.checkpoint))
+                for entry in sweep.entries
+            ),
+        ],
+    )
     index, parts = parse_shard(shard)
     with one_job(out, "give another --out or --shard", f"{LOCK}-{index + 1}-of-{parts}"):
         return _run_shard(sweep, out, index, parts, progress)

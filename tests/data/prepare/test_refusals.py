@@ -197,7 +197,7 @@ def test_wrong_folders_are_reported_in_one_line(tmp_path, capsys):
     before = sorted(os.walk(tmp_path))
     mistake(capsys, "absent", tmp_path / "absent", tmp_path / "out")
     mistake(capsys, "files that `prepare` did not write", tmp_path / "data", tmp_path / "data")
-    mistake(capsys, "files that `prepare` did not write", tmp_path / "data", tmp_path / "data" / "dataset.json")
+    mistake(capsys, "is a file; give a folder", tmp_path / "data", tmp_path / "data" / "dataset.json")
     mistake(capsys, "is a remote address", tmp_path / "data", "gs://bucket/out")
     mistake(capsys, "cannot be written", tmp_path / "data", tmp_path / "data" / "dataset.json" / "out")
     assert sorted(os.walk(tmp_path)) == before

@@ -23,6 +23,7 @@ from sam2_3dmed_jax.training.optimizer import Optimizer
 from sam2_3dmed_jax.training.setup import set_up
 from sam2_3dmed_jax.training.unroll import clip_features
 from tests.helpers.feature_runs import build_features, experiment, quick_step, without_features
+from tests.helpers.quick import ONLY_DECODER
 from tests.helpers.run_files import rows, signalled
 
 
@@ -108,6 +109,7 @@ def distance(one, two):
     return np.sqrt(sum(np.square(one[path] - two[path]).sum() for path in two))
 
 
+@pytest.mark.long  # compiles the step with an encoder too
 def test_features_change_losses_and_gradients_no_more_than_rounding_does(config, whole, step):
     (cached,) = first_batches(config, build_features(config, set_up(config)), 1)
     (plain,) = first_batches(config, None, 1)
@@ -164,11 +166,10 @@ def test_a_stopped_run_from_features_resumes_to_the_same_weights_and_log(config,
 
 @pytest.mark.long
 def test_a_run_from_features_killed_twice_equals_an_uninterrupted_one(config, tmp_path):
-    # Only the mask decoder trains, which takes a third of the time to compile.
     config = config.replace(
         model=replace(config.model, srpp=False, bd=False),
         data=replace(config.data, features=str(tmp_path / "features")),
-        training=replace(config.training, steps=12, frozen=(r"^(?!sam_mask_decoder\.(?!conv_s))",)),
+        training=replace(config.training, steps=12, frozen=ONLY_DECODER),
     )
     experiment = tmp_path / "experiment.py"
     experiment.write_text(f"from sam2_3dmed_jax.config import *\n\ndef get_config():\n    return {config!r}\n")
