@@ -91,7 +91,7 @@ def run(options: Options) -> None:
             OutputFolder("OUT", options.out, owns=PREPARED_FILES),
             *([OutputFile("--preview", options.preview)] if options.preview else []),
         ],
-        [Input("DATASET", options.dataset, lambda: dataset_files(options.dataset))],
+        [Input("DATASET", options.dataset, lambda: dataset_files(dataset, options.dataset))],
     )
     with terminated_as_interrupted(), ConsoleProgress() as progress:
         report = prepare_dataset(dataset, options.out, settings, workers=options.workers, progress=progress)

@@ -96,13 +96,8 @@ def read_dataset(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
-def dataset_files(path: str | os.PathLike[str]) -> list[str]:
-    """Return the files that a dataset is read from.
-
-    Raises:
-        UserError: it is not a dataset.
-    """
-    dataset = read_dataset(path)
+def dataset_files(dataset: Dataset, path: str | os.PathLike[str]) -> list[str]:
+    """Return the files that a dataset at a path is read from."""
     if dataset.archive:
         return [dataset.archive]
     return [os.path.join(path, DATASET_JSON), *(file for case in dataset.cases for file in (case.image, case.label))]

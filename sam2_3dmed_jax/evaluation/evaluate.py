@@ -228,7 +228,7 @@ def score_checkpoint(
             raise UserError(f"--prompts-from: {checkpoint} is a U-Net, which takes no prompts; leave it out")
         settings = replace(settings, prompt_files=_prompt_files(options.prompts_from, [case.id for case in cases]))
     save = absolute_path(options.save)
-    inputs = [Input("DATA", data, lambda: dataset_files(data))]
+    inputs = [Input("DATA", data, lambda: dataset_files(dataset, data))]
     inputs += [scans_input("--prompts-from", folder)] if (folder := options.prompts_from) else []
     check_outputs([OutputFile("--save", Path(save, f"{case.id}.nii.gz")) for case in cases if save], inputs)
     settings = replace(settings, modality=sources, band_mm=options.band_mm, save=save, interaction=rules, zoom=zoom)

@@ -66,7 +66,7 @@ def data_files(path: str) -> list[Path | str]:
     """
     if is_prepared(path):
         return [Path(path, INDEX), *Path(path, SHARDS).glob("*")]
-    return [*dataset_files(path)]
+    return [*dataset_files(read_dataset(path), path)]
 
 
 def open_training_cases(

@@ -153,7 +153,7 @@ def run_sweep(sweep: Sweep, out: str, shard: str | None, progress: Progress) -> 
     check_outputs(
         [OutputFolder("--out", out, owns=(FOLDER, *tables))],
         [
-            Input("data", spec.data, lambda: dataset_files(spec.data)),
+            Input("data", spec.data, lambda: dataset_files(read_dataset(spec.data), spec.data)),
             *(
                 Input("checkpoints", entry.checkpoint, functools.partial(checkpoint_files, entry.checkpoint))
                 for entry in sweep.entries
