@@ -16,7 +16,7 @@ import numpy as np
 from experiments.segfm3d.plain_pickle import NotPlainError, read_plain_pickle
 from sam2_3dmed_jax.errors import UserError, cut
 from sam2_3dmed_jax.runtime.atomic_files import atomic_path
-from sam2_3dmed_jax.runtime.foreign_errors import one_line
+from sam2_3dmed_jax.runtime.foreign_errors import foreign
 from sam2_3dmed_jax.runtime.user_files import check_regular
 from sam2_3dmed_jax.volume.image_file import check_promise
 
@@ -41,22 +41,26 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str]) -> dict[str, 
     Raises:
         UserError: the file is damaged, is not a .npz file, or has content other than plain values.
     """
+    with (
+        foreign(
+            "numpy", lambda reason: f"{path} is damaged, or is not a .npz file ({reason}); copy or download it again"
+        ),
+        _opened(path) as archive,
+    ):
+        members = {info.filename: info for info in archive.infolist()}
+        return {
+            name: _read_member(f"{path}: {name}", path, archive, members[f"{name}.npy"])
+            for name in names
+            if f"{name}.npy" in members
+        }
+
+
+def _opened(path: str | os.PathLike[str]) -> zipfile.ZipFile:
     try:
         check_regular(path, "give a .npz file of the challenge")
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            return {
-                name: _read_member(f"{path}: {name}", path, archive, members[f"{name}.npy"])
-                for name in names
-                if f"{name}.npy" in members
-            }
+        return zipfile.ZipFile(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a .npz file of the challenge") from None
-    except UserError:
-        raise
-    except Exception as error:  # zipfile and NumPy's parser of headers raise many kinds on damaged data
-        reason = cut(one_line(error), 100)
-        raise UserError(f"{path} is damaged, or is not a .npz file ({reason}); copy or download it again") from error
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: Any) -> None:

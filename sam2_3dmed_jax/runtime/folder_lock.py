@@ -6,8 +6,8 @@ of another machine is taken over when it has not changed for `STALE_SECONDS` of 
 machines are not compared. All of this works on network file systems: it needs links or exclusive creation, and
 renaming, but none of the locks of the operating system, which many of these lack.
 
-Libraries were tried: flufl.lock compares clocks of machines, and filelock (4.3) replaces stale locks only on file
-systems that can exchange two names, which NFS and Lustre cannot.
+Why no library: flufl.lock compares clocks of machines, and filelock (4.3) replaces stale locks only on file systems
+that can exchange two names, which NFS cannot.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Boundary with foreign libraries: what they raise becomes one sentence, and what they log is not printed.
 
 Readers of files raise errors of many kinds on a damaged one, and some of them log the same again or warn of values that
-nobody uses. Every call of such a reader is inside of `foreign`, which a test checks (tests/test_project.py).
+nobody uses. Every call of such a reader is inside of `foreign`, which a test checks (tests/test_foreign_boundaries.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ LOGGERS = {
     "blosc2": (),
     "huggingface_hub": ("huggingface_hub",),
     "nibabel": ("nibabel.global",),
+    "numpy": (),
     "orbax": ("absl", "asyncio", "orbax"),  # TensorStore and uvloop report through the last two
     "pydicom": ("pydicom", "highdicom"),
     "safetensors": (),
