@@ -1,10 +1,11 @@
-"""Does training with corrections make corrections work? Runs, interactive scores and figures on phantoms.
+"""Does fine-tuning with corrections keep corrections working? Runs, interactive scores and figures on phantoms.
 
     python -m experiments.clicks --out clicks
 
 The objects are the spleen, the kidneys, and both together, so that the first click does not tell which object is meant:
-users correct masks because a click is ambiguous. For each seed, a nano model is trained on them twice, with and without
-simulated corrections, on the same cases and for the same number of steps. Both models are corrected by the
+users correct masks because a click is ambiguous. One nano model is trained on them from random weights with simulated
+corrections, as Meta trained SAM 2. For each seed, it is then fine-tuned twice, as users fine-tune SAM 2, with and
+without simulated corrections, on the same cases and for the same number of steps. All models are corrected by the
 simulated user of `evaluate --protocol interactive` on the same held-out cases. The differences are paired by case;
 their intervals are over cases and seeds. An interrupted command resumes. Phantoms show how the two trainings differ,
 and say nothing about patients.
@@ -16,7 +17,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -39,6 +40,7 @@ from sam2_3dmed_jax.training.loop import train
 
 PLAIN, CORRECTED = "without corrections", "with corrections"
 VARIANTS = (PLAIN, CORRECTED)
+PRETRAINED, PRETRAINED_FOLDER = "before fine-tuning", "pretrained"
 CORRECTIONS = CorrectionConfig(clicks=3, corrected_slices=1)
 OBJECTS = ("spleen", "kidney", "spleen+kidney")
 # Two evaluations, because one label map cannot hold objects that overlap.
@@ -48,22 +50,25 @@ TABLE, ROWS, FIGURE, SETTINGS = "clicks.md", "clicks.csv", "dice.svg", "clicks.j
 
 @dataclass(frozen=True)
 class Options:
-    """The experiment's size; the defaults take about an hour on two CPU cores."""
+    """The experiment's size; the defaults take about an hour and a half on two CPU cores."""
 
     out: str  # folder of the dataset, the runs, their scores, and the table and figure
-    cases: int = 48  # phantoms; a fifth is held out
-    seeds: int = 3  # trainings of each variant
-    steps: int = 700  # of each training
+    cases: int = 80  # phantoms; a fifth is held out
+    slices: int = 12  # of a phantom, over the abdomen
+    pretraining_steps: int = 2500  # of the model that is fine-tuned
+    seeds: int = 3  # fine-tunings of each variant
+    steps: int = 400  # of each fine-tuning
     image_size: int = 96  # S, pixels
     interactions: int = 5  # corrective clicks per object in the evaluation
     debug: Annotated[bool, tyro.conf.arg(help="tracebacks")] = False
 
 
 class Scores(NamedTuple):
-    """Dice of both variants after each interaction, for all cases and seeds."""
+    """Dice of all models after each interaction."""
 
     cases: tuple[str, ...]
     dice: dict[str, np.ndarray]  # by variant, [N + 1, cases, seeds]; the mean over the objects of a case
+    pretrained: np.ndarray  # [N + 1, cases], of the model that was fine-tuned
     seconds: dict[str, float]  # by variant, median of a training step
 
 
@@ -71,19 +76,18 @@ class Row(NamedTuple):
     """One line of the table: after some corrections."""
 
     corrections: int
+    pretrained: float
     means: dict[str, float]  # by variant
     difference: float
     interval: Interval | None  # 95 %, over cases and seeds
 
 
-def variant_config(options: Options, variant: str, seed: int) -> ExperimentConfig:
-    """Return the training of a variant."""
+def pretraining_config(options: Options) -> ExperimentConfig:
+    """Return the training of the model that is fine-tuned: from random weights, with corrections."""
     config = demo_config(str(Path(options.out) / "prepared"))
     assert isinstance(config.model, ModelConfig)
-    prompts = replace(config.data.prompts, negative_point_probability=0.3)
-    if variant == CORRECTED:
-        prompts = replace(prompts, corrections=CORRECTIONS)
-    training = replace(config.training, steps=options.steps, seed=seed)
+    prompts = replace(config.data.prompts, negative_point_probability=0.3, corrections=CORRECTIONS)
+    steps = options.pretraining_steps
     # With one object per clip, or the demo's learning rate and weight decay, the model ignores where its prompts are:
     # its masks show all objects, and a click changes nothing.
     return config.replace(
@@ -91,16 +95,25 @@ def variant_config(options: Options, variant: str, seed: int) -> ExperimentConfi
         data=replace(
             config.data,
             classes=OBJECTS,
-            slices=3,
-            clips=replace(config.data.clips, objects=len(OBJECTS)),
+            clips=replace(config.data.clips, objects=len(OBJECTS), max_stride=1),
             prompts=prompts,
         ),
         training=replace(
-            training,
-            learning_rate=5e-4,
-            weight_decay=0.05,
-            warmup_steps=min(training.warmup_steps, options.steps),
+            config.training, steps=steps, learning_rate=5e-4, weight_decay=0.05, warmup_steps=min(100, steps)
         ),
+    )
+
+
+def variant_config(options: Options, variant: str, seed: int, init: str) -> ExperimentConfig:
+    """Return the fine-tuning of a variant from the checkpoint `init`; its encoder is frozen."""
+    config = pretraining_config(options)
+    assert isinstance(config.model, ModelConfig)
+    corrections = CORRECTIONS if variant == CORRECTED else CorrectionConfig()
+    steps = options.steps
+    return config.replace(
+        model=replace(config.model, init=init),
+        data=replace(config.data, prompts=replace(config.data.prompts, corrections=corrections)),
+        training=replace(config.training, steps=steps, seed=seed, warmup_steps=min(30, steps)),
     )
 
 
@@ -116,32 +129,40 @@ def compare(options: Options, progress: Progress | None) -> list[str]:
     out = Path(options.out)
     _claim(out, options)
     if not (out / "data" / "dataset.json").exists():
-        write_phantom_dataset(out / "data", options.cases, 0, "organs", progress)
+        write_phantom_dataset(out / "data", options.cases, 0, "organs", progress, slices=options.slices)
     prepare_dataset(read_dataset(out / "data"), out / "prepared", progress=progress)
+    pretrained = str(train(pretraining_config(options), out / PRETRAINED_FOLDER / "run", progress))
+    _score(options, out / PRETRAINED_FOLDER, pretrained, PRETRAINED, 0, progress)
     for seed in range(options.seeds):
         for variant in VARIANTS:
             folder = _folder(out, variant, seed)
-            if all((folder / name / INTERACTIONS).exists() for name in EVALUATIONS):
-                continue
-            final = train(variant_config(options, variant, seed), folder / "run", progress)
-            for name, classes in EVALUATIONS.items():
-                scoring = ScoringOptions(
-                    str(folder / name),
-                    classes=classes,
-                    metrics="overlap",
-                    protocol="interactive",
-                    initial="click",
-                    interactions=options.interactions,
-                    method=variant,
-                    seed=str(seed),
-                )
-                score_checkpoint(str(final), str(out / "data"), "sequential", "float32", {}, scoring, progress=progress)
+            final = train(variant_config(options, variant, seed, pretrained), folder / "run", progress)
+            _score(options, folder, str(final), variant, seed, progress)
     scores = read_scores(options)
     lines = table(scores, options)
     write_text(out / TABLE, "\n".join(lines) + "\n")
     _write_rows(scores, out / ROWS)
     _draw(scores, out / FIGURE)
     return lines
+
+
+def _score(options: Options, folder: Path, checkpoint: str, method: str, seed: int, progress: Progress | None) -> None:
+    """Let the simulated user correct a model on the held-out cases, if that is not done already."""
+    for name, classes in EVALUATIONS.items():
+        if (folder / name / INTERACTIONS).exists():
+            continue
+        scoring = ScoringOptions(
+            str(folder / name),
+            classes=classes,
+            metrics="overlap",
+            protocol="interactive",
+            initial="click",
+            interactions=options.interactions,
+            method=method,
+            seed=str(seed),
+        )
+        data = str(Path(options.out) / "data")
+        score_checkpoint(checkpoint, data, "sequential", "float32", {}, scoring, progress=progress)
 
 
 def read_scores(options: Options) -> Scores:
@@ -151,21 +172,21 @@ def read_scores(options: Options) -> Scores:
         UserError: the runs do not have the same cases.
     """
     out, dice, seconds = Path(options.out), {}, {}
-    cases: tuple[str, ...] = ()
+    pretrained = _dice_by_step(out / PRETRAINED_FOLDER, options.interactions)
+    cases = tuple(pretrained)
     for variant in VARIANTS:
         of_seeds = []
         for seed in range(options.seeds):
             values = _dice_by_step(_folder(out, variant, seed), options.interactions)
-            if cases and cases != tuple(values):
+            if cases != tuple(values):
                 raise UserError(
                     f"{_folder(out, variant, seed)}: its cases differ from the other runs'; choose another --out"
                 )
-            cases = tuple(values)
             of_seeds.append(np.array(list(values.values())).T)
         dice[variant] = np.stack(of_seeds, axis=-1)
         with (_folder(out, variant, 0) / "run" / "log.csv").open(newline="", encoding="utf-8") as file:
             seconds[variant] = float(np.median([float(row["seconds"]) for row in csv.DictReader(file)]))
-    return Scores(cases, dice, seconds)
+    return Scores(cases, dice, np.array(list(pretrained.values())).T, seconds)
 
 
 def _dice_by_step(folder: Path, interactions: int) -> dict[str, list[float]]:
@@ -187,7 +208,8 @@ def paired_rows(scores: Scores) -> list[Row]:
         before, after = scores.dice[PLAIN][step], scores.dice[CORRECTED][step]
         difference = estimate([[(1.0, after - before)]])
         means = {variant: float(scores.dice[variant][step].mean()) for variant in VARIANTS}
-        rows.append(Row(step, means, float((after - before).mean()), interval(difference, (-1.0, 1.0))))
+        pretrained = float(scores.pretrained[step].mean())
+        rows.append(Row(step, pretrained, means, float((after - before).mean()), interval(difference, (-1.0, 1.0))))
     return rows
 
 
@@ -195,12 +217,13 @@ def table(scores: Scores, options: Options) -> list[str]:
     """Return the lines of the table, in Markdown."""
     slower = scores.seconds[CORRECTED] / scores.seconds[PLAIN]
     lines = [
-        f"| corrections | Dice {PLAIN} | Dice {CORRECTED} | difference | 95 % interval |",
-        "|---|---|---|---|---|",
+        f"| corrections | Dice {PRETRAINED} | fine-tuned {PLAIN} | fine-tuned {CORRECTED} | difference | "
+        "95 % interval |",
+        "|---|---|---|---|---|---|",
     ]
     for row in paired_rows(scores):
         limits = "not known" if row.interval is None else f"{row.interval[0]:+.3f} to {row.interval[1]:+.3f}"
-        means = f"{row.means[PLAIN]:.3f} | {row.means[CORRECTED]:.3f}"
+        means = f"{row.pretrained:.3f} | {row.means[PLAIN]:.3f} | {row.means[CORRECTED]:.3f}"
         lines.append(f"| {row.corrections} | {means} | {row.difference:+.3f} | {limits} |")
     return [
         *lines,
@@ -212,8 +235,7 @@ def table(scores: Scores, options: Options) -> list[str]:
 
 
 def _claim(out: Path, options: Options) -> None:
-    settings = {"cases": options.cases, "steps": options.steps, "image_size": options.image_size}
-    settings |= {"interactions": options.interactions}  # further seeds may be added
+    settings = {key: value for key, value in asdict(options).items() if key not in ("out", "seeds", "debug")}
     marker = out / SETTINGS
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != settings:
         raise UserError(f"{out} contains this experiment with other settings; choose another --out, or the same ones")
@@ -253,8 +275,15 @@ def _draw(scores: Scores, path: Path) -> None:
         ]
         low, high = np.transpose(limits)
         axis.errorbar(
-            steps, mean, [mean - low, high - mean], label=f"trained {variant}", color=colour, marker=marker, capsize=3
+            steps,
+            mean,
+            [mean - low, high - mean],
+            label=f"fine-tuned {variant}",
+            color=colour,
+            marker=marker,
+            capsize=3,
         )
+    axis.plot(scores.pretrained.mean(1), label=PRETRAINED, color="#7a7a7a", linestyle=":")
     axis.set(xlabel="corrective clicks after the first click", ylabel="Dice", xticks=steps)
     axis.grid(alpha=0.3)
     axis.legend()
