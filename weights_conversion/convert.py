@@ -34,6 +34,7 @@ from weights_conversion.presets import Fit, native_shapes, recognise
 from weights_conversion.refusal import require_fit
 from weights_conversion.safetensors_files import write_safetensors
 from weights_conversion.source import Source
+from weights_conversion.torch_files import import_torch, write_torch
 from weights_conversion.transformers_config import transformers_config
 
 Read = Callable[[str], np.ndarray]
@@ -82,6 +83,8 @@ def convert_checkpoint(
     target = choose_target(destination, to)
     output = OutputFolder("", destination) if target.form == "folder" else OutputFile("", destination)
     check_outputs([output], [Input("the source", source), *([Input("--adapters", adapters)] if adapters else [])])
+    if target.form == "torch":  # before minutes of work
+        import_torch(destination, "writing")
     added = read_adapters(adapters) if adapters else None
     opened = open_source(source)
     config, fit = recognise(opened, preset)
@@ -201,8 +204,6 @@ def _write(target: Target, shapes: Shapes, read: Read, info: CheckpointInfo, pro
     else:
         with atomic_path(target.path, target.path.suffix) as path:
             if target.form == "torch":
-                from weights_conversion.torch_files import write_torch
-
                 write_torch(path, foreign, counted)
             elif target.layout == "native":
                 write_native_safetensors(path, foreign, counted, info)

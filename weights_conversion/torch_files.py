@@ -32,7 +32,7 @@ class TorchFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._torch = _torch(path, "reading")
+        self._torch = import_torch(path, "reading")
         self._read = 0
         self._mapped = zipfile.is_zipfile(path)
         self._values = self._open()
@@ -117,12 +117,17 @@ def _entries(values: dict[Any, Any], inside: str = "", depth: int = 1) -> Iterat
 
 def write_torch(path: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) -> None:
     """Write `{"model": {name: tensor}}`, the form of Meta's checkpoints; `torch.save` needs all tensors at once."""
-    torch = _torch(path, "writing")
+    torch = import_torch(path, "writing")
     weights = {name: torch.from_numpy(np.array(read(name), np.float32, order="C")) for name in names}
     torch.save({"model": weights}, path)
 
 
-def _torch(path: Path, doing: str) -> Any:
+def import_torch(path: Path, doing: str) -> Any:
+    """Return the module `torch`.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import torch
     except ImportError as error:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sam2_3dmed_jax.model import checkpoint
+from weights_conversion import convert
 
 BLOCK = "image_encoder.trunk.blocks.0.mlp.layers.0.weight"
 
@@ -168,4 +169,8 @@ def test_the_message_about_a_pt_file_without_torch_names_the_extra_to_install(
 ):
     monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
     source = meta_file if to == "x.pt" else meta_file.rename(tmp_path / "source.pt")
-    assert "pip install 'sam2-3dmed-jax[torch]'" in refused(source, to=to)
+    monkeypatch.setattr(convert, "recognise", lambda *_: pytest.fail("the weights were looked at first"))
+    line = refused(source, to=to)
+    assert "pip install 'sam2-3dmed-jax[torch]'" in line and line.startswith(
+        f"error: {'x.pt' if to == 'x.pt' else 'source.pt'}: "
+    )
