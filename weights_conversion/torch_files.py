@@ -119,7 +119,14 @@ def write_torch(path: Path, names: Iterable[str], read: Callable[[str], np.ndarr
     """Write `{"model": {name: tensor}}`, the form of Meta's checkpoints; `torch.save` needs all tensors at once."""
     torch = import_torch(path, "writing")
     weights = {name: torch.from_numpy(np.array(read(name), np.float32, order="C")) for name in names}
-    torch.save({"model": weights}, path)
+    with path.open("wb") as file:
+        try:
+            torch.save({"model": weights}, file)
+        except RuntimeError as error:
+            # PyTorch hides the error of the file, such as a full disk, behind a check of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def import_torch(path: Path, doing: str) -> Any:

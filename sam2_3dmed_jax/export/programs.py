@@ -22,7 +22,7 @@ from sam2_3dmed_jax.inference.compiled_programs import (
     propagate_block,
     propagate_slice,
     remember_slice,
-    segment_from_points,
+    segment_first_prompt,
 )
 from sam2_3dmed_jax.inference.feature_store import encode_block, slice_context, slice_position_of
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, RecentMemories
@@ -70,7 +70,7 @@ def programs_of(model: SAM2, depth: Length, steps: Length | None) -> dict[str, P
     def prompt(weights: Weights, x: Arrays) -> dict[str, jax.Array]:
         features, slice_contexts = _features(config, x)
         prompts = _prompt_tokens(x["points"], x["labels"])
-        return segment_from_points(graphdef, weights, features, slice_contexts, prompts, True)._asdict()
+        return segment_first_prompt(merge(graphdef, weights), features, slice_contexts, prompts, True)._asdict()
 
     def remember(weights: Weights, x: Arrays) -> dict[str, jax.Array]:
         confidence = memory_confidence(x["predicted_iou"], x["object_score_logits"])
@@ -140,7 +140,7 @@ def _features(config: Sam2Config, x: Arrays) -> tuple[SliceFeatures, jax.Array]:
 
 
 def _prompt_tokens(points: jax.Array, labels: jax.Array) -> PromptTokens:
-    """Return the tokens of `points [1, POINTS, 2]`, as `inference.prompt_batches.batch_prompts` does."""
+    """Return the tokens of `points [1, POINTS, 2]`, as `inference.prompt_tokens.prompt_tokens` does."""
     used = (labels >= 0).sum(axis=1)
     labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=NOT_A_POINT)
     valid = jnp.arange(POINTS + 1)[None] <= used[:, None]

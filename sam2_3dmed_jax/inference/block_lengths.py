@@ -35,6 +35,13 @@ def blocks_of_path(steps: int, size: int) -> list[Block]:
     return blocks
 
 
+def lengths_of_blocks(size: int) -> tuple[int, ...]:
+    """Return the lengths of all blocks of paths, see `blocks_of_path`."""
+    if not padding_is_computed():
+        return (BLOCK,)
+    return (SHORT_BLOCK,) if size <= BLOCK - SHORT_BLOCK else (SHORT_BLOCK, BLOCK)
+
+
 def padding_is_computed() -> bool:
     """Return whether steps without active rows are computed on this platform (`propagate_block`)."""
     return jax.default_backend() == "gpu"

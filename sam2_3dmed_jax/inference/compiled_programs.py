@@ -1,4 +1,4 @@
-"""Compiled programs of propagation: prompted slices, corrections, and blocks of slices in one `lax.scan`.
+"""Compiled programs of propagation: prompted slices and corrections, and blocks of slices in one `lax.scan`.
 
 A row is an object, or an object in one of the two directions. A block has a fixed number of steps and the memory bank
 has a fixed size, so volumes of any depth share one compilation. A step in which a row is not active leaves the memory
@@ -43,34 +43,35 @@ class PropagationSteps(NamedTuple):
     active: jax.Array  # bool [T, R]: False where a row is not propagated to its slice
 
 
-def decode_from_memory(
+class PromptedStep(NamedTuple):
+    """The slices of R rows that are segmented from prompts, and the directions in which they were propagated."""
+
+    slice_index: jax.Array  # int32 [R]
+    direction: jax.Array  # int32 [R]: +1 or -1
+
+
+def conditioned_on_bank(
     model: SAM2,
     bank: MemoryBank,
-    features: SliceFeatures,
-    context: jax.Array,
+    embedding: jax.Array,
     index: jax.Array,
     direction: jax.Array,
     depth: jax.Array | int,
-    prompts: PromptTokens,
-    by_stability: bool = False,
-) -> SliceOutput:
-    """Decode R rows, on one slice each, conditioned on their memories.
+) -> jax.Array:
+    """Condition R rows, on one slice each, on their memories.
 
     Args:
         model: the model.
         bank: memories of the R rows.
-        features: of G slices, `[G, ...]`; each is shared by R / G consecutive rows.
-        context: `[G, C]`, slice context of the same slices.
+        embedding: of G slices with their context, `[G, h, w, C]`; each is shared by R / G consecutive rows.
         index: int32 `[R]`, the slice of each row.
         direction: int32 `[R]`, +1 or -1.
         depth: slices of the volume.
-        prompts: of the R rows.
-        by_stability: choose among the multimask candidates by stability.
+
+    Returns:
+        `[R, h, w, C]`.
     """
-    memory = model.memory_tokens(bank, index, direction, depth)
-    conditioned = model.condition_on_memory(add_context(features.embedding, context), memory)
-    features = jax.tree.map(lambda x: repeat_per_object(x, len(index)), features)
-    return model.decode(conditioned, features, prompts, by_stability=by_stability)
+    return model.condition_on_memory(embedding, model.memory_tokens(bank, index, direction, depth))
 
 
 def propagate_slice(
@@ -85,8 +86,11 @@ def propagate_slice(
         direction: int32 `[R]`, +1 or -1.
         depth: int32, slices of the volume.
     """
-    prompts = no_prompts(direction.shape[0])
-    out = decode_from_memory(model, bank, step.features, step.context, step.slice_index, direction, depth, prompts)
+    rows = direction.shape[0]
+    embedding = add_context(step.features.embedding, step.context)
+    conditioned = conditioned_on_bank(model, bank, embedding, step.slice_index, direction, depth)
+    features = jax.tree.map(lambda x: repeat_per_object(x, rows), step.features)
+    out = model.decode(conditioned, features, no_prompts(rows))
     memory = model.encode_memory(step.features.embedding, out.mask_logits, out.object_score_logits)
     return SliceResult(out.mask_logits, out.object_score_logits, out.predicted_iou, memory, out.pointer)
 
@@ -164,38 +168,53 @@ def _always(active: jax.Array) -> jax.Array:
     return jnp.ones((), bool)
 
 
-@partial(jax.jit, static_argnums=(0, 5))
+@partial(jax.jit, static_argnums=(0, 9))
 def segment_from_points(
-    graphdef: nnx.GraphDef[Any],
-    weights: Weights,
-    features: SliceFeatures,
-    context: jax.Array,
-    prompts: PromptTokens,
-    postprocessing: bool,
-) -> SliceResult:
-    """Segment R slices by points and boxes, without memory."""
-    model = merge(graphdef, weights)
-    conditioned = model.without_memory(add_context(features.embedding, context))
-    out = model.decode(conditioned, features, prompts, by_stability=postprocessing)
-    return _with_memory(model, features, out, postprocessing)
-
-
-@partial(jax.jit, static_argnums=(0, 8))
-def correct_from_points(
     graphdef: nnx.GraphDef[Any],
     weights: Weights,
     bank: MemoryBank,
     features: SliceFeatures,
     context: jax.Array,
-    index: jax.Array,
-    direction: jax.Array,
-    depth: jax.Array,
-    postprocessing: bool,
     prompts: PromptTokens,
+    step: PromptedStep,
+    depth: jax.Array,
+    from_memory: jax.Array,
+    postprocessing: bool,
 ) -> SliceResult:
-    """Segment R slices again by points and boxes, conditioned on their memories and their earlier logits."""
+    """Segment R slices by points and boxes: first prompts, or corrections that are conditioned on memories.
+
+    Both are one program, so that the first correction of a session compiles nothing.
+
+    Args:
+        graphdef: the structure of the model.
+        weights: its weights.
+        bank: memories of the R rows.
+        features: of the R slices.
+        context: `[R, C]`, slice context of the same slices.
+        prompts: of the R rows.
+        step: the slices and the directions in which they were propagated.
+        depth: int32, slices of the volume.
+        from_memory: bool, whether the slices see their memories.
+        postprocessing: see `predictor.VolumePredictor`.
+    """
     model = merge(graphdef, weights)
-    out = decode_from_memory(model, bank, features, context, index, direction, depth, prompts, postprocessing)
+    embedding = add_context(features.embedding, context)
+
+    def with_memory() -> jax.Array:
+        seen = conditioned_on_bank(model, bank, embedding, step.slice_index, step.direction, depth)
+        return seen.astype(embedding.dtype)
+
+    conditioned = lax.cond(from_memory, with_memory, lambda: model.without_memory(embedding))
+    out = model.decode(conditioned, features, prompts, by_stability=postprocessing)
+    return _with_memory(model, features, out, postprocessing)
+
+
+def segment_first_prompt(
+    model: SAM2, features: SliceFeatures, context: jax.Array, prompts: PromptTokens, postprocessing: bool
+) -> SliceResult:
+    """Segment R slices by points and boxes without memory, as `segment_from_points` does, to be traced alone."""
+    conditioned = model.without_memory(add_context(features.embedding, context))
+    out = model.decode(conditioned, features, prompts, by_stability=postprocessing)
     return _with_memory(model, features, out, postprocessing)
 
 

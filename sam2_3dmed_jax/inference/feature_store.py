@@ -22,7 +22,8 @@ from sam2_3dmed_jax.inference.device_slices import DeviceSlices, Slices
 from sam2_3dmed_jax.inference.feature_blocks import FeatureBlocks
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
 from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
-from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
+from sam2_3dmed_jax.inference.padding import pad_rows
+from sam2_3dmed_jax.inference.shape_buckets import position_room
 from sam2_3dmed_jax.model.sam2_3dmed import SAM2With3DMed
 from sam2_3dmed_jax.model.slice_position import SlicePosition
 from sam2_3dmed_jax.runtime.progress import Progress
@@ -243,6 +244,6 @@ def _context_of_slices(
     if slice_position_of(model) is None:
         return None
     depth = len(position_embeddings)
-    # Volumes of similar depth share a compilation.
-    padded = pad_rows(position_embeddings, max(BLOCK, next_power_of_two(depth)))
+    # Volumes of most depths share a compilation.
+    padded = pad_rows(position_embeddings, position_room(depth))
     return np.asarray(slice_context(graphdef, weights, padded, np.int32(depth)))[:depth]

@@ -1,7 +1,7 @@
 """Batches of the objects of a session, so that memory does not grow with the number of objects.
 
-Objects do not see each other. Batches have equal sizes, which rows without an object and prompt fill up, so that all of
-them run the same compiled programs, and an object has the same mask in every session with the same prompts.
+Objects do not see each other. The numbers of rows and the room for prompted slices are those of `shape_buckets.py`;
+rows without an object fill a batch up, so that all sessions run the same few compiled programs.
 """
 
 from __future__ import annotations
@@ -10,48 +10,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sam2_3dmed_jax.inference.object_state import ObjectState
-from sam2_3dmed_jax.inference.padding import next_power_of_two
-
-# Objects that are propagated together, at most. At 1024 px in float32, a memory of one takes 1 MiB per slice, of which
-# the model sees 7 or more; its features and scores take several times as much while a slice is segmented.
-OBJECTS = 8
+from sam2_3dmed_jax.inference.shape_buckets import PROMPTED, object_rows, prompted_room, split_into_rows
 
 
 @dataclass(frozen=True)
-class ObjectBatches:
-    """Objects that are propagated together, and the sizes that all batches share.
+class ObjectBatch:
+    """Objects that are propagated together.
 
     Attributes:
-        ids: object ids of each batch, in order.
-        rows: objects of a batch; a smaller batch is filled up.
-        prompted: prompted slices per object that the memory bank has room for, at least; a power of two.
-        prompts: slices that are segmented from new prompts in one batch, at least; a power of two.
+        ids: object ids, in order.
+        rows: of the compiled program; at least the number of objects.
+        prompted: room of the memory bank for prompted slices of each object.
+        note: which of the session's objects these are, for progress; "" if they are all.
     """
 
-    ids: tuple[tuple[int, ...], ...]
-    rows: int
+    ids: tuple[int, ...]
+    rows: int = 1
     prompted: int = 1
-    prompts: int = 1
-
-    def note(self, ids: tuple[int, ...]) -> str:
-        """Return which objects a batch has, for progress; "" for the only batch."""
-        if len(self.ids) == 1:
-            return ""
-        before = sum(len(batch) for batch in self.ids[: self.ids.index(ids)])
-        return f"objects {before + 1}-{before + len(ids)} of {sum(map(len, self.ids))}"
+    note: str = ""
 
 
-def object_batches(objects: Mapping[int, ObjectState]) -> ObjectBatches:
-    """Return the batches of the objects of a session, which are given by id; up to `OBJECTS` objects are one batch."""
-    ids = sorted(objects)
-    count = -(-len(ids) // OBJECTS)
-    if count <= 1:
-        return ObjectBatches((tuple(ids),), len(ids))
-    rows = -(-len(ids) // count)
-    batches = tuple(tuple(ids[start : start + rows]) for start in range(0, len(ids), rows))
-    prompted = max(len(state.prompts) for state in objects.values())
-    prompts = max(sum(len(objects[number].pending) for number in batch) for batch in batches)
-    return ObjectBatches(batches, rows, next_power_of_two(prompted), next_power_of_two(prompts))
+def object_batches(objects: Mapping[int, ObjectState], sizes: tuple[int, ...] | None = None) -> list[ObjectBatch]:
+    """Return the batches of the objects of a session.
+
+    Objects with many prompted slices are propagated one by one, since the room for them is for all rows of a batch.
+
+    Args:
+        objects: by id.
+        sizes: allowed numbers of rows, or None for those of this platform.
+    """
+    sizes = sizes or object_rows()
+    rooms = {number: prompted_room(len(state.prompts)) for number, state in sorted(objects.items())}
+    few = [number for number, room in rooms.items() if room == PROMPTED[0]]
+    many = [number for number, room in rooms.items() if room > PROMPTED[0]]
+    groups, start = [], 0
+    for rows in split_into_rows(len(few), sizes):
+        groups.append((few[start : start + rows], rows))
+        start += rows
+    groups += [([number], sizes[0]) for number in many]
+    batches: list[ObjectBatch] = []
+    for ids, rows in groups:
+        done = sum(len(batch.ids) for batch in batches)
+        batches.append(ObjectBatch(tuple(ids), rows, rooms[ids[0]], _note(done, len(ids), len(rooms))))
+    return batches
+
+
+def _note(before: int, count: int, total: int) -> str:
+    if count == total:
+        return ""
+    return f"object {before + 1} of {total}" if count == 1 else f"objects {before + 1}-{before + count} of {total}"
 
 
 def filled_up(batch: list[ObjectState], rows: int) -> list[ObjectState]:

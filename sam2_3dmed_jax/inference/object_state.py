@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import expit
 
 from sam2_3dmed_jax.config import Sam2Config
 from sam2_3dmed_jax.inference.compiled_programs import SliceResult, remember_slice
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
-from sam2_3dmed_jax.inference.padding import next_power_of_two
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, RecentMemories
 from sam2_3dmed_jax.sam2.memory_selection import (
     EMPTY,
     earlier_slices,
-    memory_confidence,
     memory_in_reach,
     memory_rule,
     ring_sizes,
@@ -89,7 +89,9 @@ class ObjectState:
     @property
     def confidence(self) -> np.ndarray:
         """The confidence of the memory of each slice, float32 `[D]`."""
-        return np.asarray(memory_confidence(self.predicted_iou, self.object_score_logits))
+        # `memory_confidence` on the host: JAX would compile a program for each depth.
+        confidence: np.ndarray = self.predicted_iou * expit(self.object_score_logits)
+        return confidence
 
     def has_prompted_result(self, index: int) -> bool:
         """Return whether slice `index` is prompted and has a result."""
@@ -118,11 +120,6 @@ class ObjectState:
         self.predicted_iou[index] = result.predicted_iou[row]
         self.memory[index] = result.memory[row]
         self.pointer[index] = result.pointer[row]
-
-
-def prompted_capacity(objects: list[ObjectState]) -> int:
-    """Return P: the largest number of prompted slices of an object, rounded up to a power of two."""
-    return next_power_of_two(max(len(state.segmented) for state in objects))
 
 
 def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, int]] | None) -> MemoryBank:
@@ -163,16 +160,26 @@ def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, i
                 slot = ring_slot(other, sizes.memories)
                 memory[row, slot], memory_slice[row, slot] = state.memory[other], other
                 memory_score[row, slot] = confidence[other]
-    recent = RecentMemories(
-        jnp.asarray(memory),
-        jnp.asarray(memory_slice),
-        jnp.asarray(pointer),
-        jnp.asarray(pointer_slice),
-        jnp.asarray(memory_score) if rule.ranked else None,
-        config.memory_selection,
+    bank = MemoryBank(
+        _on_device(prompted_memory),
+        _on_device(prompted_pointer),
+        _on_device(prompted_slice),
+        RecentMemories(
+            _on_device(memory),
+            _on_device(memory_slice),
+            _on_device(pointer),
+            _on_device(pointer_slice),
+            _on_device(memory_score) if rule.ranked else None,
+            config.memory_selection,
+        ),
     )
-    bank = MemoryBank(jnp.asarray(prompted_memory), jnp.asarray(prompted_pointer), jnp.asarray(prompted_slice), recent)
     return bank if past is None or rule.bounded else _remember_one_by_one(bank, objects, past)
+
+
+def _on_device(array: np.ndarray) -> jax.Array:
+    """Return a device array, without a compiled program, which `jnp.asarray` has for each shape."""
+    uploaded: jax.Array = jax.device_put(array)
+    return uploaded
 
 
 def _remembered_slices(state: ObjectState, index: int, direction: int) -> list[int]:

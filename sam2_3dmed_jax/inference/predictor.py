@@ -14,19 +14,26 @@ import numpy as np
 from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.compiled_programs import (
+    PromptedStep,
     SliceResult,
-    correct_from_points,
     segment_from_masks,
     segment_from_points,
 )
 from sam2_3dmed_jax.inference.device_slices import Slices
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
-from sam2_3dmed_jax.inference.object_batches import ObjectBatches, object_batches
-from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
-from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
-from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
-from sam2_3dmed_jax.inference.propagation import PROPAGATION_ORDERS, PropagationContext, PropagationOrder, check_order
+from sam2_3dmed_jax.inference.launches import launched_ahead
+from sam2_3dmed_jax.inference.object_batches import ObjectBatch, object_batches
+from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank
+from sam2_3dmed_jax.inference.prompt_tokens import prompt_tokens
+from sam2_3dmed_jax.inference.propagation import (
+    PROPAGATION_ORDERS,
+    UP,
+    PropagationContext,
+    PropagationOrder,
+    check_order,
+)
+from sam2_3dmed_jax.inference.shape_buckets import prompted_room
 from sam2_3dmed_jax.model.checkpoint import with_memory_selection
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.runtime.progress import Progress
@@ -34,9 +41,9 @@ from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import split
 from sam2_3dmed_jax.volume.zoom import Logits, ObjectZoom, RegionLogits
 
+OBJECTS_IN_MEMORY = 8  # The logits of more objects may be larger than the memory; they are allocated in a file then.
 PREVIOUS_LOGITS_LIMIT = 32.0  # Earlier logits are clamped before they become a dense prompt, as in the reference.
 
-PromptedSlice = tuple[ObjectState, int]  # an object and one of its prompted slices
 OnSlice = Callable[[int, int, np.ndarray], None]  # called with object id, slice and float32 logits [S/4, S/4]
 
 
@@ -89,6 +96,7 @@ class VolumePredictor:
         self.order = order
         self.postprocessing = postprocessing
         self.graphdef, self.weights = split(self.model)
+        self.warm: set[str] = set()  # names of the programs that `session_programs.warm_up` has compiled
 
     def predict(self, slices: Slices, prompts: Sequence[Prompt], progress: Progress | None = None) -> Result:
         """Segment `slices` (float32 `[D, S, S, 3]`, normalised) from prompts, in one session."""
@@ -178,9 +186,7 @@ class Session:
         Returns:
             float32 logits `[S/4, S/4]` by (object id, slice). `result` reuses them.
         """
-        batches = object_batches(self._objects)
-        for ids in batches.ids:
-            self._segment_prompted([self._objects[object_id] for object_id in ids], batches.prompts)
+        self._segment_prompted(list(self._objects.values()))
         return {
             (object_id, index): np.array(state.logits(index))
             for object_id, state in self._objects.items()
@@ -206,32 +212,30 @@ class Session:
         object_ids = tuple(sorted(self._objects))
         side = self._predictor.model.config.image_size // 4
         shape = len(object_ids), self.depth, side, side
-        # The logits of many objects may be larger than the memory; `zeros` then allocates a file.
-        allocate = np.zeros if len(batches.ids) == 1 else self._store.arrays.zeros
+        allocate = np.zeros if len(object_ids) <= OBJECTS_IN_MEMORY else self._store.arrays.zeros
         logits = allocate(shape, np.float32)
         scores, ious = np.zeros(shape[:2], np.float32), np.zeros(shape[:2], np.float32)
-        row = 0
-        for ids in batches.ids:
+        for batch in batches:
             if self._has_new_prompts:
-                self._propagate(ids, batches, on_slice)
-            for object_id in ids:
+                self._propagate(batch, on_slice)
+            for object_id in batch.ids:
+                row = object_ids.index(object_id)
                 logits[row], scores[row], ious[row] = self._objects[object_id].results()
-                row += 1
                 if forget:
                     del self._objects[object_id]
         self._has_new_prompts = False
         return Result(object_ids, logits, scores, ious)
 
-    def _propagate(self, ids: tuple[int, ...], batches: ObjectBatches, on_slice: OnSlice | None) -> None:
+    def _propagate(self, batch: ObjectBatch, on_slice: OnSlice | None) -> None:
         """Segment all slices of one batch of objects."""
-        objects = [self._objects[object_id] for object_id in ids]
-        self._segment_prompted(objects, batches.prompts)
+        objects = [self._objects[object_id] for object_id in batch.ids]
+        self._segment_prompted(objects)
         for state in objects:
             state.commit()
 
         def report(number: int, index: int) -> None:
             if on_slice:
-                on_slice(ids[number], index, objects[number].mask_logits[index])
+                on_slice(batch.ids[number], index, objects[number].mask_logits[index])
 
         for number, state in enumerate(objects):
             for index in sorted(state.segmented):
@@ -244,98 +248,50 @@ class Session:
             self._progress,
             report,
             self._block,
-            batches.rows,
-            batches.prompted,
-            batches.note(ids),
+            batch.rows,
+            batch.prompted,
+            batch.note,
         )
         PROPAGATION_ORDERS[predictor.order](context, objects)
 
-    def _segment_prompted(self, objects: list[ObjectState], least: int) -> None:
-        """Segment the slices with new prompts, each from the memories of the last propagation.
-
-        Masks and slices that have not been propagated are batched, in arrays of at least `least` rows; other slices are
-        corrected one by one from memory.
-        """
-        masks: list[PromptedSlice] = []
-        first_prompts: list[PromptedSlice] = []
-        further_prompts: list[PromptedSlice] = []  # the object has not been propagated since the first prompt
-        corrections: list[PromptedSlice] = []
-        for state in objects:
-            for index in state.pending:
-                if state.prompts[index].mask is not None:
-                    masks.append((state, index))
-                elif state.direction[index]:
-                    corrections.append((state, index))
-                elif state.has_prompted_result(index):
-                    further_prompts.append((state, index))
-                else:
-                    first_prompts.append((state, index))
-        self._segment_masks(masks, least)
-        self._segment_points(first_prompts, least)
-        self._segment_points(further_prompts, least, with_earlier_logits=True)
-        for state, index in corrections:
-            self._correct(state, index)
+    def _segment_prompted(self, objects: list[ObjectState]) -> None:
+        """Segment the slices with new prompts, each from the memories of the last propagation."""
+        work = [(state, index) for state in objects for index in state.pending]
+        launched = launched_ahead((number, self._launch_prompted(*work[number])) for number in range(len(work)))
+        results = {number: jax.device_get(result) for number, result in launched}
         for state in objects:
             state.pending.clear()
+        for number, (state, index) in enumerate(work):
+            state.new_results[index] = SliceResult(*(x[0] for x in results[number]))
 
-    def _segment_masks(self, batch: list[PromptedSlice], least: int) -> None:
-        """Store mask prompts as the results of their slices."""
-        if not batch:
-            return
-        predictor = self._predictor
-        rows = max(least, next_power_of_two(len(batch)))
-        features, _ = self._store.gather(_padded_slices(batch, rows))
-        masks = pad_rows(np.stack([np.asarray(state.prompts[index].mask, np.float32) for state, index in batch]), rows)
-        result = segment_from_masks(predictor.graphdef, predictor.weights, features, masks, predictor.postprocessing)
-        _store_prompted(batch, jax.device_get(result))
+    def _launch_prompted(self, state: ObjectState, index: int) -> SliceResult:
+        """Launch the segmentation of a slice from its prompt.
 
-    def _segment_points(self, batch: list[PromptedSlice], least: int, with_earlier_logits: bool = False) -> None:
-        """Segment slices by points and boxes without memory, optionally on top of their earlier logits."""
-        if not batch:
-            return
-        predictor = self._predictor
-        rows = max(least, next_power_of_two(len(batch)))
-        features, context = self._store.gather(_padded_slices(batch, rows))
-        previous = _earlier_logits(batch, rows) if with_earlier_logits else None
-        prompts = batch_prompts([state.prompts[index] for state, index in batch], rows, previous)
-        result = segment_from_points(
-            predictor.graphdef, predictor.weights, features, context, prompts, predictor.postprocessing
-        )
-        _store_prompted(batch, jax.device_get(result))
-
-    def _correct(self, state: ObjectState, index: int) -> None:
-        """Segment a propagated slice again, from memory and on top of its earlier logits."""
-        predictor = self._predictor
-        direction = int(state.direction[index])
-        bank = load_bank([state], prompted_capacity([state]), [(index, direction)])
+        A slice that was propagated is corrected from memory. Its earlier result, or that of its earlier prompts,
+        becomes a dense prompt.
+        """
+        predictor, prompt = self._predictor, state.prompts[index]
+        graphdef, weights, postprocessing = predictor.graphdef, predictor.weights, predictor.postprocessing
         features, context = self._store.gather([index])
-        result = correct_from_points(
-            predictor.graphdef,
-            predictor.weights,
-            bank,
+        result: SliceResult
+        if prompt.mask is not None:
+            mask = np.asarray(prompt.mask, np.float32)[None]
+            result = segment_from_masks(graphdef, weights, features, mask, postprocessing)
+            return result
+        direction = int(state.direction[index])
+        previous = None
+        if direction or state.has_prompted_result(index):
+            previous = state.logits(index).clip(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
+        result = segment_from_points(
+            graphdef,
+            weights,
+            load_bank([state], prompted_room(len(state.segmented)), [(index, direction)] if direction else None),
             features,
             context,
-            np.array([index], np.int32),
-            np.array([direction], np.int32),
+            prompt_tokens(prompt, predictor.model.config.image_size, previous),
+            PromptedStep(*np.array([[index], [direction or UP]], np.int32)),
             np.int32(self.depth),
-            predictor.postprocessing,
-            batch_prompts([state.prompts[index]], 1, _earlier_logits([(state, index)], 1)),
+            np.array(direction != 0),
+            postprocessing,
         )
-        _store_prompted([(state, index)], jax.device_get(result))
-
-
-def _padded_slices(batch: list[PromptedSlice], rows: int) -> list[int]:
-    """Return the slices of a batch, and slice 0 for padding rows."""
-    return [index for _, index in batch] + [0] * (rows - len(batch))
-
-
-def _earlier_logits(batch: list[PromptedSlice], rows: int) -> np.ndarray:
-    """Return the logits of these slices as dense prompts, float32 `[rows, S/4, S/4]`."""
-    logits = np.stack([state.logits(index) for state, index in batch])
-    return pad_rows(logits, rows).clip(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
-
-
-def _store_prompted(batch: list[PromptedSlice], result: SliceResult) -> None:
-    """Keep the rows of host results as the new results of prompted slices."""
-    for row, (state, index) in enumerate(batch):
-        state.new_results[index] = SliceResult(*(x[row] for x in result))
+        return result

@@ -22,7 +22,7 @@ from sam2_3dmed_jax.inference.compiled_programs import PropagationSteps, SliceRe
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
 from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
 from sam2_3dmed_jax.inference.object_batches import filled_up, is_repeated
-from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank, prompted_capacity
+from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.model import NO_OBJECT_LOGIT
@@ -44,7 +44,7 @@ class PropagationContext:
         on_slice: called with the position of an object in the list and a slice, once its result there is final.
         block: slices between two calls of `progress`, at most `BLOCK`; the results do not depend on it.
         rows: rows of the compiled program, at least; rows without an object stay inactive.
-        prompted: prompted slices per object that the memory bank has room for, at least.
+        prompted: prompted slices per object that the memory bank has room for.
         note: passed to `progress`.
     """
 
@@ -57,10 +57,6 @@ class PropagationContext:
     rows: int = 1
     prompted: int = 1
     note: str = ""
-
-    def capacity(self, objects: list[ObjectState]) -> int:
-        """Return P, the prompted slices per object that the memory bank has room for."""
-        return max(self.prompted, prompted_capacity(objects))
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def propagate_sequential(context: PropagationContext, objects: list[ObjectState]
         (direction,) = path.directions
         # A repeated pass also finds memories of the earlier result beyond the start, as in the reference.
         past = [(state.first_prompted, direction) for state in objects]
-        bank = load_bank(objects, context.capacity(objects), past)
+        bank = load_bank(objects, context.prompted, past)
         for step, result in _propagate_in_blocks(context, bank, objects, path):
             for row in np.flatnonzero(path.included[step]).tolist():
                 index = int(path.slices[step, 0])
@@ -108,7 +104,7 @@ def propagate_independent(context: PropagationContext, objects: list[ObjectState
     for state in objects:
         state.direction[:] = 0  # Results of earlier passes are not used.
     path = _path_in_both_directions(objects, context.store.depth)
-    bank = load_bank([*objects, *objects], context.capacity(objects), None)
+    bank = load_bank([*objects, *objects], context.prompted, None)
     merger = _DirectionMerger(objects)
     for step, result in _propagate_in_blocks(context, bank, objects, path):
         for row in np.flatnonzero(path.included[step]).tolist():
@@ -123,6 +119,9 @@ PROPAGATION_ORDERS: dict[PropagationOrder, Callable[[PropagationContext, list[Ob
     "sequential": propagate_sequential,
     "independent": propagate_independent,
 }
+
+# Directions that are propagated at once, each with a row per object.
+DIRECTIONS: dict[PropagationOrder, int] = {"sequential": 1, "independent": 2}
 
 
 def check_order(order: str) -> None:

@@ -17,14 +17,16 @@ import jax.numpy as jnp
 
 from sam2_3dmed_jax.inference.abstract_arguments import abstract_array, block_arguments
 from sam2_3dmed_jax.inference.automatic import AutomaticPredictor, patch_logits
-from sam2_3dmed_jax.inference.compiled_programs import propagate_block, segment_from_points
+from sam2_3dmed_jax.inference.compiled_programs import SliceResult, propagate_block, segment_first_prompt
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block, slice_context, slice_position_of
 from sam2_3dmed_jax.inference.padding import next_power_of_two
 from sam2_3dmed_jax.inference.predictor import VolumePredictor
 from sam2_3dmed_jax.inference.sliding_window import window_starts
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.runtime.jaxpr_flops import flops
-from sam2_3dmed_jax.sam2.prompt_encoder import no_prompts
+from sam2_3dmed_jax.sam2.model import SliceFeatures
+from sam2_3dmed_jax.sam2.parameters import merge
+from sam2_3dmed_jax.sam2.prompt_encoder import PromptTokens, no_prompts
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.resample import regrid
 
@@ -92,7 +94,11 @@ class SegmentationFlops:
             lambda x: abstract_array(x.shape[1:], x.dtype), (steps.features, steps.context)
         )
         click = jax.eval_shape(lambda: no_prompts(1))
-        segment = segment_from_points.trace(graphdef, weights, features, context, click, predictor.postprocessing)
+
+        def first_prompt(weights: Any, features: SliceFeatures, context: jax.Array, click: PromptTokens) -> SliceResult:
+            return segment_first_prompt(merge(graphdef, weights), features, context, click, predictor.postprocessing)
+
+        segment = jax.jit(first_prompt).trace(weights, features, context, click)
         propagate = propagate_block.trace(graphdef, weights, *propagation)
         return SliceFlops(encode, flops(segment.jaxpr), flops(propagate.jaxpr) // BLOCK)
 

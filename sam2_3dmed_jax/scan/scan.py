@@ -35,6 +35,7 @@ from sam2_3dmed_jax.inference.segmentation_record import (
     untrained_warning,
     warn_about,
 )
+from sam2_3dmed_jax.inference.session_programs import warm_up
 from sam2_3dmed_jax.inference.zoom import ZoomedVolume
 from sam2_3dmed_jax.pictures.colours import COLOURS
 from sam2_3dmed_jax.prompts.automatic_start import StartSettings, start_prompts
@@ -487,6 +488,20 @@ class Scan:
         order = sorted(range(depth), key=lambda index: abs(index - centre))
         with self._cancellable(cancel) as work:
             self._store.encode(order)
+        return work.complete
+
+    def warm_up(self, cancel: Cancel | None = None, first_only: bool = False) -> bool:
+        """Compile the programs of all later calls, so that no click waits for the compiler; it is done once per model.
+
+        Args:
+            cancel: stops the work between two programs when it is set.
+            first_only: only the programs that a first click needs.
+
+        Returns:
+            Whether the work is complete; False if it was cancelled.
+        """
+        with self._cancellable(cancel) as work:
+            warm_up(self._predictor, self._report, CANCEL_BLOCK, first_only)
         return work.complete
 
     def free_features(self) -> None:

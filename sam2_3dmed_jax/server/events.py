@@ -12,7 +12,7 @@ import numpy as np
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt
 from sam2_3dmed_jax.volume.anatomy_codes import ObjectLabel
 
-Activity = Literal["idle", "answering", "propagating", "encoding", "reading"]
+Activity = Literal["idle", "answering", "propagating", "preparing", "encoding", "reading"]
 
 
 class SliceKey(NamedTuple):

@@ -2,7 +2,8 @@
 
 All work on the `Scan` runs in the worker thread, in this order of precedence: changes of prompts, each of which
 interrupts other work and is answered with the slice of the prompt; propagation to the other slices; reads, such as
-saving; and encoding of the slices that are not encoded yet, so that later prompts are answered fast.
+saving; and what makes later prompts fast: compilation of the programs of a first click, encoding of the slices that are
+not encoded yet, and compilation of all other programs.
 
 Methods may be called from any thread, and return at once.
 """
@@ -78,6 +79,7 @@ class InteractiveSession:
         self._interrupt_encoding = threading.Event()
         self._is_stale = False  # propagation is needed
         self._is_encoded = False
+        self._is_ready = self._is_warm = False  # the programs of a first click, and all programs, are compiled
         self._is_closed = False
         self._near: int | None = None
 
@@ -275,8 +277,12 @@ class InteractiveSession:
                     return self._as("propagating", self._propagate)
                 if self._reads:
                     return self._as("reading", self._reads.popleft())
+                if not self._is_ready:
+                    return self._as("preparing", self._prepare)
                 if not self._is_encoded:
                     return self._as("encoding", self._encode)
+                if not self._is_warm:
+                    return self._as("preparing", self._warm_up)
                 self._update_state(activity="idle")
                 self._work.wait()
         return None
@@ -317,6 +323,22 @@ class InteractiveSession:
             return
         with self._work:
             self._is_stale = True  # the change that interrupts may fail, or concern no prompts
+
+    def _prepare(self) -> None:
+        """Compile the programs of a first click."""
+        try:
+            self._is_ready = self.scan.warm_up(self._interrupt_encoding, first_only=True)
+        except Exception:
+            self._is_ready = True  # it would fail again
+            raise
+
+    def _warm_up(self) -> None:
+        """Compile the programs of later clicks."""
+        try:
+            self._is_warm = self.scan.warm_up(self._interrupt_encoding)
+        except Exception:
+            self._is_warm = True  # it would fail again
+            raise
 
     def _encode(self) -> None:
         try:

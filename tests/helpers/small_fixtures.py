@@ -12,6 +12,16 @@ from sam2_3dmed_jax import Scan, VolumePredictor, save_model
 from sam2_3dmed_jax.server.session import InteractiveSession
 from tests.helpers.scans import scan_file, small_model
 
+WARM_UP = Scan.warm_up
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_warm_up() -> Iterator[None]:
+    """Leave out what no test of these folders needs, except those that put `WARM_UP` back: it compiles all programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scan, "warm_up", lambda *_, **__: True)
+        yield
+
 
 @pytest.fixture(scope="session")
 def predictor() -> VolumePredictor:

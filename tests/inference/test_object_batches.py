@@ -1,40 +1,64 @@
-"""Sizes of batches of objects; `test_predictor.py` has their masks."""
+"""Batches of objects and the sizes of their arrays; `test_predictor.py` has their masks."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from sam2_3dmed_jax.inference.object_batches import OBJECTS, filled_up, is_repeated, object_batches
+from sam2_3dmed_jax.inference.object_batches import filled_up, is_repeated, object_batches
+from sam2_3dmed_jax.inference.shape_buckets import (
+    PROMPTED,
+    TOKENS,
+    object_rows,
+    prompted_room,
+    split_into_rows,
+    token_room,
+)
+
+ON_DEVICES = (1, 4, 8)
 
 
 def objects(count: int, **more: object) -> dict:
-    """Return objects 1, 2, ... with one new prompt each; objects by id may have others."""
+    """Return objects 1, 2, ... with one prompted slice each; objects by id may have others."""
     return {
         number: more.get(f"object_{number}", SimpleNamespace(prompts={3: None}, pending=[3]))
         for number in range(count, 0, -1)
     }
 
 
-@pytest.mark.parametrize("count", [1, 5, OBJECTS])
-def test_few_objects_are_one_batch_whose_sizes_are_their_own(count: int):
-    batches = object_batches(objects(count))
-    assert batches.ids == (tuple(range(1, count + 1)),)
-    assert (batches.rows, batches.prompted, batches.prompts) == (count, 1, 1)
-    assert batches.note(batches.ids[0]) == ""
+def test_on_a_cpu_each_object_is_a_batch_without_padding():
+    assert object_rows() == (1,)
+    batches = object_batches(objects(3))
+    assert [batch.ids for batch in batches] == [(1,), (2,), (3,)]
+    assert {(batch.rows, batch.prompted) for batch in batches} == {(1, PROMPTED[0])}
+    assert [batch.note for batch in batches] == ["object 1 of 3", "object 2 of 3", "object 3 of 3"]
+    assert object_batches(objects(1))[0].note == ""
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(9, [5, 4]), (17, [6, 6, 5]), (104, [8] * 13)])
-def test_many_objects_are_batches_of_equal_sizes_of_which_only_the_last_is_filled_up(count: int, sizes: list[int]):
-    batches = object_batches(objects(count))
-    assert [len(ids) for ids in batches.ids] == sizes and batches.rows == sizes[0]
-    assert [number for ids in batches.ids for number in ids] == list(range(1, count + 1))
-    assert batches.note(batches.ids[-1]) == f"objects {count - sizes[-1] + 1}-{count} of {count}"
+@pytest.mark.parametrize(
+    ("count", "rows"), [(1, [1]), (2, [1, 1]), (3, [4]), (4, [4]), (5, [8]), (8, [8]), (9, [8, 1]), (20, [8, 8, 4])]
+)
+def test_more_than_half_of_the_rows_of_a_batch_are_objects(count: int, rows: list[int]):
+    assert split_into_rows(count, ON_DEVICES) == rows
+    batches = object_batches(objects(count), ON_DEVICES)
+    assert [batch.rows for batch in batches] == rows
+    assert [number for batch in batches for number in batch.ids] == list(range(1, count + 1))
+    assert all(batch.rows < 2 * len(batch.ids) or batch.rows == 1 for batch in batches)
 
 
-def test_all_batches_have_room_for_the_object_with_the_most_prompted_slices():
-    several = SimpleNamespace(prompts=dict.fromkeys(range(5)), pending=list(range(5)))
-    batches = object_batches(objects(9, object_2=several))
-    assert (batches.prompted, batches.prompts) == (8, 16)  # powers of two of 5 slices, and of 5 + 4 in the batch
+def test_an_object_with_many_prompted_slices_is_propagated_alone_with_more_room():
+    several = SimpleNamespace(prompts=dict.fromkeys(range(PROMPTED[0] + 1)), pending=[])
+    batches = object_batches(objects(5, object_2=several), ON_DEVICES)
+    assert [(batch.ids, batch.rows, batch.prompted) for batch in batches] == [
+        ((1, 3, 4, 5), 4, PROMPTED[0]),
+        ((2,), 1, PROMPTED[1]),
+    ]
+    assert [batch.note for batch in batches] == ["objects 1-4 of 5", "object 5 of 5"]
+
+
+def test_sizes_are_few_up_to_a_limit_and_powers_of_two_beyond_it():
+    assert {prompted_room(count) for count in range(PROMPTED[-1] + 1)} == set(PROMPTED)
+    assert prompted_room(PROMPTED[-1] + 1) == 2 * PROMPTED[-1]
+    assert {token_room(count) for count in range(1, TOKENS + 1)} == {TOKENS} and token_room(TOKENS + 1) == 64
 
 
 def test_a_batch_is_filled_up_with_rows_that_repeat_its_last_object():

@@ -11,7 +11,7 @@ from sam2_3dmed_jax.config import ModelConfig
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import compiled_programs, feature_store, object_batches
 from sam2_3dmed_jax.inference.host_arrays import HostArrays
-from sam2_3dmed_jax.inference.prompt_batches import batch_prompts
+from sam2_3dmed_jax.inference.prompt_tokens import prompt_tokens
 from sam2_3dmed_jax.inference.propagation import merge_directions
 from sam2_3dmed_jax.model.build import random_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, assemble
@@ -187,7 +187,7 @@ def test_the_predicted_iou_of_a_click_is_the_one_of_the_decoder():
     model = busy_model(srpp=False)
     prompt = click(2)
     features = model.encode_image(volume(5)[2:3])
-    candidates = model.candidates(model.without_memory(features.embedding), features, batch_prompts([prompt], 1))
+    candidates = model.candidates(model.without_memory(features.embedding), features, prompt_tokens(prompt, SIZE))
     predicted = VolumePredictor(model).predict(volume(5), [prompt]).predicted_iou[0, 2]
     # `nano` has a single candidate. Programs that are compiled in another way round differently.
     assert predicted == pytest.approx(float(candidates.ious[0, 0]), abs=1e-4)
@@ -313,8 +313,8 @@ def test_slices_of_another_size_are_rejected(model):
 
 @pytest.fixture
 def seven_objects(monkeypatch):
-    """Prompts of seven objects, two of them on two slices, which are propagated in batches of four and three."""
-    monkeypatch.setattr(object_batches, "OBJECTS", 5)
+    """Prompts of seven objects, two of them on two slices, which are propagated in batches of four and three rows."""
+    monkeypatch.setattr(object_batches, "object_rows", lambda: (1, 4))
     prompts = [click(k % 9, 6.0 * k, 60 - 5.0 * k, k) for k in range(1, 8)]
     return [*prompts, click(2, 40, 40, 3), click(7, 20, 20, 7)]
 

@@ -3,9 +3,9 @@
 import pytest
 
 from tests.helpers.running_server import running_server
-from tests.helpers.small_fixtures import checkpoint, image, predictor, session
+from tests.helpers.small_fixtures import checkpoint, image, predictor, session, without_warm_up
 
-__all__ = ["checkpoint", "image", "predictor", "server", "session"]
+__all__ = ["checkpoint", "image", "predictor", "server", "session", "without_warm_up"]
 
 
 @pytest.fixture(scope="module")

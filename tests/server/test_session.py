@@ -12,11 +12,13 @@ import pytest
 from sam2_3dmed_jax import Scan
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference import zoom
-from sam2_3dmed_jax.server.events import Closed, EventStream, Failed, SliceChanged, StateChanged
+from sam2_3dmed_jax.server.events import Closed, EventStream, Failed, ProgressMade, SliceChanged, StateChanged
 from sam2_3dmed_jax.server.session import InteractiveSession
 from sam2_3dmed_jax.server.sessions import BusyError, Sessions, UnknownSessionError
 from sam2_3dmed_jax.server.settings import ServeSettings
+from tests.helpers.counted_compilations import counted_compilations
 from tests.helpers.scans import scan_file
+from tests.helpers.small_fixtures import WARM_UP
 
 CLICK, OTHER = (5, 9, 10), (9, 15, 18)
 
@@ -51,6 +53,46 @@ def test_the_events_add_up_to_the_masks_of_the_scan(session):
     session.change(lambda scan: scan.click(OTHER, object=2)).result()
     for object_id in (1, 2):
         np.testing.assert_array_equal(complete(session, object_id), screen.volume(session.scan, object_id))
+
+
+def test_an_idle_session_has_compiled_all_programs_of_later_clicks(image, predictor, monkeypatch):
+    monkeypatch.setattr(Scan, "warm_up", WARM_UP)
+    monkeypatch.setattr(predictor, "warm", set())
+    session = InteractiveSession(lambda progress: Scan(image, predictor, progress=progress))
+    try:
+        screen = Screen(session)
+        while session.state.activity != "idle":
+            time.sleep(0.1)
+        prepared = [event for event in screen.events if isinstance(event, ProgressMade) and "model" in event.what]
+        assert prepared[-1].done == prepared[-1].total == len(predictor.warm) <= 8
+        with counted_compilations() as compiled:
+            session.change(lambda scan: scan.click(CLICK)).result()
+            session.change(lambda scan: scan.click(OTHER, inside=False)).result()
+            session.change(lambda scan: scan.box((2, 3, 10), (9, 12, 12), object=2)).result()
+            complete(session, 2)
+        assert compiled == []
+    finally:
+        session.close()
+
+
+def test_a_click_interrupts_the_preparation_of_the_model(image, predictor, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(scan, cancel, first_only=False):
+        started.set()
+        go_on.wait(60)
+        return not cancel.is_set()
+
+    monkeypatch.setattr(Scan, "warm_up", slow)
+    session = InteractiveSession(lambda progress: Scan(image, predictor, progress=progress))
+    try:
+        assert started.wait(60)
+        clicked = session.change(lambda scan: scan.click(CLICK))
+        go_on.set()
+        clicked.result(60)
+        assert complete(session).any() or session.state.is_complete
+    finally:
+        session.close()
 
 
 def test_a_zoom_changes_the_masks_that_are_shown(session, monkeypatch):

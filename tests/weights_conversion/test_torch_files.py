@@ -23,7 +23,7 @@ from tests.weights_conversion.test_convert import same_bits
 from weights_conversion.compare import compare_checkpoints
 from weights_conversion.convert import convert_checkpoint
 from weights_conversion.presets import plain
-from weights_conversion.torch_files import OLD_FORMAT
+from weights_conversion.torch_files import OLD_FORMAT, write_torch
 from weights_conversion.transformers_config import transformers_config
 
 torch = reference("torch")
@@ -284,3 +284,8 @@ def test_a_link_to_memory_of_the_system_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "a.pth").symlink_to("/proc/self/mem")
     with pytest.raises(UserError, match=r"a\.pth cannot be read \(Input/output error\)"):
         convert_checkpoint(tmp_path / "a.pth", tmp_path / "native")
+
+
+def test_a_full_disk_is_reported_as_such_when_pytorch_writes():
+    with pytest.raises(OSError, match="No space left on device"):
+        write_torch(Path("/dev/full"), ["weight"], lambda name: np.zeros(100_000, np.float32))

@@ -11,7 +11,7 @@ const SMALLEST_NUMBERED = 40; // voxels of a mask that has a number in it
 const MAX_OBJECTS = 255; // as in server/page/messages.py
 const COLOURS = ["#ffb000", "#56b4e9", "#f07fc0", "#00c896", "#f0e442", "#ff6a3d"]; // as in pictures/colours.py
 const ACTIVITIES = { idle: "Ready", answering: "Segmenting the slice…", propagating: "Segmenting other slices…",
-  encoding: "Preparing slices…", reading: "Working for the notebook…" };
+  preparing: "Preparing the model…", encoding: "Preparing slices…", reading: "Working for the notebook…" };
 const AXIAL = 0; // index of the plane along which slices are segmented
 const PLANES = [ // axes of voxels
   { across: 2, columns: 0, rows: 1 }, // axial

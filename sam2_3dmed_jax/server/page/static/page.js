@@ -100,7 +100,7 @@ const RECEIVERS = {
   gone: ({ message }) => { showOpenDialog(); $("open-message").textContent = message; },
 };
 const ACTIVITIES = { idle: "Ready", answering: "Segmenting the slice…", propagating: "Segmenting other slices…",
-  encoding: "Preparing slices…", reading: "Saving…" };
+  preparing: "Preparing the model…", encoding: "Preparing slices…", reading: "Saving…" };
 
 function receiveSlice(buffer) {
   const view = new DataView(buffer);
