@@ -267,8 +267,8 @@ class Session:
     def _launch_prompted(self, state: ObjectState, index: int) -> SliceResult:
         """Launch the segmentation of a slice from its prompt.
 
-        A slice that was propagated is corrected from memory. Its earlier result, or that of its earlier prompts,
-        becomes a dense prompt.
+        A slice that was propagated is corrected from memory. Its earlier result, or the result of its earlier
+        prompts, becomes a dense prompt.
         """
         predictor, prompt = self._predictor, state.prompts[index]
         graphdef, weights, postprocessing = predictor.graphdef, predictor.weights, predictor.postprocessing

@@ -12,7 +12,7 @@ from sam2_3dmed_jax.inference.padding import next_power_of_two
 
 PROMPTED = (4, 32)  # prompted slices of an object that the memory bank has room for; beyond that, powers of two
 # Tokens of a prompt: up to 32 points, the corners of a box, and a last token; beyond that, powers of two. A token costs
-# the mask decoder almost nothing beside the cells of the slice.
+# the mask decoder almost nothing compared with the cells of the slice.
 TOKENS = 40
 POSITIONS = 512  # slices of a volume whose SRPP embeddings see each other; beyond that, powers of two
 

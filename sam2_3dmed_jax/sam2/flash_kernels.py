@@ -42,17 +42,20 @@ def forward_kernel(
         sum_ref[...] = jnp.zeros_like(sum_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
 
-    fill, v = _as_column(fill_ref[0]), v_ref[0]
-    if keys % v.shape[0]:  # values beyond the last key are undefined, and NaN times a weight of 0 is NaN
-        v = jnp.where(fill > MASKED, v, 0)
-    scores = _product(k_ref[0], q_ref[0], (1, 1))  # [bk, bq]
-    scores = jnp.where(fill > 0, scores, fill)
-    largest = jnp.maximum(max_ref[...], scores.max(axis=0, keepdims=True))
-    weights = jnp.exp(scores - largest)
-    fade = jnp.exp(max_ref[...] - largest)
-    max_ref[...] = largest
-    sum_ref[...] = fade * sum_ref[...] + weights.sum(axis=0, keepdims=True)
-    acc_ref[...] = fade * acc_ref[...] + _product(v, weights.astype(v.dtype), (0, 0))
+    # Empty slots of a memory bank are whole blocks whose keys have no weight.
+    @pl.when(fill_ref[0].max() > MASKED)
+    def _add_keys() -> None:
+        fill, v = _as_column(fill_ref[0]), v_ref[0]
+        if keys % v.shape[0]:  # values beyond the last key are undefined, and NaN times a weight of 0 is NaN
+            v = jnp.where(fill > MASKED, v, 0)
+        scores = _product(k_ref[0], q_ref[0], (1, 1))  # [bk, bq]
+        scores = jnp.where(fill > 0, scores, fill)
+        largest = jnp.maximum(max_ref[...], scores.max(axis=0, keepdims=True))
+        weights = jnp.exp(scores - largest)
+        fade = jnp.exp(max_ref[...] - largest)
+        max_ref[...] = largest
+        sum_ref[...] = fade * sum_ref[...] + weights.sum(axis=0, keepdims=True)
+        acc_ref[...] = fade * acc_ref[...] + _product(v, weights.astype(v.dtype), (0, 0))
 
     @pl.when(j == pl.num_programs(2) - 1)
     def _finish() -> None:

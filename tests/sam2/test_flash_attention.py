@@ -43,6 +43,16 @@ def test_the_kernels_in_bfloat16_have_the_precision_of_bfloat16():
         assert np.linalg.norm(result.astype(np.float32) - expected) < 2**-8 * np.linalg.norm(expected)
 
 
+def test_a_block_without_valid_keys_is_not_read():
+    q, k, v, _ = operands(128, 384, 1, 32, 16, jnp.float32)
+    empty = jnp.arange(384) // 128 == 1
+    valid = jnp.broadcast_to(~empty, (3, 384))
+    expected, _ = flash_attention.forward(q, k, v, valid, block=BLOCK, interpret=True)
+    v = jnp.where(empty[None, :, None, None], jnp.nan, v)  # NaN times a weight of 0 would be NaN
+    result, _ = flash_attention.forward(q, k, v, valid, block=BLOCK, interpret=True)
+    np.testing.assert_array_equal(result, expected)
+
+
 def test_a_row_without_valid_keys_is_the_mean_and_has_gradients_of_values_only():
     q, k, v, gradient = operands(200, 300, 1, 32, 16, jnp.float32)
     out, dq, dk, dv = flash(q, k, v, jnp.zeros((3, 300), bool), gradient)
