@@ -432,7 +432,7 @@ class SweepSpec:
     empty: str = "diagonal"  # distances if one mask is empty: diagonal or nan
     metrics: Literal["all", "overlap"] = "all"  # overlap: without surface metrics
     modality: str = ""  # ct, mr or pet; "": as the dataset declares, and otherwise as each checkpoint was trained
-    # auto: bfloat16 on TPUs and on GPUs that have it, and float32 elsewhere. A sweep resumes in its own dtype only.
+    # auto: bfloat16 on devices that multiply faster in it, else float32. A sweep resumes in its own dtype only.
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 

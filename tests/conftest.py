@@ -32,9 +32,10 @@ def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()
     own = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
     os.environ["SAM2_3DMED_CACHE"] = os.environ.get("SAM2_3DMED_TEST_CACHE", own)
-    from sam2_3dmed_jax.runtime import compilation_cache
+    from sam2_3dmed_jax.runtime import compilation_cache, cpu_bfloat16
 
     compilation_cache.enable()
+    cpu_bfloat16.store(cpu_bfloat16.LIMIT)  # tests compute in float32 on all CPUs, also in their processes
 
 
 @pytest.fixture(scope="module", autouse=True)

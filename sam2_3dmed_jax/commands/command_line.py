@@ -85,7 +85,7 @@ def add_compute_dtype(parser: argparse.ArgumentParser) -> None:
         "--model.compute_dtype",
         choices=COMPUTE_DTYPES,
         default="auto",
-        help="dtype of computation; auto is bfloat16 on TPUs and on GPUs that have it, and float32 elsewhere",
+        help="dtype of computation; auto is bfloat16 on devices that multiply faster in it, and float32 elsewhere",
     )
 
 

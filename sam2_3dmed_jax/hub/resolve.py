@@ -48,7 +48,7 @@ def load_model(
         checkpoint: folder of a native checkpoint, or a name of published weights such as `sam2.1_hiera_tiny`, which are
             downloaded and converted at the first use.
         image_size: S in pixels, in place of the stored size; SAM 2 runs at any multiple of 32. A U-Net has none.
-        compute_dtype: "float32", "bfloat16", or "auto": bfloat16 on TPUs and on GPUs that have it, float32 elsewhere.
+        compute_dtype: "float32", "bfloat16", or "auto": bfloat16 on devices that multiply faster in it.
         memory_selection: "recent", "confident" or "self-sorting", which memories a slice sees, in place of the stored
             rule. A U-Net has no memories.
 

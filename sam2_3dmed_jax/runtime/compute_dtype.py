@@ -1,4 +1,4 @@
-"""Rule for the dtype in which a loaded model predicts: bfloat16 on accelerators that multiply in it, else float32.
+"""Rule for the dtype in which a loaded model predicts: bfloat16 on devices that multiply in it, else float32.
 
 Meta's reference predicts in bfloat16 on GPUs, too. Training does not use the rule: its dtype is `model.compute_dtype`,
 so that a run resumes to the same numbers on any machine.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from sam2_3dmed_jax.errors import CHOICES, UserError, listed
+from sam2_3dmed_jax.runtime import cpu_bfloat16
 
 ComputeDtype = Literal["float32", "bfloat16"]
 ComputeDtypeChoice = Literal["auto", "float32", "bfloat16"]
@@ -31,8 +32,11 @@ def resolve_compute_dtype(choice: ComputeDtypeChoice) -> ComputeDtype:
         return choice
     import jax  # here, because commands name the choices in their help, which loads no JAX
 
-    on_accelerator = jax.default_backend() in ("gpu", "tpu")
-    return "bfloat16" if on_accelerator and not _is_before_ampere(jax.local_devices()[0]) else "float32"
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "bfloat16" if cpu_bfloat16.is_faster() else "float32"
+    has_bfloat16 = backend in ("gpu", "tpu") and not _is_before_ampere(jax.local_devices()[0])
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def _is_before_ampere(device: object) -> bool:

@@ -1,6 +1,7 @@
 """Dtype of prediction: the rule by devices, and where the dtype is recorded."""
 
 import argparse
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from sam2_3dmed_jax.evaluation.cost import fixed_cost, summarise_cost
 from sam2_3dmed_jax.inference.segmentation_record import model_record
 from sam2_3dmed_jax.model.build import random_weights
 from sam2_3dmed_jax.model.checkpoint import CheckpointInfo, save_weights
+from sam2_3dmed_jax.runtime import cpu_bfloat16
 from sam2_3dmed_jax.runtime.compute_dtype import resolve_compute_dtype
 from tests.helpers.scans import scan_file
 
@@ -54,6 +56,29 @@ def test_auto_is_bfloat16_on_accelerators_that_multiply_in_it(
     pretend(monkeypatch, backend, capability)
     assert resolve_compute_dtype("auto") == dtype
     assert resolve_compute_dtype("float32") == "float32" and resolve_compute_dtype("bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize(("ratio", "dtype"), [(0.2, "bfloat16"), (0.9, "float32")])
+def test_a_cpu_is_measured_once_and_the_faster_dtype_is_chosen(ratio, dtype, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAM2_3DMED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cpu_bfloat16, "measure", lambda: ratio)
+    assert resolve_compute_dtype("auto") == dtype
+    monkeypatch.setattr(cpu_bfloat16, "measure", lambda: pytest.fail("it was measured again"))
+    assert resolve_compute_dtype("auto") == dtype
+
+
+@pytest.mark.parametrize("changed", [{"cpu": "another"}, {"jaxlib": "0.1"}, {"ratio": "fast"}])
+def test_a_measurement_of_another_machine_or_version_does_not_count(changed, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAM2_3DMED_CACHE", str(tmp_path))
+    cpu_bfloat16.store(0.2)
+    file = tmp_path / cpu_bfloat16.FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    monkeypatch.setattr(cpu_bfloat16, "measure", lambda: 0.9)
+    assert resolve_compute_dtype("auto") == "float32"
+
+
+def test_the_measurement_is_a_ratio_of_times():
+    assert 0.01 < cpu_bfloat16.measure() < 100
 
 
 def test_a_dtype_that_does_not_exist_is_refused_with_the_choices(checkpoint: Path):
