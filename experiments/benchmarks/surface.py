@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.only not in (None, name):
             continue
         for definition in PACKAGES:
-            found, first, ours = timed(lambda case, how=definition: surface_metrics(*case, how), cases, options.repeat)
+            found, first, ours = timed(lambda case, how=definition: surface_metrics(*case, how), cases, options.repeat)  # type: ignore[call-arg]
             row = f"| {name} | {definition} | {first:.2f} | {ours:.3f} |"
             if definition in installed:
                 expected, _, theirs = timed(PACKAGE_METRICS[definition], cases, 2)

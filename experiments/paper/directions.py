@@ -49,7 +49,7 @@ def agreement(
     modality: ModalitySources,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row per case and object."""
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, compute_dtype="float32")
     predictor = VolumePredictor(model, order="independent")
     size = model.config.image_size
     for case in cases:

@@ -55,7 +55,7 @@ def srpp_distances(
     checkpoint: str, cases: Sequence[LabelledCase], data: DataConfig, modality: ModalitySources
 ) -> Iterator[PredictedPairs]:
     """Yield the distances that a checkpoint's SRPP head predicts in each case."""
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, compute_dtype="float32")
     predictor = VolumePredictor(model)
     graphdef, weights = split(model)
     srpp = model.info.model.slice_position

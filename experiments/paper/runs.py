@@ -152,7 +152,7 @@ class CellRunner:
         defaults = split_settings(DataConfig())
         split = {name: value for name, value in split_settings(data).items() if value != defaults[name]}
         split["fold"] = cell.fold
-        score_checkpoint(str(checkpoint), str(self._raw(cell)), "sequential", split, options, progress)
+        score_checkpoint(str(checkpoint), str(self._raw(cell)), "sequential", "float32", split, options, progress)
 
     def _score_maps(self, cell: Cell, scoring: Scoring, maps: str, progress: Progress, trained: str = "no") -> None:
         """Score existing label maps of the held-out cases."""

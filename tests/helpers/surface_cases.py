@@ -32,8 +32,8 @@ def make_cases() -> dict[str, Case]:
             cases[f"blobs {seed}, {times}"] = Case(*blobs(seed, shape), spacing, times * spacing[2])
     rng = np.random.default_rng(7)
     noise = rng.random((2, 6, 9, 8)) < 0.3
-    cases["salt and pepper"] = Case(*noise, (3.0, 0.9, 0.7), 1.4)
-    cases["specks"] = Case(*(rng.random((2, 30, 40, 50)) < 3e-4), (2.0, 0.7, 0.9), 5.0)
+    cases["salt and pepper"] = Case(*noise, (3.0, 0.9, 0.7), 1.4)  # type: ignore[call-arg]
+    cases["specks"] = Case(*(rng.random((2, 30, 40, 50)) < 3e-4), (2.0, 0.7, 0.9), 5.0)  # type: ignore[call-arg]
     one, other = np.zeros((2, 10, 30, 30), bool)
     one[4, 3:27, 5:25], other[6, 4:29, 5:24] = True, True
     cases["thin sheets"] = Case(one, other, (5.0, 0.8, 0.8), 10.0)
