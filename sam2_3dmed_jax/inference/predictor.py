@@ -66,6 +66,32 @@ class Result:
         logits = self.mask_logits[row]
         return RegionLogits(logits, self.zooms[row].region) if self.zooms else logits
 
+    def of_object(self, object_id: int) -> Result:
+        """Return the result of one object alone."""
+        at = slice(row := self.object_ids.index(object_id), row + 1)
+        return Result(
+            (object_id,), self.mask_logits[at], self.object_score_logits[at], self.predicted_iou[at], self.zooms[at]
+        )
+
+
+def joined_results(results: Sequence[Result]) -> Result:
+    """Return the results of several sets of objects of one volume as one, in the order of their ids."""
+    if len(results) == 1:
+        return results[0]
+    rows = sorted(
+        (object_id, number, row)
+        for number, result in enumerate(results)
+        for row, object_id in enumerate(result.object_ids)
+    )
+    places = [(results[number], row) for _, number, row in rows]
+    return Result(
+        tuple(object_id for object_id, _, _ in rows),
+        np.stack([result.mask_logits[row] for result, row in places]),
+        np.stack([result.object_score_logits[row] for result, row in places]),
+        np.stack([result.predicted_iou[row] for result, row in places]),
+        tuple(result.zooms[row] for result, row in places if result.zooms),
+    )
+
 
 class VolumePredictor:
     """Segments volumes with one model; its sessions share the compiled programs."""

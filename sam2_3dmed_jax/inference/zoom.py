@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
-from sam2_3dmed_jax.inference.predictor import Result, Session, VolumePredictor
+from sam2_3dmed_jax.inference.predictor import Result, Session, VolumePredictor, joined_results
 from sam2_3dmed_jax.inference.segment import Segmentation, label_result, segment_volume, to_slices
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.prompts.voxel_prompts import VoxelPrompt, merge_prompts
@@ -102,13 +102,7 @@ class ZoomedVolume:
             self._segment_object([prompt for prompt in merged if prompt.object_id == object_id], zoom, on_slice)
             for object_id in objects
         ]
-        result = Result(
-            object_ids=tuple(objects),
-            mask_logits=np.concatenate([own.mask_logits for _, own in found]),
-            object_score_logits=np.concatenate([own.object_score_logits for _, own in found]),
-            predicted_iou=np.concatenate([own.predicted_iou for _, own in found]),
-            zooms=tuple(zoomed for zoomed, _ in found),
-        )
+        result = joined_results([replace(own, zooms=(zoomed,)) for zoomed, own in found])
         return label_result(result, self._shape)
 
     def first_region(self, prompts: Sequence[VoxelPrompt], zoom: Zoom) -> ObjectZoom:

@@ -72,6 +72,10 @@ class PromptState:
                 kept.append(replace(prompt, box=box_of(prompt.mask), mask=None, mask_file=None))
         return PromptState(tuple(kept), self.latest)
 
+    def prompts_of(self, object_id: int) -> tuple[VoxelPrompt, ...]:
+        """Return the prompts of one object."""
+        return tuple(prompt for prompt in self.prompts if prompt.object_id == object_id)
+
     def without_object(self, object_id: int) -> PromptState:
         """Return the state without the prompts of one object."""
         return PromptState(tuple(prompt for prompt in self.prompts if prompt.object_id != object_id))

@@ -7,6 +7,7 @@ time; only `cancel.set()` may be called by another one.
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.data.dataset_json import read_label_names
 from sam2_3dmed_jax.errors import FileWarning, UserError, listed, naming
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
-from sam2_3dmed_jax.inference.predictor import Session, VolumePredictor
+from sam2_3dmed_jax.inference.predictor import OBJECTS_IN_MEMORY, Result, Session, VolumePredictor, joined_results
 from sam2_3dmed_jax.inference.propagation import PropagationOrder
 from sam2_3dmed_jax.inference.segment import Segmentation, label_result, to_slices
 from sam2_3dmed_jax.inference.segmentation_record import (
@@ -36,6 +37,7 @@ from sam2_3dmed_jax.inference.segmentation_record import (
     warn_about,
 )
 from sam2_3dmed_jax.inference.session_programs import warm_up
+from sam2_3dmed_jax.inference.shape_buckets import object_rows
 from sam2_3dmed_jax.inference.zoom import ZoomedVolume
 from sam2_3dmed_jax.pictures.colours import COLOURS
 from sam2_3dmed_jax.prompts.automatic_start import StartSettings, start_prompts
@@ -544,8 +546,8 @@ class Scan:
         Args:
             on_slice: called once for each object and slice, with the id of the object, the slice along `slice_axis` and
                 its mask as in `SliceMask`: first the slices with prompts, then their neighbours, away from the prompts.
-                Masks that are known already are reported object by object. With a zoom, slices are reported again if
-                the region of their object grows.
+                Masks of objects whose prompts have not changed are not computed again; they are reported last, object
+                by object. With a zoom, slices are reported again if the region of their object grows.
             cancel: stops the work between two slices when it is set, for example because of another click.
 
         Returns:
@@ -568,19 +570,26 @@ class Scan:
             report(object_id, index, logits, 0)
 
         with self._cancellable(cancel) as work:
-            if segmentation := self._finished_segmentation(state):
-                result = segmentation.result
-                for row, object_id in enumerate(result.object_ids):
-                    for index in range(len(self._volume.array)):
-                        report(object_id, index, result.logits_in_row(row), index)
-            else:
+            segmentation = self._finished_segmentation(state)
+            known = [] if segmentation is None else [segmentation.result]
+            if segmentation is None:
                 if self._zoom == OFF:
-                    session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
-                    session.add(to_slices(state.prompts, self._slice_shape, self._size))
-                    segmentation = label_result(session.result(report_slice, forget=True), self._slice_shape)
+                    known = self._known_results(state)
+                    known_ids = {object_id for result in known for object_id in result.object_ids}
+                    new = [prompt for prompt in state.prompts if prompt.object_id not in known_ids]
+                    found = known
+                    if new:
+                        session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
+                        session.add(to_slices(new, self._slice_shape, self._size))
+                        found = [session.result(report_slice, forget=True), *known]
+                    segmentation = label_result(joined_results(found), self._slice_shape)
                 else:
                     segmentation = self._zoomed.segment(state.prompts, self._zoom, report_in_region)
                 self._finished = [*self._finished, (state, self._zoom, segmentation)][-KEPT:]
+            for result in known:
+                for row, object_id in enumerate(result.object_ids):
+                    for index in range(len(self._volume.array)):
+                        report(object_id, index, result.logits_in_row(row), index)
         return work.complete
 
     def mask(self, object: int | str | None = None) -> np.ndarray:
@@ -676,6 +685,22 @@ class Scan:
         segmentation = self._finished_segmentation(self._history.current)
         assert segmentation is not None  # Without `cancel`, propagation is complete.
         return segmentation
+
+    def _known_results(self, state: PromptState) -> list[Result]:
+        """Return the masks of objects whose prompts have not changed since an earlier segmentation, one per object.
+
+        Objects that are propagated together with others are not known: their masks depend on the others in the last
+        bits. Neither are those of so many that their logits are in a file.
+        """
+        known: dict[int, Result] = {}
+        if object_rows() != (1,) or len(self.objects) > OBJECTS_IN_MEMORY:
+            return []
+        for earlier, zoom, segmentation in self._finished:
+            for object_id in segmentation.result.object_ids if zoom == self._zoom else ():
+                before, now = earlier.prompts_of(object_id), state.prompts_of(object_id)
+                if len(before) == len(now) and all(map(operator.is_, before, now)):
+                    known[object_id] = segmentation.result.of_object(object_id)
+        return list(known.values())
 
     def _finished_segmentation(self, state: PromptState) -> Segmentation | None:
         return next((found for known, zoom, found in self._finished if known is state and zoom == self._zoom), None)

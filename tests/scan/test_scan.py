@@ -12,6 +12,7 @@ from sam2_3dmed_jax import Scan, VolumePredictor, new_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.inference import feature_store, zoom
+from sam2_3dmed_jax.inference.predictor import Session
 from sam2_3dmed_jax.inference.zoom import segment_with_zoom
 from sam2_3dmed_jax.pictures.colours import COLOURS
 from sam2_3dmed_jax.volume.geometry import from_canonical
@@ -47,6 +48,36 @@ def test_masks_depend_on_the_prompts_and_not_on_what_was_computed_before_the_las
     at_once.click(OTHER, object=2)
     assert set(np.unique(scan.mask())) == {0, 1, 2}
     np.testing.assert_array_equal(scan.mask(), at_once.mask())
+
+
+def test_a_change_propagates_the_objects_that_it_concerns_and_no_other(scan, image, predictor, monkeypatch):
+    scan.click(INSIDE)
+    scan.click(OTHER, object=2)
+    scan.click(OUTSIDE, object=3)
+    scan.mask()
+    propagated, add = [], Session.add
+
+    def recorded(session, prompts):
+        propagated.append({prompt.object_id for prompt in prompts})
+        add(session, prompts)
+
+    monkeypatch.setattr(Session, "add", recorded)
+    reported = []
+    scan.click(OUTSIDE, inside=False, object=2)
+    scan.propagate(lambda object_id, index, mask: reported.append((object_id, index)))
+    assert propagated == [{2}]
+    assert reported[0][0] == 2 and len(reported) == len(set(reported)) == 3 * scan.shape[scan.slice_axis]
+    monkeypatch.setattr(Session, "add", add)
+    at_once = Scan(image, predictor)
+    at_once.click(INSIDE)
+    at_once.click(OTHER, object=2)
+    at_once.click(OUTSIDE, inside=False, object=2)
+    at_once.click(OUTSIDE, object=3)
+    for object_id in (1, 2, 3):
+        np.testing.assert_array_equal(scan.mask(object_id), at_once.mask(object_id))
+    scan.clear(3)
+    monkeypatch.setattr(Session, "add", lambda *_: pytest.fail("an object was propagated again"))
+    assert set(np.unique(scan.mask())) == {0, 1, 2}
 
 
 def test_undo_and_redo_restore_masks_and_encode_no_slice_again(scan, monkeypatch):
