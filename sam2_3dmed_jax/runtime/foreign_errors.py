@@ -68,12 +68,12 @@ def quiet(library: str) -> Iterator[None]:
     """
     # A logger that is made before its library is imported would be of another class.
     names = [name for name in LOGGERS[library] if name.partition(".")[0] in sys.modules]
+    if library == "orbax":  # before the warnings of the block are silenced, since what it sets must outlive that
+        _drop_errors_of_closed_loops()
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.enter_context(_silenced[name])
         stack.enter_context(_without_warnings)
-        if library == "orbax":
-            _drop_errors_of_closed_loops()
         yield
 
 
@@ -106,8 +106,9 @@ def _drop_errors_of_closed_loops() -> None:
     """Drop what threads of TensorStore print, maybe later: reads that Orbax no longer waits for after a failed one.
 
     They report to the event loop of Orbax, which is closed by then; TensorStore prints that by `sys.unraisablehook`.
-    Tasks that failed before are logged when Python collects them.
+    Tasks that failed before are logged when Python collects them, and coroutines that were not begun are warned about.
     """
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
 
     def print_others(unraisable: sys.UnraisableHookArgs) -> None:

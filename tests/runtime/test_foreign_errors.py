@@ -1,5 +1,6 @@
 """Errors, logs and warnings of foreign libraries become one sentence, and nothing else."""
 
+import gc
 import logging
 import sys
 import threading
@@ -98,6 +99,21 @@ def test_real_libraries_write_nothing_on_stderr(tmp_path, capfd):
         pass
     assert capfd.readouterr().err == ""
     assert "safetensors" in LOGGERS
+
+
+def test_coroutines_that_orbax_did_not_begin_are_no_warning_also_after_its_block():
+    async def begun_never() -> None: ...
+
+    foreign_errors._drop_errors_of_closed_loops.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with quiet("orbax"):
+            pass
+        coroutine = begun_never()
+        del coroutine
+        gc.collect()
+    foreign_errors._drop_errors_of_closed_loops.cache_clear()
+    assert caught == []
 
 
 def test_closed_loops_of_orbax_are_not_printed_and_other_errors_of_threads_are(monkeypatch, capsys):
