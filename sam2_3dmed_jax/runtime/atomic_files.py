@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import sys
 import threading
@@ -68,7 +69,7 @@ def write_errors(path: FilePath, hint: str = GIVE_ROOM, errors: type[Exception] 
     except UserError:
         raise
     except errors as error:
-        raise UserError(f"{path} cannot be written ({_reason(error)}); {hint}") from error
+        raise UserError(f"{_finished_name(path)} cannot be written ({_reason(error)}); {hint}") from error
 
 
 def write_text(path: FilePath, text: str, hint: str = GIVE_ROOM, keep_unchanged: bool = False) -> None:
@@ -296,6 +297,11 @@ def _put_back(target: Path) -> None:
 def _temporary_name(target: Path, tag: str | None = None, suffix: str = "") -> Path:
     # File systems limit a name to 255 bytes, so a long one is cut.
     return target.with_name(f".{target.name[:48]}.{tag or uuid.uuid4().hex}{UNFINISHED}{suffix}")
+
+
+def _finished_name(path: FilePath) -> str:
+    """Return a path in a message: unfinished files and folders have the names that they get when they are complete."""
+    return re.sub(rf"(^|/)\.([^/]+)\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}[^/]*", r"\1\2", os.fspath(path))
 
 
 def _make_parents(target: Path, created: list[Path]) -> None:

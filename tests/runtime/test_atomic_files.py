@@ -106,3 +106,13 @@ def test_a_known_reason_is_found_in_the_long_error_of_a_library(tmp_path: Path):
         raise ValueError("RESOURCE_EXHAUSTED: " + "x" * 5000 + "no space left on device [errno 28]")
     with pytest.raises(ValueError, match="bug"), write_errors(tmp_path / "run"):
         raise ValueError("bug")
+
+
+def test_an_error_inside_of_an_unfinished_folder_names_the_folder_that_was_asked_for(tmp_path):
+    with (
+        pytest.raises(UserError) as caught,
+        atomic_folder(tmp_path / "model") as folder,
+        write_errors(folder / "weights"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert str(caught.value).startswith(f"{tmp_path}/model/weights cannot be written (No space left on device)")
