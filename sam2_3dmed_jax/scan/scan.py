@@ -22,6 +22,8 @@ from sam2_3dmed_jax.config import MemorySelection
 from sam2_3dmed_jax.data.dataset_json import read_label_names
 from sam2_3dmed_jax.errors import FileWarning, UserError, listed, naming
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
+from sam2_3dmed_jax.inference.label_maps import BLOCK as LABELLED_SLICES
+from sam2_3dmed_jax.inference.label_maps import label_map
 from sam2_3dmed_jax.inference.predictor import OBJECTS_IN_MEMORY, Result, Session, VolumePredictor, joined_results
 from sam2_3dmed_jax.inference.propagation import PropagationOrder
 from sam2_3dmed_jax.inference.segment import Segmentation, label_result, to_slices
@@ -504,6 +506,9 @@ class Scan:
         """
         with self._cancellable(cancel) as work:
             warm_up(self._predictor, self._report, CANCEL_BLOCK, first_only)
+            if not first_only:  # programs of this size of slices
+                side, depth = self._size // 4, min(len(self._volume.array), LABELLED_SLICES)
+                label_map(np.zeros((1, depth, side, side), np.float32), [1], self._slice_shape)
         return work.complete
 
     def free_features(self) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,6 +59,7 @@ def test_the_events_add_up_to_the_masks_of_the_scan(session):
 def test_an_idle_session_has_compiled_all_programs_of_later_clicks(image, predictor, monkeypatch):
     monkeypatch.setattr(Scan, "warm_up", WARM_UP)
     monkeypatch.setattr(predictor, "warm", set())
+    jax.clear_caches()
     session = InteractiveSession(lambda progress: Scan(image, predictor, progress=progress))
     try:
         screen = Screen(session)
