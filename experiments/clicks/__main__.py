@@ -105,14 +105,18 @@ def pretraining_config(options: Options) -> ExperimentConfig:
 
 
 def variant_config(options: Options, variant: str, seed: int, init: str) -> ExperimentConfig:
-    """Return the fine-tuning of a variant from the checkpoint `init`; its encoder is frozen."""
+    """Return the fine-tuning of a variant from the checkpoint `init`; its encoder is frozen.
+
+    Without corrections, each object has one positive click or a box, as in most fine-tuning code.
+    """
     config = pretraining_config(options)
     assert isinstance(config.model, ModelConfig)
     corrections = CORRECTIONS if variant == CORRECTED else CorrectionConfig()
+    prompts = replace(config.data.prompts, negative_point_probability=0.0, corrections=corrections)
     steps = options.steps
     return config.replace(
         model=replace(config.model, init=init),
-        data=replace(config.data, prompts=replace(config.data.prompts, corrections=corrections)),
+        data=replace(config.data, prompts=prompts),
         training=replace(config.training, steps=steps, seed=seed, warmup_steps=min(30, steps)),
     )
 
