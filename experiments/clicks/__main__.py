@@ -1,11 +1,10 @@
-"""Does fine-tuning with corrections keep corrections working? Runs, interactive scores and figures on phantoms.
+"""Does training with corrections make corrections work? Runs, interactive scores and figures on phantoms.
 
     python -m experiments.clicks --out clicks
 
 The objects are the spleen, the kidneys, and both together, so that the first click does not tell which object is meant:
-users correct masks because a click is ambiguous. One nano model is trained on them from random weights with simulated
-corrections, as Meta trained SAM 2. For each seed, it is then fine-tuned twice, as users fine-tune SAM 2, with and
-without simulated corrections, on the same cases and for the same number of steps. All models are corrected by the
+users correct masks because a click is ambiguous. For each seed, a nano model is trained on them twice, with and without
+simulated corrections, on the same cases and for the same number of steps. Both models are corrected by the
 simulated user of `evaluate --protocol interactive` on the same held-out cases. The differences are paired by case;
 their intervals are over cases and seeds. An interrupted command resumes. Phantoms show how the two trainings differ,
 and say nothing about patients.
@@ -40,7 +39,6 @@ from sam2_3dmed_jax.training.loop import train
 
 PLAIN, CORRECTED = "without corrections", "with corrections"
 VARIANTS = (PLAIN, CORRECTED)
-PRETRAINED, PRETRAINED_FOLDER = "before fine-tuning", "pretrained"
 CORRECTIONS = CorrectionConfig(clicks=3, corrected_slices=1)
 OBJECTS = ("spleen", "kidney", "spleen+kidney")
 # Two evaluations, because one label map cannot hold objects that overlap.
@@ -50,25 +48,23 @@ TABLE, ROWS, FIGURE, SETTINGS = "clicks.md", "clicks.csv", "dice.svg", "clicks.j
 
 @dataclass(frozen=True)
 class Options:
-    """The experiment's size; the defaults take about an hour and a half on two CPU cores."""
+    """The experiment's size; the defaults take some three hours on two CPU cores."""
 
     out: str  # folder of the dataset, the runs, their scores, and the table and figure
     cases: int = 80  # phantoms; a fifth is held out
-    slices: int = 12  # of a phantom, over the abdomen
-    pretraining_steps: int = 2500  # of the model that is fine-tuned
-    seeds: int = 3  # fine-tunings of each variant
-    steps: int = 400  # of each fine-tuning
+    slices: int = 12  # of a phantom, over the abdomen: an object has about five, which one clip covers
+    seeds: int = 3  # trainings of each variant
+    steps: int = 2500  # of each training
     image_size: int = 96  # S, pixels
     interactions: int = 5  # corrective clicks per object in the evaluation
     debug: Annotated[bool, tyro.conf.arg(help="tracebacks")] = False
 
 
 class Scores(NamedTuple):
-    """Dice of all models after each interaction."""
+    """Dice of both variants after each interaction, for all cases and seeds."""
 
     cases: tuple[str, ...]
     dice: dict[str, np.ndarray]  # by variant, [N + 1, cases, seeds]; the mean over the objects of a case
-    pretrained: np.ndarray  # [N + 1, cases], of the model that was fine-tuned
     seconds: dict[str, float]  # by variant, median of a training step
 
 
@@ -76,18 +72,18 @@ class Row(NamedTuple):
     """One line of the table: after some corrections."""
 
     corrections: int
-    pretrained: float
     means: dict[str, float]  # by variant
     difference: float
     interval: Interval | None  # 95 %, over cases and seeds
 
 
-def pretraining_config(options: Options) -> ExperimentConfig:
-    """Return the training of the model that is fine-tuned: from random weights, with corrections."""
+def variant_config(options: Options, variant: str, seed: int) -> ExperimentConfig:
+    """Return the training of a variant."""
     config = demo_config(str(Path(options.out) / "prepared"))
     assert isinstance(config.model, ModelConfig)
-    prompts = replace(config.data.prompts, negative_point_probability=0.3, corrections=CORRECTIONS)
-    steps = options.pretraining_steps
+    prompts = replace(config.data.prompts, negative_point_probability=0.3)
+    if variant == CORRECTED:
+        prompts = replace(prompts, corrections=CORRECTIONS)
     # With one object per clip, or the demo's learning rate and weight decay, the model ignores where its prompts are:
     # its masks show all objects, and a click changes nothing.
     return config.replace(
@@ -99,29 +95,17 @@ def pretraining_config(options: Options) -> ExperimentConfig:
             prompts=prompts,
         ),
         training=replace(
-            config.training, steps=steps, learning_rate=5e-4, weight_decay=0.05, warmup_steps=min(100, steps)
+            config.training,
+            steps=options.steps,
+            seed=seed,
+            learning_rate=5e-4,
+            weight_decay=0.05,
+            warmup_steps=min(100, options.steps),
         ),
     )
 
 
-def variant_config(options: Options, variant: str, seed: int, init: str) -> ExperimentConfig:
-    """Return the fine-tuning of a variant from the checkpoint `init`; its encoder is frozen.
-
-    Without corrections, each object has one positive click or a box, as in most fine-tuning code.
-    """
-    config = pretraining_config(options)
-    assert isinstance(config.model, ModelConfig)
-    corrections = CORRECTIONS if variant == CORRECTED else CorrectionConfig()
-    prompts = replace(config.data.prompts, negative_point_probability=0.0, corrections=corrections)
-    steps = options.steps
-    return config.replace(
-        model=replace(config.model, init=init),
-        data=replace(config.data, prompts=prompts),
-        training=replace(config.training, steps=steps, seed=seed, warmup_steps=min(30, steps)),
-    )
-
-
-def compare(options: Options, progress: Progress | None) -> list[str]:
+def compare(options: Options, progress: Progress) -> list[str]:
     """Train and score what is missing, and write the table and the figure.
 
     Returns:
@@ -135,38 +119,30 @@ def compare(options: Options, progress: Progress | None) -> list[str]:
     if not (out / "data" / "dataset.json").exists():
         write_phantom_dataset(out / "data", options.cases, 0, "organs", progress, slices=options.slices)
     prepare_dataset(read_dataset(out / "data"), out / "prepared", progress=progress)
-    pretrained = str(train(pretraining_config(options), out / PRETRAINED_FOLDER / "run", progress))
-    _score(options, out / PRETRAINED_FOLDER, pretrained, PRETRAINED, 0, progress)
     for seed in range(options.seeds):
         for variant in VARIANTS:
             folder = _folder(out, variant, seed)
-            final = train(variant_config(options, variant, seed, pretrained), folder / "run", progress)
-            _score(options, folder, str(final), variant, seed, progress)
+            if all((folder / name / INTERACTIONS).exists() for name in EVALUATIONS):
+                continue
+            final = train(variant_config(options, variant, seed), folder / "run", progress)
+            for name, classes in EVALUATIONS.items():
+                scoring = ScoringOptions(
+                    str(folder / name),
+                    classes=classes,
+                    metrics="overlap",
+                    protocol="interactive",
+                    initial="click",
+                    interactions=options.interactions,
+                    method=variant,
+                    seed=str(seed),
+                )
+                score_checkpoint(str(final), str(out / "data"), "sequential", "float32", {}, scoring, progress=progress)
     scores = read_scores(options)
     lines = table(scores, options)
     write_text(out / TABLE, "\n".join(lines) + "\n")
     _write_rows(scores, out / ROWS)
     _draw(scores, out / FIGURE)
     return lines
-
-
-def _score(options: Options, folder: Path, checkpoint: str, method: str, seed: int, progress: Progress | None) -> None:
-    """Let the simulated user correct a model on the held-out cases, if that is not done already."""
-    for name, classes in EVALUATIONS.items():
-        if (folder / name / INTERACTIONS).exists():
-            continue
-        scoring = ScoringOptions(
-            str(folder / name),
-            classes=classes,
-            metrics="overlap",
-            protocol="interactive",
-            initial="click",
-            interactions=options.interactions,
-            method=method,
-            seed=str(seed),
-        )
-        data = str(Path(options.out) / "data")
-        score_checkpoint(checkpoint, data, "sequential", "float32", {}, scoring, progress=progress)
 
 
 def read_scores(options: Options) -> Scores:
@@ -176,21 +152,21 @@ def read_scores(options: Options) -> Scores:
         UserError: the runs do not have the same cases.
     """
     out, dice, seconds = Path(options.out), {}, {}
-    pretrained = _dice_by_step(out / PRETRAINED_FOLDER, options.interactions)
-    cases = tuple(pretrained)
+    cases: tuple[str, ...] = ()
     for variant in VARIANTS:
         of_seeds = []
         for seed in range(options.seeds):
             values = _dice_by_step(_folder(out, variant, seed), options.interactions)
-            if cases != tuple(values):
+            if cases and cases != tuple(values):
                 raise UserError(
                     f"{_folder(out, variant, seed)}: its cases differ from the other runs'; choose another --out"
                 )
+            cases = tuple(values)
             of_seeds.append(np.array(list(values.values())).T)
         dice[variant] = np.stack(of_seeds, axis=-1)
         with (_folder(out, variant, 0) / "run" / "log.csv").open(newline="", encoding="utf-8") as file:
             seconds[variant] = float(np.median([float(row["seconds"]) for row in csv.DictReader(file)]))
-    return Scores(cases, dice, np.array(list(pretrained.values())).T, seconds)
+    return Scores(cases, dice, seconds)
 
 
 def _dice_by_step(folder: Path, interactions: int) -> dict[str, list[float]]:
@@ -212,8 +188,7 @@ def paired_rows(scores: Scores) -> list[Row]:
         before, after = scores.dice[PLAIN][step], scores.dice[CORRECTED][step]
         difference = estimate([[(1.0, after - before)]])
         means = {variant: float(scores.dice[variant][step].mean()) for variant in VARIANTS}
-        pretrained = float(scores.pretrained[step].mean())
-        rows.append(Row(step, pretrained, means, float((after - before).mean()), interval(difference, (-1.0, 1.0))))
+        rows.append(Row(step, means, float((after - before).mean()), interval(difference, (-1.0, 1.0))))
     return rows
 
 
@@ -221,13 +196,12 @@ def table(scores: Scores, options: Options) -> list[str]:
     """Return the lines of the table, in Markdown."""
     slower = scores.seconds[CORRECTED] / scores.seconds[PLAIN]
     lines = [
-        f"| corrections | Dice {PRETRAINED} | fine-tuned {PLAIN} | fine-tuned {CORRECTED} | difference | "
-        "95 % interval |",
-        "|---|---|---|---|---|---|",
+        f"| corrections | Dice {PLAIN} | Dice {CORRECTED} | difference | 95 % interval |",
+        "|---|---|---|---|---|",
     ]
     for row in paired_rows(scores):
         limits = "not known" if row.interval is None else f"{row.interval[0]:+.3f} to {row.interval[1]:+.3f}"
-        means = f"{row.pretrained:.3f} | {row.means[PLAIN]:.3f} | {row.means[CORRECTED]:.3f}"
+        means = f"{row.means[PLAIN]:.3f} | {row.means[CORRECTED]:.3f}"
         lines.append(f"| {row.corrections} | {means} | {row.difference:+.3f} | {limits} |")
     return [
         *lines,
@@ -239,6 +213,7 @@ def table(scores: Scores, options: Options) -> list[str]:
 
 
 def _claim(out: Path, options: Options) -> None:
+    # Further seeds may be added.
     settings = {key: value for key, value in asdict(options).items() if key not in ("out", "seeds", "debug")}
     marker = out / SETTINGS
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != settings:
@@ -279,15 +254,8 @@ def _draw(scores: Scores, path: Path) -> None:
         ]
         low, high = np.transpose(limits)
         axis.errorbar(
-            steps,
-            mean,
-            [mean - low, high - mean],
-            label=f"fine-tuned {variant}",
-            color=colour,
-            marker=marker,
-            capsize=3,
+            steps, mean, [mean - low, high - mean], label=f"trained {variant}", color=colour, marker=marker, capsize=3
         )
-    axis.plot(scores.pretrained.mean(1), label=PRETRAINED, color="#7a7a7a", linestyle=":")
     axis.set(xlabel="corrective clicks after the first click", ylabel="Dice", xticks=steps)
     axis.grid(alpha=0.3)
     axis.legend()

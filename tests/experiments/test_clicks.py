@@ -1,9 +1,8 @@
-"""The comparison of fine-tuning with and without corrections: its table, its figure and its runs."""
+"""The comparison of training with and without corrections: its table, its figure and its runs."""
 
 import csv
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,10 @@ from experiments.clicks.__main__ import (
     compare,
     main,
     paired_rows,
-    pretraining_config,
     read_scores,
     variant_config,
 )
+from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.training.methods import method_of
 
 
@@ -33,8 +32,7 @@ def made_scores() -> Scores:
     rng = np.random.default_rng(0)
     plain = 0.5 + 0.1 * rng.random((2, 4, 3))
     gain = np.array([0.0, 0.1])[:, None, None] + 0.01 * rng.normal(size=(1, 4, 1))
-    dice = {PLAIN: plain, CORRECTED: plain + gain}
-    return Scores(("a", "b", "c", "d"), dice, plain[..., 0], {PLAIN: 0.2, CORRECTED: 0.5})
+    return Scores(("a", "b", "c", "d"), {PLAIN: plain, CORRECTED: plain + gain}, {PLAIN: 0.2, CORRECTED: 0.5})
 
 
 def test_differences_are_paired_by_case_and_seed():
@@ -48,12 +46,10 @@ def test_differences_are_paired_by_case_and_seed():
 
 
 def test_variants_differ_in_their_prompts_only(tmp_path):
-    options = Options(str(tmp_path))
-    plain, corrected = (variant_config(options, variant, 1, "pretrained") for variant in VARIANTS)
+    plain, corrected = (variant_config(Options(str(tmp_path)), variant, seed=1) for variant in VARIANTS)
     assert plain.data.prompts != corrected.data.prompts and corrected.data.prompts.corrections.clicks > 0
     assert plain.model == corrected.model and plain.training == corrected.training and plain.training.seed == 1
-    assert plain.model == replace(pretraining_config(options).model, init="pretrained")
-    for config in (plain, corrected, pretraining_config(options)):
+    for config in (plain, corrected):
         method_of(config.model).complete(config)
 
 
@@ -70,10 +66,9 @@ def test_a_folder_of_another_size_or_of_something_else_is_refused(tmp_path, caps
 
 @pytest.mark.long  # trains two models; run it with `python -m pytest -m long tests/experiments/test_clicks.py`
 def test_the_experiment_runs_resumes_and_writes_one_row_per_variant_seed_case_and_click(tmp_path):
-    options = Options(
-        str(tmp_path / "clicks"), cases=5, pretraining_steps=4, seeds=1, steps=4, image_size=64, interactions=2
-    )
-    lines = compare(options, None)
+    options = Options(str(tmp_path / "clicks"), cases=5, seeds=1, steps=4, image_size=64, interactions=2)
+    quiet: Progress = lambda *_, **__: None  # noqa: E731
+    lines = compare(options, quiet)
     out = Path(options.out)
     assert (out / TABLE).read_text().splitlines() == lines and len(lines) == 7
     with (out / ROWS).open(newline="") as file:
@@ -81,6 +76,6 @@ def test_the_experiment_runs_resumes_and_writes_one_row_per_variant_seed_case_an
     keys = [(row["variant"], row["seed"], row["corrections"]) for row in rows]
     assert keys == list(itertools.product(VARIANTS, ["0"], ["0", "1", "2"]))
     assert read_scores(options).dice[PLAIN].shape == (3, 1, 1)
-    finished = {path: path.stat().st_mtime_ns for path in out.glob("*/*/interactions.csv")}
-    assert len(finished) == 3 * len(EVALUATIONS) and compare(options, None) == lines
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*_0/**/interactions.csv")}
+    assert len(finished) == len(VARIANTS) * len(EVALUATIONS) and compare(options, quiet) == lines
     assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing was done again
