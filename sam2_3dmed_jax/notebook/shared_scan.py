@@ -31,7 +31,7 @@ CHANGES = frozenset(
 # Methods that need masks wait until the masks of all slices are complete.
 READS = frozenset(
     {
-        *("preview", "propagate", "encode", "free_features", "mask", "volumes_ml", "to_nibabel", "save"),
+        *("preview", "propagate", "encode", "warm_up", "free_features", "mask", "volumes_ml", "to_nibabel", "save"),
         *("save_prompts", "prompt_set", "prompt_files", "record"),
     }
 )

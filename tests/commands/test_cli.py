@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +38,6 @@ def get_config():
     data = DataConfig(path={data!r}, split=SplitConfig(folds=2))
     return ExperimentConfig(ModelConfig(preset="nano", image_size=64), data)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the commands of these tests from changing the user's compilation cache and the settings of JAX."""
-    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
-    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAM2_3DMED_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @dataclass(frozen=True)
