@@ -321,7 +321,8 @@ def load_weights(path: str | os.PathLike[str], config: AnyModelConfig) -> Weight
         raise UserError(
             f"{path}: its weights do not fit {structure} ({summary}); give the preset and modules of the checkpoint"
         )
-    return {name: jax.numpy.asarray(np.asarray(value, np.float32)) for name, value in stored.items()}
+    # `jax.numpy.asarray` would compile a program for each shape of a parameter.
+    return {name: jax.device_put(np.asarray(value, np.float32)) for name, value in stored.items()}
 
 
 def with_compute_dtype(info: CheckpointInfo, compute_dtype: ComputeDtypeChoice) -> CheckpointInfo:
