@@ -50,30 +50,6 @@ class PromptedStep(NamedTuple):
     direction: jax.Array  # int32 [R]: +1 or -1
 
 
-def conditioned_on_bank(
-    model: SAM2,
-    bank: MemoryBank,
-    embedding: jax.Array,
-    index: jax.Array,
-    direction: jax.Array,
-    depth: jax.Array | int,
-) -> jax.Array:
-    """Condition R rows, on one slice each, on their memories.
-
-    Args:
-        model: the model.
-        bank: memories of the R rows.
-        embedding: of G slices with their context, `[G, h, w, C]`; each is shared by R / G consecutive rows.
-        index: int32 `[R]`, the slice of each row.
-        direction: int32 `[R]`, +1 or -1.
-        depth: slices of the volume.
-
-    Returns:
-        `[R, h, w, C]`.
-    """
-    return model.condition_on_memory(embedding, model.memory_tokens(bank, index, direction, depth))
-
-
 def propagate_slice(
     model: SAM2, bank: MemoryBank, step: PropagationSteps, direction: jax.Array, depth: jax.Array
 ) -> SliceResult:
@@ -88,11 +64,12 @@ def propagate_slice(
     """
     rows = direction.shape[0]
     embedding = add_context(step.features.embedding, step.context)
-    conditioned = conditioned_on_bank(model, bank, embedding, step.slice_index, direction, depth)
+    memory = model.memory_tokens(bank, step.slice_index, direction, depth)
+    conditioned = model.condition_on_memory(embedding, memory)
     features = jax.tree.map(lambda x: repeat_per_object(x, rows), step.features)
     out = model.decode(conditioned, features, no_prompts(rows))
-    memory = model.encode_memory(step.features.embedding, out.mask_logits, out.object_score_logits)
-    return SliceResult(out.mask_logits, out.object_score_logits, out.predicted_iou, memory, out.pointer)
+    new_memory = model.encode_memory(step.features.embedding, out.mask_logits, out.object_score_logits)
+    return SliceResult(out.mask_logits, out.object_score_logits, out.predicted_iou, new_memory, out.pointer)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -201,8 +178,9 @@ def segment_from_points(
     embedding = add_context(features.embedding, context)
 
     def with_memory() -> jax.Array:
-        seen = conditioned_on_bank(model, bank, embedding, step.slice_index, step.direction, depth)
-        return seen.astype(embedding.dtype)
+        memory = model.memory_tokens(bank, step.slice_index, step.direction, depth)
+        seen: jax.Array = model.condition_on_memory(embedding, memory).astype(embedding.dtype)
+        return seen
 
     conditioned = lax.cond(from_memory, with_memory, lambda: model.without_memory(embedding))
     out = model.decode(conditioned, features, prompts, by_stability=postprocessing)

@@ -42,7 +42,7 @@ from sam2_3dmed_jax.sam2.memory_bank import MemoryBank
 from sam2_3dmed_jax.sam2.memory_selection import memory_rule
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 
-Array: Any = np.zeros  # compiled programs take arrays of NumPy where their types say `jax.Array`
+_zeros: Any = np.zeros  # compiled programs take arrays of NumPy where their types say `jax.Array`
 
 
 class SessionProgram(NamedTuple):
@@ -114,11 +114,11 @@ class _Shapes:
 
     def encode(self) -> object:
         size = self._config.image_size
-        slices = Array((slices_per_encoding(size), size, size, 3), np.float32)
+        slices = _zeros((slices_per_encoding(size), size, size, 3), np.float32)
         return encode_block(self._graphdef, self._weights, slices)
 
     def context(self, width: int) -> object:
-        embeddings = Array((position_room(1), width), np.float32)
+        embeddings = _zeros((position_room(1), width), np.float32)
         return slice_context(self._graphdef, self._weights, embeddings, np.int32(1))
 
     def segment(self, room: int) -> object:
@@ -129,7 +129,7 @@ class _Shapes:
             self._bank(1, room),
             *self._features(1),
             prompt,
-            PromptedStep(Array(1, np.int32), Array(1, np.int32)),
+            PromptedStep(_zeros(1, np.int32), _zeros(1, np.int32)),
             np.int32(1),
             np.array(False),
             self._postprocessing,
@@ -138,21 +138,21 @@ class _Shapes:
     def use_mask(self) -> object:
         size = self._config.image_size
         features, _ = self._features(1)
-        mask = Array((1, size, size), np.float32)
+        mask = _zeros((1, size, size), np.float32)
         return segment_from_masks(self._graphdef, self._weights, features, mask, self._postprocessing)
 
     def propagate(self, objects: int, room: int, length: int) -> object:
         rows = self._groups * objects
         features, context = self._features(length, self._groups)
-        steps = PropagationSteps(features, context, Array((length, rows), np.int32), Array((length, rows), bool))
-        bank, direction = self._bank(rows, room), Array(rows, np.int32)
+        steps = PropagationSteps(features, context, _zeros((length, rows), np.int32), _zeros((length, rows), bool))
+        bank, direction = self._bank(rows, room), _zeros(rows, np.int32)
         return propagate_block(self._graphdef, self._weights, bank, steps, direction, np.int32(1))
 
     def remember(self, objects: int, room: int) -> object:
         rows = self._groups * objects
-        memory = Array((rows, self._side**2, self._config.mem_dim), self._dtype)
-        pointer = Array((rows, self._config.d_model), self._dtype)
-        index, write, confidence = Array(rows, np.int32), Array(rows, bool), Array(rows, np.float32)
+        memory = _zeros((rows, self._side**2, self._config.mem_dim), self._dtype)
+        pointer = _zeros((rows, self._config.d_model), self._dtype)
+        index, write, confidence = _zeros(rows, np.int32), _zeros(rows, bool), _zeros(rows, np.float32)
         return remember_slice(self._bank(rows, room), index, write, memory, pointer, confidence)
 
     def _bank(self, rows: int, room: int) -> MemoryBank:
@@ -161,5 +161,5 @@ class _Shapes:
     def _features(self, *axes: int) -> tuple[SliceFeatures, Any]:
         c, side = self._config.d_model, self._side
         shapes = (side, side, c), (2 * side, 2 * side, c // 4), (4 * side, 4 * side, c // 8)
-        features = SliceFeatures(*(Array((*axes, *shape), self._dtype) for shape in shapes))
-        return features, Array((*axes, c), np.float32)
+        features = SliceFeatures(*(_zeros((*axes, *shape), self._dtype) for shape in shapes))
+        return features, _zeros((*axes, c), np.float32)

@@ -580,14 +580,7 @@ class Scan:
             if segmentation is None:
                 if self._zoom == OFF:
                     known = self._known_results(state)
-                    known_ids = {object_id for result in known for object_id in result.object_ids}
-                    new = [prompt for prompt in state.prompts if prompt.object_id not in known_ids]
-                    found = known
-                    if new:
-                        session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
-                        session.add(to_slices(new, self._slice_shape, self._size))
-                        found = [session.result(report_slice, forget=True), *known]
-                    segmentation = label_result(joined_results(found), self._slice_shape)
+                    segmentation = self._segment_others(state, known, report_slice)
                 else:
                     segmentation = self._zoomed.segment(state.prompts, self._zoom, report_in_region)
                 self._finished = [*self._finished, (state, self._zoom, segmentation)][-KEPT:]
@@ -691,6 +684,17 @@ class Scan:
         assert segmentation is not None  # Without `cancel`, propagation is complete.
         return segmentation
 
+    def _segment_others(self, state: PromptState, known: list[Result], on_slice: OnSlice) -> Segmentation:
+        """Segment the objects whose masks are not known, and return all objects."""
+        known_ids = {object_id for result in known for object_id in result.object_ids}
+        prompts = [prompt for prompt in state.prompts if prompt.object_id not in known_ids]
+        results = list(known)
+        if prompts:
+            session = Session(self._predictor, self._store, self._report, CANCEL_BLOCK)
+            session.add(to_slices(prompts, self._slice_shape, self._size))
+            results.append(session.result(on_slice, forget=True))
+        return label_result(joined_results(results), self._slice_shape)
+
     def _known_results(self, state: PromptState) -> list[Result]:
         """Return the masks of objects whose prompts have not changed since an earlier segmentation, one per object.
 
@@ -698,7 +702,7 @@ class Scan:
         bits. Neither are those of so many that their logits are in a file.
         """
         known: dict[int, Result] = {}
-        if object_rows() != (1,) or len(self.objects) > OBJECTS_IN_MEMORY:
+        if object_rows() != (1,) or len(self._objects) > OBJECTS_IN_MEMORY:
             return []
         for earlier, zoom, segmentation in self._finished:
             for object_id in segmentation.result.object_ids if zoom == self._zoom else ():

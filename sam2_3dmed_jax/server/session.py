@@ -11,13 +11,14 @@ Methods may be called from any thread, and return at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,6 +55,14 @@ class _Arrival(NamedTuple):
     propagate: bool
 
 
+@dataclass(frozen=True, eq=False)
+class _Preparation:
+    """Work that makes later clicks fast."""
+
+    activity: Activity
+    work: Callable[[], bool]  # returns whether it is complete; False if it was interrupted
+
+
 class InteractiveSession:
     """Segments one image for one user, who may have several pages open."""
 
@@ -78,8 +87,13 @@ class InteractiveSession:
         self._interrupt_propagation = threading.Event()
         self._interrupt_encoding = threading.Event()
         self._is_stale = False  # propagation is needed
-        self._is_encoded = False
-        self._is_ready = self._is_warm = False  # the programs of a first click, and all programs, are compiled
+        self._encoding = _Preparation("encoding", self._encode)
+        self._preparations = (
+            _Preparation("preparing", functools.partial(self._warm_up, first_only=True)),
+            self._encoding,
+            _Preparation("preparing", self._warm_up),
+        )
+        self._prepared: set[_Preparation] = set()
         self._is_closed = False
         self._near: int | None = None
 
@@ -161,7 +175,7 @@ class InteractiveSession:
         """Encode the slices near this slice, an index along `Scan.slice_axis`, first."""
         with self._work:
             is_slice = 0 <= index < self.scan.shape[self.scan.slice_axis]
-            if is_slice and index != self._near and not self._is_encoded:
+            if is_slice and index != self._near and self._encoding not in self._prepared:
                 self._near = index
                 self._interrupt_encoding.set()
 
@@ -230,7 +244,7 @@ class InteractiveSession:
             else:
                 future.set_result(result)
             if self.scan.zoom != zoom:
-                self._is_encoded = False  # features of other slices are needed
+                self._prepared.discard(self._encoding)  # features of other slices are needed
             if self.scan.prompts is not before or (before and self.scan.zoom != zoom):
                 self._answer(arrival)
             elif self.scan.objects != objects:
@@ -277,12 +291,9 @@ class InteractiveSession:
                     return self._as("propagating", self._propagate)
                 if self._reads:
                     return self._as("reading", self._reads.popleft())
-                if not self._is_ready:
-                    return self._as("preparing", self._prepare)
-                if not self._is_encoded:
-                    return self._as("encoding", self._encode)
-                if not self._is_warm:
-                    return self._as("preparing", self._warm_up)
+                for preparation in self._preparations:
+                    if preparation not in self._prepared:
+                        return self._as(preparation.activity, functools.partial(self._prepare, preparation))
                 self._update_state(activity="idle")
                 self._work.wait()
         return None
@@ -324,28 +335,21 @@ class InteractiveSession:
         with self._work:
             self._is_stale = True  # the change that interrupts may fail, or concern no prompts
 
-    def _prepare(self) -> None:
-        """Compile the programs of a first click."""
+    def _prepare(self, preparation: _Preparation) -> None:
+        """Do what makes later clicks fast, until a request interrupts it."""
         try:
-            self._is_ready = self.scan.warm_up(self._interrupt_encoding, first_only=True)
+            is_done = preparation.work()
         except Exception:
-            self._is_ready = True  # it would fail again
+            self._prepared.add(preparation)  # it would fail again
             raise
+        if is_done:
+            self._prepared.add(preparation)
 
-    def _warm_up(self) -> None:
-        """Compile the programs of later clicks."""
-        try:
-            self._is_warm = self.scan.warm_up(self._interrupt_encoding)
-        except Exception:
-            self._is_warm = True  # it would fail again
-            raise
+    def _encode(self) -> bool:
+        return self.scan.encode(self._near, self._interrupt_encoding)
 
-    def _encode(self) -> None:
-        try:
-            self._is_encoded = self.scan.encode(self._near, self._interrupt_encoding)
-        except Exception:
-            self._is_encoded = True  # it would fail again
-            raise
+    def _warm_up(self, first_only: bool = False) -> bool:
+        return self.scan.warm_up(self._interrupt_encoding, first_only)
 
     def _write_prompts(self) -> Future[None]:
         """Begin to write the prompts as they are now."""
