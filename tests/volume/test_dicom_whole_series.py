@@ -300,6 +300,24 @@ def test_compressed_pixels_without_a_transfer_syntax_are_refused(tmp_path):
     assert "TransferSyntaxUID" in message
 
 
+@pytest.mark.parametrize("rle", [False, True])
+def test_an_empty_transfer_syntax_is_one_that_is_missing(tmp_path, rle):
+    expected = read_volume(write_series(tmp_path, rle=rle)).array
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        at = content.index(b"\x02\x00\x10\x00UI")
+        end = at + 8 + content[at + 6]
+        length = int.from_bytes(content[140:144], "little") - content[at + 6]  # of the group
+        content = content[: at + 6] + b"\0\0" + content[end:]
+        file.write_bytes(content[:140] + length.to_bytes(4, "little") + content[144:])
+        assert pydicom.dcmread(file, force=True).file_meta.TransferSyntaxUID == ""
+    if rle:
+        message = refusal(read_volume, tmp_path)
+        assert ".dcm" in message and "TransferSyntaxUID" in message
+    else:
+        np.testing.assert_array_equal(read_volume(tmp_path).array, expected)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
 def test_a_file_without_read_permission_is_refused(tmp_path):
     write_series(tmp_path)

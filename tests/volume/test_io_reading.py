@@ -140,6 +140,14 @@ def test_a_missing_file_and_another_format_are_refused(tmp_path):
     assert str(tmp_path / "empty.nii") in refusal(read_volume, tmp_path / "empty.nii")
 
 
+@pytest.mark.parametrize("suffix", [".mgz", ".mgh", ".gii", ".nii.zst", ".mnc", ".PAR"])
+@pytest.mark.parametrize("stored", ["a.nii", "a.nii.gz", "text"])
+def test_a_file_with_the_suffix_of_another_format_of_nibabel_is_refused_by_name(tmp_path, suffix, stored):
+    content = b"hello\n" if stored == "text" else make(tmp_path / stored).read_bytes()
+    (tmp_path / f"b{suffix}").write_bytes(content)
+    assert f"b{suffix} " in refusal(read_volume, tmp_path / f"b{suffix}")
+
+
 def test_a_truncated_file_is_refused_whether_compressed_or_not(tmp_path):
     array = np.random.default_rng(0).integers(-1000, 1000, (20, 20, 20)).astype(np.int16)
     for name in ("a.nii", "a.nii.gz"):

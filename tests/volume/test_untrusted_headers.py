@@ -67,7 +67,13 @@ def refused_cheaply(function, *arguments, most=2**25):
     return message
 
 
-@pytest.mark.parametrize("name", ["%n%n%n%n 1 6 1", "%s%s%s%s%d 1 6 1", "%d 1 6 0", "slice%03d.raw 1 6 1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("%n%n%n%n 1 6 1", "%s%s%s%s%d 1 6 1", "%d 1 6 0", "slice%03d.raw 1 6 1"),
+        *("%d%n 1 6 1", "%99999999d 1 6 1 2"),
+    ],
+)
 def test_a_printf_pattern_is_not_the_name_of_a_data_file(tmp_path, name):
     for path in (write_meta(tmp_path, ElementDataFile=name), write_nrrd(tmp_path, data_file=name)):
         assert "expected the plain name of one file" in refusal(read_volume, path)
@@ -223,7 +229,8 @@ def test_a_bzip2_file_that_promises_more_than_it_can_hold_is_refused(tmp_path):
     raw = bytearray(make(tmp_path / "a.nii").read_bytes()[:352])
     struct.pack_into("<8h", raw, 40, 3, 1280, 1280, 1280, 1, 1, 1, 1)
     (tmp_path / "a.nii.bz2").write_bytes(bz2.compress(bytes(raw)))
-    assert "can hold at most" in refused_cheaply(read_grid, tmp_path / "a.nii.bz2")
+    for read in (read_grid, read_volume):
+        assert "can hold at most" in refused_cheaply(read, tmp_path / "a.nii.bz2")
 
 
 def test_a_header_extension_is_neither_read_nor_of_any_size(tmp_path):
@@ -281,6 +288,15 @@ def test_notes_of_nibabel_about_a_header_reach_no_handler_of_logs(tmp_path, capl
     content[252:254] = struct.pack("<h", 99)  # qform_code
     path.write_bytes(content)
     read_volume(path)
+    assert not caplog.records
+
+
+def test_refused_headers_leave_stderr_and_the_handlers_of_logs_to_the_error_line(tmp_path, capfd, caplog):
+    path = change(make(tmp_path / "a.nii", ARRAY), "<h", 70, 7)  # a type of voxels that nibabel logs
+    assert "a.nii cannot be read as NIfTI" in refusal(read_volume, path)
+    for missing in ("DimSize", "ElementType", "NDims"):  # MetaIO prints lines about them
+        assert "a.mhd" in refusal(read_volume, write_meta(tmp_path, **{missing: None}))
+    assert capfd.readouterr() == ("", "")
     assert not caplog.records
 
 
