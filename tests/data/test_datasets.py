@@ -1,6 +1,7 @@
 """Reading of datasets: MSD in folders and archives, folders without `dataset.json`, and refused descriptions."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from sam2_3dmed_jax.data.datasets import read_dataset, require_folder
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.volume.io import open_labels, read_volume
 from tests.data.conftest import IDS, pack, write_volume
 
 
@@ -194,6 +196,17 @@ def test_a_listed_path_that_is_missing_or_leaves_the_dataset_is_refused(
     with pytest.raises(UserError, match=words.replace("image is", f"{field} is")) as error:
         read_dataset(edit(task, training=[entry]))
     str(error.value).encode()  # can be printed
+
+
+@pytest.mark.parametrize("part", ["image", "label"])
+def test_a_listed_pipe_is_refused_and_not_waited_for(task: Path, part: str):
+    file = task / f"{part}sTr" / "pancreas_001.nii.gz"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"pancreas_001\.nii\.gz"):
+        for case in read_dataset(task).cases:
+            read_volume(case.image)
+            open_labels(case.label)
 
 
 def test_two_cases_with_the_same_id_are_refused(task: Path):

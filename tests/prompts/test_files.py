@@ -1,6 +1,7 @@
 """Prompts from JSON files of this project and of 3D Slicer, and errors in them."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -256,11 +257,32 @@ def test_a_huge_or_missing_file_is_rejected_before_it_is_read(volume: Volume, tm
         read_prompt_files([tmp_path / "absent.json"], volume)
 
 
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_a_device_a_pipe_or_a_folder_instead_of_a_file_of_prompts_is_rejected(
+    volume: Volume, tmp_path: Path, kind: str
+):
+    path = tmp_path / "p.json"
+    {"device": lambda: path.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    with pytest.raises(UserError, match=rf"p\.json is a {kind}, expected a file"):
+        read_prompt_files([path], volume)
+
+
+@pytest.mark.parametrize("key", ["mask", "scribble"])
+@pytest.mark.parametrize("name", ["f.nii.gz", "f.nrrd"])
+def test_a_pipe_as_the_mask_or_scribble_of_an_object_is_rejected_and_not_waited_for(
+    volume: Volume, tmp_path: Path, key: str, name: str
+):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is a pipe, expected a file"):
+        read(volume, tmp_path, objects({key: name}))
+
+
 def test_many_objects_of_one_mask_file_share_its_slices(volume: Volume, tmp_path: Path):
     drawn = np.zeros(volume.array.shape, np.uint8)
     drawn[2, 3:9, 3:9] = 3
     write_nifti(tmp_path / "drawn.nii.gz", from_canonical(drawn, volume.grid), AFFINE)
     result = read(volume, tmp_path, objects(*({"id": k, "mask": "drawn.nii.gz"} for k in range(1, 301))))
+    assert result.files.count(str(tmp_path / "drawn.nii.gz")) == 1  # it is read once
     assert [p.object_id for p in result.prompts] == list(range(1, 301))
     kept = {id(p.mask): p.mask for p in result.prompts if p.mask is not None}
     (mask,) = kept.values()

@@ -203,6 +203,14 @@ def test_wrong_folders_are_reported_in_one_line(tmp_path, capsys):
     assert sorted(os.walk(tmp_path)) == before
 
 
+@pytest.mark.parametrize("name", ["index.json", "prepare.json"])
+def test_a_folder_in_place_of_a_file_of_an_earlier_run_is_reported_in_one_line(name, tmp_path, capsys):
+    run(some_cases(tmp_path / "data", 1), tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / name).mkdir()
+    mistake(capsys, f"{name} is a folder", tmp_path / "data", tmp_path / "out", "--workers", "1")
+
+
 def test_two_cases_with_the_same_id_are_refused_before_files_are_written(tmp_path, capsys):
     some_cases(tmp_path / "data", 1)
     list_case(tmp_path / "data", "case_0")
