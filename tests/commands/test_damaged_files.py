@@ -134,7 +134,9 @@ def test_prepare_refuses_a_damaged_case_of_a_folder_or_archive(tmp_path, name, p
     assert sorted(path.name for path in (tmp_path / "out" / "shards").iterdir()) == ["c0.arrayrecord"]
 
 
-def test_a_native_checkpoint_with_a_truncated_file_is_one_line_and_nothing_else_on_stderr(tmp_path, checkpoint, capfd):
+def test_a_native_checkpoint_with_a_truncated_file_is_one_line_and_nothing_else_on_stderr(
+    tmp_path, checkpoint, capfd, caplog
+):
     damaged = tmp_path / "damaged"
     shutil.copytree(checkpoint, damaged)
     largest = max(
@@ -145,3 +147,8 @@ def test_a_native_checkpoint_with_a_truncated_file_is_one_line_and_nothing_else_
         assert main(["compare", str(damaged), checkpoint]) == 2
     errors = capfd.readouterr().err.splitlines()
     assert len(errors) == 3 and all("damaged: its weights cannot be read (" in error for error in errors)
+    image = make(tmp_path / "ct.nii", scan(), AFFINE)
+    assert main(["predict", str(damaged), str(image), "--point", "5,5,4", "--out", str(tmp_path / "o.nii.gz")]) == 2
+    (error,) = capfd.readouterr().err.splitlines()
+    assert not caplog.records
+    assert "damaged: its weights cannot be read (" in error and not (tmp_path / "o.nii.gz").exists()

@@ -80,6 +80,24 @@ def test_an_edited_model_config_is_refused_by_its_field(changed: dict, message: 
         parse_info(json.dumps(stored_info(**changed)), "config.json")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"patch": [{}]}, r"model.patch\[0\] is {}, expected a whole number"),
+        ({"patch": 5}, "model.patch is 5, expected a list"),
+        ({"classes": ["1"]}, r"model.classes\[0\] is \"1\", expected a whole number"),
+        ({"features": 2**31}, "model.features is 2147483648, expected a number from"),
+    ],
+)
+def test_an_edited_config_of_a_unet_is_refused_by_its_field(changed: dict, message: str):
+    model = {"kind": "unet", "patch": [8, 8, 8], "features": 2, "blocks": [1, 1], "classes": [1], **changed}
+    earlier = {"kind": "unet", "unet": {name: value for name, value in model.items() if name != "kind"}}
+    for record in (model, earlier):  # version 0.1 has the members of a U-Net in their own object
+        text = json.dumps({"format": 1, "model": record, "preprocessing": {}, "provenance": {}})
+        with pytest.raises(UserError, match=f"^config.json: {message}.*; write the checkpoint again$"):
+            parse_info(text, "config.json")
+
+
 def test_an_unknown_preset_is_refused_with_the_name_of_the_file():
     with pytest.raises(UserError, match=r"^config.json: model.preset: 'x' does not exist; choose one of"):
         parse_info(json.dumps(stored_info(preset="x")), "config.json")

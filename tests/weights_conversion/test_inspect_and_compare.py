@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from sam2_3dmed_jax.commands.main import main as product_command
+from sam2_3dmed_jax.model.checkpoint import CONFIG_KEY
 from weights_conversion.__main__ import main
 from weights_conversion.convert import convert_checkpoint
+from weights_conversion.native import PROVENANCE_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = "image_encoder.trunk.blocks.0.mlp.layers.0"
@@ -99,6 +102,62 @@ def test_mistakes_are_one_line_and_exit_with_2(command, meta_file, tmp_path):
     ):
         code, _, error = command(*words)
         assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({"model": {"preset": "nano", "init": ["x"]}}, "model.init is ['x'], expected a text"),
+        ({"model": {"preset": "nano", "image_size": "512"}}, 'model.image_size is "512", expected a whole number'),
+        ({"model": 5}, "model is 5, expected an object"),
+        ("[" * 100_000, "is not JSON"),
+        ('"\\ud800"', "is not JSON"),
+    ],
+)
+def test_an_edited_config_in_a_native_safetensors_is_refused_by_its_field(command, tmp_path, config, part):
+    text = (
+        config
+        if isinstance(config, str)
+        else json.dumps({"format": 1, "preprocessing": {}, "provenance": {}, **config})
+    )
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "x.safetensors", {CONFIG_KEY: text})
+    code, _, error = command("inspect", tmp_path / "x.safetensors")
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert "x.safetensors" in error and part in error
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": "\\ud800"}', "[1]", "{"])
+def test_a_provenance_that_cannot_be_read_is_one_line(command, meta_tensors, tmp_path, text):
+    save_file(meta_tensors, tmp_path / "x.safetensors", {PROVENANCE_KEY: text})
+    code, out, error = command("inspect", tmp_path / "x.safetensors")
+    assert (code, error) == (0, "") and "nano" in out
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"image_size": "\\ud800"}', b"\xff{}"])
+def test_a_configuration_of_transformers_that_is_not_json_is_one_line(command, transformers_folder, text):
+    (transformers_folder / "config.json").write_bytes(text.encode() if isinstance(text, str) else text)
+    code, _, error = command("inspect", transformers_folder)
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert "config.json is not JSON" in error
+
+
+@pytest.mark.parametrize(
+    ("part", "is_needed"),
+    [("_METADATA", True), ("manifest.ocdbt", True), ("_CHECKPOINT_METADATA", False), ("commit_success.txt", False)],
+)
+def test_damage_of_a_native_checkpoint_is_one_line_or_does_not_matter(
+    with_3dmed, tmp_path, capfd, caplog, part, is_needed
+):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(with_3dmed, damaged)
+    for file in (damaged / "weights").rglob(part):
+        file.write_text("[[[[")
+    for words in (["inspect", str(damaged)], ["compare", str(damaged), str(with_3dmed)]):
+        assert main(words) == (2 if is_needed else 0)
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == is_needed
+        assert all(line.startswith(f"error: {damaged}: its weights cannot be read (") for line in lines)
+    assert not caplog.records
 
 
 def test_safetensors_are_converted_without_importing_torch(meta_file, tmp_path):

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import pickle
+import resource
 import shlex
 import tarfile
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -113,6 +115,24 @@ def test_unpickling_the_malicious_object_creates_its_file(tmp_path):
 def test_content_other_than_tensors_by_name_is_refused(content, part, tmp_path, refused):
     torch.save(content, tmp_path / "other.pt")
     assert part in refused(tmp_path / "other.pt")
+
+
+def test_a_name_of_a_tensor_that_cannot_be_printed_is_escaped(tmp_path, refused, capsys):
+    torch.save({"\ud800\x1b": torch.zeros(1)}, tmp_path / "odd.pt")
+    assert "\\ud800\\x1b" in refused(tmp_path / "odd.pt")
+    assert main(["inspect", str(tmp_path / "odd.pt")]) == 0
+    assert "\\ud800\\x1b" in capsys.readouterr().out
+
+
+def test_a_pickle_that_takes_memory_is_refused_by_the_command(tmp_path, refused):
+    for compression, pickled, part in (
+        (zipfile.ZIP_STORED, b"\x80\x02cbuiltins\nbytearray\nM\xff\xff\x85R.", "builtins bytearray"),
+        (zipfile.ZIP_DEFLATED, b"\x80\x02" + b"(" * 2**16, "compressed or overlapping parts"),
+    ):
+        with zipfile.ZipFile(tmp_path / "m.pt", "w", compression) as archive:
+            archive.writestr("archive/data.pkl", pickled)
+            archive.writestr("archive/version", "3\n")
+        assert part in refused(tmp_path / "m.pt")
 
 
 def same_as(meta_tensors, source, tmp_path):
@@ -289,3 +309,13 @@ def test_a_link_to_memory_of_the_system_is_refused_in_one_sentence(tmp_path):
 def test_a_full_disk_is_reported_as_such_when_pytorch_writes():
     with pytest.raises(OSError, match="No space left on device"):
         write_torch(Path("/dev/full"), ["weight"], lambda name: np.zeros(100_000, np.float32))
+
+
+def test_a_full_disk_is_one_line_of_the_command_and_leaves_no_file(meta_file, refused):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))  # larger files are refused, as on a full disk
+    try:
+        line = refused(meta_file, to="x.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "x.pt cannot be written (File too large)" in line
