@@ -296,6 +296,44 @@ def test_an_invalid_table_of_results_is_refused_by_line(tmp_path: Path, capsys: 
     assert "is not a CSV table" in mistake(capsys, *words)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("volume_error_ml", "1e308"), ("assd_mm", "-inf"), ("dice", "inf"), ("hd95_mm", "inf"), ("hd95_mm", "1e300")],
+)
+def test_an_edited_number_of_finished_results_is_refused_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: str
+):
+    references = folder(tmp_path, "references", {"a": ball()})
+    evaluate(tmp_path, references, references)
+    rows = table(tmp_path / "out")
+    with (tmp_path / "out" / "cases.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, column: value} for row in rows)
+    words = ["--results", str(tmp_path / "out"), "--out", str(tmp_path / "x")]
+    assert f"cases.csv, line 2: {column} is '{value}', expected a number" in mistake(capsys, *words)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        {"parameters": 5, "machine": "x"},
+        {"parameters": {"a": 1}, "machine": "x"},
+        {"parameters": None, "machine": ["x" * 10_000]},
+    ],
+)
+def test_an_edited_cost_of_finished_results_is_refused_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cost: object
+):
+    references = folder(tmp_path, "references", {"a": ball()})
+    evaluate(tmp_path, references, references)
+    (tmp_path / "out" / "summary.json").write_text(json.dumps({**summary(tmp_path / "out"), "cost": cost}))
+    error = mistake(capsys, "--results", str(tmp_path / "out"), "--out", str(tmp_path / "x"))
+    assert "summary.json: cost" in error
+    assert not (tmp_path / "x").exists()
+
+
 def test_two_files_of_one_case_are_refused_and_other_formats_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -13,8 +13,16 @@ import pytest
 from sam2_3dmed_jax import new_model, save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.phantom import write_phantom_dataset
 
 ROOT = Path(__file__).parents[2]
+EXPERIMENT = """
+from sam2_3dmed_jax.config import DataConfig, ExperimentConfig, ModelConfig
+
+
+def get_config():
+    return ExperimentConfig(ModelConfig(preset="nano", image_size=64), DataConfig(path="data"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the files by path, and the folders, which are empty bytes."""
+    paths = [path for path in folder.rglob("*") if path.is_file() or path.is_dir()]
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -166,11 +176,46 @@ def test_a_checkpoint_with_other_files_is_not_replaced(checkpoint, capsys):
     assert main(["convert", "w.safetensors", "c"]) == 0
 
 
-@pytest.mark.parametrize("out", ["lab.nii.gz/x", "/dev/null/x", "/proc/x/y", "x" * 300, "loop", "lab.nii.gz"])
-@pytest.mark.parametrize("verb", [("phantom", "--cases", "1"), ("demo", "--out")])
+NO_FOLDERS = (
+    "lab.nii.gz/x",
+    "/dev/null/x",
+    "/proc/x/y",
+    "/sys/x",
+    "x" * 300,
+    "loop",
+    "lab.nii.gz",
+    "pipe",
+    "/dev/null",
+)
+
+
+@pytest.mark.parametrize("out", NO_FOLDERS)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("phantom", "--cases", "1"),
+        ("demo", "--out"),
+        ("prepare", "d"),
+        ("train", "e.py", "--data.path", "pr", "--out"),
+        ("evaluate", "--predictions", "d/labelsTr", "--references", "d/labelsTr", "--out"),
+    ],
+)
 def test_a_folder_that_cannot_be_made_is_refused(verb, out, capsys):
     Path("loop").symlink_to("loop")
-    assert refusal(capsys, *verb, out)
+    os.mkfifo("pipe")
+    Path("e.py").write_text(EXPERIMENT)
+    error = refusal(capsys, *verb, out)
+    assert "cannot be written" in error or f"{out} is a file; give a folder" in error
+
+
+def test_a_link_to_a_folder_that_does_not_exist_yet_is_followed():
+    Path("link").symlink_to("made/later")
+    write_phantom_dataset("link", 1, matrix=32)
+    assert Path("link").is_symlink() and Path("made/later/dataset.json").is_file()
+
+
+def test_a_negative_seed_of_phantom_is_refused_and_leaves_no_folder(capsys):
+    assert "seed -1: change" in refusal(capsys, "phantom", "out", "--cases", "1", "--seed=-1")
 
 
 # The limit is set in the new process: code between `fork` and `exec` may deadlock next to the threads of JAX.
@@ -203,11 +248,11 @@ def fails_in_one_line(limit: int, *words: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("out", ["x", "x.safetensors", "old"])
-def test_convert_onto_a_full_disk_fails_in_one_line_and_leaves_nothing(out, checkpoint):
+@pytest.mark.parametrize("words", ["x", "x.safetensors", "old", "x --to transformers"])
+def test_convert_onto_a_full_disk_fails_in_one_line_and_leaves_nothing(words, checkpoint):
     assert main(["convert", checkpoint, "w.safetensors"]) == 0
     assert main(["convert", checkpoint, "old"]) == 0
-    fails_in_one_line(30_000, "convert", "w.safetensors", out)
+    fails_in_one_line(30_000, "convert", "w.safetensors", *words.split())
 
 
 @pytest.mark.slow
@@ -215,3 +260,14 @@ def test_phantom_and_evaluate_on_a_full_disk_fail_in_one_line_and_leave_nothing(
     fails_in_one_line(30_000, "phantom", "--cases", "1", "ph")
     words = ("--predictions", "d/labelsTr", "--references", "d/labelsTr", "--metrics", "overlap")
     fails_in_one_line(500, "evaluate", *words, "--out", "ev")
+
+
+@pytest.mark.slow
+def test_prepare_on_a_full_disk_ends_in_one_sentence_and_resumes_later():
+    words = ("prepare", "d", "pr", "--workers", "1")
+    run = limited(500, *words)
+    *progress, error = run.stderr.splitlines()
+    assert run.returncode == 2 and all(line.startswith("cases: ") for line in progress), run.stderr
+    assert error.startswith("error: ") and "cannot be written (File too large)" in error
+    assert not Path("pr/index.json").exists() and not list(Path("pr").rglob("*.arrayrecord*"))
+    assert main([*words]) == 0

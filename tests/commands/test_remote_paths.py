@@ -66,6 +66,17 @@ def test_no_argument_of_a_command_accepts_a_bucket(verb, argument, capsys, monke
     assert not list(empty_folder.iterdir())
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1/x", S3, "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "words", ["prepare ADDRESS out", "predict ADDRESS ct.nii --point 1,1,1 --out o.nii", "convert x.pt ADDRESS"]
+)
+def test_addresses_of_every_form_are_refused_in_one_line(words, address, capsys, empty_folder):
+    assert main(words.replace("ADDRESS", address).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not list(empty_folder.iterdir())
+
+
 def test_the_commands_have_arguments_for_paths():
     assert {("train", "out"), ("predict", "overlay"), ("evaluate", "compare"), ("convert", "destination")} <= {*TEXTS}
 
@@ -143,7 +154,11 @@ def test_python_entry_points_refuse_a_bucket_and_write_nothing(empty_folder):
 
 
 @pytest.mark.parametrize(
-    "address", ["gs://b", "GS://b/c", "s3://b", "memory://x", "az+https://x", "file:///x", Path("gs://bucket/x"), HUB]
+    "address",
+    [
+        *("gs://b", "GS://b/c", "s3://b", "memory://x", "az+https://x", "file:///x", Path("gs://bucket/x"), HUB),
+        *("http://127.0.0.1/x", "https://host/x", "ftp://host/x"),
+    ],
 )
 def test_addresses_are_recognised_in_every_form(address):
     with pytest.raises(UserError, match="is a remote address"):

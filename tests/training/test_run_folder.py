@@ -1,6 +1,8 @@
 """Files of a run that were edited: its config, its log and the names of its checkpoints."""
 
 import json
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,28 @@ def test_folders_whose_names_are_no_plain_numbers_are_no_checkpoints(tmp_path: P
     for name in ("1", "20", "²", "٣", "01", "3.tmp", "1" * 200):
         (tmp_path / name).mkdir()
     assert sorted(checkpoint_steps(tmp_path)) == [1, 20]
+
+
+def fill(run: Path, limit: int, work: Callable[[], object]) -> str:
+    """Return the message of work that writes a file larger than a limit in bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f"^{run}.* cannot be written .File too large.; ") as caught:
+            work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return str(caught.value)
+
+
+def test_a_full_disk_is_one_sentence_from_the_first_file_of_a_run(tmp_path: Path):
+    run = tmp_path / "run"
+    assert "config.json" in fill(run, 100, lambda: claim_folder(run, CONFIG))
+    assert not list(run.glob("*")) and not list(run.glob(".*"))
+    run.mkdir(exist_ok=True)
+    assert "log.csv" in fill(run, 20, lambda: Log(run, 0, (), (), {}))
+    assert not (run / "log.csv").exists()
+    fill(run, 300, lambda: Log(run, 0, (), (), {"setting": "x" * 1000}))  # the events
 
 
 def test_a_run_of_another_process_is_refused_before_its_model_is_made(tmp_path: Path):
