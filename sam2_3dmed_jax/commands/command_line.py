@@ -325,7 +325,7 @@ def _print_error(start: str, message: object, end: str = "", hint: str = "") -> 
 
 
 def start() -> None:
-    """Prepare the process for computation: quiet logs, kept host memory, and a cache of announced compilations."""
+    """Prepare the process for computation: quiet logs, host memory, and a cache of announced compilations."""
     from absl import logging as absl_logging
 
     from sam2_3dmed_jax.runtime import compilation_cache, host_memory
@@ -336,5 +336,6 @@ def start() -> None:
     # Orbax logs the errors that it also raises, with pages of tracebacks.
     absl_logging.set_verbosity(absl_logging.FATAL)
     host_memory.keep_freed_memory()
+    host_memory.collect_rarely()
     compilation_cache.enable()
     compilations.announce()

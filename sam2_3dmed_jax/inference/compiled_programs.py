@@ -103,17 +103,28 @@ def propagate_block(
         confidence = model.memory_confidence(result.predicted_iou, result.object_score_logits)
         return bank.write_recent(step.slice_index, step.active, result.memory, result.pointer, confidence), result
 
-    first_step = jax.tree.map(lambda x: x[0], steps)
-    _, result_shapes = jax.eval_shape(propagate, bank, first_step)
-    empty_result = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result_shapes)
+    def skip(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
+        return bank, _empty_result(bank, step.features)
 
     def propagate_if_active(bank: MemoryBank, step: PropagationSteps) -> tuple[MemoryBank, SliceResult]:
-        after: tuple[MemoryBank, SliceResult] = lax.cond(
-            _is_computed(step.active), propagate, lambda bank, _: (bank, empty_result), bank, step
-        )
+        after: tuple[MemoryBank, SliceResult] = lax.cond(_is_computed(step.active), propagate, skip, bank, step)
         return after
 
     return lax.scan(propagate_if_active, bank, steps)
+
+
+def _empty_result(bank: MemoryBank, features: SliceFeatures) -> SliceResult:
+    """Return zeros in the place of the results of the rows of a bank."""
+    rows, _, cells, channels = bank.prompted_memory.shape
+    _, height, width, _ = features.stride4.shape
+    scores = jnp.zeros(rows)
+    return SliceResult(
+        mask_logits=jnp.zeros((rows, height, width)),
+        object_score_logits=scores,
+        predicted_iou=scores,
+        memory=jnp.zeros((rows, cells, channels), bank.prompted_memory.dtype),
+        pointer=jnp.zeros((rows, bank.prompted_pointer.shape[-1]), bank.prompted_pointer.dtype),
+    )
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -145,53 +156,77 @@ def _always(active: jax.Array) -> jax.Array:
     return jnp.ones((), bool)
 
 
-@partial(jax.jit, static_argnums=(0, 9))
-def segment_from_points(
+@partial(jax.jit, static_argnums=0)
+def condition_slice(
     graphdef: nnx.GraphDef[Any],
     weights: Weights,
     bank: MemoryBank,
-    features: SliceFeatures,
+    embedding: jax.Array,
     context: jax.Array,
-    prompts: PromptTokens,
     step: PromptedStep,
     depth: jax.Array,
-    from_memory: jax.Array,
-    postprocessing: bool,
-) -> SliceResult:
-    """Segment R slices by points and boxes: first prompts, or corrections that are conditioned on memories.
-
-    Both are one program, so that the first correction of a session compiles nothing.
+) -> jax.Array:
+    """Return the features of R slices as their memories change them, before their correction.
 
     Args:
         graphdef: the structure of the model.
         weights: its weights.
         bank: memories of the R rows.
-        features: of the R slices.
+        embedding: `[R, h, w, C]`, of the R slices.
         context: `[R, C]`, slice context of the same slices.
-        prompts: of the R rows.
         step: the slices and the directions in which they were propagated.
         depth: int32, slices of the volume.
-        from_memory: bool, whether the slices see their memories.
+
+    Returns:
+        `[R, h, w, C]` in the dtype of the embedding.
+    """
+    model = merge(graphdef, weights)
+    memory = model.memory_tokens(bank, step.slice_index, step.direction, depth)
+    conditioned: jax.Array = model.condition_on_memory(add_context(embedding, context), memory)
+    return conditioned.astype(embedding.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 7))
+def segment_from_points(
+    graphdef: nnx.GraphDef[Any],
+    weights: Weights,
+    features: SliceFeatures,
+    context: jax.Array,
+    conditioned: jax.Array,
+    is_conditioned: jax.Array,
+    prompts: PromptTokens,
+    postprocessing: bool,
+) -> SliceResult:
+    """Segment R slices by points and boxes: first prompts, or corrections that are conditioned on memories.
+
+    Both are one program, so that the first correction of a session compiles little.
+
+    Args:
+        graphdef: the structure of the model.
+        weights: its weights.
+        features: of the R slices.
+        context: `[R, C]`, slice context of the same slices.
+        conditioned: `[R, h, w, C]`, of `condition_slice`; ignored for first prompts.
+        is_conditioned: bool, whether the slices are decoded from it.
+        prompts: of the R rows.
         postprocessing: see `predictor.VolumePredictor`.
     """
     model = merge(graphdef, weights)
-    embedding = add_context(features.embedding, context)
-
-    def with_memory() -> jax.Array:
-        memory = model.memory_tokens(bank, step.slice_index, step.direction, depth)
-        seen: jax.Array = model.condition_on_memory(embedding, memory).astype(embedding.dtype)
-        return seen
-
-    conditioned = lax.cond(from_memory, with_memory, lambda: model.without_memory(embedding))
-    out = model.decode(conditioned, features, prompts, by_stability=postprocessing)
-    return _with_memory(model, features, out, postprocessing)
+    first = model.without_memory(add_context(features.embedding, context))
+    return _segment(model, features, jnp.where(is_conditioned, conditioned, first), prompts, postprocessing)
 
 
 def segment_first_prompt(
     model: SAM2, features: SliceFeatures, context: jax.Array, prompts: PromptTokens, postprocessing: bool
 ) -> SliceResult:
     """Segment R slices by points and boxes without memory, as `segment_from_points` does, to be traced alone."""
-    conditioned = model.without_memory(add_context(features.embedding, context))
+    first = model.without_memory(add_context(features.embedding, context))
+    return _segment(model, features, first, prompts, postprocessing)
+
+
+def _segment(
+    model: SAM2, features: SliceFeatures, conditioned: jax.Array, prompts: PromptTokens, postprocessing: bool
+) -> SliceResult:
     out = model.decode(conditioned, features, prompts, by_stability=postprocessing)
     return _with_memory(model, features, out, postprocessing)
 

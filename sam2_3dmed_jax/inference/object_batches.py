@@ -30,17 +30,17 @@ class ObjectBatch:
     note: str = ""
 
 
-def object_batches(objects: Mapping[int, ObjectState], sizes: tuple[int, ...] | None = None) -> list[ObjectBatch]:
-    """Return the batches of the objects of a session.
+def object_batches(prompted: Mapping[int, int], sizes: tuple[int, ...] | None = None) -> list[ObjectBatch]:
+    """Return the batches of objects.
 
     Objects with many prompted slices are propagated one by one, since the room for them is for all rows of a batch.
 
     Args:
-        objects: by id.
+        prompted: the number of prompted slices of each object, by id.
         sizes: allowed numbers of rows, or None for those of this platform.
     """
     sizes = sizes or object_rows()
-    rooms = {number: prompted_room(len(state.prompts)) for number, state in sorted(objects.items())}
+    rooms = {object_id: prompted_room(slices) for object_id, slices in sorted(prompted.items())}
     few = [number for number, room in rooms.items() if room == PROMPTED[0]]
     many = [number for number, room in rooms.items() if room > PROMPTED[0]]
     groups, start = [], 0

@@ -16,6 +16,7 @@ from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.inference.compiled_programs import (
     PromptedStep,
     SliceResult,
+    condition_slice,
     segment_from_masks,
     segment_from_points,
 )
@@ -28,17 +29,18 @@ from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank
 from sam2_3dmed_jax.inference.prompt_tokens import prompt_tokens
 from sam2_3dmed_jax.inference.propagation import (
     PROPAGATION_ORDERS,
-    UP,
     PropagationContext,
     PropagationOrder,
     check_order,
 )
-from sam2_3dmed_jax.inference.shape_buckets import prompted_room
+from sam2_3dmed_jax.inference.session_programs import prepared_meanwhile
+from sam2_3dmed_jax.inference.shape_buckets import corrected_room
 from sam2_3dmed_jax.model.checkpoint import with_memory_selection
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.parameters import split
+from sam2_3dmed_jax.sam2.rounded_weights import rounded_weights
 from sam2_3dmed_jax.volume.zoom import Logits, ObjectZoom, RegionLogits
 
 OBJECTS_IN_MEMORY = 8  # The logits of more objects may be larger than the memory; they are allocated in a file then.
@@ -121,12 +123,14 @@ class VolumePredictor:
         self.model = model if memory_selection is None else with_memory_selection(model, memory_selection)
         self.order = order
         self.postprocessing = postprocessing
-        self.graphdef, self.weights = split(self.model)
+        self.graphdef, _ = split(self.model)
+        self.weights = rounded_weights(self.model)
         self.warm: set[str] = set()  # names of the programs that `session_programs.warm_up` has compiled
 
     def predict(self, slices: Slices, prompts: Sequence[Prompt], progress: Progress | None = None) -> Result:
         """Segment `slices` (float32 `[D, S, S, 3]`, normalised) from prompts, in one session."""
-        session = self.start(slices, progress)
+        with prepared_meanwhile(self, prompts, len(slices)):
+            session = self.start(slices, progress)
         session.add(prompts)
         return session.result(forget=True)
 
@@ -234,7 +238,7 @@ class Session:
         """
         if not self._objects:
             raise UserError("prompts: the session has none; add at least one point, box or mask")
-        batches = object_batches(self._objects)
+        batches = object_batches({object_id: len(state.prompts) for object_id, state in self._objects.items()})
         object_ids = tuple(sorted(self._objects))
         side = self._predictor.model.config.image_size // 4
         shape = len(object_ids), self.depth, side, side
@@ -299,6 +303,7 @@ class Session:
         predictor, prompt = self._predictor, state.prompts[index]
         graphdef, weights, postprocessing = predictor.graphdef, predictor.weights, predictor.postprocessing
         features, context = self._store.gather([index])
+        depth = np.int32(self.depth)
         result: SliceResult
         if prompt.mask is not None:
             mask = np.asarray(prompt.mask, np.float32)[None]
@@ -308,16 +313,14 @@ class Session:
         previous = None
         if direction or state.has_prompted_result(index):
             previous = state.logits(index).clip(-PREVIOUS_LOGITS_LIMIT, PREVIOUS_LOGITS_LIMIT)
+        conditioned = features.embedding  # ignored by a first prompt
+        if direction:
+            bank = load_bank([state], corrected_room(len(state.segmented)), [(index, direction)])
+            step = PromptedStep(*np.array([[index], [direction]], np.int32))
+            conditioned = condition_slice(graphdef, weights, bank, features.embedding, context, step, depth)
+        tokens = prompt_tokens(prompt, predictor.model.config.image_size, previous)
+        is_conditioned = np.array(direction != 0)
         result = segment_from_points(
-            graphdef,
-            weights,
-            load_bank([state], prompted_room(len(state.segmented)), [(index, direction)] if direction else None),
-            features,
-            context,
-            prompt_tokens(prompt, predictor.model.config.image_size, previous),
-            PromptedStep(*np.array([[index], [direction or UP]], np.int32)),
-            np.int32(self.depth),
-            np.array(direction != 0),
-            postprocessing,
+            graphdef, weights, features, context, conditioned, is_conditioned, tokens, postprocessing
         )
         return result

@@ -22,6 +22,14 @@ def prompted_room(slices: int) -> int:
     return _size(slices, PROMPTED)
 
 
+def corrected_room(slices: int) -> int:
+    """Return the room of the memory bank that a correction of an object with so many prompted slices sees.
+
+    The smaller rooms would be a program each, and save nothing: empty slots are skipped.
+    """
+    return max(prompted_room(slices), PROMPTED[-1])
+
+
 def token_room(tokens: int) -> int:
     """Return the number of tokens that a prompt is padded to."""
     return _size(tokens, (TOKENS,))

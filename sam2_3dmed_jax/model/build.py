@@ -6,6 +6,7 @@ A configuration describes SAM 2, SAM2-3dMed (SAM 2 with SRPP or BD) or a U-Net.
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -73,6 +74,12 @@ def abstract_model(
     Raises:
         UserError: as `build_model`.
     """
+    graphdef, shapes = _abstract_model(config, encoder)
+    return graphdef, dict(shapes)
+
+
+@lru_cache(maxsize=8)  # Loading a checkpoint needs it twice, and building takes the better part of a second.
+def _abstract_model(config: AnyModelConfig, encoder: bool) -> tuple[nnx.GraphDef[Any], dict[str, jax.ShapeDtypeStruct]]:
     model: Any = nnx.eval_shape(lambda: build_model(config))
     if not encoder:
         del model.image_encoder, model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1

@@ -1,6 +1,7 @@
-"""Weights of products rounded to the compute dtype once, before a loop over slices, and not in each of its iterations.
+"""Weights of products and norms rounded to the compute dtype once: for a session, or before a loop over slices.
 
-XLA's GPU compiler does not move a cast out of a loop, and starts a kernel for each. Results do not change.
+Results do not change. XLA's GPU compiler does not move a cast out of a loop, and starts a kernel for each; on CPU a
+third of the kernels that are compiled for a slice are casts of weights.
 """
 
 from __future__ import annotations
@@ -11,33 +12,51 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
-from sam2_3dmed_jax.sam2.layers import Conv, ConvTranspose2x2, DepthwiseConv7x7, Linear
-from sam2_3dmed_jax.sam2.parameters import merge, split
+from sam2_3dmed_jax.sam2.layers import Conv, ConvTranspose2x2, DepthwiseConv7x7, LayerNorm, Linear
+from sam2_3dmed_jax.sam2.parameters import Weights, merge, split
 
 # Kernels that `apply_in_sequence` multiplies in float32.
 _MULTIPLIED = re.compile(r"(^|\.)(image_encoder\.neck|conv_s[01])\.")
 
 
 def round_before_loop(model: Any) -> Callable[[], Any]:
-    """Round the weights of a model's products to their compute dtype.
+    """Round the weights of a model's products and norms to their compute dtype.
 
     Returns:
         A function that returns the model with these weights, to be called in the body of the loop. Gradients reach the
         float32 weights of `model`, and their sum over the iterations is in float32.
     """
-    rounded: dict[str, jax.Array] = {}
     graphdef, weights = split(model)
-    for path, module in nnx.iter_modules(model):
-        if isinstance(module, Linear | Conv | ConvTranspose2x2 | DepthwiseConv7x7):
-            names = [".".join(map(str, (*path, name))) for name in ("kernel", "bias")]
-            if jnp.dtype(module.dtype) != jnp.float32 and not _MULTIPLIED.search(names[0]):
-                rounded |= {name: lax.stop_gradient(weights[name].astype(module.dtype)) for name in names}
+    rounded = {name: lax.stop_gradient(weights[name].astype(dtype)) for name, dtype in _rounded_dtypes(model).items()}
     if not rounded:
         return lambda: model
     return lambda: merge(graphdef, weights | {name: _rounded(x, weights[name]) for name, x in rounded.items()})
+
+
+def rounded_weights(model: Any) -> Weights:
+    """Return a model's weights by path, those of products and norms in their compute dtype; nothing is compiled."""
+    _, weights = split(model)
+    return weights | {
+        name: jax.device_put(np.asarray(weights[name]).astype(dtype), weights[name].sharding)
+        for name, dtype in _rounded_dtypes(model).items()
+    }
+
+
+def _rounded_dtypes(model: Any) -> dict[str, jnp.dtype]:
+    """Return the compute dtype of each weight that is rounded, by path."""
+    dtypes: dict[str, jnp.dtype] = {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Linear | Conv | ConvTranspose2x2 | DepthwiseConv7x7 | LayerNorm):
+            own = ("scale", "bias") if isinstance(module, LayerNorm) else ("kernel", "bias")
+            names = [".".join(map(str, (*path, name))) for name in own]
+            dtype = jnp.dtype(module.dtype)
+            if dtype != jnp.float32 and not _MULTIPLIED.search(names[0]):
+                dtypes |= dict.fromkeys(names, dtype)
+    return dtypes
 
 
 @jax.custom_vjp

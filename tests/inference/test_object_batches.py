@@ -17,12 +17,9 @@ from sam2_3dmed_jax.inference.shape_buckets import (
 ON_DEVICES = (1, 4, 8)
 
 
-def objects(count: int, **more: object) -> dict:
-    """Return objects 1, 2, ... with one prompted slice each; objects by id may have others."""
-    return {
-        number: more.get(f"object_{number}", SimpleNamespace(prompts={3: None}, pending=[3]))
-        for number in range(count, 0, -1)
-    }
+def objects(count: int) -> dict[int, int]:
+    """Return objects 1, 2, ... with one prompted slice each, in another order."""
+    return dict.fromkeys(range(count, 0, -1), 1)
 
 
 def test_on_a_cpu_each_object_is_a_batch_without_padding():
@@ -46,8 +43,7 @@ def test_more_than_half_of_the_rows_of_a_batch_are_objects(count: int, rows: lis
 
 
 def test_an_object_with_many_prompted_slices_is_propagated_alone_with_more_room():
-    several = SimpleNamespace(prompts=dict.fromkeys(range(PROMPTED[0] + 1)), pending=[])
-    batches = object_batches(objects(5, object_2=several), ON_DEVICES)
+    batches = object_batches({**objects(5), 2: PROMPTED[0] + 1}, ON_DEVICES)
     assert [(batch.ids, batch.rows, batch.prompted) for batch in batches] == [
         ((1, 3, 4, 5), 4, PROMPTED[0]),
         ((2,), 1, PROMPTED[1]),

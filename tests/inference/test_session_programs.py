@@ -1,13 +1,18 @@
 """The programs of a session are few, and after `warm_up` no prompt compiles another one."""
 
+import re
+import threading
+
 import jax
 import numpy as np
 import pytest
 
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.inference import block_lengths, shape_buckets
+from sam2_3dmed_jax.inference import session_programs as session_programs_module
 from sam2_3dmed_jax.inference.session_programs import session_programs, warm_up
-from sam2_3dmed_jax.model.checkpoint import with_memory_selection
+from sam2_3dmed_jax.model.checkpoint import assemble, with_compute_dtype, with_memory_selection
+from sam2_3dmed_jax.sam2.parameters import split
 from tests.helpers.counted_compilations import counted_compilations
 
 SIZE = 64
@@ -74,6 +79,59 @@ def test_a_rule_that_remembers_one_by_one_has_its_program_compiled_too():
         session.add([click(4), click(3)])
         session.result()
     assert compiled == []
+
+
+PREDICTED = ["encode_block", "propagate_block", "segment_from_points"]
+
+
+def test_a_prediction_compiles_each_program_once_in_another_thread_than_encoding(monkeypatch):
+    jax.clear_caches()
+    predictor = VolumePredictor(new_model("nano", SIZE))
+    threads = []
+    propagate = session_programs_module.propagate_block
+    monkeypatch.setattr(
+        session_programs_module,
+        "propagate_block",
+        lambda *arguments: threads.append(threading.current_thread().name) or propagate(*arguments),
+    )
+    with counted_compilations() as compiled:
+        predictor.predict(slices(5), [click(2)])
+    assert sorted(compiled) == [f"jit({name})" for name in PREDICTED]
+    assert threads == ["compilation_0"]
+    with counted_compilations() as compiled:
+        predictor.predict(slices(7), [click(3), click(1, 2)])
+    assert compiled == [] and len(threads) == 1
+    with counted_compilations() as compiled:
+        predictor.predict(slices(5), [mask(1)])
+    assert compiled == ["jit(segment_from_masks)"]
+
+
+def test_an_error_of_the_encoding_or_of_a_program_ends_the_prediction():
+    predictor = VolumePredictor(new_model("nano", SIZE))
+
+    def cancel(what: str, done: int, total: int, note: str = "") -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predictor.predict(slices(5), [click(2)], cancel)
+    predictor.weights = {name: value for name, value in predictor.weights.items() if "mask_decoder" not in name}
+    predictor.warm.clear()
+    with pytest.raises((KeyError, ValueError)):
+        predictor.predict(slices(5), [click(2)])
+
+
+def test_weights_of_products_and_norms_are_arguments_in_the_compute_dtype_and_results_are_the_same():
+    model = new_model("nano", SIZE)
+    model = assemble(split(model)[1], with_compute_dtype(model.info, "bfloat16"))
+    predictor = VolumePredictor(model)
+    kernels = {name: value.dtype for name, value in predictor.weights.items() if name.endswith(".kernel")}
+    wide = {name for name, dtype in kernels.items() if dtype == "float32"}
+    assert all(re.search(r"image_encoder\.neck|conv_s[01]|obj_ptr_tpos_proj", name) for name in wide)
+    assert len(wide) < len(kernels) / 10
+    expected = VolumePredictor(model)
+    expected.weights = split(model)[1]
+    found, prompts = predictor.predict(slices(5), [click(2)]), [click(2)]
+    np.testing.assert_array_equal(found.mask_logits, expected.predict(slices(5), prompts).mask_logits)
 
 
 def test_results_do_not_depend_on_the_room_for_prompted_slices_and_tokens(monkeypatch):
