@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sam2_3dmed_jax.commands.command_line import Parser, terminated_as_interrupted
+from sam2_3dmed_jax.errors import UserError
 
 if TYPE_CHECKING:
     from sam2_3dmed_jax.config import ExperimentConfig
@@ -24,6 +25,7 @@ class Options:
     image_size: str | None
     slices: str | None
     what: str
+    scaling: bool
     json: bool
     field_flags: tuple[str, ...]
 
@@ -46,6 +48,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--what", choices=("train", "predict"), default="train", help="the train step, or propagation on one chip"
     )
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="a table of the train step on 1 chip up to TOPOLOGY: one clip per chip, then the experiment's batch",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_fields(_fields)
 
@@ -62,9 +69,28 @@ def run(options: Options) -> None:
     from sam2_3dmed_jax.runtime.progress import console_stages
 
     config = experiment_to_plan(options)
+    if options.scaling:
+        _print_scaling(config, options)
+        return
     with terminated_as_interrupted(), console_stages("plan") as stage:
         report = plan_experiment(config, options.topology, options.what, stage)
     print(json.dumps(report.record(), indent=2) if options.json else "\n".join(report.lines()))
+
+
+def _print_scaling(config: ExperimentConfig, options: Options) -> None:
+    """Compile for each number of chips and print the table.
+
+    Raises:
+        UserError: --what is given too, or a field does not fit.
+    """
+    from sam2_3dmed_jax.plan.scaling import plan_scaling, table
+    from sam2_3dmed_jax.runtime.progress import console_stages
+
+    if options.what != "train":
+        raise UserError("--scaling is for the train step, and prediction takes one chip; leave out --what")
+    with terminated_as_interrupted(), console_stages("plan") as stage:
+        rows = list(plan_scaling(config, options.topology, stage))
+    print(json.dumps([row.record() for row in rows], indent=2) if options.json else "\n".join(table(rows)))
 
 
 def experiment_to_plan(options: Options) -> ExperimentConfig:
