@@ -1,7 +1,7 @@
 """Scaling of an experiment's train step over numbers of chips, from plans of each number (`plan --scaling`).
 
 Weak scaling has one clip per chip; strong scaling has the experiment's own batch, which more chips share. Each number
-of chips is compiled, so that collectives and memory are those of the program and not of a formula.
+of chips is compiled, so that collectives and memory come from the program and not from a formula.
 """
 
 from __future__ import annotations

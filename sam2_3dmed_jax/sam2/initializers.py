@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sam2_3dmed_jax.sam2.parameters import Weights
@@ -84,5 +83,6 @@ def initial_weights(
         if initializer is None:
             raise KeyError(f"no initializer matches the parameter {path}")
         rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        weights[path] = jnp.asarray(initializer(rng, tuple(shape.shape)).astype(np.float32))
+        # `jax.numpy.asarray` would compile a program for each shape.
+        weights[path] = jax.device_put(initializer(rng, tuple(shape.shape)).astype(np.float32))
     return weights

@@ -131,7 +131,7 @@ def smoke(module: str, environment: dict[str, str], *words: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_check_runs_on_a_cpu_and_is_right(environment: dict[str, str]):
     printed = smoke("check", environment).splitlines()
     assert printed[-1].startswith("all ") and printed[-1].endswith("checks are right")
