@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.pytorch.first_result [--slices 24] [--size 512] [--pairs 3]
 
 Each run is a new process that reads weights and a NIfTI file, segments both directions from one click on the middle
-slice and writes a label map. "Cold" has an empty cache of compiled programs, "warm" the cache of the run before. Weights are
-random, the same on all sides. Prints a Markdown table.
+slice and writes a label map. "Cold" has an empty cache of compiled programs, "warm" the cache of the run before.
+Weights are random, the same on all sides. Prints a Markdown table.
 """
 
 import argparse
