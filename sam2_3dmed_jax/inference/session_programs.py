@@ -86,7 +86,8 @@ def warm_up(
 def prepared_meanwhile(predictor: VolumePredictor, prompts: Sequence[Prompt], depth: int) -> Iterator[None]:
     """Compile the programs that follow encoding in another thread, while the block encodes a volume.
 
-    Tracing and compiling take one core and seconds, even if the persistent cache has the programs.
+    Tracing and compiling take one core and seconds, even if the persistent cache has the programs. On other platforms
+    nothing is done, because a device may have no room for the buffers of two programs at once.
 
     Args:
         predictor: the model.
@@ -96,13 +97,15 @@ def prepared_meanwhile(predictor: VolumePredictor, prompts: Sequence[Prompt], de
     programs = _programs_after_encoding(predictor, prompts, depth)
     missing = [program for program in programs if program.name not in predictor.warm]
     stopped = threading.Event()
+    device = getattr(jax.config, "jax_default_device", None)  # of this thread alone
 
     def prepare() -> None:
-        for program in missing:
-            if not stopped.is_set():
-                _prepare(predictor, program)
+        with jax.default_device(device):
+            for program in missing:
+                if not stopped.is_set():
+                    _prepare(predictor, program)
 
-    if not missing:
+    if not missing or jax.default_backend() != "cpu":
         yield
         return
     with ThreadPoolExecutor(1, "compilation") as pool:

@@ -10,7 +10,7 @@ import pytest
 from sam2_3dmed_jax import Prompt, VolumePredictor, new_model
 from sam2_3dmed_jax.inference import block_lengths, shape_buckets
 from sam2_3dmed_jax.inference import session_programs as session_programs_module
-from sam2_3dmed_jax.inference.session_programs import session_programs, warm_up
+from sam2_3dmed_jax.inference.session_programs import SessionProgram, prepared_meanwhile, session_programs, warm_up
 from sam2_3dmed_jax.model.checkpoint import assemble, with_compute_dtype, with_memory_selection
 from sam2_3dmed_jax.sam2.parameters import split
 from tests.helpers.counted_compilations import counted_compilations
@@ -104,6 +104,16 @@ def test_a_prediction_compiles_each_program_once_in_another_thread_than_encoding
     with counted_compilations() as compiled:
         predictor.predict(slices(5), [mask(1)])
     assert compiled == ["jit(segment_from_masks)"]
+
+
+def test_the_thread_computes_on_the_default_device_of_its_caller(monkeypatch):
+    predictor, devices = VolumePredictor(new_model("nano", SIZE)), []
+    program = SessionProgram("program", lambda: devices.append(jax.config.jax_default_device))
+    monkeypatch.setattr(session_programs_module, "_programs_after_encoding", lambda *_: [program])
+    device = jax.devices("cpu")[0]
+    with jax.default_device(device), prepared_meanwhile(predictor, [click(2)], 5):
+        pass
+    assert devices == [device]
 
 
 def test_an_error_of_the_encoding_or_of_a_program_ends_the_prediction():
