@@ -40,10 +40,14 @@ def round_before_loop(model: Any) -> Callable[[], Any]:
 def rounded_weights(model: Any) -> Weights:
     """Return a model's weights by path, those of products and norms in their compute dtype; nothing is compiled."""
     _, weights = split(model)
-    return weights | {
-        name: jax.device_put(np.asarray(weights[name]).astype(dtype), weights[name].sharding)
-        for name, dtype in _rounded_dtypes(model).items()
-    }
+
+    def rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        # An array that is committed to a device compiles another program than one that is not.
+        place = weight.sharding if weight.committed else None
+        moved: jax.Array = jax.device_put(np.asarray(weight).astype(dtype), place)
+        return moved
+
+    return weights | {name: rounded(weights[name], dtype) for name, dtype in _rounded_dtypes(model).items()}
 
 
 def _rounded_dtypes(model: Any) -> dict[str, jnp.dtype]:

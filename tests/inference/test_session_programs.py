@@ -138,6 +138,7 @@ def test_weights_of_products_and_norms_are_arguments_in_the_compute_dtype_and_re
     wide = {name for name, dtype in kernels.items() if dtype == "float32"}
     assert all(re.search(r"image_encoder\.neck|conv_s[01]|obj_ptr_tpos_proj", name) for name in wide)
     assert len(wide) < len(kernels) / 10
+    assert not any(value.committed for value in predictor.weights.values())
     expected = VolumePredictor(model)
     expected.weights = split(model)[1]
     found, prompts = predictor.predict(slices(5), [click(2)]), [click(2)]
