@@ -86,10 +86,13 @@ def _stored() -> Probe | None:
 
 
 def _cpu_name() -> str:
-    """Return the model of the CPU, which tells machines with a shared cache apart."""
+    """Return the kind of the CPU, which tells machines with a shared cache apart.
+
+    `platform.processor` would start another program.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith(("flags", "Features")):  # virtual machines hide the model, but not what it can do
                 names = set(line.split()) & {"amx_bf16", "avx512_bf16", "bf16", "avx512f", "avx2"}
-                return f"{platform.machine()} {platform.processor()} {' '.join(sorted(names))}".strip()
-    return f"{platform.machine()} {platform.processor()}".strip()
+                return " ".join([platform.machine(), *sorted(names)])
+    return platform.machine()

@@ -215,7 +215,8 @@ class Worker:
             report.problems.append("too slow")
         if report.growth_mib << 20 > GROWTH + VOLUME_GIB * 2**30:
             report.problems.append("too much memory")
-        if self._largest_child() > max(children, GROWTH + (1 << 29)):
+        # Of a child, the system reports at least what this process had when it started the child.
+        if self._largest_child() > max(children, GROWTH + (1 << 29), peak_bytes() + (1 << 20)):
             report.problems.append("too much memory in a child")
 
     def _check_message(self, error: Exception, report: Report, names: set[str] | None) -> None:

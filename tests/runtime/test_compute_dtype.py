@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +78,19 @@ def test_a_measurement_of_another_machine_or_version_does_not_count(changed, tmp
     file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
     monkeypatch.setattr(cpu_bfloat16, "measure", lambda: 0.9)
     assert resolve_compute_dtype("auto") == "float32"
+
+
+NAME_OF_CPU = """
+import sys
+sys.addaudithook(lambda event, arguments: event == "subprocess.Popen" and sys.exit(f"starts {arguments[1]}"))
+from sam2_3dmed_jax.runtime import cpu_bfloat16
+print(cpu_bfloat16._cpu_name())
+"""
+
+
+def test_the_name_of_the_cpu_is_found_without_another_program():
+    done = subprocess.run([sys.executable, "-c", NAME_OF_CPU], capture_output=True, text=True)
+    assert done.returncode == 0 and platform.machine() in done.stdout, done.stderr
 
 
 def test_the_measurement_is_a_ratio_of_times():
