@@ -19,6 +19,8 @@ from sam2_3dmed_jax.errors import FileWarning, UserError, escaped
 from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, FilePath, write_errors
 
 MOST = 200  # characters of a library's message
+# In the logs of failed tasks and futures, which Orbax has for reads by TensorStore.
+_OF_TENSORSTORE = r"_wrap_awaitable\(\)|was never retrieved(?s:.)*Error (opening|reading|parsing) \\?\""
 # The loggers of each library; their children are silenced with them.
 LOGGERS = {
     "array_record": (),
@@ -106,7 +108,8 @@ def _drop_errors_of_closed_loops() -> None:
     """Drop what threads of TensorStore print, maybe later: reads that Orbax no longer waits for after a failed one.
 
     They report to the event loop of Orbax, which is closed by then; TensorStore prints that by `sys.unraisablehook`.
-    Tasks that failed before are logged when Python collects them, and coroutines that were not begun are warned about.
+    Tasks and futures that failed before are logged when Python collects them, and coroutines that were not begun are
+    warned about.
     """
     warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
@@ -116,7 +119,7 @@ def _drop_errors_of_closed_loops() -> None:
             hook(unraisable)
 
     sys.unraisablehook = print_others
-    logging.getLogger("asyncio").addFilter(lambda record: "_wrap_awaitable()" not in record.getMessage())
+    logging.getLogger("asyncio").addFilter(lambda record: not re.search(_OF_TENSORSTORE, record.getMessage()))
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Errors, logs and warnings of foreign libraries become one sentence, and nothing else."""
 
+import asyncio
 import gc
 import logging
 import sys
@@ -135,3 +136,21 @@ def test_tasks_of_tensorstore_that_nobody_waits_for_are_not_logged_and_others_ar
     for name in ("_wrap_awaitable", "ours"):
         logging.getLogger("asyncio").error("Task exception was never retrieved: <Task coro=<%s()>>", name)
     assert [record.args for record in caplog.records] == [("ours",)]
+
+
+def test_reads_of_tensorstore_that_failed_later_are_not_logged_and_other_futures_are(caplog):
+    with quiet("orbax"):
+        pass
+    errors = (
+        ValueError('OUT_OF_RANGE: Error opening "zarr3" driver: Error reading "it\'s/zarr.json"'),
+        ValueError("ours"),
+    )
+    loop = asyncio.new_event_loop()
+    for error in errors:
+        future = loop.create_future()
+        future.set_exception(error)
+        del future
+        gc.collect()
+    loop.close()
+    (record,) = caplog.records
+    assert "never retrieved" in record.getMessage() and record.exc_info[1] is errors[1]
