@@ -199,7 +199,7 @@ def segment_from_points(
 ) -> SliceResult:
     """Segment R slices by points and boxes: first prompts, or corrections that are conditioned on memories.
 
-    Both are one program, so that the first correction of a session compiles little.
+    Both are one program; a correction also runs `condition_slice` before it.
 
     Args:
         graphdef: the structure of the model.

@@ -39,8 +39,7 @@ from sam2_3dmed_jax.model.checkpoint import with_memory_selection
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.runtime.progress import Progress
 from sam2_3dmed_jax.sam2.model import SAM2
-from sam2_3dmed_jax.sam2.parameters import split
-from sam2_3dmed_jax.sam2.rounded_weights import rounded_weights
+from sam2_3dmed_jax.sam2.rounded_weights import split_rounded
 from sam2_3dmed_jax.volume.zoom import Logits, ObjectZoom, RegionLogits
 
 OBJECTS_IN_MEMORY = 8  # The logits of more objects may be larger than the memory; they are allocated in a file then.
@@ -123,8 +122,7 @@ class VolumePredictor:
         self.model = model if memory_selection is None else with_memory_selection(model, memory_selection)
         self.order = order
         self.postprocessing = postprocessing
-        self.graphdef, _ = split(self.model)
-        self.weights = rounded_weights(self.model)
+        self.graphdef, self.weights = split_rounded(self.model)
         self.warm: set[str] = set()  # names of the programs that `session_programs.warm_up` has compiled
 
     def predict(self, slices: Slices, prompts: Sequence[Prompt], progress: Progress | None = None) -> Result:

@@ -37,9 +37,9 @@ def round_before_loop(model: Any) -> Callable[[], Any]:
     return lambda: merge(graphdef, weights | {name: _rounded(x, weights[name]) for name, x in rounded.items()})
 
 
-def rounded_weights(model: Any) -> Weights:
-    """Return a model's weights by path, those of products and norms in their compute dtype; nothing is compiled."""
-    _, weights = split(model)
+def split_rounded(model: Any) -> tuple[nnx.GraphDef[Any], Weights]:
+    """Split a model as `split` does, with weights of products and norms in their compute dtype; nothing is compiled."""
+    graphdef, weights = split(model)
 
     def rounded(weight: jax.Array, dtype: jnp.dtype) -> jax.Array:
         # An array that is committed to a device compiles another program than one that is not.
@@ -47,7 +47,8 @@ def rounded_weights(model: Any) -> Weights:
         moved: jax.Array = jax.device_put(np.asarray(weight).astype(dtype), place)
         return moved
 
-    return weights | {name: rounded(weights[name], dtype) for name, dtype in _rounded_dtypes(model).items()}
+    changed = {name: rounded(weights[name], dtype) for name, dtype in _rounded_dtypes(model).items()}
+    return graphdef, weights | changed
 
 
 def _rounded_dtypes(model: Any) -> dict[str, jnp.dtype]:
