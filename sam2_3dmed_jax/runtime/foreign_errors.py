@@ -19,8 +19,9 @@ from sam2_3dmed_jax.errors import FileWarning, UserError, escaped
 from sam2_3dmed_jax.runtime.atomic_files import GIVE_ROOM, FilePath, write_errors
 
 MOST = 200  # characters of a library's message
-# In the logs of failed tasks and futures, which Orbax has for reads by TensorStore.
-_OF_TENSORSTORE = r"_wrap_awaitable\(\)|was never retrieved(?s:.)*Error (opening|reading|parsing) \\?\""
+# In the logs of failed tasks and futures: what waits for a TensorStore, a coroutine of Orbax, or an error of
+# TensorStore, which begins with its status, such as OUT_OF_RANGE.
+_OF_TENSORSTORE = r"_wrap_awaitable\(\)|[\\/]orbax[\\/]|exception=\w+\(['\"][A-Z]{2,}(_[A-Z]+)*: "
 # The loggers of each library; their children are silenced with them.
 LOGGERS = {
     "array_record": (),
@@ -105,7 +106,7 @@ def one_line(error: BaseException) -> str:
 
 @functools.cache
 def _drop_errors_of_closed_loops() -> None:
-    """Drop what threads of TensorStore print, maybe later: reads that Orbax no longer waits for after a failed one.
+    """Drop what TensorStore reports, maybe later: reads and writes that Orbax no longer waits for after a failed one.
 
     They report to the event loop of Orbax, which is closed by then; TensorStore prints that by `sys.unraisablehook`.
     Tasks and futures that failed before are logged when Python collects them, and coroutines that were not begun are
