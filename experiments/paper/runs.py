@@ -18,12 +18,13 @@ from sam2_3dmed_jax.data.case_reader import MODALITY_FIELD, StoredSlices
 from sam2_3dmed_jax.data.datasets import Dataset, LabelledCase, read_dataset, require_folder
 from sam2_3dmed_jax.data.split_choice import choose_split, split_settings
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation.class_rows import score_classes
 from sam2_3dmed_jax.evaluation.evaluate import ScoringOptions, score_checkpoint
 from sam2_3dmed_jax.evaluation.label_files import FilePair, by_name
 from sam2_3dmed_jax.evaluation.region_growing import region_growing
 from sam2_3dmed_jax.evaluation.report import report_page
 from sam2_3dmed_jax.evaluation.result_files import REPORT, SUMMARY, write_results
-from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, score_classes
+from sam2_3dmed_jax.evaluation.score_files import evaluate_files
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.summary import summarise

@@ -276,8 +276,8 @@ def _grow_region(case: LabelledCase, entry: LabelClass) -> ScoreRow:
     """Score region growing from the click that the model is prompted with."""
     import numpy as np
 
+    from sam2_3dmed_jax.evaluation.class_rows import score_labels
     from sam2_3dmed_jax.evaluation.region_growing import region_growing
-    from sam2_3dmed_jax.evaluation.score_cases import score_labels
     from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
     from sam2_3dmed_jax.prompts.protocols import protocol_prompts
     from sam2_3dmed_jax.volume.io import read_labels, read_volume

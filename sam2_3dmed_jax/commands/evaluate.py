@@ -21,7 +21,7 @@ from sam2_3dmed_jax.volume.modality import WORDS
 
 HELP = "score a checkpoint on held-out cases, or any method's NIfTI files"
 
-FILES_ONLY = ("remap", "images", "nearest_component")
+FILES_ONLY = ("remap", "images", "nearest_component", "workers")
 CHECKPOINT_ONLY = ("without_bd", "band_mm", "prompts_from", "save", "memory_selection", "zoom")
 # Scoring options that `--results` accepts: those with a value even when the flag is not given.
 WITH_RESULTS = {"out", "resample", "metrics", "without_bd", "nearest_component"}
@@ -61,6 +61,7 @@ class Options:
     nearest_component: bool
     images: str | None
     remap: str | None
+    workers: int | None
     # Scoring:
     protocol: str | None
     interactions: int | None
@@ -166,6 +167,12 @@ def _add_sources(parser: Parser) -> None:
     )
     parser.add_argument(
         "--images", metavar="DIR", help="scans of the references, for the pictures of the report (default: none)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that score --predictions (default: one per core, at most 8, each with four cases or more)",
     )
     parser.add_argument(
         "--results",
@@ -291,7 +298,7 @@ def run(options: Options) -> None:
             lines = score_results(options.results, scoring)
         elif options.predictions and options.references:
             folders = options.predictions, options.references, options.images
-            lines = score_files(*folders, options.remap, split.get("fold", ""), scoring, progress)
+            lines = score_files(*folders, options.remap, split.get("fold", ""), scoring, progress, options.workers)
         else:
             assert options.data
             run = options.order, options.compute_dtype
@@ -313,7 +320,7 @@ def _check(options: Options) -> None:
             "give one of CKPT and DATA, --predictions DIR and --references DIR, or --results DIR (may be repeated)"
         )
     for name in FILES_ONLY:
-        if getattr(options, name) and not options.predictions:
+        if getattr(options, name) not in (None, False) and not options.predictions:
             raise UserError(f"{_flag(name)} is for --predictions; leave it out")
     if options.modality and not (options.checkpoint or options.images):
         raise UserError("--modality is for a checkpoint, or for --images; leave it out")

@@ -37,7 +37,8 @@ from sam2_3dmed_jax.evaluation.result_files import (
     read_results,
     write_results,
 )
-from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, evaluate_model, evaluate_steps
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_model
+from sam2_3dmed_jax.evaluation.score_files import FileReading, default_workers, evaluate_steps
 from sam2_3dmed_jax.evaluation.score_row import AUTOMATIC, ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.summary import summarise
@@ -52,6 +53,7 @@ from sam2_3dmed_jax.runtime.compute_dtype import ComputeDtypeChoice
 from sam2_3dmed_jax.runtime.folder_lock import one_writer
 from sam2_3dmed_jax.runtime.output_plan import Input, OutputFile, check_outputs
 from sam2_3dmed_jax.runtime.progress import Progress
+from sam2_3dmed_jax.runtime.worker_processes import number_of_workers
 from sam2_3dmed_jax.unet.network import UNet
 from sam2_3dmed_jax.volume import label_classes
 from sam2_3dmed_jax.volume.formats import all_suffixes, suffix_of
@@ -260,6 +262,7 @@ def score_files(
     fold: Any,
     options: ScoringOptions,
     progress: Progress,
+    workers: int | None = None,
 ) -> list[str]:
     """Score the files of any method; an interrupted evaluation resumes.
 
@@ -271,6 +274,7 @@ def score_files(
         fold: of these cases.
         options: all other options of the command.
         progress: called after each case.
+        workers: number of processes; None: see `score_files.default_workers`.
 
     Returns:
         Lines to print.
@@ -302,11 +306,8 @@ def score_files(
     identity = {"settings": repr(settings), "remap": sorted(values.items()), "files": files}
     with one_writer(options.out, ANOTHER_OUT):
         journal = Journal(options.out, identity)
-        further = progress, values, options.resample, journal
-        if settings.is_interactive:
-            rows = evaluate_steps(steps, settings, *further)
-        else:
-            rows = evaluate_files(pairs, settings, *further)
+        processes = default_workers(len(pairs)) if workers is None else number_of_workers(workers)
+        rows = evaluate_steps(steps, settings, progress, FileReading(values, options.resample), journal, processes)
         lines = _write(rows, options)
         journal.remove()
     notes = []

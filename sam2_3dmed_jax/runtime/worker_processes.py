@@ -1,7 +1,8 @@
 """Parallel map over worker processes in which the death of a worker costs one item.
 
 Unlike `concurrent.futures`, the map continues when the kernel kills a worker (out of memory), it ends at once on an
-interrupt, and workers die with their parent, so that none writes files after it.
+interrupt, and workers die with their parent, so that none writes files after it. Warnings about files are shown by the
+parent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -18,8 +20,25 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from sam2_3dmed_jax.errors import FileWarning, UserError
+
+MAX_WORKERS = 8  # by default, because each worker has a case in memory, about 1 GB
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def number_of_workers(given: int | None) -> int:
+    """Return how many workers a user asks for, or one per core that this process may use, at most `MAX_WORKERS`.
+
+    Raises:
+        UserError: fewer than one are asked for.
+    """
+    if given is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MAX_WORKERS, cores)
+    if given < 1:
+        raise UserError(f"--workers: {given} is not a number of processes; give 1 or more")
+    return given
 
 
 @dataclass(frozen=True)
@@ -95,10 +114,12 @@ class _Worker(Generic[Item, Result]):
     def result(self) -> Result | WorkerDied:
         """Return the result of the item, or raise the exception of the function."""
         try:
-            is_exception, answer = self.connection.recv()
+            is_exception, answer, notes = self.connection.recv()
         except (EOFError, OSError):
             self._process.join()
             return WorkerDied(f"its process ended with {self._process.exitcode}")
+        for note in notes:
+            warnings.warn(note, FileWarning, stacklevel=3)
         if is_exception:
             raise answer
         result: Result = answer
@@ -111,18 +132,21 @@ class _Worker(Generic[Item, Result]):
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """Answer items with `(is_exception, result)` until the parent closes the connection."""
+    """Answer items with `(is_exception, result, warnings about files)` until the parent closes the connection."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     while True:
         try:
             item = connection.recv()
         except EOFError:
             return
-        try:
-            answer: tuple[bool, Any] = False, function(item)
-        except Exception as error:
-            answer = True, error
-        connection.send(answer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FileWarning)
+            try:
+                answer: tuple[bool, Any] = False, function(item)
+            except Exception as error:
+                answer = True, error
+        notes = [str(warning.message) for warning in caught if issubclass(warning.category, FileWarning)]
+        connection.send((*answer, notes))
 
 
 def _exit_with_parent() -> None:

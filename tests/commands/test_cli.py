@@ -24,7 +24,7 @@ from sam2_3dmed_jax.commands.command_line import FIELD_FLAGS, READER, Parser
 from sam2_3dmed_jax.commands.main import VERBS, main
 from sam2_3dmed_jax.config import DataConfig, ExperimentConfig
 from sam2_3dmed_jax.evaluation import evaluate
-from sam2_3dmed_jax.evaluation.score_cases import score_labels
+from sam2_3dmed_jax.evaluation.class_rows import score_labels
 from sam2_3dmed_jax.phantom import write_phantom_dataset
 from sam2_3dmed_jax.prompts.prompt_types import prompt_flags
 from sam2_3dmed_jax.training.dataset import prepared_dataset

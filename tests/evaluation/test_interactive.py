@@ -26,7 +26,8 @@ from sam2_3dmed_jax.evaluation.interactive import CorrectedSession, Step, intera
 from sam2_3dmed_jax.evaluation.journal import Journal
 from sam2_3dmed_jax.evaluation.label_files import find_steps
 from sam2_3dmed_jax.evaluation.result_files import read_results
-from sam2_3dmed_jax.evaluation.score_cases import evaluate_model, evaluate_steps
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_model
+from sam2_3dmed_jax.evaluation.score_files import evaluate_steps
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.inference.predictor import Result

@@ -18,7 +18,8 @@ from sam2_3dmed_jax.evaluation.journal import FILE, Journal
 from sam2_3dmed_jax.evaluation.label_files import find_pairs
 from sam2_3dmed_jax.evaluation.prompted_segmentation import segment_objects
 from sam2_3dmed_jax.evaluation.result_files import case_columns
-from sam2_3dmed_jax.evaluation.score_cases import evaluate_files, evaluate_model
+from sam2_3dmed_jax.evaluation.score_cases import evaluate_model
+from sam2_3dmed_jax.evaluation.score_files import evaluate_files
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.metrics import registry

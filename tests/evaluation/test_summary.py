@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sam2_3dmed_jax.errors import UserError
+from sam2_3dmed_jax.evaluation.class_rows import score_labels
 from sam2_3dmed_jax.evaluation.result_files import case_columns
-from sam2_3dmed_jax.evaluation.score_cases import score_labels
 from sam2_3dmed_jax.evaluation.settings import EvaluationSettings
 from sam2_3dmed_jax.evaluation.summary import summarise
 from sam2_3dmed_jax.metrics import registry

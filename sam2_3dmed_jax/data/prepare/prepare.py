@@ -33,9 +33,8 @@ from sam2_3dmed_jax.data.prepared import PreparedCase, PreparedDataset, is_prepa
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.runtime.local_paths import check_local
 from sam2_3dmed_jax.runtime.progress import Progress
-from sam2_3dmed_jax.runtime.worker_processes import WorkerDied, map_in_processes
+from sam2_3dmed_jax.runtime.worker_processes import WorkerDied, map_in_processes, number_of_workers
 
-MAX_WORKERS = 8  # by default, because each worker has a case in memory, about 1 GB
 AS_STORED = PrepareConfig()
 
 
@@ -64,8 +63,7 @@ def prepare_dataset(
         UserError: `out` contains other files, has other settings, is in use by another process, or cannot be written;
             `workers` is less than 1.
     """
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers: {workers} is not a number of processes; give 1 or more")
+    workers = number_of_workers(workers)
     check_local(out)
     root = Path(out)
     with claim_folder(root, dataset, settings):
@@ -81,17 +79,11 @@ def prepare_dataset(
         if dataset.archive and (warning := md5_warning(dataset.archive, source.get("md5", ""))):
             report.warnings.append(warning)
         prepare_one = functools.partial(prepare_case, dataset=dataset, out=str(root), settings=settings)
-        _prepare_cases(prepare_one, dataset, states, entries, report, workers or default_workers(), progress)
+        _prepare_cases(prepare_one, dataset, states, entries, report, workers, progress)
         remove_leftovers(root, entries)
         write_refused(root, report.refused)
         report.dataset = _write_index(dataset, report.dataset, settings, entries)
     return report
-
-
-def default_workers() -> int:
-    """Return one worker per core that this process may use, at most `MAX_WORKERS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_WORKERS, cores)
 
 
 def _prepare_cases(

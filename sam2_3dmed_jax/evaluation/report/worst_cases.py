@@ -68,10 +68,22 @@ def illustrate(
     for row in before:
         if id(row) not in kept:
             row.pop(PICTURE, None)
-    drawn = [place for place, row in enumerate(rows) if id(row) in kept]
-    volume = scan() if drawn else None
+    add_pictures([row for row in rows if id(row) in kept], rows, masks, spacing, scan, window)
+
+
+def add_pictures(
+    drawn: Sequence[ScoreRow],
+    rows: Sequence[ScoreRow],
+    masks: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    spacing: tuple[float, float, float],
+    scan: Callable[[], Volume | None] = lambda: None,
+    window: str = DEFAULT_CT_WINDOW,
+) -> None:
+    """Add pictures to some of the rows of a case, `drawn`; the other arguments are as in `illustrate`."""
+    places = [place for place, row in enumerate(rows) if any(row is one for one in drawn)]
+    volume = scan() if places else None
     ground = () if volume is None else (volume.array, window_of(volume, window))
-    for place in drawn:
+    for place in places:
         rows[place][PICTURE] = base64.b64encode(draw(*masks(place), spacing, *ground)).decode("ascii")
 
 
