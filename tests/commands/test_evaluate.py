@@ -13,7 +13,7 @@ from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.data.held_out import held_out_cases
 from sam2_3dmed_jax.data.split_files import write_run_split
 from sam2_3dmed_jax.data.splits import Split
-from sam2_3dmed_jax.evaluation import score_cases
+from sam2_3dmed_jax.evaluation import score_files
 from sam2_3dmed_jax.evaluation.journal import Journal
 from sam2_3dmed_jax.evaluation.report import worst_cases
 from sam2_3dmed_jax.runtime.folder_lock import one_writer
@@ -413,15 +413,15 @@ def test_an_interrupted_scoring_of_files_resumes_and_writes_the_same_files(
     predictions = folder(tmp_path, "predictions", cases)
     words = ["--classes", "1=lesion"]
     evaluate(tmp_path, predictions, references, *words, out="whole")
-    read, calls = score_cases.read_pair, []
+    score, calls = score_files._score_case, []
 
-    def failing(pair, *more):
-        calls.append(pair.case)
+    def failing(pairs, **more):
+        calls.append(pairs[-1].case)
         if calls == ["a", "b"]:
             raise KeyboardInterrupt
-        return read(pair, *more)
+        return score(pairs, **more)
 
-    monkeypatch.setattr(score_cases, "read_pair", failing)
+    monkeypatch.setattr(score_files, "_score_case", failing)
     command = ["evaluate", "--predictions", predictions, "--references", references, "--out", str(tmp_path / "out")]
     assert main([*command, *words]) == 130
     assert [file.name for file in (tmp_path / "out").iterdir()] == [".unfinished.jsonl"]
@@ -430,7 +430,7 @@ def test_an_interrupted_scoring_of_files_resumes_and_writes_the_same_files(
     assert names == {"cases.csv", "lesions.csv", "report.html", "summary.json"}
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
     # A replaced prediction is scored again.
-    monkeypatch.setattr(score_cases, "read_pair", read)
+    monkeypatch.setattr(score_files, "_score_case", score)
     Journal(tmp_path / "out", {"another": "evaluation"}).add("a", [])
     write_nifti(tmp_path / "predictions" / "a.nii.gz", ball(shift=3), AFFINE)
     assert evaluate(tmp_path, predictions, references, *words)[0]["dice"] == "0"

@@ -18,7 +18,7 @@ from sam2_3dmed_jax import VolumePredictor, new_model, save_model
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.data.datasets import read_dataset
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import interactive, score_cases
+from sam2_3dmed_jax.evaluation import interactive, score_files
 from sam2_3dmed_jax.evaluation.comparison import compare_methods
 from sam2_3dmed_jax.evaluation.interaction_curves import rows_after, summarise_interactions
 from sam2_3dmed_jax.evaluation.interactions import Interaction, area_under_curve, clicks_to
@@ -345,9 +345,9 @@ def test_finished_cases_of_files_are_not_scored_again(
     rows = evaluate_steps(steps, settings)
     Journal(tmp_path, {}).add("a", rows[:1])
     read = []
-    read_pair = score_cases.read_pair
+    read_pair = score_files.read_pair
     monkeypatch.setattr(
-        score_cases, "read_pair", lambda pair, *rest: (read.append(pair.case), read_pair(pair, *rest))[1]
+        score_files, "read_pair", lambda pair, *rest: (read.append(pair.case), read_pair(pair, *rest))[1]
     )
     again = evaluate_steps(steps, settings, journal=Journal(tmp_path, {}))
     assert read == ["b"] * 3 and repr(again) == repr(rows)

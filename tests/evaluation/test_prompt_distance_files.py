@@ -9,7 +9,7 @@ import pytest
 
 from sam2_3dmed_jax.commands.main import main
 from sam2_3dmed_jax.errors import UserError
-from sam2_3dmed_jax.evaluation import score_cases
+from sam2_3dmed_jax.evaluation import score_files
 from sam2_3dmed_jax.evaluation.result_files import read_results
 from sam2_3dmed_jax.volume.io import write_nifti
 
@@ -92,18 +92,20 @@ def test_an_interrupted_evaluation_resumes_with_the_distances_of_finished_cases(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = score(root, "--protocol", "one-click", out="whole")
-    read = score_cases.read_pair
+    score_case = score_files._score_case
 
-    def failing(pair, *more):
-        if pair.case == "b":
+    def failing(pairs, **more):
+        if pairs[-1].case == "b":
             raise KeyboardInterrupt
-        return read(pair, *more)
+        return score_case(pairs, **more)
 
-    monkeypatch.setattr(score_cases, "read_pair", failing)
+    monkeypatch.setattr(score_files, "_score_case", failing)
     words = ["--predictions", str(root / "predictions"), "--references", str(root / "references"), "--method", "m"]
     words += ["--classes", "1=organ", "--protocol", "one-click", "--out", str(root / "out")]
     assert main(["evaluate", *words]) == 130
-    monkeypatch.setattr(score_cases, "read_pair", lambda pair, *more: read(pair, *more) if pair.case == "b" else None)
+    monkeypatch.setattr(
+        score_files, "_score_case", lambda pairs, **more: score_case(pairs, **more) if pairs[-1].case == "b" else None
+    )
     assert main(["evaluate", *words]) == 0
     names = {file.name for file in whole.iterdir()}
     assert "distance.csv" in names
