@@ -15,14 +15,22 @@ def union_box(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     Returns:
         uint8 `[d + 1, h + 1, w + 1]`: bit 0 is `one`, bit 1 `other`.
     """
-    extents = [found for mask in (one, other) if (found := extent(mask)) is not None]
-    first, last = np.min([e[0] for e in extents], 0), np.max([e[1] for e in extents], 0)
-    around = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
-    box = np.zeros(last - first + 2, np.uint8)
+    around = union_extent(one, other)
+    box = np.zeros([axis.stop - axis.start + 1 for axis in around], np.uint8)
     inner = box[:-1, :-1, :-1]
     np.left_shift(other[around].view(np.uint8), 1, out=inner)
     inner |= one[around].view(np.uint8)
     return box
+
+
+def union_extent(one: np.ndarray, other: np.ndarray) -> tuple[slice, slice, slice]:
+    """Return the smallest box around both masks, bool `[D, H, W]`; of empty masks, one without voxels."""
+    extents = [found for mask in (one, other) if (found := extent(mask)) is not None]
+    if not extents:
+        return slice(0, 0), slice(0, 0), slice(0, 0)
+    first, last = np.min([e[0] for e in extents], 0), np.max([e[1] for e in extents], 0)
+    z, y, x = (slice(int(low), int(high) + 1) for low, high in zip(first, last, strict=True))
+    return z, y, x
 
 
 def extent(mask: np.ndarray) -> tuple[list[int], list[int]] | None:

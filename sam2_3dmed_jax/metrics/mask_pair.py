@@ -10,6 +10,7 @@ import numpy as np
 
 from sam2_3dmed_jax.errors import UserError
 from sam2_3dmed_jax.metrics.lesions import Lesion, LesionCounts, count_lesions
+from sam2_3dmed_jax.metrics.mask_box import union_extent
 from sam2_3dmed_jax.metrics.overlap import overlap_metrics
 from sam2_3dmed_jax.metrics.prompt_distance import Distances, dice_by_distance
 from sam2_3dmed_jax.metrics.reliability import WIDTH_MM, ObjectReliability, object_reliability
@@ -60,25 +61,37 @@ class MaskPair:
     logits: Logits | None = None  # float32 [D, S/4, S/4] of the object; None: its probabilities are unknown
     band_mm: float = WIDTH_MM  # half width of the band of the reliability metrics
 
-    @property
+    @cached_property
+    def near(self) -> tuple[np.ndarray, np.ndarray]:
+        """Prediction and reference, bool `[D, h, w]`, on all slices, cropped to the rows and columns of both.
+
+        Objects fill a few percent of a volume, and metrics look at it many times.
+        """
+        if self.prediction.shape != self.reference.shape:
+            return self.prediction, self.reference  # metrics refuse them
+        _, rows, columns = union_extent(self.prediction, self.reference)
+        return self.prediction[:, rows, columns], self.reference[:, rows, columns]
+
+    @cached_property
     def empty(self) -> str:
         """Which masks are empty: 'prediction', 'reference', 'both', or ''."""
-        return _EMPTY[bool(self.prediction.any()), bool(self.reference.any())]
+        prediction, reference = self.near
+        return _EMPTY[bool(prediction.any()), bool(reference.any())]
 
     @cached_property
     def overlap(self) -> dict[str, float]:
         """Dice and IoU over all slices."""
-        return overlap_metrics(self.prediction, self.reference)
+        return overlap_metrics(*self.near)
 
     @cached_property
     def by_distance(self) -> Distances:
         """Dice by distance from the nearest prompted slice; [] without prompts."""
-        return dice_by_distance(self.prediction, self.reference, self.prompted_slices, self.grid.spacing[0])
+        return dice_by_distance(*self.near, self.prompted_slices, self.grid.spacing[0])
 
     @cached_property
     def lesions(self) -> tuple[LesionCounts, list[Lesion]]:
         """The lesion counts, and each lesion of the reference."""
-        return count_lesions(self.prediction, self.reference, self.grid.voxel_volume_ml)
+        return count_lesions(*self.near, self.grid.voxel_volume_ml)
 
     @cached_property
     def reliability(self) -> ObjectReliability:

@@ -44,9 +44,11 @@ def dice_by_distance(
         [slices, Dice] for each of `BINS_MM`: the number of slices that hold the prediction or the reference, and the
         Dice of all of them together, NaN without a slice. [] without prompted slices or if both masks are empty.
     """
+    if not len(prompted_slices):
+        return []
     shared, *both = (np.count_nonzero(mask, axis=(1, 2)) for mask in (prediction & reference, prediction, reference))
     sizes = both[0] + both[1]
-    if not len(prompted_slices) or not sizes.any():
+    if not sizes.any():
         return []
     steps = np.abs(np.arange(len(sizes))[:, None] - np.asarray(prompted_slices)).min(1)
     # Edge i is the first one that is not smaller than the distance.

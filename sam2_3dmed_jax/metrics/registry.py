@@ -157,7 +157,10 @@ def _overlap(pair: MaskPair) -> Mapping[str, float]:
 def _surface(pair: MaskPair) -> Mapping[str, float]:
     pair.settings.check_grid(pair.grid)
     prediction, reference, spacing = pair.prediction, pair.reference, pair.grid.spacing
-    if not is_orthogonal(pair.grid):
+    if is_orthogonal(pair.grid):
+        if not pair.empty:  # the distances of an empty mask are of the whole image
+            prediction, reference = pair.near
+    else:
         target = orthogonal_grid(pair.grid)
         prediction, reference = (onto_grid(mask, pair.grid, target) for mask in (prediction, reference))
         spacing = target.spacing
@@ -169,16 +172,16 @@ def _surface(pair: MaskPair) -> Mapping[str, float]:
 def _overlap_without_prompted_slices(pair: MaskPair) -> Mapping[str, float]:
     overlap = pair.overlap
     if len(pair.prompted_slices):
-        overlap = overlap_without_slices(pair.prediction, pair.reference, pair.prompted_slices)
+        overlap = overlap_without_slices(*pair.near, pair.prompted_slices)
     return {f"{name}_without_prompted_slices": value for name, value in overlap.items()}
 
 
 def _volumes(pair: MaskPair) -> Mapping[str, float]:
-    return volume_metrics(pair.prediction, pair.reference, pair.grid.voxel_volume_ml)
+    return volume_metrics(*pair.near, pair.grid.voxel_volume_ml)
 
 
 def _leakage(pair: MaskPair) -> Mapping[str, float]:
-    return {"leakage_mm": leakage_mm(pair.prediction, pair.reference, pair.grid.spacing[0])}
+    return {"leakage_mm": leakage_mm(*pair.near, pair.grid.spacing[0])}
 
 
 def _reliability(pair: MaskPair) -> Mapping[str, float]:

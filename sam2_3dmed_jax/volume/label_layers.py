@@ -59,8 +59,9 @@ class LabelLayers:
 
     def mask(self, values: Sequence[int]) -> np.ndarray:
         """Return a bool mask `[D, H, W]` of the voxels that have one of the labels in some layer."""
-        result = np.zeros(self.shape, bool)
-        for layer in self.layers:
+        first, *others = self.layers
+        result = mask_of_values(first, values)
+        for layer in others:
             result |= mask_of_values(layer, values)
         return result
 
@@ -140,11 +141,12 @@ def _integers(path: str | os.PathLike[str], image: ImageFile) -> np.ndarray:
             shown = np.format_float_positional(np.float32(value) if single else value, trim="-")
             raise UserError(f"{path} holds the value {shown}, expected integer labels: give a label map, or round it")
         data = rounded
-    limits = np.iinfo(np.int32)
-    # As integers: NumPy would compare float32 with the limit as float32, which is 2147483648.
-    low, high = int(data.min()), int(data.max())
-    if low < limits.min or high > limits.max:
-        raise UserError(f"{path} holds labels from {low} to {high}, expected 32-bit integers: renumber them")
+    if not np.can_cast(data.dtype, np.int32):
+        limits = np.iinfo(np.int32)
+        # As integers: NumPy would compare float32 with the limit as float32, which is 2147483648.
+        low, high = int(data.min()), int(data.max())
+        if low < limits.min or high > limits.max:
+            raise UserError(f"{path} holds labels from {low} to {high}, expected 32-bit integers: renumber them")
     return np.ascontiguousarray(to_canonical(data, image.grid)).astype(np.int32, copy=False)
 
 

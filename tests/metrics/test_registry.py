@@ -201,3 +201,12 @@ def test_names_of_metrics_are_unique_and_all_metrics_are_defined():
     names = [entry.name for entry in registry.METRICS]
     assert len(set(names)) == len(names)
     assert all(entry.definition and entry.label for entry in registry.METRICS)
+
+
+def test_scores_do_not_depend_on_empty_rows_and_columns_around_the_objects():
+    rng = np.random.default_rng(0)
+    prediction, reference = rng.random((2, 6, 7, 9)) < 0.4
+    wide = [np.pad(mask, ((0, 0), (11, 4), (2, 20))) for mask in (prediction, reference)]
+    for options in ({"prompted_slices": [3]}, {"tumour": True}):
+        expected = scores(prediction, reference, grid_of((6, 7, 9)), **options)
+        assert scores(*wide, grid_of((6, 22, 31)), **options) == pytest.approx(expected, nan_ok=True)

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from sam2_3dmed_jax.config import DEFAULT_CT_WINDOW
 from sam2_3dmed_jax.evaluation.score_row import ScoreRow
+from sam2_3dmed_jax.metrics.mask_box import union_extent
 from sam2_3dmed_jax.volume.geometry import Volume
 from sam2_3dmed_jax.volume.intensity import apply_window, window_of
 
@@ -111,17 +112,22 @@ def draw(
     """
     from matplotlib.image import imsave
 
-    either = prediction | reference
-    differing = prediction ^ reference if (prediction != reference).any() else either
+    around = [
+        _with_margin(*of_axis)
+        for of_axis in zip(union_extent(prediction, reference), reference.shape, spacing, strict=True)
+    ]
+    prediction, reference = (mask[tuple(around)] for mask in (prediction, reference))
+    differing = prediction ^ reference
+    if not differing.any():
+        differing = reference
     planes = []
     for axis in range(3):
         rows, columns = (a for a in range(3) if a != axis)
         index = int(np.count_nonzero(differing, axis=(rows, columns)).argmax())
-        box = [_extent(either, a, spacing[a]) for a in (rows, columns)]
-        predicted, actual = (array.take(index, axis)[box[0], box[1]] for array in (prediction, reference))
+        predicted, actual = (mask.take(index, axis) for mask in (prediction, reference))
         grey = np.full(predicted.shape, 0.12)  # dark, without a scan
         if image is not None:
-            grey = apply_window(image.take(index, axis)[box[0], box[1]], *window)
+            grey = apply_window(image[tuple(around)].take(index, axis), *window)
         planes.append(_plane(predicted, actual, grey, (spacing[rows], spacing[columns]), _UPWARDS[axis]))
     file = io.BytesIO()
     imsave(file, np.concatenate(planes, 1), format="png")
@@ -132,13 +138,12 @@ def _badness(row: ScoreRow) -> tuple[float, float]:
     return row["dice"], -row["volume_ml_reference"]
 
 
-def _extent(mask: np.ndarray, axis: int, spacing: float) -> slice:
-    """Return the extent of a mask along an axis, with a margin, or the whole axis for an empty mask."""
-    occupied = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
-    if not occupied.size:
-        return slice(None)
+def _with_margin(extent: slice, size: int, spacing: float) -> slice:
+    """Return the extent of masks along an axis of a size, with a margin, or the whole axis for empty masks."""
+    if extent.start == extent.stop:
+        return slice(0, size)
     margin = math.ceil(_MARGIN / spacing)
-    return slice(max(0, int(occupied[0]) - margin), int(occupied[-1]) + 1 + margin)
+    return slice(max(0, extent.start - margin), min(size, extent.stop + margin))
 
 
 def _plane(
