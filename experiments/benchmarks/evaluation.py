@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[str]:
                 command += ["--definition", definition, "--tolerance-mm", str(TOLERANCE), "--workers", str(workers)]
                 command += ["--out", str(folder / definition)]
                 if turn >= 0:
-                    timed(f"ours, {definition}, {workers} processes", command)
+                    timed(f"ours, {definition}, {workers} process{"es" * (workers > 1)}", command)
                 else:
                     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             if turn >= 0:
