@@ -24,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sam2_3dmed_jax.errors import number_of
+
 SPACING, TOLERANCE = (0.79, 0.79, 2.5), 3.0  # (di, dj, dk) in mm, mm
 DEFINITIONS = ("surface-distance", "monai")
 COLUMNS = ("dice", "nsd", "hd95_mm", "hd_mm", "assd_mm")
@@ -68,7 +70,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[str]:
                 command += ["--definition", definition, "--tolerance-mm", str(TOLERANCE), "--workers", str(workers)]
                 command += ["--out", str(folder / definition)]
                 if turn >= 0:
-                    timed(f"ours, {definition}, {workers} process{"es" * (workers > 1)}", command)
+                    timed(f"ours, {definition}, {number_of(workers, 'process', 'processes')}", command)
                 else:
                     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             if turn >= 0:
