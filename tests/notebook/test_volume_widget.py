@@ -104,8 +104,8 @@ def test_an_image_that_cannot_be_read_is_a_mistake(tmp_path, predictor):
 
 
 def test_the_shared_scan_has_all_properties_and_methods_of_a_scan_with_their_docstrings(image, predictor):
-    public = {name for name in vars(Scan) if not name.startswith("_")}
-    properties = {name for name in public if isinstance(vars(Scan)[name], property)}
+    public = {name for name in dir(Scan) if not name.startswith("_")}
+    properties = {name for name in public if isinstance(getattr(Scan, name), property)}
     assert properties == PROPERTIES and public - properties == CHANGES | READS and not CHANGES & READS
     widget = VolumeWidget(image, predictor)
     assert public <= set(dir(widget.scan)) and widget.scan.click.__doc__ == Scan.click.__doc__
