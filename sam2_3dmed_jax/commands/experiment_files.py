@@ -91,12 +91,17 @@ def _run_file(path: str, function_name: str, config_type: type[Config], what: st
 
 @contextlib.contextmanager
 def _imports_from_folder_of(file: Path) -> Iterator[None]:
-    """Let imports find the files of a folder. Forget them afterwards: another folder may have the same names."""
-    folder, before = str(file.resolve().parent), set(sys.modules)
+    """Let imports find the files of a folder, and write none there.
+
+    They are forgotten afterwards, because another folder may have files of the same names.
+    """
+    folder, before, writes_none = str(file.resolve().parent), set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True  # no __pycache__ beside the user's files
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes_none
         sys.path.remove(folder)
         for name in set(sys.modules) - before:
             if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") == folder:
