@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from sam2_3dmed_jax.config import Sam2Config
-from sam2_3dmed_jax.inference.host_arrays import HostArrays
+from sam2_3dmed_jax.inference.host_arrays import HostArrays, release
 from sam2_3dmed_jax.sam2.model import SliceFeatures
 
 
@@ -55,6 +55,7 @@ class FeatureBlocks:
         first = self._host_rows
         for stored, new in zip(self._on_host, features, strict=True):
             stored[first : first + count] = new[:count]
+            release(stored)
         self._host_slices[start:stop] = np.arange(first, first + count)
         self._host_rows += count
 
@@ -65,9 +66,7 @@ class FeatureBlocks:
             index: int, any shape.
         """
         if not self._on_device:
-            assert self._on_host is not None  # A block is stored.
-            at = self._host_slices[index]
-            return SliceFeatures(*(stored[at] for stored in self._on_host))
+            return self._copied(self._host_slices[index])
         numbers = (index.reshape(-1) // self._rows).tolist()
         blocks = {number: self._on_device[number] for number in set(numbers) & self._on_device.keys()}
         blocks |= {number: self._uploaded(number) for number in set(numbers) - blocks.keys()}
@@ -89,10 +88,16 @@ class FeatureBlocks:
 
     def _uploaded(self, block: int) -> SliceFeatures:
         """Return a block of the host on the device; a last block that is not full is padded."""
-        assert self._on_host is not None
         at = self._host_slices[np.minimum(block * self._rows + np.arange(self._rows), self._depth - 1)]
-        uploaded: SliceFeatures = jax.device_put(SliceFeatures(*(stored[at] for stored in self._on_host)))
+        uploaded: SliceFeatures = jax.device_put(self._copied(at))
         return uploaded
+
+    def _copied(self, rows: np.ndarray) -> SliceFeatures:
+        """Return a copy of rows on the host, with the leading axes of `rows`."""
+        assert self._on_host is not None  # A block is stored.
+        copied = SliceFeatures(*(stored[rows] for stored in self._on_host))
+        release(*self._on_host)
+        return copied
 
 
 @partial(jax.jit, static_argnums=2)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sam2_3dmed_jax.inference.host_arrays import release
 from sam2_3dmed_jax.inference.launches import copy_to_host_async, launched_ahead
 from sam2_3dmed_jax.inference.padding import next_power_of_two, pad_rows
 from sam2_3dmed_jax.volume.device_intensity import resize
@@ -86,6 +87,7 @@ def _launch(
         for object_id, own in zip(object_ids, logits, strict=True):
             block = pad_rows(own[start : start + blocks.step], blocks.step)
             painted = paint_object(*painted, block, np.uint16(object_id), *matrices)
+        release(logits)
         labels, _ = painted
         copy_to_host_async(labels)
         yield labels

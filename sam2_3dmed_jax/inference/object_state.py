@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from sam2_3dmed_jax.config import Sam2Config
 from sam2_3dmed_jax.inference.compiled_programs import SliceResult, remember_slice
-from sam2_3dmed_jax.inference.host_arrays import HostArrays
+from sam2_3dmed_jax.inference.host_arrays import HostArrays, release
 from sam2_3dmed_jax.prompts.prompt import Prompt
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, RecentMemories
 from sam2_3dmed_jax.sam2.memory_selection import (
@@ -120,6 +120,10 @@ class ObjectState:
         self.predicted_iou[index] = result.predicted_iou[row]
         self.memory[index] = result.memory[row]
         self.pointer[index] = result.pointer[row]
+
+    def release(self) -> None:
+        """Take the arrays that are in files out of memory, between two blocks of slices."""
+        release(self.mask_logits, self.memory)
 
 
 def load_bank(objects: list[ObjectState], prompted: int, past: list[tuple[int, int]] | None) -> MemoryBank:

@@ -22,7 +22,7 @@ from sam2_3dmed_jax.inference.compiled_programs import (
 )
 from sam2_3dmed_jax.inference.device_slices import Slices
 from sam2_3dmed_jax.inference.feature_store import BLOCK, FeatureStore
-from sam2_3dmed_jax.inference.host_arrays import HostArrays
+from sam2_3dmed_jax.inference.host_arrays import HostArrays, release
 from sam2_3dmed_jax.inference.launches import launched_ahead
 from sam2_3dmed_jax.inference.object_batches import ObjectBatch, object_batches
 from sam2_3dmed_jax.inference.object_state import ObjectState, load_bank
@@ -42,7 +42,6 @@ from sam2_3dmed_jax.sam2.model import SAM2
 from sam2_3dmed_jax.sam2.rounded_weights import split_rounded
 from sam2_3dmed_jax.volume.zoom import Logits, ObjectZoom, RegionLogits
 
-OBJECTS_IN_MEMORY = 8  # The logits of more objects may be larger than the memory; they are allocated in a file then.
 PREVIOUS_LOGITS_LIMIT = 32.0  # Earlier logits are clamped before they become a dense prompt, as in the reference.
 
 OnSlice = Callable[[int, int, np.ndarray], None]  # called with object id, slice and float32 logits [S/4, S/4]
@@ -240,8 +239,7 @@ class Session:
         object_ids = tuple(sorted(self._objects))
         side = self._predictor.model.config.image_size // 4
         shape = len(object_ids), self.depth, side, side
-        allocate = np.zeros if len(object_ids) <= OBJECTS_IN_MEMORY else self._store.arrays.zeros
-        logits = allocate(shape, np.float32)
+        logits = self._store.arrays.zeros(shape, np.float32)
         scores, ious = np.zeros(shape[:2], np.float32), np.zeros(shape[:2], np.float32)
         for batch in batches:
             if self._has_new_prompts:
@@ -249,6 +247,8 @@ class Session:
             for object_id in batch.ids:
                 row = object_ids.index(object_id)
                 logits[row], scores[row], ious[row] = self._objects[object_id].results()
+                release(logits)
+                self._objects[object_id].release()
                 if forget:
                     del self._objects[object_id]
         self._has_new_prompts = False

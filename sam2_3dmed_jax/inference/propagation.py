@@ -227,6 +227,8 @@ def _propagate_in_blocks(
         results = jax.device_get(block.results)
         for step in range(block.begin, block.end):
             yield step, SliceResult(*(x[step - block.begin] for x in results))
+        for state in objects:
+            state.release()
         if context.progress:
             context.progress(path.label, block.end, len(path.slices), context.note)
 

@@ -22,7 +22,7 @@ from sam2_3dmed_jax.errors import FileWarning, UserError
 from sam2_3dmed_jax.inference.feature_store import FeatureStore
 from sam2_3dmed_jax.inference.label_maps import BLOCK as LABELLED_SLICES
 from sam2_3dmed_jax.inference.label_maps import label_map
-from sam2_3dmed_jax.inference.predictor import OBJECTS_IN_MEMORY, Result, Session, VolumePredictor, joined_results
+from sam2_3dmed_jax.inference.predictor import Result, Session, VolumePredictor, joined_results
 from sam2_3dmed_jax.inference.propagation import PropagationOrder
 from sam2_3dmed_jax.inference.segment import Segmentation, label_result, to_slices
 from sam2_3dmed_jax.inference.segmentation_record import (
@@ -57,6 +57,7 @@ from sam2_3dmed_jax.volume.nifti import label_image
 from sam2_3dmed_jax.volume.zoom import OFF, Logits, RegionLogits, Zoom, logits_on_slice, parse_zoom
 
 CANCEL_BLOCK = 4  # slices between two checks of `cancel`; smaller blocks copy features more often
+OBJECTS_IN_MEMORY = 8  # The logits of more objects are not joined in memory with those of an earlier segmentation.
 KEPT = 2  # finished segmentations that are kept, so that `undo` shows the one before at once
 
 OnSlice = Callable[[int, int, np.ndarray], None]
@@ -389,7 +390,7 @@ class Scan(PromptedImage):
         """Return the masks of objects whose prompts have not changed since an earlier segmentation, one per object.
 
         Objects that are propagated together with others are not known: their masks depend on the others in the last
-        bits. Neither are those of so many that their logits are in a file.
+        bits. Neither are those of so many that joining their logits would take much memory.
         """
         known: dict[int, Result] = {}
         if object_rows() != (1,) or len(self._objects) > OBJECTS_IN_MEMORY:

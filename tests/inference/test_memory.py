@@ -1,10 +1,13 @@
 """Memory of long volumes: one block on the device; input, output and stored results on the host."""
 
+import errno
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -119,7 +122,7 @@ def test_arrays_beyond_the_memory_limit_are_in_files_and_give_the_same_masks(mon
     prompts = [Prompt(k, 4 + k, [(30, 30)], [1]) for k in (1, 2)]
     predictor = VolumePredictor(new_model("nano", 64))
     in_memory = predictor.predict(slices, prompts)
-    monkeypatch.setattr(HostArrays.__init__, "__defaults__", (0,))
+    monkeypatch.setattr(HostArrays.__init__, "__defaults__", (0, 0))
     session = predictor.start(slices)
     assert all(isinstance(stored, np.memmap) for stored in session._store._blocks._on_host)
     session.add(prompts)
@@ -133,24 +136,51 @@ def test_the_limit_counts_all_arrays_of_a_session():
     assert isinstance(arrays.zeros((20,), np.float32), np.memmap)
 
 
-def test_a_full_disk_is_reported_before_anything_is_allocated(monkeypatch):
-    monkeypatch.setattr(host_arrays.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk on which no file gets room."""
+
+    def refuse(file: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(host_arrays.os, "posix_fallocate", refuse)
+
+
+def test_a_full_disk_is_reported_before_anything_is_allocated(full_disk):
     with pytest.raises(UserError, match=r"no room for 0\.0 GiB of features; set TMPDIR"):
-        HostArrays(limit=0).zeros((20,), np.float32)
+        HostArrays(limit=0, limit_without_disk=70).zeros((20,), np.float32)
 
 
-def test_freed_arrays_release_their_memory_and_their_reserved_disk_space(monkeypatch):
+def test_arrays_stay_in_memory_up_to_a_larger_limit_when_the_disk_is_full(full_disk):
+    arrays = HostArrays(limit=0, limit_without_disk=100)
+    kept = arrays.zeros((25,), np.float32)
+    assert not isinstance(kept, np.memmap)
+    with pytest.raises(UserError, match="no room"):
+        arrays.zeros((25,), np.float32)
+
+
+def test_released_arrays_leave_memory_and_keep_their_values():
+    array = HostArrays(limit=0).zeros((64 << 20,), np.uint8)
+    array[:] = 7
+    with_array = resident_bytes()
+    host_arrays.release(array[3:])
+    assert with_array - resident_bytes() > 60 << 20
+    assert (array == 7).all()
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) * 1024
+
+
+def test_freed_arrays_release_their_memory_and_their_disk_space():
     arrays = HostArrays(limit=100)
     freed = arrays.zeros((25,), np.float32)
     del freed
     assert not isinstance(arrays.zeros((25,), np.float32), np.memmap)
-    monkeypatch.setattr(host_arrays.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 150}))
-    arrays = HostArrays(limit=0)
-    kept = arrays.zeros((25,), np.float32)
-    assert isinstance(kept, np.memmap)
-    with pytest.raises(
-        UserError, match="no room"
-    ):  # The space is reserved, although the file is empty before it is written.
-        arrays.zeros((25,), np.float32)
+    size = 256 << 20
+    before = shutil.disk_usage(tempfile.gettempdir()).free
+    kept = HostArrays(limit=0).zeros((size,), np.uint8)
+    assert before - shutil.disk_usage(tempfile.gettempdir()).free > size // 2  # others write there, too
     del kept
-    assert isinstance(arrays.zeros((25,), np.float32), np.memmap)
+    assert before - shutil.disk_usage(tempfile.gettempdir()).free < size // 2
