@@ -17,12 +17,12 @@ from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import SrppConfig
 from sam2_3dmed_jax.sam2.attention import Attention
-from sam2_3dmed_jax.sam2.layers import MLP, Linear, gelu, layer_norm
+from sam2_3dmed_jax.sam2.layers import MLP, Linear, add_broadcast, gelu, layer_norm
 
 
 def add_context(embedding: jax.Array, context: jax.Array) -> jax.Array:
     """Add the slice context `[B, C]` to all feature cells of `[B, h, w, C]`."""
-    return embedding + context[:, None, None].astype(embedding.dtype)
+    return add_broadcast(embedding, context[:, None, None])
 
 
 class ContextLayer(nnx.Module):
@@ -57,7 +57,7 @@ class SlicePosition(nnx.Module):
 
     def embed(self, embedding: jax.Array) -> jax.Array:
         """Return one embedding per slice, from mean and maximum over its cells: `[..., h, w, C]` to `[..., dim]`."""
-        cells = gelu(self.cell(embedding))
+        cells = gelu(self.cell(embedding)).astype(jnp.float32)
         return self.pool(jnp.concatenate([cells.mean((-3, -2)), cells.max((-3, -2))], axis=-1))
 
     def context(self, slices: jax.Array, valid: jax.Array, index: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ def compile_program(program: Program, topology: Topology, stage: Callable[[str],
     with target_chip(topology.chip):
         stage(f"{program.name}: tracing")
         traced = program.trace(*program.arguments.values())
-        total_flops = flops(traced.jaxpr)
+        total_flops = flops(traced.jaxpr, topology.chip.platform)
         stage(f"{program.name}: lowering")
         lowered = traced.lower()
     stage(f"{program.name}: compiling")

@@ -10,20 +10,26 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
-def flops(program: ClosedJaxpr | Jaxpr) -> int:
+def flops(program: ClosedJaxpr | Jaxpr, platform: str | None = None) -> int:
     """Return the floating-point operations of one call, summed over all devices; a multiply-add is two.
 
-    The most expensive branch of a conditional counts. A loop whose number of iterations is not in the program counts
-    once.
+    The most expensive branch of a conditional counts, and the platform's own one of a choice by platform. A loop whose
+    number of iterations is not in the program counts once.
+
+    Args:
+        program: the traced program.
+        platform: "cpu", "tpu", "cuda" or "rocm"; by default the one of this process.
     """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    return sum(_equation(equation, jaxpr) for equation in jaxpr.eqns)
+    platform = platform or jax.default_backend().replace("gpu", "cuda")
+    return sum(_equation(equation, jaxpr, platform) for equation in jaxpr.eqns)
 
 
-def _equation(equation: JaxprEqn, inside: Jaxpr) -> int:
+def _equation(equation: JaxprEqn, inside: Jaxpr, platform: str) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         ((contracted, _), _) = params["dimension_numbers"]
@@ -34,20 +40,30 @@ def _equation(equation: JaxprEqn, inside: Jaxpr) -> int:
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * _size(equation.outvars[0]) * math.prod(kernel) // outputs
     if name == "scan":
-        return params["length"] * flops(params["jaxpr"])
+        return params["length"] * flops(params["jaxpr"], platform)
     if name == "cond":
-        return max(flops(branch) for branch in params["branches"])
+        return max(flops(branch, platform) for branch in _branches(params, platform))
     if name == "while":
-        return _iterations(equation, inside) * flops(params["body_jaxpr"])
+        return _iterations(equation, inside) * flops(params["body_jaxpr"], platform)
     if name == "shard_map":  # its body is the program of one shard
         axes = params.get("manual_axes") or params["mesh"].axis_names
-        return math.prod(params["mesh"].shape[axis] for axis in axes) * flops(params["jaxpr"])
+        return math.prod(params["mesh"].shape[axis] for axis in axes) * flops(params["jaxpr"], platform)
     if name == "pallas_call":
         estimate = params.get("cost_estimate")
         if estimate is not None:
             return estimate.flops
-        return math.prod(params["grid_mapping"].grid) * flops(params["jaxpr"])
-    return sum(flops(jaxpr) for jaxpr in _called_programs(params))
+        return math.prod(params["grid_mapping"].grid) * flops(params["jaxpr"], platform)
+    return sum(flops(jaxpr, platform) for jaxpr in _called_programs(params))
+
+
+def _branches(params: dict[str, Any], platform: str) -> list[ClosedJaxpr]:
+    """Return the branches of a conditional that may run on a platform."""
+    by_platform = params.get("branches_platforms")  # one tuple of platforms per branch; None: of all others
+    if by_platform is None:
+        return list(params["branches"])
+    of_others = by_platform.index(None) if None in by_platform else -1
+    at = next((i for i, names in enumerate(by_platform) if names and platform in names), of_others)
+    return [params["branches"][at]]
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

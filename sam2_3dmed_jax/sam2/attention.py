@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -18,14 +19,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.sam2 import blocked_attention, flash_attention, wide_attention
 from sam2_3dmed_jax.sam2.attention_choice import LEAST_CAPABILITY, Choice, chosen_attention
-from sam2_3dmed_jax.sam2.attention_steps import AttentionFunction, heads_first, scale, tokens_first
+from sam2_3dmed_jax.sam2.attention_steps import AttentionFunction, heads_first, product, scale, tokens_first
 from sam2_3dmed_jax.sam2.blocked_attention import accumulate_keys, append_ones
 from sam2_3dmed_jax.sam2.layers import Linear
+from sam2_3dmed_jax.sam2.local_rows import on_local_rows
 from sam2_3dmed_jax.sam2.position_encoding import apply_rope, half_split_order, rope_tables
 
 # The number of scores of all rows and heads that may be held at once; 2^20 float32 are 4 MiB. Attention with at most a
@@ -36,7 +37,6 @@ MAX_SCORES = 1 << 20
 _at_once = ContextVar("_at_once", default=False)
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
-_partition_spec: Callable[..., PartitionSpec] = PartitionSpec  # JAX leaves its constructor without annotations
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> jax.Array:
@@ -79,6 +79,32 @@ def attend_with_heads(
     return attend(q_heads, k_heads, v_heads, valid).reshape(*q.shape[:-1], -1)
 
 
+def attend_in_windows(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
+    """Attend as `attend_with_heads` within each window: from `q [n, h, w, C]` to `k, v [n, H, W, C]`."""
+    few_scores = math.prod(q.shape[1:3]) * math.prod(k.shape[1:3]) <= MAX_SCORES // 4
+    if not few_scores or q.dtype == jnp.float32:
+        return attend_with_heads(q, k, v, num_heads)
+    out: jax.Array = lax.platform_dependent(
+        *(q, k, v),
+        tpu=functools.partial(_attend_head_by_head, num_heads=num_heads),
+        default=functools.partial(attend_with_heads, num_heads=num_heads),
+    )
+    return out
+
+
+def _attend_head_by_head(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
+    """Attend with one product per head: a TPU would pad an axis of few heads to 8, and copy the map to make one."""
+    heads = zip(*(jnp.split(x.reshape(len(x), -1, x.shape[-1]), num_heads, axis=-1) for x in (q, k, v)), strict=True)
+    return jnp.concatenate([_attend_one_head(*head) for head in heads], axis=-1).reshape(q.shape)
+
+
+def _attend_one_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    scores = product("bnd,bmd->bnm", scale(q), k)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    sums = product("bnm,bmd->bnd", weights.astype(v.dtype), v)
+    return (sums / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
 class Implementation(NamedTuple):
     """One way to compute attention."""
 
@@ -119,7 +145,7 @@ def _implementations(gpu: Choice, q: jax.Array) -> dict[str, Implementation]:
     if gpu.forced:
         return {"default": on_gpu}
     # A TPU's kernel holds the gradient of all queries.
-    flash = Implementation(_shard_over_devices(flash_attention.forward), _shard_over_devices(flash_attention.backward))
+    flash = Implementation(on_local_rows(flash_attention.forward), on_local_rows(flash_attention.backward))
     return {
         "cpu": Implementation(*map(blocked_attention.per_row_and_head, blocked)),
         "tpu": flash if flash_attention.fits(q.shape[1], q.shape[3]) else blocked,
@@ -136,25 +162,7 @@ def _triton_attention(gpu: Choice) -> Implementation:
         "interpret": gpu.capability is None,
     }
     kernels: tuple[AttentionFunction, ...] = (triton_attention.forward, triton_attention.backward)
-    return Implementation(*(_shard_over_devices(functools.partial(kernel, **settings)) for kernel in kernels))
-
-
-def _shard_over_devices(kernel: AttentionFunction) -> AttentionFunction:
-    """Split a kernel's batch over the mesh of its arguments, because the compiler cannot partition a kernel.
-
-    The mesh is known from the arguments' types, so that no caller needs to pass it. A batch that the number of devices
-    does not divide is computed on each device.
-    """
-
-    def apply(q: jax.Array, *rest: jax.Array | None) -> tuple[jax.Array, ...]:
-        mesh = jax.typeof(q).sharding.mesh
-        if not mesh.auto_axes:  # no mesh, or inside a shard_map
-            return kernel(q, *rest)
-        spec = _partition_spec(mesh.auto_axes) if q.shape[0] % mesh.size == 0 else _partition_spec()
-        sharded: AttentionFunction = jax.shard_map(kernel, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-        return sharded(q, *rest)
-
-    return apply
+    return Implementation(*(on_local_rows(functools.partial(kernel, **settings)) for kernel in kernels))
 
 
 def _attend_at_once(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:

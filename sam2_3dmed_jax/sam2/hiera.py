@@ -6,49 +6,54 @@ Stochastic depth is left out, because the official configurations set it to 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from sam2_3dmed_jax.config import HieraConfig, Remat
-from sam2_3dmed_jax.sam2.attention import attend_with_heads
+from sam2_3dmed_jax.sam2.attention import attend_in_windows
 from sam2_3dmed_jax.sam2.layers import (
     MLP,
     Conv,
     Linear,
+    add_broadcast,
     gelu,
+    in_order,
     layer_norm,
     max_pool_2x2,
     parameter,
-    project_windows,
     resize_bicubic,
+    window_partition,
     window_unpartition,
 )
 from sam2_3dmed_jax.sam2.remat import remat
 
 
 class MultiScaleAttention(nnx.Module):
-    """Self-attention within windows, with optional max pooling of the queries; window 0 is the whole slice."""
+    """Self-attention within each window, with optional max pooling of the queries."""
 
-    def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool, *, dtype: DTypeLike):
+    def __init__(self, dim: int, dim_out: int, num_heads: int, pool: bool, *, dtype: DTypeLike):
         self.qkv = Linear(dim, 3 * dim_out, dtype=dtype)
         self.proj = Linear(dim_out, dim_out, dtype=dtype)
         self.num_heads = num_heads
-        self.window = window
         self.pool = pool
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Attend within `[B, H, W, C]`; returns `[B, H', W', C']`, half the size when pooling."""
-        h, w = x.shape[1:3]
-        q, k, v = jnp.split(project_windows(self.qkv, x, self.window), 3, axis=-1)
-        if self.pool:
-            q = max_pool_2x2(q)
-            h, w = h // 2, w // 2
-        out = attend_with_heads(q, k, v, self.num_heads)
-        if self.window:
-            out = window_unpartition(out, q.shape[1], h, w)
-        return self.proj(out)
+        """Attend within each window of `[n, H, W, C]`; returns `[n, H', W', C']`, half the size when pooling."""
+        return self.attend(*self.qkv.parts(x, 3))
+
+    def in_padded_windows(self, x: jax.Array, side: int) -> jax.Array:
+        """Attend within windows of slices `[B, H, W, C]` that reach beyond the slice; returns `[B, H', W', C']`."""
+        shrink = 2 if self.pool else 1
+        out = self.attend(*self.qkv.parts(x, 3, side))
+        return window_unpartition(out, side // shrink, *(length // shrink for length in x.shape[1:3]))
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Attend from `q [n, H, W, C']`, pooled here, to `k, v [n, H, W, C']`."""
+        return self.proj(attend_in_windows(max_pool_2x2(q) if self.pool else q, k, v, self.num_heads))
 
 
 class MultiScaleBlock(nnx.Module):
@@ -56,20 +61,35 @@ class MultiScaleBlock(nnx.Module):
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, window: int, pool: bool, *, dtype: DTypeLike):
         self.norm1 = layer_norm(dim, eps=1e-6, dtype=dtype)
-        self.attn = MultiScaleAttention(dim, dim_out, num_heads, window, pool, dtype=dtype)
+        self.attn = MultiScaleAttention(dim, dim_out, num_heads, pool, dtype=dtype)
         self.norm2 = layer_norm(dim_out, eps=1e-6, dtype=dtype)
         self.mlp = MLP((dim_out, 4 * dim_out, dim_out), activation=gelu, dtype=dtype)
         self.proj = Linear(dim, dim_out, dtype=dtype) if dim != dim_out else None
+        self.window = window
         self.pool = pool
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `[B, H, W, dim]` to `[B, H', W', dim_out]`."""
+        """Map `[B, H, W, dim]` to `[B, H', W', dim_out]`.
+
+        Tokens stay in their windows for the whole block, unless windows reach beyond the slice.
+        """
+        (h, w), side = x.shape[1:3], self.window
+        if not side:
+            return self.transform(x, self.attn)
+        if h % side or w % side:
+            return self.transform(x, lambda tokens: self.attn.in_padded_windows(tokens, side))
+        windows = self.transform(in_order(window_partition(x, side)), self.attn)
+        shrink = 2 if self.pool else 1
+        return window_unpartition(windows, side // shrink, h // shrink, w // shrink)
+
+    def transform(self, x: jax.Array, attention: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """Apply the block to windows or slices `[n, H, W, dim]`, with its attention in this form."""
         shortcut = x
         x = self.norm1(x)
         if self.proj is not None:
             shortcut = self.proj(x)
             shortcut = max_pool_2x2(shortcut) if self.pool else shortcut
-        x = shortcut + self.attn(x)
+        x = shortcut + attention(x)
         return x + self.mlp(self.norm2(x))
 
 
@@ -93,7 +113,6 @@ class Hiera(nnx.Module):
                 dim = dim_out
         self.blocks = nnx.List(blocks)
         self.stage_ends = tuple(sum(config.stages[: i + 1]) - 1 for i in range(len(config.stages)))
-        self.dtype = dtype
 
     def __call__(self, images: jax.Array, remat_policy: Remat = "none") -> list[jax.Array]:
         """Encode `images [B, S, S, 3]`; returns `[B, S/4, S/4, C1]` to `[B, S/32, S/32, C4]`.
@@ -101,7 +120,7 @@ class Hiera(nnx.Module):
         `remat_policy` applies to each block.
         """
         x = self.patch_embed["proj"](images)
-        x = x + self.position_embedding(*x.shape[1:3]).astype(self.dtype)[None]
+        x = add_broadcast(x, self.position_embedding(*x.shape[1:3])[None])
         features = []
         for i, block in enumerate(self.blocks):
             x = remat(block, remat_policy)(x)

@@ -18,8 +18,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.image import ResizeMethod
 from jax.typing import DTypeLike
+
+from sam2_3dmed_jax.sam2.local_rows import on_local_rows
 
 PRODUCT = "product"  # name of the results of products with weights in 16 bits, for `remat.py`
 
@@ -35,7 +38,20 @@ def parameter(*shape: int) -> nnx.Param[jax.Array]:
 
 
 def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Return `x @ kernel` over the last axis, in `dtype` with float32 accumulation: `[..., in]` to `[..., out]`.
+    """Return `x @ kernel` over the last axis, in `dtype` with float32 accumulation: `[..., in]` to `[..., out]`."""
+    return _named(_product(x, kernel, dtype))
+
+
+def _named(y: jax.Array) -> jax.Array:
+    """Name a product with weights for `remat.py`, if it has 16 bits."""
+    if y.dtype == jnp.float32:
+        return y
+    named: jax.Array = checkpoint_name(y, PRODUCT)  # type: ignore[no-untyped-call]
+    return named
+
+
+def _product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Compute `product`.
 
     The leading axes are flattened, because on CPU the kernel's gradient over several axes takes XLA three times as
     long.
@@ -44,7 +60,7 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike) -> jax.Array:
     if jnp.dtype(dtype) == jnp.float32:
         y = jnp.matmul(rows, kernel.astype(dtype), precision=lax.Precision.HIGHEST)
     else:
-        y = checkpoint_name(_half_precision_product(rows, kernel), PRODUCT)  # type: ignore[no-untyped-call]
+        y = _half_precision_product(rows, kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -101,9 +117,64 @@ def with_leading_axes(x: jax.Array | np.ndarray, ndim: int) -> jax.Array:
     return lax.expand_dims(x, range(ndim - x.ndim))
 
 
+def add_broadcast(y: jax.Array, x: jax.Array) -> jax.Array:
+    """Return `y + x` in the dtype of `y`, of an `x` that broadcasts to the shape of `y`; they are added in float32.
+
+    Added in 16 bits, the gradient of `x` would be a sum over the cells of `y` in 16 bits, which of 65,536 equal terms
+    has 256.
+    """
+    return (y.astype(jnp.float32) + x.astype(jnp.float32)).astype(y.dtype)
+
+
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     """Add `bias [C]` to `y [..., C]`, in the dtype of `y`."""
-    return y + with_leading_axes(bias.astype(y.dtype), y.ndim)
+    return add_broadcast(y, with_leading_axes(bias, y.ndim))
+
+
+def add_scaled(x: jax.Array, y: jax.Array, scale: jax.Array) -> jax.Array:
+    """Return `x + scale * y` for `scale [C]` and maps `[..., C]`, in their dtype and computed in float32."""
+    return _add_scaled(x, y, scale) if x.dtype == jnp.float32 else keep_arguments(_add_scaled, x, y, scale)
+
+
+def _add_scaled(x: jax.Array, y: jax.Array, scale: jax.Array) -> jax.Array:
+    scaled = with_leading_axes(scale.astype(jnp.float32), x.ndim) * y.astype(jnp.float32)
+    return (x.astype(jnp.float32) + scaled).astype(x.dtype)
+
+
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Return `x @ kernel + bias` over the last axis, in `dtype` with float32 accumulation."""
+    if jnp.dtype(dtype) == jnp.float32:
+        return add_bias(product(x, kernel, dtype), bias)
+    rows = x.astype(dtype).reshape(-1, x.shape[-1])
+    y: jax.Array = lax.platform_dependent(
+        *(rows, kernel, bias),
+        tpu=_biased_product,
+        default=lambda rows, kernel, bias: add_bias(_half_precision_product(rows, kernel), bias),
+    )
+    return _named(y).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _biased_product(rows: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return `rows [n, in] @ kernel [in, out] + bias` in 16 bits, rounded once, which a TPU computes in one loop."""
+    y = jnp.matmul(rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
+    ordered: jax.Array = _in_order(add_bias(y, bias).astype(rows.dtype))
+    return ordered
+
+
+@on_local_rows
+def _in_order(rows: jax.Array) -> jax.Array:
+    """Store `[n, C]` row by row: XLA would store a product on TPU column by column, and copy it for what follows."""
+    ordered: jax.Array = with_layout_constraint(rows, Layout((0, 1)))  # type: ignore[no-untyped-call]
+    return ordered
+
+
+def in_order(x: jax.Array) -> jax.Array:
+    """Return `x [..., C]`, which a TPU stores in the order of its axes if it has 16 bits."""
+    if x.dtype == jnp.float32:
+        return x
+    rows = x.reshape(-1, x.shape[-1])
+    ordered: jax.Array = lax.platform_dependent(rows, tpu=_in_order, default=lambda rows: rows)
+    return ordered.reshape(x.shape)
 
 
 class Linear(nnx.Module):
@@ -116,14 +187,40 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., in_features]` to `[..., out_features]` in the compute dtype."""
-        return add_bias(product(x, self.kernel[...], self.dtype), self.bias[...])
+        return affine(x, self.kernel[...], self.bias[...], self.dtype)
+
+    def parts(self, x: jax.Array, count: int, window: int = 0) -> tuple[jax.Array, ...]:
+        """Return `jnp.split(self(x), count, axis=-1)`; with `window`, of `window_partition(x, window)`.
+
+        On TPU each part is a product of its own, because splitting would copy the whole map, and so would padding it.
+        Elsewhere windows are cut from the products, whose padding equals the bias (at 512 px the padding is two fifths
+        of all cells of the windows that reach beyond the slice).
+        """
+        kernel, bias = self.kernel[...], self.bias[...]
+
+        def split_products(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+            y = _product(x, kernel, self.dtype)
+            return tuple(jnp.split(add_bias(window_partition(y, window) if window else y, bias), count, axis=-1))
+
+        def products_of_parts(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+            x = window_partition(x, window) if window else x
+            rows = x.reshape(-1, x.shape[-1])
+            each = zip(jnp.split(kernel, count, axis=-1), jnp.split(bias, count), strict=True)
+            return tuple(_biased_product(rows, *own).reshape(*x.shape[:-1], -1) for own in each)
+
+        if jnp.dtype(self.dtype) == jnp.float32:
+            return split_products(x, kernel, bias)
+        parts: tuple[jax.Array, ...] = lax.platform_dependent(
+            x.astype(self.dtype), kernel, bias, tpu=products_of_parts, default=split_products
+        )
+        return tuple(map(_named, parts))
 
     def with_channel_order(self, x: jax.Array, reorder: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Return `reorder(self(x))` for a permutation `reorder` of the last axis.
 
         The permutation is applied to the kernel and the bias, which are smaller than the result.
         """
-        return add_bias(product(x, reorder(self.kernel[...]), self.dtype), reorder(self.bias[...]))
+        return affine(x, reorder(self.kernel[...]), reorder(self.bias[...]), self.dtype)
 
 
 def apply_in_sequence(x: jax.Array, first: Linear, second: Linear | None) -> jax.Array:
@@ -137,7 +234,7 @@ def apply_in_sequence(x: jax.Array, first: Linear, second: Linear | None) -> jax
     precision = lax.Precision.HIGHEST
     kernel = jnp.matmul(first.kernel[...], second.kernel[...], precision=precision)
     bias = jnp.matmul(first.bias[...], second.kernel[...], precision=precision) + second.bias[...]
-    return add_bias(product(x, kernel, first.dtype), bias)
+    return affine(x, kernel, bias, first.dtype)
 
 
 def window_partition(x: jax.Array, side: int) -> jax.Array:
@@ -155,19 +252,6 @@ def window_unpartition(windows: jax.Array, side: int, h: int, w: int) -> jax.Arr
     rows, cols = -(-h // side), -(-w // side)
     x = windows.reshape(-1, rows, cols, side, side, windows.shape[-1]).swapaxes(2, 3)
     return x.reshape(x.shape[0], rows * side, cols * side, -1)[:, :h, :w]
-
-
-def project_windows(layer: Linear, x: jax.Array, side: int) -> jax.Array:
-    """Return `layer(window_partition(x, side))`; with `side` 0, `layer(x)`.
-
-    Windows reach beyond the slice, where their input is zero and the projection therefore equals the bias. So the
-    product is computed on the slice only and the padding is added to its result (at 512 px the padding is two fifths
-    of all cells).
-    """
-    y = product(x, layer.kernel[...], layer.dtype)
-    if side:
-        y = window_partition(y, side)
-    return add_bias(y, layer.bias[...])
 
 
 class ConvTranspose2x2(nnx.Module):
@@ -270,8 +354,7 @@ class Conv(nnx.Module):
         x = x.reshape(x.shape[0], -1, stride, w, x.shape[-1])
         rows = [x[:, i // stride : i // stride + h, i % stride] for i in range(size)]
         taps = jnp.pad(kernel, ((0, 0), (lead, blocks * stride - size - lead), (0, 0), (0, 0)))
-        y = product(jnp.concatenate(rows, axis=-1), taps.reshape(-1, taps.shape[-1]), self.dtype)
-        return add_bias(y, self.bias[...])
+        return affine(jnp.concatenate(rows, axis=-1), taps.reshape(-1, taps.shape[-1]), self.bias[...], self.dtype)
 
 
 @jax.custom_vjp
@@ -396,14 +479,28 @@ class MLP(nnx.Module):
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Return the maximum over 2 x 2 cells: `[B, H, W, C]` to `[B, H/2, W/2, C]`; an odd last row or column is dropped.
+    """Return the maximum over 2 x 2 cells: `[B, H, W, C]` to `[B, H/2, W/2, C]`; an odd row or column is dropped."""
+    h, w = x.shape[1:3]
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    if x.dtype == jnp.float32:
+        return _maxima_of_pairs(x)
+    pooled: jax.Array = lax.platform_dependent(x, tpu=_maxima_of_windows, default=_maxima_of_pairs)
+    return pooled
 
-    It is written as pairwise maxima, because the gradient of a reduction counts ties in four passes.
-    """
+
+def _maxima_of_pairs(x: jax.Array) -> jax.Array:
+    """Compute `max_pool_2x2` by pairs, because the gradient of a reduction counts ties in four passes."""
     b, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
     rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
     return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+
+
+def _maxima_of_windows(x: jax.Array) -> jax.Array:
+    """Compute `max_pool_2x2` by a reduction, because a TPU copies the map several times to take pairs of columns."""
+    shape = (1, 2, 2, 1)
+    pooled: jax.Array = lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, shape, shape, "VALID")
+    return pooled
 
 
 def upsample_2x_nearest(x: jax.Array) -> jax.Array:

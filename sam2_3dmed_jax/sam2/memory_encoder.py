@@ -13,6 +13,7 @@ from sam2_3dmed_jax.sam2.layers import (
     Conv,
     DepthwiseConv7x7,
     Linear,
+    add_scaled,
     gelu,
     layer_norm,
     parameter,
@@ -55,7 +56,7 @@ class CXBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[K, h, w, C]` to `[K, h, w, C]`."""
         y = self.pwconv2(gelu(self.pwconv1(self.norm(self.dwconv(x)))))
-        return x + self.gamma[...].astype(x.dtype)[None, None, None, :] * y
+        return add_scaled(x, y, self.gamma[...])
 
 
 class MemoryEncoder(nnx.Module):

@@ -14,7 +14,7 @@ from flax import nnx
 
 from sam2_3dmed_jax.config import Remat, Sam2Config
 from sam2_3dmed_jax.sam2.image_encoder import ImageEncoder
-from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, parameter, resize_masks
+from sam2_3dmed_jax.sam2.layers import MLP, Conv, Linear, add_bias, add_broadcast, parameter, resize_masks
 from sam2_3dmed_jax.sam2.mask_decoder import MaskCandidates, MaskDecoder, Refine, select_mask
 from sam2_3dmed_jax.sam2.memory_attention import MemoryAttention, MemoryTokens
 from sam2_3dmed_jax.sam2.memory_bank import MemoryBank, gather_memory_tokens
@@ -79,7 +79,7 @@ class SAM2(nnx.Module):
 
     def without_memory(self, embedding: jax.Array) -> jax.Array:
         """Return the features `[K, h, w, C]` that a first prompted slice is decoded from: plus `no_mem_embed`."""
-        return embedding + self.no_mem_embed[...].astype(embedding.dtype)[None, None, None, :]
+        return add_bias(embedding, self.no_mem_embed[...])
 
     def memory_tokens(
         self, bank: MemoryBank, index: jax.Array, direction: jax.Array, depth: jax.Array | int
@@ -179,7 +179,7 @@ class SAM2(nnx.Module):
         memory = self.memory_encoder(embedding, masks * MASK_SCALE + MASK_BIAS)
         if self.no_obj_embed_spatial is not None:
             absent = (object_score_logits <= 0)[:, None, None, None]
-            memory = memory + jnp.where(absent, self.no_obj_embed_spatial[...], 0.0).astype(memory.dtype)
+            memory = add_broadcast(memory, jnp.where(absent, self.no_obj_embed_spatial[...], 0.0))
         memory = memory.reshape(memory.shape[0], -1, memory.shape[-1])
         if self.config.store_memory_bfloat16:
             memory = memory.astype(jnp.bfloat16).astype(memory.dtype)

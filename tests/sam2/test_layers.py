@@ -17,7 +17,6 @@ from sam2_3dmed_jax.sam2.layers import (
     layer_norm,
     max_pool_2x2,
     product,
-    project_windows,
     window_partition,
 )
 from sam2_3dmed_jax.sam2.parameters import merge, split
@@ -109,13 +108,14 @@ def test_two_linear_layers_as_one_product_equal_one_after_the_other():
     np.testing.assert_array_equal(apply_in_sequence(x, first, None), first(x))
 
 
-def test_projecting_before_the_window_partition_equals_projecting_the_windows():
+def test_parts_of_a_projection_equal_its_split_on_slices_and_in_windows():
     layer = Linear(6, 9, dtype=jnp.float32)
     layer.kernel.set_value(normal(0, 6, 9))
     layer.bias.set_value(normal(1, 9))
     x = normal(2, 2, 5, 7, 6)  # windows of 4 x 4 reach beyond it
-    assert_close(project_windows(layer, x, 4), layer(window_partition(x, 4)))
-    np.testing.assert_array_equal(project_windows(layer, x, 0), layer(x))
+    for parts, whole in ((layer.parts(x, 3), layer(x)), (layer.parts(x, 3, 4), layer(window_partition(x, 4)))):
+        for part, expected in zip(parts, jnp.split(whole, 3, axis=-1), strict=True):
+            assert_close(part, expected)
 
 
 def gradients(function, *arguments):
