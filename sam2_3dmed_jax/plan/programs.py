@@ -17,6 +17,7 @@ from sam2_3dmed_jax.inference.abstract_arguments import block_arguments
 from sam2_3dmed_jax.inference.compiled_programs import propagate_block
 from sam2_3dmed_jax.inference.feature_store import BLOCK, encode_block
 from sam2_3dmed_jax.model.build import abstract_model, architecture
+from sam2_3dmed_jax.sam2.rounded_weights import rounded_shapes
 from sam2_3dmed_jax.training.setup import abstract_run, complete_config
 from sam2_3dmed_jax.training.sharding import make_mesh
 
@@ -58,7 +59,7 @@ def _prediction_programs(config: ExperimentConfig, device: Any) -> list[Program]
     def place(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    weights = place(weights)
+    weights = place(rounded_shapes(graphdef, weights))
     dtype = jnp.dtype(config.model.compute_dtype)
     images, propagation_arguments = place(block_arguments(graphdef, weights, sam2, config.data.clips.objects, 1, dtype))
     propagation = dict(zip(("bank", "steps", "direction", "depth"), propagation_arguments, strict=True))

@@ -45,8 +45,8 @@ class MultiScaleAttention(nnx.Module):
         """Attend within each window of `[n, H, W, C]`; returns `[n, H', W', C']`, half the size when pooling."""
         return self.attend(*self.qkv.parts(x, 3))
 
-    def in_padded_windows(self, x: jax.Array, side: int) -> jax.Array:
-        """Attend within windows of slices `[B, H, W, C]` that reach beyond the slice; returns `[B, H', W', C']`."""
+    def in_windows(self, x: jax.Array, side: int) -> jax.Array:
+        """Attend within windows of `[B, H, W, C]`, which may reach beyond the slice; returns `[B, H', W', C']`."""
         shrink = 2 if self.pool else 1
         out = self.attend(*self.qkv.parts(x, 3, side))
         return window_unpartition(out, side // shrink, *(length // shrink for length in x.shape[1:3]))
@@ -71,13 +71,14 @@ class MultiScaleBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[B, H, W, dim]` to `[B, H', W', dim_out]`.
 
-        Tokens stay in their windows for the whole block, unless windows reach beyond the slice.
+        In 16 bits, tokens stay in their windows for the whole block, unless windows reach beyond the slice. In float32,
+        a CPU is faster if they are there for the attention only.
         """
         (h, w), side = x.shape[1:3], self.window
         if not side:
             return self.transform(x, self.attn)
-        if h % side or w % side:
-            return self.transform(x, lambda tokens: self.attn.in_padded_windows(tokens, side))
+        if x.dtype == jnp.float32 or h % side or w % side:
+            return self.transform(x, lambda tokens: self.attn.in_windows(tokens, side))
         windows = self.transform(in_order(window_partition(x, side)), self.attn)
         shrink = 2 if self.pool else 1
         return window_unpartition(windows, side // shrink, h // shrink, w // shrink)

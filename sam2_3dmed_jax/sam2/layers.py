@@ -120,10 +120,10 @@ def with_leading_axes(x: jax.Array | np.ndarray, ndim: int) -> jax.Array:
 def add_broadcast(y: jax.Array, x: jax.Array) -> jax.Array:
     """Return `y + x` in the dtype of `y`, of an `x` that broadcasts to the shape of `y`; they are added in float32.
 
-    Added in 16 bits, the gradient of `x` would be a sum over the cells of `y` in 16 bits, which of 65,536 equal terms
-    has 256.
+    Added in 16 bits, the gradient of `x` would be a sum over the cells of `y` in 16 bits, which stays at 256 when it is
+    over 65,536 ones.
     """
-    return (y.astype(jnp.float32) + x.astype(jnp.float32)).astype(y.dtype)
+    return (y.astype(jnp.float32) + x.astype(y.dtype).astype(jnp.float32)).astype(y.dtype)
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
@@ -157,7 +157,7 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -
 def _biased_product(rows: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Return `rows [n, in] @ kernel [in, out] + bias` in 16 bits, rounded once, which a TPU computes in one loop."""
     y = jnp.matmul(rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
-    ordered: jax.Array = _in_order(add_bias(y, bias).astype(rows.dtype))
+    ordered: jax.Array = _in_order(add_bias(y, bias.astype(rows.dtype)).astype(rows.dtype))
     return ordered
 
 
@@ -348,7 +348,10 @@ class Conv(nnx.Module):
             (front, padded - current - front, 0)
             for front, padded, current in zip((padding, padding + lead), shape, x.shape[1:3], strict=True)
         ]
-        x = lax.pad(x.astype(self.dtype), jnp.zeros((), self.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
+        channels = x.shape[-1]
+        pads[1] = (pads[1][0] * channels, pads[1][1] * channels, 0)
+        x = x.astype(self.dtype).reshape(*x.shape[:2], -1)  # three channels alone would fill 3 of a TPU's 128 lanes
+        x = lax.pad(x, jnp.zeros((), self.dtype), ((0, 0, 0), *pads))
         x = x.reshape(*x.shape[:2], w + blocks - 1, -1)
         x = jnp.concatenate([x[:, :, j : j + w] for j in range(blocks)], axis=-1)
         x = x.reshape(x.shape[0], -1, stride, w, x.shape[-1])

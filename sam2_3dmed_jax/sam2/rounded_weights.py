@@ -51,6 +51,12 @@ def split_rounded(model: Any) -> tuple[nnx.GraphDef[Any], Weights]:
     return graphdef, weights | changed
 
 
+def rounded_shapes(graphdef: nnx.GraphDef[Any], weights: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of what `split_rounded` returns, from the shapes of all weights."""
+    dtypes = _rounded_dtypes(merge(graphdef, weights))
+    return {name: x.update(dtype=dtypes.get(name, x.dtype)) for name, x in weights.items()}
+
+
 def _rounded_dtypes(model: Any) -> dict[str, jnp.dtype]:
     """Return the compute dtype of each weight that is rounded, by path."""
     dtypes: dict[str, jnp.dtype] = {}
