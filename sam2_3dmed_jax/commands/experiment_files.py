@@ -97,7 +97,7 @@ def _imports_from_folder_of(file: Path) -> Iterator[None]:
     """
     folder, before, writes_none = str(file.resolve().parent), set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, folder)
-    sys.dont_write_bytecode = True  # no __pycache__ beside the user's files
+    sys.dont_write_bytecode = True  # no __pycache__ in the folder
     try:
         yield
     finally:

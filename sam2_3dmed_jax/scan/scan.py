@@ -57,7 +57,7 @@ from sam2_3dmed_jax.volume.nifti import label_image
 from sam2_3dmed_jax.volume.zoom import OFF, Logits, RegionLogits, Zoom, logits_on_slice, parse_zoom
 
 CANCEL_BLOCK = 4  # slices between two checks of `cancel`; smaller blocks copy features more often
-OBJECTS_IN_MEMORY = 8  # The logits of more objects are not joined in memory with those of an earlier segmentation.
+OBJECTS_IN_MEMORY = 8  # The logits of more objects are not joined in memory with the logits of an earlier segmentation.
 KEPT = 2  # finished segmentations that are kept, so that `undo` shows the one before at once
 
 OnSlice = Callable[[int, int, np.ndarray], None]
