@@ -43,17 +43,17 @@ class MultiScaleAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Attend within each window of `[n, H, W, C]`; returns `[n, H', W', C']`, half the size when pooling."""
-        return self.attend(*self.qkv.parts(x, 3))
+        return self.proj(self.attend(*self.qkv.parts(x, 3)))
 
     def in_windows(self, x: jax.Array, side: int) -> jax.Array:
         """Attend within windows of `[B, H, W, C]`, which may reach beyond the slice; returns `[B, H', W', C']`."""
         shrink = 2 if self.pool else 1
         out = self.attend(*self.qkv.parts(x, 3, side))
-        return window_unpartition(out, side // shrink, *(length // shrink for length in x.shape[1:3]))
+        return self.proj(window_unpartition(out, side // shrink, *(length // shrink for length in x.shape[1:3])))
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Attend from `q [n, H, W, C']`, pooled here, to `k, v [n, H, W, C']`."""
-        return self.proj(attend_in_windows(max_pool_2x2(q) if self.pool else q, k, v, self.num_heads))
+        return attend_in_windows(max_pool_2x2(q) if self.pool else q, k, v, self.num_heads)
 
 
 class MultiScaleBlock(nnx.Module):

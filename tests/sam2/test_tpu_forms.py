@@ -92,8 +92,13 @@ def test_features_and_gradients_of_the_trunk_are_as_exact(on_tpu):
     exact = features_and_gradients(jnp.float32)
     others, tpus = features_and_gradients(jnp.bfloat16), on_tpu(features_and_gradients, jnp.bfloat16)
     assert any((one != other).any() for one, other in zip(others, tpus, strict=True))
-    for one, other, truth in zip(others, tpus, exact, strict=True):
-        assert jnp.linalg.norm(other - truth) <= 1.5 * jnp.linalg.norm(one - truth) + 1e-6
+
+    def errors(found):
+        pairs = zip(found, exact, strict=True)
+        return np.array([jnp.linalg.norm(x - truth) / (jnp.linalg.norm(truth) + 1e-6) for x, truth in pairs])
+
+    assert errors(tpus).mean() <= 1.3 * errors(others).mean() < 0.1
+    assert errors(tpus).max() <= 2 * errors(others).max()
 
 
 def test_in_order_changes_no_value(on_tpu):
